@@ -1,0 +1,196 @@
+//! Tensors in host memory: cheap read-only views of a memory map or of a merged slab.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+/// Storage type of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Bytes that outlive every view of them: a memory map, a vector, a slab on lease.
+pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Why a view of bytes is not a tensor.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum HostError {
+    /// The byte range does not hold `shape` elements of `dtype`.
+    #[error("a {dtype} tensor of shape {shape:?} needs {expected:?} bytes, got {got}")]
+    Length {
+        /// Storage type.
+        dtype: Dtype,
+        /// Shape.
+        shape: Vec<usize>,
+        /// Bytes that the shape needs; `None` where that overflows.
+        expected: Option<usize>,
+        /// Bytes in the range.
+        got: usize,
+    },
+    /// The range leaves the buffer.
+    #[error("bytes {start}..{end} lie outside a buffer of {len} bytes")]
+    Range {
+        /// First byte.
+        start: usize,
+        /// One past the last byte.
+        end: usize,
+        /// Buffer length.
+        len: usize,
+    },
+}
+
+/// A read-only tensor in host memory, row-major and aligned to its element.
+#[derive(Clone)]
+pub struct HostTensor {
+    bytes: Bytes,
+    range: Range<usize>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl HostTensor {
+    /// A view of `range` of `bytes`. Bytes that are not aligned to the element (a safetensors
+    /// header of odd length) are copied once.
+    pub fn new(
+        bytes: Bytes,
+        range: Range<usize>,
+        dtype: Dtype,
+        shape: Vec<usize>,
+    ) -> Result<Self, HostError> {
+        let len = (*bytes).as_ref().len();
+        if range.start > range.end || range.end > len {
+            return Err(HostError::Range { start: range.start, end: range.end, len });
+        }
+        let expected =
+            shape.iter().try_fold(dtype.size(), |product, &dim| product.checked_mul(dim));
+        if expected != Some(range.len()) {
+            return Err(HostError::Length { dtype, shape, expected, got: range.len() });
+        }
+        let slice = &(*bytes).as_ref()[range.clone()];
+        if slice.as_ptr().align_offset(dtype.size()) != 0 {
+            return Ok(Self::copied(slice, dtype, shape));
+        }
+        Ok(Self { bytes, range, dtype, shape })
+    }
+
+    /// An f32 tensor that owns its values; `values.len()` must be the product of `shape`.
+    pub fn from_f32(values: &[f32], shape: Vec<usize>) -> Result<Self, HostError> {
+        let expected = shape.iter().try_fold(4usize, |product, &dim| product.checked_mul(dim));
+        if expected != Some(values.len() * 4) {
+            let got = values.len() * 4;
+            return Err(HostError::Length { dtype: Dtype::F32, shape, expected, got });
+        }
+        // SAFETY: any f32 is four readable bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) };
+        Ok(Self::copied(bytes, Dtype::F32, shape))
+    }
+
+    fn copied(bytes: &[u8], dtype: Dtype, shape: Vec<usize>) -> Self {
+        // A Vec<u32> keeps the copy aligned to the widest element.
+        struct Words(Vec<u32>, usize);
+        impl AsRef<[u8]> for Words {
+            fn as_ref(&self) -> &[u8] {
+                // SAFETY: self.1 ≤ 4 · self.0.len() and u32 has no padding.
+                unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.1) }
+            }
+        }
+        let mut words = vec![0u32; bytes.len().div_ceil(4)];
+        // SAFETY: the destination has at least bytes.len() bytes and does not overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_mut_ptr().cast(), bytes.len());
+        }
+        Self { bytes: Arc::new(Words(words, bytes.len())), range: 0..bytes.len(), dtype, shape }
+    }
+
+    /// Storage type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Shape, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.range.len() / self.dtype.size()
+    }
+
+    /// Whether the tensor has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// The raw bytes, little-endian, row-major.
+    pub fn bytes(&self) -> &[u8] {
+        &(*self.bytes).as_ref()[self.range.clone()]
+    }
+
+    /// The elements, when they are f32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        (self.dtype == Dtype::F32).then(|| self.elements())
+    }
+
+    /// The elements, when they are f16.
+    pub fn as_f16(&self) -> Option<&[half::f16]> {
+        (self.dtype == Dtype::F16).then(|| self.elements())
+    }
+
+    /// The elements, when they are bf16.
+    pub fn as_bf16(&self) -> Option<&[half::bf16]> {
+        (self.dtype == Dtype::Bf16).then(|| self.elements())
+    }
+
+    /// All elements widened to f32 (exact for every storage type).
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.dtype {
+            Dtype::F32 => self.elements::<f32>().to_vec(),
+            Dtype::F16 => self.elements::<half::f16>().iter().map(|v| v.to_f32()).collect(),
+            Dtype::Bf16 => self.elements::<half::bf16>().iter().map(|v| v.to_f32()).collect(),
+        }
+    }
+
+    fn elements<T: Element>(&self) -> &[T] {
+        debug_assert_eq!(size_of::<T>(), self.dtype.size());
+        let bytes = self.bytes();
+        // SAFETY: construction checked length and alignment; every bit pattern is an element.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.len()) }
+    }
+}
+
+/// Types whose every bit pattern is a value.
+trait Element: Copy {}
+impl Element for f32 {}
+impl Element for half::f16 {}
+impl Element for half::bf16 {}
+
+impl fmt::Debug for HostTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostTensor({} {:?})", self.dtype, self.shape)
+    }
+}

@@ -1,0 +1,200 @@
+//! The kernel seam: everything a forward pass asks of a device, and nothing more.
+//!
+//! [`Kernels`] has one implementation per way of computing: [`cpu`] for serving, `cuda` on a GPU,
+//! and [`differentiable`] for training. The decoder is written once over this trait.
+//!
+//! Shapes: activations are row-major `[rows, width]`, one row per token of a ragged batch; linear
+//! weights are `[out, in]` as Hugging Face stores them; gains and biases are `[width]`.
+
+pub mod cpu;
+pub mod differentiable;
+pub mod host;
+
+use std::ops::Range;
+
+pub use host::{Bytes, Dtype, HostTensor};
+
+/// What went wrong inside a kernel, with the operands that caused it.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Two operands do not fit each other.
+    #[error("{op}: {what} is {got}, expected {expected}")]
+    Shape {
+        /// The operation that refused.
+        op: &'static str,
+        /// The operand or dimension.
+        what: &'static str,
+        /// The size that would have fitted.
+        expected: usize,
+        /// The size that was given.
+        got: usize,
+    },
+    /// The kernel set has no code for this storage type.
+    #[error("{op}: no kernel for dtype {dtype}")]
+    Dtype {
+        /// The operation that refused.
+        op: &'static str,
+        /// The storage type given.
+        dtype: String,
+    },
+    /// candle refused (differentiable and CUDA kernels).
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// Result of a kernel.
+pub type Result<T> = std::result::Result<T, KernelError>;
+
+/// A contiguous run of rows that belong to one sequence, and where its keys and values live.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// Rows of the batch, in position order without gaps.
+    pub rows: Range<usize>,
+    /// Tokens of this sequence already in the cache; row `rows.start` has this position.
+    pub cached: usize,
+    /// Cache blocks of the sequence, in order; must hold `cached + rows.len()` tokens.
+    pub blocks: Vec<u32>,
+}
+
+/// One ragged batch: token rows of any number of sequences, prefill and decode mixed.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Token id of each row.
+    pub tokens: Vec<u32>,
+    /// Position of each row within its sequence, from 0.
+    pub positions: Vec<u32>,
+    /// Sequences, covering all rows in order.
+    pub segments: Vec<Segment>,
+    /// Rows whose final hidden state (and logits) are wanted, ascending.
+    pub outputs: Vec<usize>,
+    /// Per-row term coefficients of the mixed mode; `None` when every weight is already merged.
+    pub coefficients: Option<RowCoefficients>,
+}
+
+/// Per-row coefficients of a mixed forward: `[rows, terms]`, row-major, f32 (ALGORITHMS §1).
+#[derive(Debug, Clone)]
+pub struct RowCoefficients {
+    /// Number of terms per row.
+    pub terms: usize,
+    /// `rows × terms` values.
+    pub values: Vec<f32>,
+}
+
+impl RowCoefficients {
+    /// Coefficient of `term` for every row.
+    pub fn column(&self, term: usize) -> Vec<f32> {
+        self.values.iter().skip(term).step_by(self.terms).copied().collect()
+    }
+
+    /// The coefficients of the given rows, in order.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let values = rows
+            .iter()
+            .flat_map(|&row| &self.values[row * self.terms..(row + 1) * self.terms])
+            .copied()
+            .collect();
+        Self { terms: self.terms, values }
+    }
+}
+
+/// Scales per row and per column range: `x[t, segment.0] *= values[t, segment.1] * segment.2`.
+#[derive(Debug, Clone)]
+pub struct ColumnScale {
+    /// Columns of the activation.
+    pub columns: Range<usize>,
+    /// Term whose per-row coefficient applies; `None` is 1.
+    pub term: Option<usize>,
+    /// Constant factor (LoRA's alpha / r).
+    pub factor: f32,
+}
+
+/// Shape of one attention layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Sliding window in tokens: row at position p sees positions > p − window.
+    pub window: Option<usize>,
+}
+
+/// What a forward pass needs of a device.
+pub trait Kernels {
+    /// Activations `[rows, width]`.
+    type Tensor: Clone;
+    /// One parameter on the device.
+    type Weight: Clone;
+    /// Keys and values of all sequences and layers.
+    type Cache;
+
+    /// Makes a host tensor a weight of this device; on the CPU a reference to the same bytes.
+    fn weight(&self, tensor: &HostTensor) -> Result<Self::Weight>;
+    /// Rows of `table` `[vocab, width]` picked by `tokens` → `[tokens, width]`.
+    fn embed(&self, table: &Self::Weight, tokens: &[u32]) -> Result<Self::Tensor>;
+    /// `x Wᵀ`: `[rows, in] × [out, in]` → `[rows, out]`.
+    fn linear(&self, x: &Self::Tensor, w: &Self::Weight) -> Result<Self::Tensor>;
+    /// `y + x Wᵀ`.
+    fn linear_add(
+        &self,
+        y: Self::Tensor,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+    ) -> Result<Self::Tensor>;
+    /// `y + bias`, `bias` `[width]` added to every row.
+    fn bias_add(&self, y: Self::Tensor, bias: &Self::Weight) -> Result<Self::Tensor>;
+    /// A `[width]` weight repeated over `rows` → `[rows, width]` (mixed-mode gains and biases).
+    fn broadcast(&self, w: &Self::Weight, rows: usize) -> Result<Self::Tensor>;
+    /// `x[t, :] · scale[t]`.
+    fn scale_rows(&self, x: Self::Tensor, scale: &[f32]) -> Result<Self::Tensor>;
+    /// Scales column ranges per row; columns that no range covers stay as they are.
+    fn scale_columns(
+        &self,
+        x: Self::Tensor,
+        scales: &[ColumnScale],
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<Self::Tensor>;
+    /// `a + b`, same shape.
+    fn add(&self, a: Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Root-mean-square norm over each consecutive group of `gain.len()` columns, times `gain`
+    /// (one group is a whole row for layer norms, a head for Qwen3's q/k norms).
+    fn rms_norm(&self, x: &Self::Tensor, gain: &Self::Weight, eps: f32) -> Result<Self::Tensor>;
+    /// The same with a gain per row: `gain` is `[rows, group]`.
+    fn rms_norm_rows(
+        &self,
+        x: &Self::Tensor,
+        gain: &Self::Tensor,
+        eps: f32,
+    ) -> Result<Self::Tensor>;
+    /// Rotates each head of `x` `[rows, heads · head_dim]` (half-split form) by
+    /// `angle[t, j] = positions[t] · inv_freq[j]`, cos and sin times `scale`.
+    fn rope(&self, x: Self::Tensor, positions: &[u32], rope: &Rope) -> Result<Self::Tensor>;
+    /// Causal grouped-query attention: stores `k`, `v` of the batch's rows in the cache, then
+    /// attends each row to its own sequence. Softmax scale is 1/√head_dim. → `[rows, heads · head_dim]`.
+    #[allow(clippy::too_many_arguments)] // q, k, v and their context: a struct would only rename them
+    fn attention(
+        &self,
+        q: Self::Tensor,
+        k: Self::Tensor,
+        v: Self::Tensor,
+        layer: usize,
+        shape: AttentionShape,
+        batch: &Batch,
+        cache: &mut Self::Cache,
+    ) -> Result<Self::Tensor>;
+    /// `silu(gate) ⊙ up`.
+    fn swiglu(&self, gate: Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
+    /// The given rows, in order.
+    fn select_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
+}
+
+/// Rotary embedding constants of one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Inverse frequencies, `[head_dim / 2]`, rope scaling already applied.
+    pub inv_freq: Vec<f32>,
+    /// Factor on cos and sin (1 except for YaRN-like scalings).
+    pub scale: f32,
+}

@@ -1,0 +1,162 @@
+//! The forward pass of a Llama-family decoder over a ragged batch.
+//!
+//! ```text
+//! x = embed(tokens)
+//! per layer:  x += o(attention(rope(q(norm x)), rope(k(norm x)), v(norm x)))
+//!             x += down(silu(gate(norm x)) ⊙ up(norm x))
+//! logits = head(norm x[outputs])
+//! ```
+
+use super::{config::ModelConfig, linear::Parameter};
+use crate::kernels::{Batch, Kernels, Result, RowCoefficients};
+
+/// A linear layer with its optional bias.
+#[derive(Debug, Clone)]
+pub struct Linear<W> {
+    weight: Parameter<W>,
+    bias: Option<Parameter<W>>,
+}
+
+impl<W> Linear<W> {
+    fn forward<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        x: &K::Tensor,
+        rows: usize,
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<K::Tensor> {
+        let y = self.weight.linear(k, x, coefficients)?;
+        match &self.bias {
+            None => Ok(y),
+            Some(bias) => bias.bias_add(k, y, rows, coefficients),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Layer<W> {
+    input_norm: Parameter<W>,
+    q: Linear<W>,
+    k: Linear<W>,
+    v: Linear<W>,
+    o: Linear<W>,
+    qk_norm: Option<(Parameter<W>, Parameter<W>)>,
+    post_norm: Parameter<W>,
+    gate: Linear<W>,
+    up: Linear<W>,
+    down: Linear<W>,
+}
+
+/// A decoder whose parameters live on the device of its kernels.
+#[derive(Debug, Clone)]
+pub struct Decoder<W> {
+    config: ModelConfig,
+    embedding: Parameter<W>,
+    layers: Vec<Layer<W>>,
+    norm: Parameter<W>,
+    head: Parameter<W>,
+}
+
+impl<W: Clone> Decoder<W> {
+    /// Takes every parameter of `config` from `parameter`, called once with each Hugging Face name
+    /// of [`ModelConfig::tensors`].
+    pub fn load<E>(
+        config: ModelConfig,
+        mut parameter: impl FnMut(&str) -> std::result::Result<Parameter<W>, E>,
+    ) -> std::result::Result<Self, E> {
+        let embedding = parameter("model.embed_tokens.weight")?;
+        let mut layers = Vec::with_capacity(config.layers);
+        for index in 0..config.layers {
+            let mut get = |name: &str| parameter(&format!("model.layers.{index}.{name}"));
+            let mut linear = |name: &str, bias: bool| {
+                Ok(Linear {
+                    weight: get(&format!("{name}.weight"))?,
+                    bias: if bias { Some(get(&format!("{name}.bias"))?) } else { None },
+                })
+            };
+            layers.push(Layer {
+                q: linear("self_attn.q_proj", config.qkv_bias)?,
+                k: linear("self_attn.k_proj", config.qkv_bias)?,
+                v: linear("self_attn.v_proj", config.qkv_bias)?,
+                o: linear("self_attn.o_proj", config.output_bias)?,
+                gate: linear("mlp.gate_proj", config.mlp_bias)?,
+                up: linear("mlp.up_proj", config.mlp_bias)?,
+                down: linear("mlp.down_proj", config.mlp_bias)?,
+                input_norm: get("input_layernorm.weight")?,
+                post_norm: get("post_attention_layernorm.weight")?,
+                qk_norm: if config.qk_norm {
+                    Some((get("self_attn.q_norm.weight")?, get("self_attn.k_norm.weight")?))
+                } else {
+                    None
+                },
+            });
+        }
+        let norm = parameter("model.norm.weight")?;
+        let head = if config.tied { embedding.clone() } else { parameter("lm_head.weight")? };
+        Ok(Self { config, embedding, layers, norm, head })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Final hidden states, normed, of `batch.outputs` → `[outputs, hidden_size]`. Keys and values
+    /// of every row are stored in `cache`.
+    pub fn hidden<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        batch: &Batch,
+        cache: &mut K::Cache,
+    ) -> Result<K::Tensor> {
+        let eps = self.config.norm_eps;
+        let rows = batch.tokens.len();
+        let c = batch.coefficients.as_ref();
+        let mut x = self.embedding.embed(k, &batch.tokens, c)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let h = layer.input_norm.rms_norm(k, &x, rows, eps, c)?;
+            let mut query = layer.q.forward(k, &h, rows, c)?;
+            let mut key = layer.k.forward(k, &h, rows, c)?;
+            let value = layer.v.forward(k, &h, rows, c)?;
+            if let Some((q_norm, k_norm)) = &layer.qk_norm {
+                query = q_norm.rms_norm(k, &query, rows, eps, c)?;
+                key = k_norm.rms_norm(k, &key, rows, eps, c)?;
+            }
+            let query = k.rope(query, &batch.positions, &self.config.rope)?;
+            let key = k.rope(key, &batch.positions, &self.config.rope)?;
+            let shape = self.config.attention(index);
+            let attended = k.attention(query, key, value, index, shape, batch, cache)?;
+            x = k.add(x, &layer.o.forward(k, &attended, rows, c)?)?;
+
+            let h = layer.post_norm.rms_norm(k, &x, rows, eps, c)?;
+            let gate = layer.gate.forward(k, &h, rows, c)?;
+            let up = layer.up.forward(k, &h, rows, c)?;
+            x = k.add(x, &layer.down.forward(k, &k.swiglu(gate, &up)?, rows, c)?)?;
+        }
+        let x = k.select_rows(&x, &batch.outputs)?;
+        let c = c.map(|c| c.select(&batch.outputs));
+        self.norm.rms_norm(k, &x, batch.outputs.len(), eps, c.as_ref())
+    }
+
+    /// Logits of hidden states → `[outputs, vocab_size]`; `coefficients` are those of the outputs.
+    pub fn logits<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        hidden: &K::Tensor,
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<K::Tensor> {
+        self.head.linear(k, hidden, coefficients)
+    }
+
+    /// [`Self::hidden`] and [`Self::logits`] in one: `[outputs, vocab_size]`.
+    pub fn forward<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        batch: &Batch,
+        cache: &mut K::Cache,
+    ) -> Result<K::Tensor> {
+        let hidden = self.hidden(k, batch, cache)?;
+        let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
+        self.logits(k, &hidden, c.as_ref())
+    }
+}
