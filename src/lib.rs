@@ -16,5 +16,7 @@
 //! | 2 | [`model`], [`soup`], [`chat`] |
 //! | 1 | [`kernels`], [`preference`], [`sampling`], [`tokenizer`], [`rng`], [`config`], [`telemetry`] |
 
+pub mod config;
 pub mod kernels;
 pub mod model;
+pub mod telemetry;

@@ -1,0 +1,522 @@
+//! The options of `ladle serve`: raw flags, environment and file → a checked [`ServeConfig`].
+//!
+//! A flag beats its environment variable (`LADLE_…`), which beats the file (`--config FILE.toml`,
+//! the same names with underscores), which beats the default. Every limit of the server is here.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+/// Why options don't make a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file could not be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The configuration file does not parse, or has a key that doesn't exist.
+    #[error("{path}: {message}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The parser's message, with line and column.
+        message: String,
+    },
+    /// A value is out of its bounds.
+    #[error("{option} is {got}, expected {expected}")]
+    Value {
+        /// The option, as in a file.
+        option: &'static str,
+        /// The value given.
+        got: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// An option without a default was not given.
+    #[error("no {option} given: {hint}")]
+    Missing {
+        /// The option.
+        option: &'static str,
+        /// How to give it.
+        hint: &'static str,
+    },
+}
+
+/// How preferences are executed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeMode {
+    /// Chosen per step by the cost model.
+    #[default]
+    Auto,
+    /// Always materialise the merged weights.
+    Fused,
+    /// Always per-row coefficients.
+    Mixed,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A number of bytes, written as `1073741824`, `512MiB`, `2GiB` or `1.5GB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse =
+            || format!("{text:?} is no size; write bytes as 1073741824, 512MiB, 2GiB or 1.5GB");
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kb" => 1_000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            "k" | "kib" => 1 << 10,
+            "m" | "mib" => 1 << 20,
+            "g" | "gib" => 1 << 30,
+            "t" | "tib" => 1 << 40,
+            _ => return Err(refuse()),
+        };
+        let digits = digits.trim();
+        if let Ok(whole) = digits.parse::<u64>() {
+            return whole.checked_mul(unit).map(Self).ok_or_else(refuse);
+        }
+        let bytes = digits.parse::<f64>().map_err(|_| refuse())? * unit as f64;
+        if bytes.is_finite() && (0.0..9e18).contains(&bytes) {
+            Ok(Self(bytes as u64))
+        } else {
+            Err(refuse())
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Bytes(u64),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Bytes(bytes) => Ok(Self(bytes)),
+            Form::Text(text) => text.parse().map_err(de::Error::custom),
+        }
+    }
+}
+
+/// A bearer key. Its text is in neither `Debug` output nor logs.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct ApiKey(pub String);
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
+impl FromStr for ApiKey {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+macro_rules! options {
+    ($($(#[$attribute:meta])* $name:ident: $type:ty,)*) => {
+        /// Options as given, before defaults and checks; the keys of the configuration file.
+        #[derive(Debug, Clone, Default, PartialEq, clap::Args, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct ServeOptions {
+            $($(#[$attribute])* pub $name: Option<$type>,)*
+        }
+
+        impl ServeOptions {
+            /// These options, with `lower`'s where these are silent.
+            pub fn over(self, lower: Self) -> Self {
+                Self { $($name: self.$name.or(lower.$name),)* }
+            }
+        }
+    };
+}
+
+options! {
+    /// The soup directory (holds soup.toml).
+    #[arg(value_name = "SOUP", env = "LADLE_SOUP")]
+    soup: PathBuf,
+    /// Address to listen on.
+    #[arg(long, env = "LADLE_HOST")]
+    host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, env = "LADLE_PORT")]
+    port: u16,
+    /// Directory of the base model, instead of the one that the soup names.
+    #[arg(long, env = "LADLE_BASE")]
+    base: PathBuf,
+    /// Where imported base models are kept [default: $LADLE_HOME/models].
+    #[arg(long, env = "LADLE_MODELS_DIR")]
+    models_dir: PathBuf,
+    /// Never use the network to find the base model.
+    #[arg(long, env = "LADLE_OFFLINE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    offline: bool,
+    /// Check the sha256 of every weight file at the start [default: true].
+    #[arg(long, env = "LADLE_VERIFY", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    verify: bool,
+    /// How preferences are executed [default: auto].
+    #[arg(long, env = "LADLE_MERGE_MODE")]
+    merge_mode: MergeMode,
+    /// Byte budget of fused weights [default: 2GiB].
+    #[arg(long, env = "LADLE_MERGE_CACHE", value_name = "SIZE")]
+    merge_cache: ByteSize,
+    /// Byte budget of keys and values [default: 1GiB].
+    #[arg(long, env = "LADLE_KV_CACHE", value_name = "SIZE")]
+    kv_cache: ByteSize,
+    /// Compute threads [default: all cores].
+    #[arg(long, env = "LADLE_THREADS", value_name = "N")]
+    threads: NonZeroUsize,
+    /// Sequences in one batch [default: 64].
+    #[arg(long, env = "LADLE_MAX_SEQUENCES", value_name = "N")]
+    max_sequences: NonZeroUsize,
+    /// Token rows in one step [default: 512].
+    #[arg(long, env = "LADLE_MAX_STEP_TOKENS", value_name = "N")]
+    max_step_tokens: NonZeroUsize,
+    /// Sequences that may wait; beyond it a request gets 503 [default: 1024].
+    #[arg(long, env = "LADLE_MAX_QUEUE", value_name = "N")]
+    max_queue: NonZeroUsize,
+    /// Tokens of prompt and answer together [default: the model's context].
+    #[arg(long, env = "LADLE_MAX_CONTEXT", value_name = "N")]
+    max_context: NonZeroUsize,
+    /// Answer length where a request names none [default: 256].
+    #[arg(long, env = "LADLE_DEFAULT_MAX_TOKENS", value_name = "N")]
+    default_max_tokens: NonZeroUsize,
+    /// Largest `max_tokens` of a request [default: the context].
+    #[arg(long, env = "LADLE_MAX_TOKENS", value_name = "N")]
+    max_tokens: NonZeroUsize,
+    /// Largest `n` of a request, and prompts × n of a completion [default: 16].
+    #[arg(long, env = "LADLE_MAX_N", value_name = "N")]
+    max_n: NonZeroUsize,
+    /// Largest request body [default: 4MiB].
+    #[arg(long, env = "LADLE_MAX_BODY", value_name = "SIZE")]
+    max_body: ByteSize,
+    /// Requests in progress; beyond it a request gets 503 [default: 1024].
+    #[arg(long, env = "LADLE_MAX_IN_FLIGHT", value_name = "N")]
+    max_in_flight: NonZeroUsize,
+    /// Requests per minute of one client (API key, else address); beyond it 429 [default: none].
+    #[arg(long, env = "LADLE_RATE_LIMIT", value_name = "N")]
+    rate_limit: NonZeroUsize,
+    /// Seconds until a request gets 504; a request may ask for less [default: 600].
+    #[arg(long, env = "LADLE_REQUEST_TIMEOUT", value_name = "SECONDS")]
+    request_timeout: f64,
+    /// Seconds a client may take to send a body [default: 30].
+    #[arg(long, env = "LADLE_BODY_TIMEOUT", value_name = "SECONDS")]
+    body_timeout: f64,
+    /// Seconds that running requests get to finish after SIGTERM or SIGINT [default: 30].
+    #[arg(long, env = "LADLE_DRAIN_TIMEOUT", value_name = "SECONDS")]
+    drain_timeout: f64,
+    /// Keys that clients must present, comma-separated; better in the environment or a file than on
+    /// a command line, which other users can read.
+    #[arg(long = "api-key", env = "LADLE_API_KEYS", value_delimiter = ',', hide_env_values = true)]
+    api_keys: Vec<ApiKey>,
+    /// File of keys, one a line; empty lines and lines that begin with # are skipped.
+    #[arg(long, env = "LADLE_API_KEYS_FILE", value_name = "FILE")]
+    api_keys_file: PathBuf,
+    /// Origins whose web pages may call this server (CORS), comma-separated; `*` for all.
+    #[arg(long, env = "LADLE_ALLOW_ORIGIN", value_delimiter = ',')]
+    allow_origin: Vec<String>,
+    /// Log filter, such as `info` or `ladle=debug` [default: info].
+    #[arg(long, env = "LADLE_LOG", value_name = "FILTER")]
+    log: String,
+    /// How log lines are written [default: text].
+    #[arg(long, env = "LADLE_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+/// Bounds on what a request may ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Answer length, tokens, where a request names none.
+    pub default_max_tokens: usize,
+    /// Largest `max_tokens`; `None`: the context.
+    pub max_tokens: Option<usize>,
+    /// Largest `n`, and prompts × n.
+    pub max_n: usize,
+    /// Largest body, bytes.
+    pub max_body: u64,
+    /// Requests in progress.
+    pub max_in_flight: usize,
+    /// Requests per minute of one client; `None`: no limit.
+    pub rate_limit: Option<usize>,
+    /// Longest a request may take.
+    pub request_timeout: Duration,
+    /// Longest a body may take to arrive.
+    pub body_timeout: Duration,
+}
+
+/// A checked configuration of the server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServeConfig {
+    /// The soup directory.
+    pub soup: PathBuf,
+    /// Host to listen on.
+    pub host: String,
+    /// Port to listen on; 0: a free one.
+    pub port: u16,
+    /// Directory of the base model, instead of the one that the soup names.
+    pub base: Option<PathBuf>,
+    /// Where imported base models are kept; `None`: `$LADLE_HOME/models`.
+    pub models_dir: Option<PathBuf>,
+    /// Never use the network.
+    pub offline: bool,
+    /// Check digests at the start.
+    pub verify: bool,
+    /// How preferences are executed.
+    pub merge_mode: MergeMode,
+    /// Byte budget of fused weights.
+    pub merge_cache: u64,
+    /// Byte budget of keys and values.
+    pub kv_cache: u64,
+    /// Compute threads; `None`: all cores.
+    pub threads: Option<usize>,
+    /// Sequences in one batch.
+    pub max_sequences: usize,
+    /// Token rows in one step.
+    pub max_step_tokens: usize,
+    /// Sequences that may wait.
+    pub max_queue: usize,
+    /// Tokens of prompt and answer together; `None`: the model's context.
+    pub max_context: Option<usize>,
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// Time that running requests get after a signal.
+    pub drain_timeout: Duration,
+    /// Keys that clients must present; empty: none is asked for.
+    pub api_keys: Vec<ApiKey>,
+    /// Origins allowed by CORS.
+    pub allow_origin: Vec<String>,
+    /// Log filter.
+    pub log: String,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+}
+
+impl ServeOptions {
+    /// Reads a configuration file; an unknown key is an error that names it.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(&read(path)?).map_err(|error| ConfigError::File {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })
+    }
+
+    /// Fills in defaults and checks every bound.
+    pub fn check(self) -> Result<ServeConfig, ConfigError> {
+        let size =
+            |value: Option<NonZeroUsize>, default: usize| value.map_or(default, NonZeroUsize::get);
+        let max_body = self.max_body.map_or(4 << 20, |bytes| bytes.0);
+        // Bodies are held in memory; a gibibyte each is surely a slip of the pen.
+        if !(1024..=1 << 30).contains(&max_body) {
+            return Err(ConfigError::Value {
+                option: "max_body",
+                got: max_body.to_string(),
+                expected: "1KiB to 1GiB".into(),
+            });
+        }
+        let max_in_flight = size(self.max_in_flight, 1024);
+        if max_in_flight > 1_000_000 {
+            return Err(ConfigError::Value {
+                option: "max_in_flight",
+                got: max_in_flight.to_string(),
+                expected: "at most 1000000".into(),
+            });
+        }
+        let mut api_keys = self.api_keys.unwrap_or_default();
+        if let Some(path) = &self.api_keys_file {
+            let text = read(path)?;
+            let lines = text.lines().map(str::trim);
+            api_keys.extend(
+                lines
+                    .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                    .map(|line| ApiKey(line.to_owned())),
+            );
+            if api_keys.is_empty() {
+                return Err(ConfigError::Value {
+                    option: "api_keys_file",
+                    got: format!("{} without a key", path.display()),
+                    expected: "at least one key, one a line".into(),
+                });
+            }
+        }
+        if api_keys.iter().any(|key| key.0.trim().is_empty()) {
+            return Err(ConfigError::Value {
+                option: "api_keys",
+                got: "an empty key".into(),
+                expected: "keys of at least one character".into(),
+            });
+        }
+        Ok(ServeConfig {
+            soup: self.soup.ok_or(ConfigError::Missing {
+                option: "soup",
+                hint: "name its directory, as in `ladle serve backbones/default`",
+            })?,
+            host: self.host.unwrap_or_else(|| "127.0.0.1".into()),
+            port: self.port.unwrap_or(8080),
+            base: self.base,
+            models_dir: self.models_dir,
+            offline: self.offline.unwrap_or(false),
+            verify: self.verify.unwrap_or(true),
+            merge_mode: self.merge_mode.unwrap_or_default(),
+            merge_cache: self.merge_cache.map_or(2 << 30, |bytes| bytes.0),
+            kv_cache: self.kv_cache.map_or(1 << 30, |bytes| bytes.0),
+            threads: self.threads.map(NonZeroUsize::get),
+            max_sequences: size(self.max_sequences, 64),
+            max_step_tokens: size(self.max_step_tokens, 512),
+            max_queue: size(self.max_queue, 1024),
+            max_context: self.max_context.map(NonZeroUsize::get),
+            limits: Limits {
+                default_max_tokens: size(self.default_max_tokens, 256),
+                max_tokens: self.max_tokens.map(NonZeroUsize::get),
+                max_n: size(self.max_n, 16),
+                max_body,
+                max_in_flight,
+                rate_limit: self.rate_limit.map(NonZeroUsize::get),
+                request_timeout: seconds("request_timeout", self.request_timeout, 600.0)?,
+                body_timeout: seconds("body_timeout", self.body_timeout, 30.0)?,
+            },
+            drain_timeout: seconds("drain_timeout", self.drain_timeout, 30.0)?,
+            api_keys,
+            allow_origin: self.allow_origin.unwrap_or_default(),
+            log: self.log.unwrap_or_else(|| "info".into()),
+            log_format: self.log_format.unwrap_or_default(),
+        })
+    }
+}
+
+impl ServeConfig {
+    /// `host:port` as `bind` takes it, IPv6 in brackets.
+    pub fn address(&self) -> String {
+        match self.host.parse() {
+            Ok(ip) => SocketAddr::new(ip, self.port).to_string(),
+            Err(_) => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+fn seconds(
+    option: &'static str,
+    value: Option<f64>,
+    default: f64,
+) -> Result<Duration, ConfigError> {
+    let value = value.unwrap_or(default);
+    // A day is above any sensible wait and far below what overflows an `Instant`.
+    if value > 0.0 && value <= 86_400.0 {
+        return Ok(Duration::from_secs_f64(value));
+    }
+    let expected = "a number of seconds above 0, at most 86400".into();
+    Err(ConfigError::Value { option, got: value.to_string(), expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<ServeOptions, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        ServeOptions::from_file(file.path())
+    }
+
+    #[test]
+    fn flags_beat_the_file_and_the_file_beats_the_defaults() {
+        let flags = ServeOptions { port: Some(9000), ..Default::default() };
+        let text = "soup = \"s\"\nport = 9001\nmerge_cache = \"512MiB\"\nkv_cache = 1048576\nmerge_mode = \"mixed\"";
+        let config = flags.over(file(text).unwrap()).check().unwrap();
+        assert_eq!((config.port, config.merge_cache, config.kv_cache), (9000, 512 << 20, 1 << 20));
+        assert_eq!(config.merge_mode, MergeMode::Mixed);
+        assert_eq!(config.address(), "127.0.0.1:9000");
+        assert_eq!(config.limits.request_timeout, Duration::from_secs(600));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name_and_line() {
+        let error = file("port = 1\nmerge_cahce = 5").unwrap_err().to_string();
+        assert!(error.contains("merge_cahce") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_bounds_name_option_value_and_range() {
+        let soup = || Some("s".into());
+        let timeout =
+            ServeOptions { soup: soup(), request_timeout: Some(-1.0), ..Default::default() };
+        let error = timeout.check().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "request_timeout is -1, expected a number of seconds above 0, at most 86400"
+        );
+        let timeout =
+            ServeOptions { soup: soup(), drain_timeout: Some(f64::NAN), ..Default::default() };
+        assert!(timeout.check().is_err());
+        let body = ServeOptions { soup: soup(), max_body: Some(ByteSize(1)), ..Default::default() };
+        assert!(body.check().unwrap_err().to_string().contains("1KiB to 1GiB"));
+        assert!(ServeOptions::default().check().unwrap_err().to_string().contains("no soup given"));
+        let keys = ServeOptions {
+            soup: soup(),
+            api_keys: Some(vec![ApiKey(" ".into())]),
+            ..Default::default()
+        };
+        assert!(keys.check().unwrap_err().to_string().contains("empty key"));
+    }
+
+    #[test]
+    fn keys_are_read_from_a_file_and_never_printed() {
+        let keys = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(keys.path(), "# team a\nsecret-a\n\n  secret-b \n").unwrap();
+        let options = ServeOptions {
+            soup: Some("s".into()),
+            api_keys_file: Some(keys.path().into()),
+            ..Default::default()
+        };
+        let config = options.check().unwrap();
+        assert_eq!(config.api_keys, [ApiKey("secret-a".into()), ApiKey("secret-b".into())]);
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn sizes_parse_with_units_and_never_overflow() {
+        let parse = |text: &str| text.parse::<ByteSize>().map(|size| size.0);
+        assert_eq!(parse("1073741824"), Ok(1 << 30));
+        assert_eq!(parse("2GiB"), Ok(2 << 30));
+        assert_eq!(parse("1.5GB"), Ok(1_500_000_000));
+        for bad in ["", "GiB", "-1", "12XB", "99999999999TiB", "nan", "1e400"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Every metric and log span of the process, with its unit.
+//!
+//! Each server owns one [`Telemetry`]: a recorder of its own (nothing global, so that two servers
+//! in one process don't mix their numbers) and the handles that the hot path writes to. Names begin
+//! with `ladle_`; durations are seconds and sizes are bytes. A preference vector never becomes a
+//! label: its weights go to one histogram per objective.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+/// vLLM's edges for whole requests and for queueing, seconds.
+const REQUEST_SECONDS: &[f64] = &[
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
+    480.0, 960.0, 1920.0, 7680.0,
+];
+/// vLLM's edges for the time to the first token, seconds.
+const FIRST_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+];
+/// vLLM's edges for the gap between two tokens, seconds.
+const INTER_TOKEN_SECONDS: &[f64] = &[
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+];
+/// vLLM's edges for the tokens of one step.
+const STEP_ROWS: &[f64] =
+    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const STEP_PREFERENCES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+const WEIGHT: &[f64] = &[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
+/// How a metric is kept.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram(&'static [f64]),
+}
+
+/// One exported metric.
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    unit: Unit,
+    help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($constant:ident $name:literal $kind:expr, $unit:ident, $help:literal;)*) => {
+        $(const $constant: &str = $name;)*
+        const TABLE: &[Metric] =
+            &[$(Metric { name: $name, kind: $kind, unit: Unit::$unit, help: $help }),*];
+    };
+}
+
+metrics_table! {
+    REQUEST_DURATION "ladle_request_duration_seconds" Kind::Histogram(REQUEST_SECONDS), Seconds,
+        "From the first byte of a request to the last byte of its answer, by route and status.";
+    FIRST_TOKEN "ladle_time_to_first_token_seconds" Kind::Histogram(FIRST_TOKEN_SECONDS), Seconds,
+        "From submission to a sequence's first token, queueing and merging included.";
+    INTER_TOKEN "ladle_inter_token_latency_seconds" Kind::Histogram(INTER_TOKEN_SECONDS), Seconds,
+        "Between two tokens of one sequence.";
+    QUEUE "ladle_queue_time_seconds" Kind::Histogram(REQUEST_SECONDS), Seconds,
+        "From submission to the step that first runs a sequence.";
+    RUNNING "ladle_requests_running" Kind::Gauge, Count, "Sequences in the running batch.";
+    WAITING "ladle_requests_waiting" Kind::Gauge, Count, "Sequences in the queue.";
+    REJECTED "ladle_requests_rejected_total" Kind::Counter, Count,
+        "Requests refused before they ran, by reason.";
+    PROMPT_TOKENS "ladle_prompt_tokens_total" Kind::Counter, Count, "Prompt tokens of finished sequences.";
+    GENERATED_TOKENS "ladle_generated_tokens_total" Kind::Counter, Count, "Tokens generated.";
+    MERGE "ladle_merge_seconds" Kind::Histogram(FIRST_TOKEN_SECONDS), Seconds,
+        "Building one set of fused weights.";
+    MERGE_HITS "ladle_merge_cache_hits_total" Kind::Counter, Count, "Look-ups that found fused weights.";
+    MERGE_MISSES "ladle_merge_cache_misses_total" Kind::Counter, Count,
+        "Look-ups that found no fused weights.";
+    MERGE_EVICTIONS "ladle_merge_cache_evictions_total" Kind::Counter, Count,
+        "Fused weights dropped to make room.";
+    MERGE_BYTES "ladle_merge_cache_bytes" Kind::Gauge, Bytes, "Bytes of fused weights held.";
+    STEPS "ladle_steps_total" Kind::Counter, Count, "Forward passes, by execution mode.";
+    PREFERENCES "ladle_step_preferences" Kind::Histogram(STEP_PREFERENCES), Count,
+        "Distinct preferences in one step.";
+    ROWS "ladle_step_rows" Kind::Histogram(STEP_ROWS), Count, "Token rows in one step.";
+    KV_USAGE "ladle_kv_usage_ratio" Kind::Gauge, Count, "Share of the KV blocks in use, 0 to 1.";
+    WEIGHTS "ladle_preference_weight" Kind::Histogram(WEIGHT), Count,
+        "Normalised preference weight of requests, by objective.";
+}
+
+const METADATA: Metadata<'static> = Metadata::new("ladle", Level::INFO, None);
+
+/// Why a request was refused before it ran; the label of `ladle_requests_rejected_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// A value of the request is not acceptable (400, 404, 405, 413, 415).
+    Invalid,
+    /// No or a wrong API key (401).
+    Unauthorized,
+    /// The client is over its rate (429).
+    RateLimited,
+    /// The queue or the server is full (503).
+    Overloaded,
+    /// The server is loading or draining (503).
+    Unavailable,
+}
+
+impl Rejection {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Unauthorized => "unauthorized",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// The metrics of one server.
+pub struct Telemetry {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    /// Submission to first token, seconds.
+    pub first_token: Histogram,
+    /// Gap between two tokens of a sequence, seconds.
+    pub inter_token: Histogram,
+    /// Submission to first step, seconds.
+    pub queue: Histogram,
+    /// Sequences in the running batch.
+    pub running: Gauge,
+    /// Sequences in the queue.
+    pub waiting: Gauge,
+    /// Prompt tokens of finished sequences.
+    pub prompt_tokens: Counter,
+    /// Tokens generated.
+    pub generated_tokens: Counter,
+    /// Building one set of fused weights, seconds.
+    pub merge: Histogram,
+    /// Look-ups that found fused weights.
+    pub merge_hits: Counter,
+    /// Look-ups that found none.
+    pub merge_misses: Counter,
+    /// Fused weights dropped to make room.
+    pub merge_evictions: Counter,
+    /// Bytes of fused weights held.
+    pub merge_bytes: Gauge,
+    /// Forward passes over fused weights.
+    pub steps_fused: Counter,
+    /// Forward passes with per-row coefficients.
+    pub steps_mixed: Counter,
+    /// Distinct preferences in one step.
+    pub step_preferences: Histogram,
+    /// Token rows in one step.
+    pub step_rows: Histogram,
+    /// Share of the KV blocks in use, 0 to 1.
+    pub kv_usage: Gauge,
+}
+
+impl Telemetry {
+    /// Registers every metric with a recorder of its own.
+    pub fn new() -> Self {
+        let recorder = TABLE
+            .iter()
+            .fold(PrometheusBuilder::new(), |builder, metric| match metric.kind {
+                Kind::Histogram(edges) => builder
+                    .set_buckets_for_metric(Matcher::Full(metric.name.into()), edges)
+                    .expect("the edges in the table are not empty"),
+                Kind::Counter | Kind::Gauge => builder,
+            })
+            .build_recorder();
+        for metric in TABLE {
+            let (name, unit, help) = (metric.name.into(), Some(metric.unit), metric.help.into());
+            match metric.kind {
+                Kind::Counter => recorder.describe_counter(name, unit, help),
+                Kind::Gauge => recorder.describe_gauge(name, unit, help),
+                Kind::Histogram(_) => recorder.describe_histogram(name, unit, help),
+            }
+        }
+        let counter = |name, labels: Vec<Label>| {
+            recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+        };
+        let plain = |name| counter(name, Vec::new());
+        let gauge = |name| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
+        let histogram = |name| recorder.register_histogram(&Key::from_static_name(name), &METADATA);
+        for reason in [
+            Rejection::Invalid,
+            Rejection::Unauthorized,
+            Rejection::RateLimited,
+            Rejection::Overloaded,
+            Rejection::Unavailable,
+        ] {
+            // Registered at zero, so that a rate over it exists from the first scrape.
+            counter(REJECTED, vec![Label::from_static_parts("reason", reason.label())])
+                .increment(0);
+        }
+        Self {
+            first_token: histogram(FIRST_TOKEN),
+            inter_token: histogram(INTER_TOKEN),
+            queue: histogram(QUEUE),
+            running: gauge(RUNNING),
+            waiting: gauge(WAITING),
+            prompt_tokens: plain(PROMPT_TOKENS),
+            generated_tokens: plain(GENERATED_TOKENS),
+            merge: histogram(MERGE),
+            merge_hits: plain(MERGE_HITS),
+            merge_misses: plain(MERGE_MISSES),
+            merge_evictions: plain(MERGE_EVICTIONS),
+            merge_bytes: gauge(MERGE_BYTES),
+            steps_fused: counter(STEPS, vec![Label::from_static_parts("mode", "fused")]),
+            steps_mixed: counter(STEPS, vec![Label::from_static_parts("mode", "mixed")]),
+            step_preferences: histogram(PREFERENCES),
+            step_rows: histogram(ROWS),
+            kv_usage: gauge(KV_USAGE),
+            handle: recorder.handle(),
+            recorder,
+        }
+    }
+
+    /// Counts a finished request. `route` is the route's pattern, never the path a client sent.
+    pub fn request(&self, route: &str, status: u16, took: Duration) {
+        let labels =
+            vec![Label::new("route", route.to_owned()), Label::new("status", status.to_string())];
+        let key = Key::from_parts(REQUEST_DURATION, labels);
+        self.recorder.register_histogram(&key, &METADATA).record(took.as_secs_f64());
+    }
+
+    /// Counts a request that was refused before it ran.
+    pub fn rejected(&self, reason: Rejection) {
+        let label = Label::from_static_parts("reason", reason.label());
+        let key = Key::from_parts(REJECTED, vec![label]);
+        self.recorder.register_counter(&key, &METADATA).increment(1);
+    }
+
+    /// Records the normalised weights of one request, one per objective.
+    pub fn preference(&self, objectives: &[String], weights: &[f64]) {
+        for (objective, weight) in objectives.iter().zip(weights) {
+            let key = Key::from_parts(WEIGHTS, vec![Label::new("objective", objective.clone())]);
+            self.recorder.register_histogram(&key, &METADATA).record(*weight);
+        }
+    }
+
+    /// The Prometheus text exposition of everything recorded so far.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Folds recorded samples into their buckets; called every few seconds, so that memory does not
+    /// grow where nobody scrapes.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter does not parse.
+    #[error(
+        "log filter is {filter:?}, expected directives such as \"info\" or \"ladle=debug\": {reason}"
+    )]
+    Filter {
+        /// The filter given.
+        filter: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// The process already has a subscriber.
+    #[error("logging is already set up in this process")]
+    AlreadySet,
+}
+
+/// Sends the process's logs to standard error, as text or as one JSON object a line.
+///
+/// Spans carry request ids. Prompts and answers are never logged at any level.
+pub fn init_logs(filter: &str, json: bool) -> Result<(), LogError> {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let parsed = EnvFilter::try_new(filter).map_err(|error| LogError::Filter {
+        filter: filter.to_owned(),
+        reason: error.to_string(),
+    })?;
+    let builder = fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let set = if json { builder.json().try_init() } else { builder.try_init() };
+    set.map_err(|_| LogError::AlreadySet)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_of_the_table_is_exported_with_its_help() {
+        let telemetry = Telemetry::new();
+        telemetry.request("/generate", 200, Duration::from_millis(400));
+        telemetry.preference(&["helpful".into()], &[0.7]);
+        for histogram in [
+            &telemetry.first_token,
+            &telemetry.inter_token,
+            &telemetry.queue,
+            &telemetry.merge,
+            &telemetry.step_preferences,
+            &telemetry.step_rows,
+        ] {
+            histogram.record(1.0);
+        }
+        let text = telemetry.render();
+        for metric in TABLE {
+            assert!(
+                text.contains(&format!("# HELP {} ", metric.name)),
+                "{} in\n{text}",
+                metric.name
+            );
+        }
+        let bucket = "ladle_request_duration_seconds_bucket{route=\"/generate\",status=\"200\",le=\"0.5\"} 1";
+        assert!(text.contains(bucket), "{text}");
+        assert!(text.contains("le=\"0.3\"} 0"), "{text}");
+    }
+
+    #[test]
+    fn two_servers_do_not_share_numbers() {
+        let (one, two) = (Telemetry::new(), Telemetry::new());
+        one.generated_tokens.increment(5);
+        one.rejected(Rejection::RateLimited);
+        assert!(one.render().contains("ladle_generated_tokens_total 5"));
+        assert!(two.render().contains("ladle_generated_tokens_total 0"));
+        assert!(two.render().contains("ladle_requests_rejected_total{reason=\"rate_limited\"} 0"));
+    }
+}
