@@ -20,3 +20,4 @@ pub mod config;
 pub mod kernels;
 pub mod model;
 pub mod telemetry;
+pub mod preference;

@@ -1,0 +1,26 @@
+# Every gate in one place; `scripts/test` is what the README and CI call.
+
+# Build, lint and test everything, with all set-up.
+test:
+    scripts/test
+
+# Fetch the base model, build, serve the default soup.
+serve *args:
+    scripts/quickstart {{ args }}
+
+fmt:
+    cargo fmt --all
+
+lint:
+    cargo fmt --all --check
+    cargo clippy --release --workspace --all-targets -- -D warnings
+
+# Licences, advisories, sources; needs `cargo install cargo-deny`.
+deny:
+    cargo deny check
+
+bench-merge:
+    cargo bench --bench merge
+
+bench-decode:
+    cargo bench --bench decode
