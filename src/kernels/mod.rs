@@ -37,6 +37,16 @@ pub enum KernelError {
         /// The storage type given.
         dtype: String,
     },
+    /// Memory for a cache cannot be had.
+    #[error("{op}: cannot reserve {bytes:?} bytes: {source}")]
+    Memory {
+        /// What asked for it.
+        op: &'static str,
+        /// Bytes; `None` where the number overflows.
+        bytes: Option<usize>,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// candle refused (differentiable and CUDA kernels).
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -121,6 +131,16 @@ pub struct AttentionShape {
     pub window: Option<usize>,
 }
 
+/// One product of [`Kernels::products`]: `onto + x Wᵀ`, or `x Wᵀ` alone.
+pub struct Product<'a, K: Kernels + ?Sized> {
+    /// Input `[rows, in]`.
+    pub x: &'a K::Tensor,
+    /// Weight `[out, in]`.
+    pub weight: &'a K::Weight,
+    /// Summand `[rows, out]`.
+    pub onto: Option<K::Tensor>,
+}
+
 /// What a forward pass needs of a device.
 pub trait Kernels {
     /// Activations `[rows, width]`.
@@ -143,6 +163,14 @@ pub trait Kernels {
         x: &Self::Tensor,
         w: &Self::Weight,
     ) -> Result<Self::Tensor>;
+    /// Independent products, results in order. A device may run them side by side.
+    fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Self::Tensor>> {
+        let one = |Product { x, weight, onto }: Product<'_, Self>| match onto {
+            None => self.linear(x, weight),
+            Some(y) => self.linear_add(y, x, weight),
+        };
+        products.into_iter().map(one).collect()
+    }
     /// `y + bias`, `bias` `[width]` added to every row.
     fn bias_add(&self, y: Self::Tensor, bias: &Self::Weight) -> Result<Self::Tensor>;
     /// A `[width]` weight repeated over `rows` → `[rows, width]` (mixed-mode gains and biases).

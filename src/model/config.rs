@@ -57,18 +57,18 @@ pub struct ConfigError {
 }
 
 impl ModelConfig {
-    /// Reads and checks a `config.json`.
-    pub fn from_json(_json: &Value) -> Result<Self, ConfigError> {
-        todo!()
+    /// Reads and checks a `config.json` as transformers 4 or 5 write it.
+    pub fn from_json(json: &Value) -> Result<Self, ConfigError> {
+        super::read::config(json)
     }
 
-    /// Attention shape of a layer.
+    /// Attention shape of a layer; layers past the last have no window.
     pub fn attention(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
-            window: self.windows[layer],
+            window: self.windows.get(layer).copied().flatten(),
         }
     }
 

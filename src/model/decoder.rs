@@ -7,7 +7,10 @@
 //! logits = head(norm x[outputs])
 //! ```
 
-use super::{config::ModelConfig, linear::Parameter};
+use super::{
+    config::ModelConfig,
+    linear::{Affine, Parameter, linears},
+};
 use crate::kernels::{Batch, Kernels, Result, RowCoefficients};
 
 /// A linear layer with its optional bias.
@@ -18,18 +21,9 @@ pub struct Linear<W> {
 }
 
 impl<W> Linear<W> {
-    fn forward<K: Kernels<Weight = W>>(
-        &self,
-        k: &K,
-        x: &K::Tensor,
-        rows: usize,
-        coefficients: Option<&RowCoefficients>,
-    ) -> Result<K::Tensor> {
-        let y = self.weight.linear(k, x, coefficients)?;
-        match &self.bias {
-            None => Ok(y),
-            Some(bias) => bias.bias_add(k, y, rows, coefficients),
-        }
+    /// This layer, its output added onto `onto` if that is given.
+    fn onto<'a, K: Kernels<Weight = W>>(&'a self, onto: Option<K::Tensor>) -> Affine<'a, K> {
+        Affine { weight: &self.weight, bias: self.bias.as_ref(), onto }
     }
 }
 
@@ -115,9 +109,8 @@ impl<W: Clone> Decoder<W> {
         let mut x = self.embedding.embed(k, &batch.tokens, c)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let h = layer.input_norm.rms_norm(k, &x, rows, eps, c)?;
-            let mut query = layer.q.forward(k, &h, rows, c)?;
-            let mut key = layer.k.forward(k, &h, rows, c)?;
-            let value = layer.v.forward(k, &h, rows, c)?;
+            let qkv = [layer.q.onto(None), layer.k.onto(None), layer.v.onto(None)];
+            let [mut query, mut key, value] = linears(k, &h, qkv, rows, c)?;
             if let Some((q_norm, k_norm)) = &layer.qk_norm {
                 query = q_norm.rms_norm(k, &query, rows, eps, c)?;
                 key = k_norm.rms_norm(k, &key, rows, eps, c)?;
@@ -126,12 +119,13 @@ impl<W: Clone> Decoder<W> {
             let key = k.rope(key, &batch.positions, &self.config.rope)?;
             let shape = self.config.attention(index);
             let attended = k.attention(query, key, value, index, shape, batch, cache)?;
-            x = k.add(x, &layer.o.forward(k, &attended, rows, c)?)?;
+            [x] = linears(k, &attended, [layer.o.onto(Some(x))], rows, c)?;
 
             let h = layer.post_norm.rms_norm(k, &x, rows, eps, c)?;
-            let gate = layer.gate.forward(k, &h, rows, c)?;
-            let up = layer.up.forward(k, &h, rows, c)?;
-            x = k.add(x, &layer.down.forward(k, &k.swiglu(gate, &up)?, rows, c)?)?;
+            let pair = [layer.gate.onto(None), layer.up.onto(None)];
+            let [gate, up] = linears(k, &h, pair, rows, c)?;
+            let h = k.swiglu(gate, &up)?;
+            [x] = linears(k, &h, [layer.down.onto(Some(x))], rows, c)?;
         }
         let x = k.select_rows(&x, &batch.outputs)?;
         let c = c.map(|c| c.select(&batch.outputs));

@@ -2,7 +2,7 @@
 //! soup. With coefficients `c(t)` of row t, a linear layer is
 //! `y_t = Σᵢ cᵢ(t) Wᵢ x_t + Σⱼ cⱼ(t) sⱼ Bⱼ Aⱼ x_t` (ALGORITHMS §1): no weight is materialised.
 
-use crate::kernels::{ColumnScale, Kernels, Result, RowCoefficients};
+use crate::kernels::{ColumnScale, KernelError, Kernels, Product, Result, RowCoefficients};
 
 /// One full-rank term of a parameter.
 #[derive(Debug, Clone)]
@@ -45,6 +45,10 @@ impl<W> Parameter<W> {
         self.rest.is_empty() && self.first.term.is_none()
     }
 
+    fn dense(&self, index: usize) -> Option<&Dense<W>> {
+        if index == 0 { Some(&self.first) } else { self.rest.get(index - 1) }
+    }
+
     /// Σ over the dense terms of `coefficient(t) · f(weight)`, `[rows, width]`.
     fn mix<K: Kernels<Weight = W>>(
         &self,
@@ -54,9 +58,9 @@ impl<W> Parameter<W> {
     ) -> Result<K::Tensor> {
         let scaled = |dense: &Dense<W>| {
             let y = f(&dense.weight)?;
-            match (dense.term, coefficients) {
-                (Some(term), Some(c)) => k.scale_rows(y, &c.column(term)),
-                _ => Ok(y),
+            match dense.term {
+                None => Ok(y),
+                Some(term) => k.scale_rows(y, &column(coefficients, term)?),
             }
         };
         self.rest.iter().try_fold(scaled(&self.first)?, |sum, dense| k.add(sum, &scaled(dense)?))
@@ -69,14 +73,9 @@ impl<W> Parameter<W> {
         x: &K::Tensor,
         coefficients: Option<&RowCoefficients>,
     ) -> Result<K::Tensor> {
-        let y = self.mix(k, coefficients, |w| k.linear(x, w))?;
-        match &self.low_rank {
-            None => Ok(y),
-            Some(LowRank { down, up, scales }) => {
-                let h = k.scale_columns(k.linear(x, down)?, scales, coefficients)?;
-                k.linear_add(y, &h, up)
-            }
-        }
+        let layer = Affine { weight: self, bias: None, onto: None };
+        let [y] = linears(k, x, [layer], 0, coefficients)?;
+        Ok(y)
     }
 
     /// Embedding rows of `tokens` → `[rows, width]`.
@@ -117,5 +116,101 @@ impl<W> Parameter<W> {
         }
         let gain = self.mix(k, coefficients, |w| k.broadcast(w, rows))?;
         k.rms_norm_rows(x, &gain, eps)
+    }
+}
+
+/// A linear layer about to be applied: `onto + x Wᵀ + bias`.
+pub struct Affine<'a, K: Kernels> {
+    /// Weight `[out, in]`.
+    pub weight: &'a Parameter<K::Weight>,
+    /// Bias `[out]`.
+    pub bias: Option<&'a Parameter<K::Weight>>,
+    /// Summand `[rows, out]`.
+    pub onto: Option<K::Tensor>,
+}
+
+/// Several layers of one input `x` `[rows, in]`. Their products run in rounds that the kernels may
+/// do side by side: the i-th dense terms of all layers (with the low-rank down projections in the
+/// first round), then the up projections. Rows are scaled before a product, so that layers share
+/// the scaled input.
+pub fn linears<K: Kernels, const N: usize>(
+    k: &K,
+    x: &K::Tensor,
+    layers: [Affine<'_, K>; N],
+    rows: usize,
+    coefficients: Option<&RowCoefficients>,
+) -> Result<[K::Tensor; N]> {
+    let weights = layers.each_ref().map(|layer| layer.weight);
+    let biases = layers.each_ref().map(|layer| layer.bias);
+    let mut sums = layers.map(|layer| layer.onto);
+    let mut downs = Vec::new();
+    let mut scaled: Vec<(usize, K::Tensor)> = Vec::new();
+    let rounds = weights.iter().map(|p| 1 + p.rest.len()).max().unwrap_or(0);
+    for round in 0..rounds {
+        for term in weights.iter().filter_map(|p| p.dense(round)?.term) {
+            if !scaled.iter().any(|(known, _)| *known == term) {
+                let x = k.scale_rows(x.clone(), &column(coefficients, term)?)?;
+                scaled.push((term, x));
+            }
+        }
+        let mut products = Vec::with_capacity(2 * N);
+        for (parameter, sum) in weights.iter().zip(&mut sums) {
+            if let Some(Dense { weight, term }) = parameter.dense(round) {
+                let known = scaled.iter().find(|(known, _)| Some(*known) == *term);
+                let x = known.map_or(x, |(_, x)| x);
+                products.push(Product { x, weight, onto: sum.take() });
+            }
+        }
+        if round == 0 {
+            let low_rank = weights.iter().filter_map(|p| p.low_rank.as_ref());
+            products.extend(low_rank.map(|l| Product { x, weight: &l.down, onto: None }));
+        }
+        let mut results = k.products(products)?.into_iter();
+        for (parameter, sum) in weights.iter().zip(&mut sums) {
+            if parameter.dense(round).is_some() {
+                *sum = results.next();
+            }
+        }
+        downs.extend(results);
+    }
+    if !downs.is_empty() {
+        let low_rank = || weights.iter().filter_map(|p| p.low_rank.as_ref());
+        let inner = downs
+            .into_iter()
+            .zip(low_rank())
+            .map(|(h, l)| k.scale_columns(h, &l.scales, coefficients))
+            .collect::<Result<Vec<_>>>()?;
+        let targets = weights.iter().zip(&mut sums).filter(|(p, _)| p.low_rank.is_some());
+        let mut targets: Vec<_> = targets.map(|(_, sum)| sum).collect();
+        let products = targets.iter_mut().zip(low_rank()).zip(&inner);
+        let products = products
+            .map(|((sum, low_rank), x)| Product { x, weight: &low_rank.up, onto: sum.take() })
+            .collect();
+        for (target, sum) in targets.into_iter().zip(k.products(products)?) {
+            *target = Some(sum);
+        }
+    }
+    let mut out = Vec::with_capacity(N);
+    for (sum, bias) in sums.into_iter().flatten().zip(biases) {
+        out.push(match bias {
+            None => sum,
+            Some(bias) => bias.bias_add(k, sum, rows, coefficients)?,
+        });
+    }
+    let got = out.len();
+    let what = "number of results";
+    out.try_into().map_err(|_| KernelError::Shape { op: "products", what, expected: N, got })
+}
+
+/// The coefficient of `term` in every row.
+fn column(coefficients: Option<&RowCoefficients>, term: usize) -> Result<Vec<f32>> {
+    match coefficients {
+        Some(c) if term < c.terms => Ok(c.column(term)),
+        _ => Err(KernelError::Shape {
+            op: "mixed parameter",
+            what: "number of coefficients per row (at least)",
+            expected: term + 1,
+            got: coefficients.map_or(0, |c| c.terms),
+        }),
     }
 }

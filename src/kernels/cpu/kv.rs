@@ -1,0 +1,154 @@
+//! Keys and values of all sequences and layers, in blocks of [`BLOCK`] tokens that are allocated
+//! once. Sequences hold lists of blocks, so they grow without copying.
+//!
+//! Layout per layer, block and head: keys transposed `[head_dim, BLOCK]` (the scores of a block's
+//! tokens then come out side by side), values `[BLOCK, head_dim]`.
+
+use half::bf16;
+use memmap2::MmapMut;
+
+use crate::kernels::{Dtype, KernelError, Result};
+
+/// Tokens in a block.
+pub const BLOCK: usize = 16;
+
+/// Size of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Key/value heads of a layer.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Blocks of [`BLOCK`] tokens, shared by all sequences.
+    pub blocks: usize,
+    /// Storage type: f32 or bf16.
+    pub dtype: Dtype,
+}
+
+impl KvShape {
+    /// Bytes that one block takes over all layers; `None` where that overflows.
+    pub fn block_bytes(&self) -> Option<usize> {
+        [self.layers, self.kv_heads, self.head_dim, 2 * BLOCK]
+            .into_iter()
+            .try_fold(self.dtype.size(), usize::checked_mul)
+    }
+}
+
+/// The cache of [`super::CpuKernels`].
+#[derive(Debug)]
+pub struct KvPool {
+    shape: KvShape,
+    memory: MmapMut,
+}
+
+impl KvPool {
+    /// Reserves the whole pool; pages are committed as blocks are first used.
+    pub fn new(shape: KvShape) -> Result<Self> {
+        if shape.dtype == Dtype::F16 {
+            return Err(KernelError::Dtype { op: "kv pool", dtype: shape.dtype.to_string() });
+        }
+        let bytes = shape.block_bytes().and_then(|bytes| bytes.checked_mul(shape.blocks));
+        let memory = bytes
+            .ok_or_else(|| std::io::Error::other("the size overflows"))
+            .and_then(|bytes| MmapMut::map_anon(bytes.max(1)))
+            .map_err(|source| KernelError::Memory { op: "kv pool", bytes, source })?;
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage); // only a hint
+        Ok(Self { shape, memory })
+    }
+
+    /// Size of the pool.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Elements of one head of one block: keys, then as many values.
+    fn head_elements(&self) -> usize {
+        2 * BLOCK * self.shape.head_dim
+    }
+
+    /// Keys and values as one slice of elements. `T` must be the pool's storage type.
+    fn elements<T: KvElement>(&mut self) -> &mut [T] {
+        assert_eq!(T::DTYPE, self.shape.dtype);
+        let len = self.memory.len() / size_of::<T>();
+        // SAFETY: the map is page-aligned and holds `len` elements of which every bit pattern is
+        // valid; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), len) }
+    }
+
+    /// The blocks of one layer. `T` must be the pool's storage type, `layer` one of its layers.
+    pub(super) fn layer<T: KvElement>(&mut self, layer: usize) -> KvLayer<'_, T> {
+        let KvShape { kv_heads, head_dim, blocks, .. } = self.shape;
+        let size = blocks * kv_heads * self.head_elements();
+        KvLayer {
+            elements: &mut self.elements()[layer * size..(layer + 1) * size],
+            kv_heads,
+            head_dim,
+        }
+    }
+}
+
+/// One layer of a pool.
+pub(super) struct KvLayer<'a, T> {
+    elements: &'a mut [T],
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl<T: KvElement> KvLayer<'_, T> {
+    /// Keys `[head_dim, BLOCK]` and values `[BLOCK, head_dim]` of a head of a block.
+    pub(super) fn head(&self, block: u32, head: usize) -> (&[T], &[T]) {
+        let half = BLOCK * self.head_dim;
+        let start = (block as usize * self.kv_heads + head) * 2 * half;
+        self.elements[start..start + 2 * half].split_at(half)
+    }
+
+    /// Stores the key and value rows `[kv_heads · head_dim]` of the token in `slot` of `block`.
+    pub(super) fn store(&mut self, block: u32, slot: usize, k: &[f32], v: &[f32]) {
+        let half = BLOCK * self.head_dim;
+        let rows = k.chunks_exact(self.head_dim).zip(v.chunks_exact(self.head_dim));
+        for (head, (k, v)) in rows.enumerate() {
+            let start = (block as usize * self.kv_heads + head) * 2 * half;
+            let (keys, values) = self.elements[start..start + 2 * half].split_at_mut(half);
+            for (key, &k) in keys[slot..].iter_mut().step_by(BLOCK).zip(k) {
+                *key = T::narrow(k);
+            }
+            let slot = &mut values[slot * self.head_dim..(slot + 1) * self.head_dim];
+            for (value, &v) in slot.iter_mut().zip(v) {
+                *value = T::narrow(v);
+            }
+        }
+    }
+}
+
+/// Storage types of keys and values.
+pub(super) trait KvElement: Copy + Send + Sync {
+    /// The type's name at run time.
+    const DTYPE: Dtype;
+    /// Rounds to nearest even.
+    fn narrow(value: f32) -> Self;
+    /// Exact.
+    fn widen(self) -> f32;
+}
+
+impl KvElement for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    fn narrow(value: f32) -> Self {
+        value
+    }
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl KvElement for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}

@@ -1,0 +1,395 @@
+//! CPU kernels for serving: weights as stored (f32, f16, bf16), f32 activations and sums.
+//!
+//! A row's result never depends on the other rows of its batch: each output element is summed in an
+//! order that only the weight's shape fixes, so batched and lone rows agree bit for bit.
+
+mod attention;
+mod elementwise;
+mod gemm;
+mod kv;
+mod pool;
+mod simd;
+mod tensor;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use kv::{BLOCK, KvPool, KvShape};
+pub use simd::Isa;
+pub use tensor::Tensor;
+
+use self::{pool::Pool, tensor::Recycler};
+use super::{
+    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
+    Rope, RowCoefficients,
+};
+
+/// Kernels on the CPU: one team of threads, one set of recycled buffers.
+pub struct CpuKernels {
+    isa: Isa,
+    pool: Pool,
+    buffers: Arc<Recycler>,
+    /// cos and sin `[rows, 2, head_dim / 2]` of the positions last rotated: the layers of a forward
+    /// ask for the same ones.
+    angles: Mutex<Angles>,
+}
+
+#[derive(Default)]
+struct Angles {
+    positions: Vec<u32>,
+    rope: Option<Rope>,
+    cos_sin: Vec<f32>,
+}
+
+impl CpuKernels {
+    /// Kernels that use `threads` threads, the caller's included (at least 1).
+    pub fn new(threads: usize) -> Self {
+        Self::with_isa(threads, Isa::best())
+    }
+
+    /// Kernels that use a chosen instruction set.
+    pub fn with_isa(threads: usize, isa: Isa) -> Self {
+        Self { isa, pool: Pool::new(threads), buffers: Arc::default(), angles: Mutex::default() }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads at work.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// A tensor with the given values, `[rows, values.len() / rows]`.
+    pub fn tensor(&self, rows: usize, values: &[f32]) -> Result<Tensor> {
+        let width = values.len().checked_div(rows).unwrap_or(0);
+        fits("tensor", "number of values", rows * width, values.len())?;
+        let mut tensor = self.buffers.stale(rows, width);
+        tensor.data_mut().copy_from_slice(values);
+        Ok(tensor)
+    }
+}
+
+impl CpuKernels {
+    /// A product with its shapes checked and its output at hand.
+    fn job<'a>(&self, product: Product<'a, Self>) -> Result<gemm::Job<'a>> {
+        let Product { x, weight: w, onto } = product;
+        let (outputs, inputs) = matrix("linear", w)?;
+        fits("linear", "width of the input", inputs, x.width())?;
+        let fresh = onto.is_none();
+        let y = onto.unwrap_or_else(|| self.buffers.stale(x.rows(), outputs));
+        fits("linear", "width of the output", outputs, y.width())?;
+        fits("linear", "rows of the output", x.rows(), y.rows())?;
+        Ok(gemm::Job { x, w, y, fresh })
+    }
+}
+
+impl Default for CpuKernels {
+    /// One thread per core that this process may use.
+    fn default() -> Self {
+        Self::new(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+fn fits(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
+}
+
+/// `[out, in]` of a linear weight or table.
+fn matrix(op: &'static str, w: &HostTensor) -> Result<(usize, usize)> {
+    match *w.shape() {
+        [out, inputs] => Ok((out, inputs)),
+        _ => Err(KernelError::Shape {
+            op,
+            what: "rank of the weight",
+            expected: 2,
+            got: w.shape().len(),
+        }),
+    }
+}
+
+impl Kernels for CpuKernels {
+    type Tensor = Tensor;
+    type Weight = HostTensor;
+    type Cache = KvPool;
+
+    fn weight(&self, tensor: &HostTensor) -> Result<HostTensor> {
+        Ok(tensor.clone())
+    }
+
+    fn embed(&self, table: &HostTensor, tokens: &[u32]) -> Result<Tensor> {
+        let (vocab, width) = matrix("embed", table)?;
+        let mut out = self.buffers.stale(tokens.len(), width);
+        for (row, &token) in out.data_mut().chunks_exact_mut(width).zip(tokens) {
+            let token = token as usize;
+            if token >= vocab {
+                let what = "token id (at most)";
+                return Err(KernelError::Shape {
+                    op: "embed",
+                    what,
+                    expected: vocab - 1,
+                    got: token,
+                });
+            }
+            elementwise::widen(table, token * width, row);
+        }
+        Ok(out)
+    }
+
+    fn linear(&self, x: &Tensor, w: &HostTensor) -> Result<Tensor> {
+        let mut job = [self.job(Product { x, weight: w, onto: None })?];
+        gemm::products(self.isa, &self.pool, &self.buffers, &mut job);
+        let [gemm::Job { y, .. }] = job;
+        Ok(y)
+    }
+
+    fn linear_add(&self, y: Tensor, x: &Tensor, w: &HostTensor) -> Result<Tensor> {
+        let mut job = [self.job(Product { x, weight: w, onto: Some(y) })?];
+        gemm::products(self.isa, &self.pool, &self.buffers, &mut job);
+        let [gemm::Job { y, .. }] = job;
+        Ok(y)
+    }
+
+    fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Tensor>> {
+        let jobs: Result<Vec<_>> = products.into_iter().map(|p| self.job(p)).collect();
+        let mut jobs = jobs?;
+        gemm::products(self.isa, &self.pool, &self.buffers, &mut jobs);
+        Ok(jobs.into_iter().map(|job| job.y).collect())
+    }
+
+    fn bias_add(&self, mut y: Tensor, bias: &HostTensor) -> Result<Tensor> {
+        fits("bias_add", "length of the bias", y.width(), bias.len())?;
+        let bias = bias.to_f32();
+        for row in y.data_mut().chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b);
+        }
+        Ok(y)
+    }
+
+    fn broadcast(&self, w: &HostTensor, rows: usize) -> Result<Tensor> {
+        let mut out = self.buffers.stale(rows, w.len());
+        for row in out.data_mut().chunks_exact_mut(w.len()) {
+            elementwise::widen(w, 0, row);
+        }
+        Ok(out)
+    }
+
+    fn scale_rows(&self, mut x: Tensor, scale: &[f32]) -> Result<Tensor> {
+        fits("scale_rows", "number of scales", x.rows(), scale.len())?;
+        let width = x.width();
+        for (row, scale) in x.data_mut().chunks_exact_mut(width).zip(scale) {
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+        Ok(x)
+    }
+
+    fn scale_columns(
+        &self,
+        mut x: Tensor,
+        scales: &[ColumnScale],
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<Tensor> {
+        let op = "scale_columns";
+        let width = x.width();
+        for ColumnScale { columns, term, factor } in scales {
+            if columns.start > columns.end || columns.end > width {
+                let what = "end of a column range (at most)";
+                return Err(KernelError::Shape { op, what, expected: width, got: columns.end });
+            }
+            let coefficients = match term {
+                None => None,
+                Some(term) => Some(coefficient_column(op, coefficients, *term, x.rows())?),
+            };
+            for (t, row) in x.data_mut().chunks_exact_mut(width).enumerate() {
+                let scale = factor * coefficients.as_ref().map_or(1.0, |c| c[t]);
+                row[columns.clone()].iter_mut().for_each(|x| *x *= scale);
+            }
+        }
+        Ok(x)
+    }
+
+    fn add(&self, mut a: Tensor, b: &Tensor) -> Result<Tensor> {
+        fits("add", "width of the right side", a.width(), b.width())?;
+        fits("add", "rows of the right side", a.rows(), b.rows())?;
+        a.data_mut().iter_mut().zip(b.data()).for_each(|(a, b)| *a += b);
+        Ok(a)
+    }
+
+    fn rms_norm(&self, x: &Tensor, gain: &HostTensor, eps: f32) -> Result<Tensor> {
+        let group = gain.len().max(1);
+        fits("rms_norm", "rest of the width over the gain's length", 0, x.width() % group)?;
+        let gain = gain.to_f32();
+        let mut out = x.stale_like();
+        for (out, x) in out.data_mut().chunks_exact_mut(group).zip(x.data().chunks_exact(group)) {
+            elementwise::rms_norm(x, &gain, eps, out);
+        }
+        Ok(out)
+    }
+
+    fn rms_norm_rows(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
+        let group = gain.width().max(1);
+        fits("rms_norm", "rest of the width over the gain's length", 0, x.width() % group)?;
+        fits("rms_norm", "rows of the gain", x.rows(), gain.rows())?;
+        let (width, mut out) = (x.width().max(1), x.stale_like());
+        let rows = out.data_mut().chunks_exact_mut(width).zip(x.data().chunks_exact(width));
+        for ((out, x), gain) in rows.zip(gain.data().chunks_exact(group)) {
+            for (out, x) in out.chunks_exact_mut(group).zip(x.chunks_exact(group)) {
+                elementwise::rms_norm(x, gain, eps, out);
+            }
+        }
+        Ok(out)
+    }
+
+    fn rope(&self, mut x: Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
+        let half = rope.inv_freq.len().max(1);
+        fits("rope", "number of positions", x.rows(), positions.len())?;
+        fits("rope", "rest of the width over the head's width", 0, x.width() % (2 * half))?;
+        let mut angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner);
+        angles.update(positions, rope);
+        let width = x.width().max(1);
+        let rows = x.data_mut().chunks_exact_mut(width);
+        for (row, cos_sin) in rows.zip(angles.cos_sin.chunks_exact(2 * half)) {
+            elementwise::rotate(row, cos_sin);
+        }
+        Ok(x)
+    }
+
+    fn attention(
+        &self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: usize,
+        shape: AttentionShape,
+        batch: &Batch,
+        cache: &mut KvPool,
+    ) -> Result<Tensor> {
+        check_attention(&q, &k, &v, layer, shape, batch, cache.shape())?;
+        let mut out = q.stale_like();
+        match cache.shape().dtype {
+            Dtype::Bf16 => {
+                let mut layer = cache.layer::<half::bf16>(layer);
+                store(&mut layer, &k, &v, batch);
+                attention::attend(&self.pool, &q, shape, batch, &layer, &mut out);
+            }
+            _ => {
+                let mut layer = cache.layer::<f32>(layer);
+                store(&mut layer, &k, &v, batch);
+                attention::attend(&self.pool, &q, shape, batch, &layer, &mut out);
+            }
+        }
+        Ok(out)
+    }
+
+    fn swiglu(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        fits("swiglu", "width of up", gate.width(), up.width())?;
+        fits("swiglu", "rows of up", gate.rows(), up.rows())?;
+        elementwise::swiglu(gate.data_mut(), up.data());
+        Ok(gate)
+    }
+
+    fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let mut out = self.buffers.stale(rows.len(), x.width());
+        for (out, &row) in out.data_mut().chunks_exact_mut(x.width().max(1)).zip(rows) {
+            out.copy_from_slice(x.row(row).ok_or(KernelError::Shape {
+                op: "select_rows",
+                what: "row (below)",
+                expected: x.rows(),
+                got: row,
+            })?);
+        }
+        Ok(out)
+    }
+}
+
+impl Angles {
+    fn update(&mut self, positions: &[u32], rope: &Rope) {
+        if self.positions == positions && self.rope.as_ref() == Some(rope) {
+            return;
+        }
+        self.cos_sin.clear();
+        for &position in positions {
+            let angle = |frequency: &f32| position as f32 * frequency;
+            self.cos_sin.extend(rope.inv_freq.iter().map(|f| angle(f).cos() * rope.scale));
+            self.cos_sin.extend(rope.inv_freq.iter().map(|f| angle(f).sin() * rope.scale));
+        }
+        self.positions.clear();
+        self.positions.extend_from_slice(positions);
+        self.rope = Some(rope.clone());
+    }
+}
+
+/// The coefficients of `term`, one per row.
+fn coefficient_column(
+    op: &'static str,
+    coefficients: Option<&RowCoefficients>,
+    term: usize,
+    rows: usize,
+) -> Result<Vec<f32>> {
+    let terms = coefficients.map_or(0, |c| c.terms);
+    let Some(coefficients) = coefficients.filter(|_| term < terms) else {
+        let what = "number of coefficients per row (at least)";
+        return Err(KernelError::Shape { op, what, expected: term + 1, got: terms });
+    };
+    fits(op, "number of coefficients", rows * terms, coefficients.values.len())?;
+    Ok(coefficients.column(term))
+}
+
+/// Stores the keys and values of the batch's rows; `check_attention` has passed.
+fn store<T: kv::KvElement>(layer: &mut kv::KvLayer<'_, T>, k: &Tensor, v: &Tensor, batch: &Batch) {
+    let width = k.width();
+    for segment in &batch.segments {
+        for (index, row) in segment.rows.clone().enumerate() {
+            let position = segment.cached + index;
+            let (k, v) = (&k.data()[row * width..], &v.data()[row * width..]);
+            let block = segment.blocks[position / BLOCK];
+            layer.store(block, position % BLOCK, &k[..width], &v[..width]);
+        }
+    }
+}
+
+/// Everything that attention indexes by.
+#[allow(clippy::too_many_arguments)]
+fn check_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    layer: usize,
+    shape: AttentionShape,
+    batch: &Batch,
+    pool: KvShape,
+) -> Result<()> {
+    let op = "attention";
+    let fits = |what, expected, got| fits(op, what, expected, got);
+    fits("key/value heads", pool.kv_heads, shape.kv_heads)?;
+    fits("width of a head", pool.head_dim, shape.head_dim)?;
+    fits("query heads that no key head serves", 0, shape.heads % shape.kv_heads.max(1))?;
+    fits("width of q", shape.heads * shape.head_dim, q.width())?;
+    fits("width of k", shape.kv_heads * shape.head_dim, k.width())?;
+    fits("width of v", k.width(), v.width())?;
+    fits("rows of k", q.rows(), k.rows())?;
+    fits("rows of v", q.rows(), v.rows())?;
+    if layer >= pool.layers {
+        let what = "layer (below)";
+        return Err(KernelError::Shape { op, what, expected: pool.layers, got: layer });
+    }
+    let mut next = 0;
+    for segment in &batch.segments {
+        fits("first row of a segment", next, segment.rows.start)?;
+        next = segment.rows.end.max(next);
+        let needed = (segment.cached + segment.rows.len()).div_ceil(BLOCK);
+        if segment.blocks.len() < needed {
+            let what = "number of cache blocks (at least)";
+            let got = segment.blocks.len();
+            return Err(KernelError::Shape { op, what, expected: needed, got });
+        }
+        for &block in &segment.blocks {
+            if block as usize >= pool.blocks {
+                let (what, got) = ("cache block (below)", block as usize);
+                return Err(KernelError::Shape { op, what, expected: pool.blocks, got });
+            }
+        }
+    }
+    fits("rows of the segments", q.rows(), next)
+}

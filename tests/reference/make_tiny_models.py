@@ -1,0 +1,135 @@
+"""Tiny random checkpoints of the Llama family with transformers' own logits.
+
+    python tests/reference/make_tiny_models.py tests/fixtures/models
+
+Each folder holds config.json, model.safetensors (f32) and reference.safetensors: for sequence i,
+tokens.i int64 [length] and logits.i f32 [length, vocab]; versions.json has seed and versions.
+"""
+
+import json
+import pathlib
+import sys
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+SEED = 20261121
+LENGTHS = [37, 11, 1]
+
+COMMON = dict(
+    num_hidden_layers=2,
+    max_position_embeddings=128,
+    rms_norm_eps=1e-5,
+    bos_token_id=1,
+    eos_token_id=2,
+    attn_implementation="eager",
+)
+
+
+def rope(theta=10000.0, **more):
+    return {"rope_type": "default", "rope_theta": theta, **more}
+
+
+MODELS = {
+    # Widths that no vector length divides: every remainder path runs.
+    "llama2": LlamaConfig(
+        hidden_size=52, intermediate_size=90, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=161, rope_parameters=rope(), tie_word_embeddings=False, **COMMON,
+    ),
+    "llama3": LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, tie_word_embeddings=False,
+        rope_parameters=rope(
+            500000.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+            original_max_position_embeddings=16,
+        ), **COMMON,
+    ),
+    "llama-bias": LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=128, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
+        rope_parameters=rope(rope_type="linear", factor=2.0), **COMMON,
+    ),
+    "smollm2": LlamaConfig(
+        hidden_size=72, intermediate_size=48, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=160, rope_parameters=rope(100000.0), tie_word_embeddings=True,
+        **COMMON,
+    ),
+    "qwen2-tied": Qwen2Config(
+        hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=144, rope_parameters=rope(1000000.0), tie_word_embeddings=True, **COMMON,
+    ),
+    "qwen2-window": Qwen2Config(
+        hidden_size=48, intermediate_size=80, num_attention_heads=3, num_key_value_heads=1,
+        vocab_size=128, rope_parameters=rope(), tie_word_embeddings=False,
+        use_sliding_window=True, sliding_window=7, max_window_layers=1, **COMMON,
+    ),
+    "qwen3": Qwen3Config(
+        hidden_size=48, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, vocab_size=144, rope_parameters=rope(1000000.0), tie_word_embeddings=True,
+        **COMMON,
+    ),
+    "mistral": MistralConfig(
+        hidden_size=64, intermediate_size=88, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, rope_parameters=rope(), tie_word_embeddings=False, sliding_window=8,
+        **COMMON,
+    ),
+}
+
+# transformers 4 wrote theta and scaling apart: some fixtures keep that form.
+AS_VERSION_4 = {"llama3", "smollm2", "mistral"}
+
+
+def config_json(name, model):
+    config = model.config.to_diff_dict()
+    config.pop("attn_implementation", None)
+    config["dtype"] = "float32"
+    if name in AS_VERSION_4:
+        parameters = config.pop("rope_parameters")
+        config["rope_theta"] = parameters.pop("rope_theta")
+        config["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
+        config["torch_dtype"] = config.pop("dtype")
+        config.pop("layer_types", None)
+    return config
+
+
+def main(out):
+    for index, (name, config) in enumerate(MODELS.items()):
+        generator = torch.Generator().manual_seed(SEED + index)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if "norm" in key:
+                    parameter.copy_(1 + 0.3 * noise)
+                elif parameter.ndim == 1:
+                    parameter.copy_(0.3 * noise)
+                else:
+                    parameter.copy_(noise * 1.2 / parameter.shape[1] ** 0.5)
+            reference = {}
+            for i, length in enumerate(LENGTHS):
+                tokens = torch.randint(config.vocab_size, (length,), generator=generator)
+                reference[f"tokens.{i}"] = tokens
+                reference[f"logits.{i}"] = model(tokens[None]).logits[0].contiguous()
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+        if config.tie_word_embeddings:
+            weights.pop("lm_head.weight")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(reference, folder / "reference.safetensors")
+        text = json.dumps(config_json(name, model), indent=2, sort_keys=True) + "\n"
+        (folder / "config.json").write_text(text)
+        print(name, sum((folder / f).stat().st_size for f in ["model.safetensors", "reference.safetensors"]))
+    versions = {"seed": SEED, "torch": torch.__version__, "transformers": transformers.__version__}
+    (out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
