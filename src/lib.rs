@@ -19,5 +19,6 @@
 pub mod config;
 pub mod kernels;
 pub mod model;
-pub mod telemetry;
 pub mod preference;
+pub mod soup;
+pub mod telemetry;

@@ -1,0 +1,205 @@
+//! A Hugging Face checkpoint: `config.json` and safetensors, in one file or sharded.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Component, Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+use super::weights::{TensorSpec, WeightError, WeightFile, read_json, write_safetensors};
+use crate::kernels::HostTensor;
+
+/// Weights in one file.
+pub const SINGLE: &str = "model.safetensors";
+/// Which shard holds which tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// Largest shard written, in bytes (what transformers writes).
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+const EXPECTED: &str = "model.safetensors or model.safetensors.index.json";
+const CONVERT: &str = "python -c \"from transformers import AutoModelForCausalLM as M; \
+                       M.from_pretrained('IN').save_pretrained('OUT')\"";
+
+/// A checkpoint whose tensors are views of memory maps, under their Hugging Face names.
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Value,
+    files: Vec<WeightFile>,
+    tensors: BTreeMap<String, HostTensor>,
+}
+
+impl Checkpoint {
+    /// Opens `dir`: reads `config.json`, maps every weight file and checks every header.
+    pub fn open(dir: &Path) -> Result<Self, WeightError> {
+        let (files, tensors) =
+            if dir.join(SINGLE).is_file() { single(dir)? } else { sharded(dir)? };
+        let config = read_json(&dir.join("config.json"))?;
+        Ok(Self { dir: dir.to_owned(), config, files, tensors })
+    }
+
+    /// Where it was opened.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `config.json` as it stands.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The weight files, in the order of their names.
+    pub fn files(&self) -> &[WeightFile] {
+        &self.files
+    }
+
+    /// A tensor by its Hugging Face name.
+    pub fn get(&self, name: &str) -> Option<HostTensor> {
+        self.tensors.get(name).cloned()
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, HostTensor> {
+        &self.tensors
+    }
+
+    /// The file that holds `tensor`, for messages; the directory where none does.
+    pub fn file_of(&self, tensor: &str) -> PathBuf {
+        let index = || {
+            let index = read_json(&self.dir.join(INDEX)).ok()?;
+            Some(self.dir.join(index["weight_map"][tensor].as_str()?))
+        };
+        match self.files.as_slice() {
+            [only] => only.path.clone(),
+            _ => index().unwrap_or_else(|| self.dir.clone()),
+        }
+    }
+}
+
+type Opened = (Vec<WeightFile>, BTreeMap<String, HostTensor>);
+
+fn single(dir: &Path) -> Result<Opened, WeightError> {
+    let (file, tensors) = WeightFile::open(&dir.join(SINGLE))?;
+    Ok((vec![file], tensors.into_iter().collect()))
+}
+
+fn sharded(dir: &Path) -> Result<Opened, WeightError> {
+    let path = dir.join(INDEX);
+    if !path.is_file() {
+        let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt"];
+        return Err(match pickles.map(|name| dir.join(name)).into_iter().find(|p| p.exists()) {
+            Some(path) => WeightError::Pickle { path, hint: CONVERT },
+            None => WeightError::NoWeights { dir: dir.to_owned(), expected: EXPECTED },
+        });
+    }
+    let refuse = |key: &str, expected: &str, got: String| WeightError::Json {
+        path: path.clone(),
+        key: key.to_owned(),
+        expected: expected.to_owned(),
+        got,
+    };
+    let index = read_json(&path)?;
+    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+        return Err(refuse("weight_map", "an object tensor → file", "none".to_owned()));
+    };
+    let mut shards = BTreeSet::new();
+    for (tensor, shard) in map {
+        let name = shard.as_str().unwrap_or_default();
+        let mut components = Path::new(name).components();
+        let plain =
+            matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+        if !plain {
+            let expected = "a file name inside the checkpoint's directory";
+            return Err(refuse(&format!("weight_map.{tensor}"), expected, shard.to_string()));
+        }
+        if !name.ends_with(".safetensors") {
+            return Err(WeightError::Pickle { path: dir.join(name), hint: CONVERT });
+        }
+        shards.insert(name);
+    }
+    let mut files = Vec::new();
+    let mut tensors = BTreeMap::new();
+    for shard in shards {
+        let shard_path = dir.join(shard);
+        if !shard_path.is_file() {
+            return Err(refuse("weight_map", "files that exist", format!("{shard} (absent)")));
+        }
+        let (file, held) = WeightFile::open(&shard_path)?;
+        for (tensor, view) in held {
+            let at = map.get(&tensor).and_then(Value::as_str);
+            if at != Some(shard) {
+                return Err(WeightError::Tensor {
+                    path: shard_path,
+                    tensor,
+                    expected: match at {
+                        Some(other) => format!("it only in {other}, as the index says"),
+                        None => "it to be listed in the index, or absent".to_owned(),
+                    },
+                    got: format!("it in {shard}"),
+                });
+            }
+            tensors.insert(tensor, view);
+        }
+        files.push(file);
+    }
+    match map.iter().find(|(tensor, _)| !tensors.contains_key(*tensor)) {
+        Some((tensor, shard)) => {
+            let got = format!("{shard}, which does not hold it");
+            Err(refuse(&format!("weight_map.{tensor}"), "the shard that holds it", got))
+        }
+        None => Ok((files, tensors)),
+    }
+}
+
+/// Writes tensors as `model.safetensors` into `dir`, or as shards of at most `shard_bytes` with
+/// their index. `tensor` is asked for one tensor at a time, in an order of its own. For a directory
+/// that is whole or absent, write into a [`super::Staging`].
+pub fn write_checkpoint<E: From<WeightError>>(
+    dir: &Path,
+    specs: &[TensorSpec],
+    shard_bytes: u64,
+    mut tensor: impl FnMut(&TensorSpec) -> Result<HostTensor, E>,
+) -> Result<(), E> {
+    let shards = shards(specs, shard_bytes);
+    let [single] = shards.as_slice() else {
+        let total: u64 = specs.iter().map(TensorSpec::bytes).sum();
+        let count = shards.len();
+        let mut map = serde_json::Map::new();
+        for (i, shard) in shards.iter().enumerate() {
+            let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
+            write_safetensors(&dir.join(&file), shard, &mut tensor)?;
+            map.extend(shard.iter().map(|spec| (spec.name.clone(), json!(file))));
+        }
+        map.sort_keys();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        let path = dir.join(INDEX);
+        return Ok(std::fs::write(&path, format!("{index:#}\n")).map_err(WeightError::io(path))?);
+    };
+    write_safetensors(&dir.join(SINGLE), single, tensor)
+}
+
+/// Splits tensors into consecutive runs of at most `shard_bytes` each (a tensor larger than that
+/// is a shard of its own). Wide elements first, so that every tensor is aligned to its element.
+fn shards(specs: &[TensorSpec], shard_bytes: u64) -> Vec<Vec<TensorSpec>> {
+    let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new()];
+    let mut filled = 0u64;
+    for spec in specs {
+        filled = filled.saturating_add(spec.bytes());
+        match shards.last_mut() {
+            Some(shard) if shard.is_empty() || filled <= shard_bytes => shard.push(spec.clone()),
+            _ => {
+                filled = spec.bytes();
+                shards.push(vec![spec.clone()]);
+            }
+        }
+    }
+    for shard in &mut shards {
+        shard.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.size()));
+    }
+    shards
+}

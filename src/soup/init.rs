@@ -1,0 +1,141 @@
+//! `ladle init`: writes a soup directory from adapters and checkpoints wherever they are.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Adapter, Checkpoint, OpenOptions, Soup, SoupError, Staging, WeightError, adapter, checkpoint,
+    digest, find_base,
+    manifest::{
+        self, BackboneEntry, BackboneKind, BaseEntry, Extrapolation, Manifest, ManifestError,
+        Mixing, Objective, SftEntry,
+    },
+    weights::WeightFile,
+};
+
+/// What a new soup is to be made of.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// The soup's name.
+    pub name: String,
+    /// Where the base is; a relative path is taken from the working directory.
+    pub base: BaseEntry,
+    /// Directory of the supervised adapter.
+    pub sft: Option<PathBuf>,
+    /// Objectives, in order; empty: those of the backbones' names.
+    pub objectives: Vec<String>,
+    /// Names and directories of the backbones, in the order of the objectives.
+    pub backbones: Vec<(String, PathBuf)>,
+    /// The mixing matrix.
+    pub mixing: Mixing,
+}
+
+/// Writes the soup of `recipe` as `dir`: adapters and checkpoints are copied (a soup owns its
+/// weights), the base is referred to and pinned by digest. The soup is opened and checked before
+/// it gets its name, so `dir` holds a soup that serves, or nothing.
+pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manifest, SoupError> {
+    let refuse = |error| SoupError::Manifest { path: dir.join(manifest::FILE), error };
+    let mut base = recipe.base.clone();
+    for path in [&mut base.path, &mut base.gguf].into_iter().flatten() {
+        // The soup will lie elsewhere than the working directory.
+        *path = fs::canonicalize(&path).map_err(WeightError::io(path.clone()))?;
+    }
+    let base_dir = match &options.base {
+        Some(base) => base.clone(),
+        None => find_base(dir, &base.source().map_err(refuse)?, options)?,
+    };
+    let base_files = Checkpoint::open(&base_dir)?;
+    base.sha256 = digest::of_files(&base_dir, base_files.files().iter());
+
+    let names = recipe.backbones.iter().map(|(name, _)| name.clone());
+    let objectives =
+        if recipe.objectives.is_empty() { names.collect() } else { recipe.objectives.clone() };
+    let mut manifest = Manifest {
+        format: manifest::FORMAT,
+        name: recipe.name.clone(),
+        description: None,
+        default: None,
+        base,
+        sft: recipe.sft.as_ref().map(|_| SftEntry { path: "sft".into() }),
+        mixing: recipe.mixing.clone(),
+        extrapolation: Extrapolation::default(),
+        presets: BTreeMap::new(),
+        objectives: objectives
+            .into_iter()
+            .map(|name| Objective { name, description: String::new(), range: None })
+            .collect(),
+        backbones: recipe
+            .backbones
+            .iter()
+            .map(|(name, path)| BackboneEntry {
+                name: name.clone(),
+                path: Path::new("backbones").join(name),
+                kind: kind(path),
+            })
+            .collect(),
+        sha256: BTreeMap::new(),
+    };
+    // Names become directories: they are checked before anything is written.
+    manifest.check().map_err(refuse)?;
+
+    let staging = Staging::new(dir)?;
+    let root = fs::canonicalize(staging.path()).map_err(WeightError::io(staging.path()))?;
+    let mut copied = Vec::new();
+    if let Some(sft) = &recipe.sft {
+        copied.extend(copy_adapter(sft, &root.join("sft"))?);
+    }
+    for (entry, (_, from)) in manifest.backbones.iter().zip(&recipe.backbones) {
+        let to = root.join(&entry.path);
+        copied.extend(match entry.kind {
+            BackboneKind::Adapter => copy_adapter(from, &to)?,
+            BackboneKind::Full => copy_checkpoint(from, &to)?,
+        });
+    }
+    manifest.sha256 = digest::of_files(&root, copied.iter());
+    let path = root.join(manifest::FILE);
+    let text = manifest.to_toml().map_err(|error| refuse(ManifestError::Write(error)))?;
+    fs::write(&path, text).map_err(WeightError::io(&path))?;
+
+    let base = Some(base_dir);
+    Soup::open(&root, &OpenOptions { base, verify_digests: true, ..options.clone() })?;
+    staging.commit()?;
+    Ok(manifest)
+}
+
+fn kind(path: &Path) -> BackboneKind {
+    match path.join(adapter::CONFIG).exists() {
+        true => BackboneKind::Adapter,
+        false => BackboneKind::Full,
+    }
+}
+
+fn copy_adapter(from: &Path, to: &Path) -> Result<Vec<WeightFile>, WeightError> {
+    // Opening first gives the clear error where `from` holds no adapter.
+    Adapter::open(from)?;
+    copy(from, to, &[adapter::CONFIG.into(), adapter::WEIGHTS.into()])?;
+    Ok(vec![Adapter::open(to)?.file().clone()])
+}
+
+fn copy_checkpoint(from: &Path, to: &Path) -> Result<Vec<WeightFile>, WeightError> {
+    let source = Checkpoint::open(from)?;
+    let weights = source.files().iter().filter_map(|file| file.path.file_name());
+    let mut names: Vec<PathBuf> = weights.map(PathBuf::from).collect();
+    names.push("config.json".into());
+    if names.len() > 2 || !from.join(checkpoint::SINGLE).exists() {
+        names.push(checkpoint::INDEX.into());
+    }
+    copy(from, to, &names)?;
+    Ok(Checkpoint::open(to)?.files().to_vec())
+}
+
+fn copy(from: &Path, to: &Path, names: &[PathBuf]) -> Result<(), WeightError> {
+    fs::create_dir_all(to).map_err(WeightError::io(to))?;
+    for name in names {
+        let source = from.join(name);
+        fs::copy(&source, to.join(name)).map_err(WeightError::io(source))?;
+    }
+    Ok(())
+}

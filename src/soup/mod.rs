@@ -1,0 +1,395 @@
+//! Soups on disk: a manifest, a base, and backbones that are PEFT adapters or full checkpoints.
+//!
+//! [`Soup::open`] reads all of it and holds every part against the base: whatever it returns can
+//! be merged. Weights come only from safetensors, mapped; nothing is copied.
+
+pub mod adapter;
+pub mod checkpoint;
+mod digest;
+pub mod init;
+pub mod inspect;
+pub mod manifest;
+mod peft;
+mod staging;
+pub mod weights;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+pub use adapter::{Adapter, LoraModule};
+pub use checkpoint::Checkpoint;
+pub use manifest::{BackboneKind, BaseSource, Manifest, ManifestError};
+pub use staging::Staging;
+pub use weights::{TensorSpec, WeightError};
+
+use crate::preference::MixingMatrix;
+use weights::{WeightFile, first_non_finite, read_json};
+
+/// Largest manifest that is read, in bytes.
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+/// File name of the measured front inside a soup.
+pub const FRONT: &str = "front.json";
+
+/// Why a soup was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SoupError {
+    /// The manifest is wrong.
+    #[error("{path}: {error}", path = path.display())]
+    Manifest {
+        /// Path of the manifest.
+        path: PathBuf,
+        /// What is wrong.
+        error: ManifestError,
+    },
+    /// Weights, their configuration or their directory are wrong.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// A path leads out of the soup's directory, through a link.
+    #[error(
+        "{path}: leaves the soup: it leads to {target}, expected a file inside {soup}",
+        path = path.display(), target = target.display(), soup = soup.display()
+    )]
+    Outside {
+        /// The path as the soup names it.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+        /// The soup's directory.
+        soup: PathBuf,
+    },
+    /// A weight file has no digest in the manifest.
+    #[error("{path}: no sha256 in soup.toml, expected {key} = \"{got}\"", path = path.display())]
+    Unlisted {
+        /// The file.
+        path: PathBuf,
+        /// Its key in the table.
+        key: String,
+        /// The digest that it has.
+        got: String,
+    },
+    /// A digest for a file that is no part of the soup.
+    #[error("{table}.{key:?}: names no weight file of this soup (those are: {known})")]
+    Stray {
+        /// `sha256` or `base.sha256`.
+        table: &'static str,
+        /// The key.
+        key: String,
+        /// Keys that would be right.
+        known: String,
+    },
+    /// A file is not the one that the manifest describes.
+    #[error("{path}: sha256 is {got}, expected {expected}", path = path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// The digest in the manifest.
+        expected: String,
+        /// The digest of the file.
+        got: String,
+    },
+    /// A full backbone is not a model of the base's kind.
+    #[error("{path}: {what}: expected {expected} (as in the base), got {got}", path = path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// Tensor or key.
+        what: String,
+        /// The base's.
+        expected: String,
+        /// The backbone's.
+        got: String,
+    },
+    /// The base is not there.
+    #[error("base {base:?}: {reason}")]
+    Base {
+        /// The source as the manifest names it.
+        base: String,
+        /// Why, and what would help.
+        reason: String,
+    },
+}
+
+/// How to open a soup.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Directory of the base, instead of the one that the manifest names.
+    pub base: Option<PathBuf>,
+    /// Where imported models are kept.
+    pub models_dir: PathBuf,
+    /// Fetch nothing.
+    pub offline: bool,
+    /// Read every weight once: compare digests, refuse NaN and infinities.
+    pub verify_digests: bool,
+}
+
+/// One tuned model.
+pub enum Backbone {
+    /// θᵢ = θ_sft + adapter.
+    Adapter(Adapter),
+    /// θᵢ in full.
+    Full(Checkpoint),
+}
+
+impl Backbone {
+    /// Its weight files.
+    pub fn files(&self) -> &[WeightFile] {
+        match self {
+            Self::Adapter(adapter) => std::slice::from_ref(adapter.file()),
+            Self::Full(checkpoint) => checkpoint.files(),
+        }
+    }
+}
+
+/// An opened soup: everything present, mapped, and fitting the base.
+pub struct Soup {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// The checked manifest.
+    pub manifest: Manifest,
+    /// The base model.
+    pub base: Checkpoint,
+    /// Where the base was found.
+    pub base_dir: PathBuf,
+    /// Adapter that makes θ_sft of the base.
+    pub sft: Option<Adapter>,
+    /// Backbones, in the order of the columns of B.
+    pub backbones: Vec<Backbone>,
+    /// The matrix that maps μ to λ.
+    pub mixing: MixingMatrix,
+    /// The measured front (`front.json`), where the soup has one.
+    pub front: Option<Value>,
+    /// SHA-256, in hexadecimal, over the manifest, the settings of the adapters and the digests of
+    /// all weights: what caches and answers identify the soup by.
+    pub digest: String,
+}
+
+impl Soup {
+    /// Opens and checks the soup in `dir`.
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, SoupError> {
+        let (text, manifest) = read_manifest(dir)?;
+        let refuse = |error| SoupError::Manifest { path: dir.join(manifest::FILE), error };
+        let mixing = manifest.mixing().map_err(refuse)?;
+        let base_dir = match &options.base {
+            Some(base) => base.clone(),
+            None => find_base(dir, &manifest.base.source().map_err(refuse)?, options)?,
+        };
+        let base = Checkpoint::open(&base_dir)?;
+        let root = fs::canonicalize(dir).map_err(WeightError::io(dir))?;
+        let sft = match &manifest.sft {
+            Some(sft) => Some(open_adapter(&root, &root.join(&sft.path), &base)?),
+            None => None,
+        };
+        let backbones = manifest
+            .backbones
+            .iter()
+            .map(|entry| {
+                let path = root.join(&entry.path);
+                match entry.kind {
+                    BackboneKind::Adapter => {
+                        open_adapter(&root, &path, &base).map(Backbone::Adapter)
+                    }
+                    BackboneKind::Full => open_full(&root, &path, &base).map(Backbone::Full),
+                }
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let front = root.join(FRONT);
+        let front = if front.is_file() { Some(read_json(&front)?) } else { None };
+        let mut soup = Self {
+            dir: root,
+            manifest,
+            base,
+            base_dir,
+            sft,
+            backbones,
+            mixing,
+            front,
+            digest: String::new(),
+        };
+        if options.verify_digests {
+            soup.verify_finite()?;
+        }
+        soup.digest = digest::of_soup(&soup, &text, options.verify_digests)?;
+        Ok(soup)
+    }
+
+    /// All adapters: the supervised one first, then the backbones'.
+    pub fn adapters(&self) -> impl Iterator<Item = &Adapter> {
+        let backbones = self.backbones.iter().filter_map(|backbone| match backbone {
+            Backbone::Adapter(adapter) => Some(adapter),
+            Backbone::Full(_) => None,
+        });
+        self.sft.iter().chain(backbones)
+    }
+
+    fn verify_finite(&self) -> Result<(), SoupError> {
+        let adapters = self.adapters().flat_map(|adapter| {
+            adapter.tensors().map(|(name, tensor)| (adapter.file().path.clone(), name, tensor))
+        });
+        let full = self.backbones.iter().filter_map(|backbone| match backbone {
+            Backbone::Full(checkpoint) => Some(checkpoint),
+            Backbone::Adapter(_) => None,
+        });
+        let full = full.flat_map(|checkpoint| {
+            let named = checkpoint.tensors().iter();
+            named.map(|(name, tensor)| (checkpoint.file_of(name), name.clone(), tensor))
+        });
+        let tensors: Vec<_> = adapters.chain(full).collect();
+        tensors.into_par_iter().try_for_each(|(path, name, tensor)| {
+            match first_non_finite(tensor) {
+                None => Ok(()),
+                Some(position) => Err(SoupError::Weights(WeightError::Tensor {
+                    path,
+                    tensor: name,
+                    expected: "finite values".to_owned(),
+                    got: format!("NaN or infinity at element {position}"),
+                })),
+            }
+        })
+    }
+}
+
+/// Reads and checks the manifest of the soup in `dir`; returns its text as well.
+pub fn read_manifest(dir: &Path) -> Result<(String, Manifest), SoupError> {
+    let path = dir.join(manifest::FILE);
+    let length = fs::metadata(&path).map_err(WeightError::io(&path))?.len();
+    if length > MAX_MANIFEST_BYTES {
+        return Err(WeightError::Length {
+            path,
+            what: "a manifest of at most that length",
+            expected: MAX_MANIFEST_BYTES,
+            got: length,
+        }
+        .into());
+    }
+    let text = fs::read_to_string(&path).map_err(WeightError::io(&path))?;
+    match Manifest::parse(&text) {
+        Ok(manifest) => Ok((text, manifest)),
+        Err(error) => Err(SoupError::Manifest { path, error }),
+    }
+}
+
+fn find_base(dir: &Path, source: &BaseSource, options: &OpenOptions) -> Result<PathBuf, SoupError> {
+    let missing = |base: String, at: &Path| SoupError::Base {
+        base,
+        reason: format!("not found at {}; import it with `ladle import`", at.display()),
+    };
+    match source {
+        BaseSource::Path(path) => {
+            let at = dir.join(path);
+            if at.is_dir() { Ok(at) } else { Err(missing(path.display().to_string(), &at)) }
+        }
+        BaseSource::Id { id, .. } => {
+            let at = options.models_dir.join(id);
+            if at.is_dir() { Ok(at) } else { Err(missing(id.clone(), &at)) }
+        }
+        BaseSource::Gguf(path) => Err(missing(path.display().to_string(), &dir.join(path))),
+    }
+}
+
+/// Refuses a file or directory that a link leads out of the soup.
+fn stay_inside(root: &Path, path: &Path) -> Result<(), SoupError> {
+    let target = fs::canonicalize(path).map_err(WeightError::io(path))?;
+    if target.starts_with(root) {
+        return Ok(());
+    }
+    Err(SoupError::Outside { path: path.to_owned(), target, soup: root.to_owned() })
+}
+
+fn open_adapter(root: &Path, path: &Path, base: &Checkpoint) -> Result<Adapter, SoupError> {
+    stay_inside(root, path)?;
+    let adapter = Adapter::open(path)?;
+    stay_inside(root, &path.join(adapter::CONFIG))?;
+    stay_inside(root, &adapter.file().path)?;
+    adapter.check(base)?;
+    Ok(adapter)
+}
+
+fn open_full(root: &Path, path: &Path, base: &Checkpoint) -> Result<Checkpoint, SoupError> {
+    stay_inside(root, path)?;
+    let checkpoint = Checkpoint::open(path)?;
+    stay_inside(root, &path.join("config.json"))?;
+    for file in checkpoint.files() {
+        stay_inside(root, &file.path)?;
+    }
+    same_architecture(&checkpoint, base)?;
+    same_tensors(&checkpoint, base)?;
+    Ok(checkpoint)
+}
+
+/// Keys of `config.json` that change what the same tensors compute.
+const FUNCTION_KEYS: [&str; 17] = [
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "sliding_window",
+    "tie_word_embeddings",
+];
+
+fn same_architecture(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupError> {
+    for key in FUNCTION_KEYS {
+        let set = |config: &'_ Value| config.get(key).filter(|value| !value.is_null()).cloned();
+        // A key that only one names stands at the other's default: the writers differ in that.
+        if let (Some(expected), Some(got)) = (set(base.config()), set(checkpoint.config()))
+            && !same_value(&expected, &got)
+        {
+            return Err(SoupError::Mismatch {
+                path: checkpoint.dir().join("config.json"),
+                what: key.to_owned(),
+                expected: expected.to_string(),
+                got: got.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Equal, 10000 and 10000.0 being the same number.
+fn same_value(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+fn same_tensors(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupError> {
+    let mismatch = |name: &str, expected: String, got: String| SoupError::Mismatch {
+        path: checkpoint.file_of(name),
+        what: format!("tensor {name}"),
+        expected,
+        got,
+    };
+    for (name, tensor) in base.tensors() {
+        let expected = format!("{:?}", tensor.shape());
+        match checkpoint.get(name) {
+            None => return Err(mismatch(name, expected, "no such tensor".to_owned())),
+            Some(own) if own.shape() != tensor.shape() => {
+                return Err(mismatch(name, expected, format!("{:?}", own.shape())));
+            }
+            Some(_) => {}
+        }
+    }
+    match checkpoint.tensors().iter().find(|(name, _)| base.get(name).is_none()) {
+        Some((name, own)) => {
+            let got = format!("{:?}, a left-over tensor", own.shape());
+            Err(mismatch(name, "no such tensor".to_owned(), got))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,282 @@
+//! `adapter_config.json` as PEFT writes it: which modules are adapted, with which rank and scale.
+
+use std::path::Path;
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use super::weights::{WeightError, read_json};
+
+/// The settings of a LoRA adapter that decide its function.
+#[derive(Debug, Clone)]
+pub struct LoraConfig {
+    rank: usize,
+    alpha: f64,
+    rslora: bool,
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+    targets: Targets,
+    excluded: Option<Targets>,
+    layers: Option<Layers>,
+    /// Modules stored whole instead of as low-rank factors.
+    pub saved: Vec<String>,
+    /// The adapter keeps tied embeddings tied.
+    pub ties_weights: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Targets {
+    AllLinear,
+    Names(Vec<String>),
+    Pattern(Regex),
+}
+
+#[derive(Debug, Clone)]
+struct Layers {
+    indexes: Vec<u64>,
+    patterns: Vec<Regex>,
+}
+
+/// Settings that change the function in ways that are not served: refused unless unset.
+const UNSUPPORTED: [&str; 13] = [
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+];
+
+/// Largest rank that is believed.
+const MAX_RANK: u64 = 1 << 20;
+
+impl LoraConfig {
+    /// Reads and checks `path`; returns the checked settings and the document.
+    pub fn open(path: &Path) -> Result<(Self, Value), WeightError> {
+        let document = read_json(path)?;
+        let config = Self::parse(&Fields { path, document: &document })?;
+        Ok((config, document))
+    }
+
+    fn parse(fields: &Fields<'_>) -> Result<Self, WeightError> {
+        let kind = fields.get("peft_type").cloned().unwrap_or_default();
+        if kind.as_str() != Some("LORA") {
+            return Err(fields.refuse("peft_type", "\"LORA\""));
+        }
+        for key in UNSUPPORTED {
+            let unset = match fields.get(key) {
+                None | Some(Value::Bool(false)) => true,
+                Some(Value::Array(list)) => list.is_empty(),
+                Some(Value::Object(map)) => map.is_empty(),
+                Some(_) => false,
+            };
+            if !unset {
+                return Err(fields.refuse(key, "it unset: ladle serves plain LoRA"));
+            }
+        }
+        if fields.get("bias").is_some_and(|bias| bias.as_str() != Some("none")) {
+            return Err(fields.refuse("bias", "\"none\": trained biases are not served"));
+        }
+        let rank = match fields.get("r") {
+            None => 8,
+            Some(value) => parse_rank(value).ok_or_else(|| fields.refuse("r", "an integer ≥ 1"))?,
+        };
+        let alpha = match fields.get("lora_alpha") {
+            None => 8.0,
+            Some(value) => value.as_f64().ok_or_else(|| fields.refuse("lora_alpha", "a number"))?,
+        };
+        let rslora = match fields.get("use_rslora") {
+            None => false,
+            Some(value) => {
+                value.as_bool().ok_or_else(|| fields.refuse("use_rslora", "true or false"))?
+            }
+        };
+        let targets = fields.targets("target_modules")?.ok_or_else(|| {
+            fields.refuse("target_modules", "a list of names, a pattern or \"all-linear\"")
+        })?;
+        Ok(Self {
+            rank,
+            alpha,
+            rslora,
+            ranks: fields.patterns("rank_pattern", "integers ≥ 1 by module pattern", parse_rank)?,
+            alphas: fields.patterns("alpha_pattern", "numbers by pattern", Value::as_f64)?,
+            targets,
+            excluded: fields.targets("exclude_modules")?,
+            layers: fields.layers()?,
+            saved: fields.names("modules_to_save")?.unwrap_or_default(),
+            ties_weights: fields.get("ensure_weight_tying") == Some(&Value::Bool(true)),
+        })
+    }
+
+    /// Rank of `module`, and the factor s on its B·A: alpha / r, for rsLoRA alpha / √r.
+    ///
+    /// As in PEFT, the first pattern that matches the module's path or a dotted suffix of it wins.
+    pub fn rank_and_scale(&self, module: &str) -> (usize, f64) {
+        let rank = first(&self.ranks, module).unwrap_or(self.rank);
+        let alpha = first(&self.alphas, module).unwrap_or(self.alpha);
+        let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
+        (rank, alpha / divisor)
+    }
+
+    /// Whether the linear layer `module` is adapted.
+    pub fn targets(&self, module: &str) -> bool {
+        let named = |targets: &Targets| match targets {
+            Targets::AllLinear => !is_head_or_embedding(module),
+            Targets::Pattern(pattern) => pattern.is_match(module),
+            Targets::Names(names) => names.iter().any(|name| is_suffix(name, module)),
+        };
+        if self.saves(module) || self.excluded.as_ref().is_some_and(named) || !named(&self.targets)
+        {
+            return false;
+        }
+        // A module that the list spells out in full is adapted whatever its layer.
+        match (&self.targets, &self.layers) {
+            (Targets::Names(names), Some(layers)) => {
+                names.iter().any(|name| name == module) || layers.contain(module)
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether `module`, or one that contains it, is stored whole. PEFT compares the end of the
+    /// path as text: "norm" names `model.norm` and every `input_layernorm` too.
+    pub fn saves(&self, module: &str) -> bool {
+        let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
+        ends.into_iter().any(|end| self.saved.iter().any(|name| module[..end].ends_with(name)))
+    }
+}
+
+impl Layers {
+    fn contain(&self, module: &str) -> bool {
+        let index = if self.patterns.is_empty() {
+            let mut parts = module.split('.').skip(2).peekable();
+            std::iter::from_fn(|| Some((parts.next()?, parts.peek().is_some())))
+                .find_map(|(part, inner)| inner.then(|| part.parse().ok()).flatten())
+        } else {
+            let matched = self.patterns.iter().find_map(|pattern| pattern.captures(module));
+            matched.and_then(|groups| groups.name("idx")?.as_str().parse().ok())
+        };
+        index.is_some_and(|index| self.indexes.contains(&index))
+    }
+}
+
+fn parse_rank(value: &Value) -> Option<usize> {
+    let rank = value.as_u64().filter(|rank| (1..=MAX_RANK).contains(rank))?;
+    usize::try_from(rank).ok()
+}
+
+fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|&(_, value)| value)
+}
+
+fn is_suffix(name: &str, module: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
+}
+
+/// Modules that "all-linear" leaves out.
+fn is_head_or_embedding(module: &str) -> bool {
+    is_suffix("lm_head", module) || is_suffix("embed_tokens", module)
+}
+
+/// The document with its path, for errors that name key and value.
+struct Fields<'a> {
+    path: &'a Path,
+    document: &'a Value,
+}
+
+impl Fields<'_> {
+    /// A value that is present and not null.
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.document.get(key).filter(|value| !value.is_null())
+    }
+
+    fn refuse(&self, key: &str, expected: &str) -> WeightError {
+        WeightError::Json {
+            path: self.path.to_owned(),
+            key: key.to_owned(),
+            expected: expected.to_owned(),
+            got: self.get(key).map_or_else(|| "nothing".to_owned(), Value::to_string),
+        }
+    }
+
+    fn names(&self, key: &str) -> Result<Option<Vec<String>>, WeightError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let names: Option<Vec<String>> = value.as_array().and_then(|list| {
+            list.iter().map(|name| Some(name.as_str()?.to_owned())).collect::<Option<_>>()
+        });
+        match names {
+            Some(names) if names.is_empty() => Ok(None),
+            Some(names) => Ok(Some(names)),
+            None => Err(self.refuse(key, "a list of module names")),
+        }
+    }
+
+    fn targets(&self, key: &str) -> Result<Option<Targets>, WeightError> {
+        match self.get(key) {
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
+                Ok(Some(Targets::AllLinear))
+            }
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            Some(Value::String(text)) => {
+                self.regex(key, &format!("^(?:{text})$")).map(|regex| Some(Targets::Pattern(regex)))
+            }
+            _ => Ok(self.names(key)?.map(Targets::Names)),
+        }
+    }
+
+    fn layers(&self) -> Result<Option<Layers>, WeightError> {
+        let key = "layers_to_transform";
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let one = std::slice::from_ref(value);
+        let list = value.as_array().map_or(one, Vec::as_slice);
+        let indexes: Option<Vec<u64>> = list.iter().map(Value::as_u64).collect();
+        let indexes = indexes.ok_or_else(|| self.refuse(key, "a layer index or a list of them"))?;
+        if indexes.is_empty() {
+            return Ok(None);
+        }
+        let key = "layers_pattern";
+        let names = match self.get(key) {
+            Some(Value::String(name)) if name.is_empty() => Vec::new(),
+            Some(Value::String(name)) => vec![name.clone()],
+            _ => self.names(key)?.unwrap_or_default(),
+        };
+        let patterns = names
+            .iter()
+            .map(|name| self.regex(key, &format!(r"^(?:|.*?\.){name}\.(?P<idx>\d+)\.")))
+            .collect::<Result<_, _>>()?;
+        Ok(Some(Layers { indexes, patterns }))
+    }
+
+    fn patterns<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        parse: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<(Regex, T)>, WeightError> {
+        let empty = Map::new();
+        let entries = match self.get(key) {
+            None => &empty,
+            Some(value) => value.as_object().ok_or_else(|| self.refuse(key, expected))?,
+        };
+        entries
+            .iter()
+            .map(|(pattern, value)| {
+                let regex = self.regex(key, &format!(r"^(?:.*\.)?(?:{pattern})$"))?;
+                Ok((regex, parse(value).ok_or_else(|| self.refuse(key, expected))?))
+            })
+            .collect()
+    }
+
+    fn regex(&self, key: &str, pattern: &str) -> Result<Regex, WeightError> {
+        Regex::new(pattern).map_err(|error| {
+            self.refuse(key, &format!("a regular expression without look-around ({error})"))
+        })
+    }
+}

@@ -1,0 +1,381 @@
+//! One safetensors file: mapped and checked on the way in, whole or absent on the way out.
+//!
+//! The header comes from whoever made the file. The `safetensors` crate validates it (offsets
+//! contiguous, sizes equal to shape × dtype, file length covered) with checked arithmetic; this
+//! module turns each refusal into an error that names file, tensor, expected and got.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use safetensors::{SafeTensors, tensor::Metadata};
+use serde_json::{Map, Value, json};
+
+use crate::kernels::{Bytes, Dtype, HostTensor};
+
+/// Bytes of the length field before the header.
+const LENGTH_FIELD: u64 = 8;
+
+/// Largest JSON file (configuration, index, measured front) that is read, in bytes.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// Why weights on disk were refused, or could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightError {
+    /// The operating system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// No weights where some are expected.
+    #[error("{dir}: found no weights, expected {expected}", dir = dir.display())]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+        /// The file names that would have done.
+        expected: &'static str,
+    },
+    /// The weights are pickled.
+    #[error(
+        "{path}: weights are read only from safetensors, because a pickle runs code when it is \
+         opened; convert it where you trust it: {hint}", path = path.display()
+    )]
+    Pickle {
+        /// The pickle.
+        path: PathBuf,
+        /// Command that converts it.
+        hint: &'static str,
+    },
+    /// The file is shorter or longer than its header says.
+    #[error("{path}: {what} needs {expected} bytes, the file has {got}", path = path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// What was being read.
+        what: &'static str,
+        /// Bytes that the file should have.
+        expected: u64,
+        /// Bytes that it has.
+        got: u64,
+    },
+    /// The header is not a safetensors header.
+    #[error("{path}: invalid safetensors header: {reason}", path = path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One tensor's entry or bytes are wrong.
+    #[error("{path}: tensor {tensor}: expected {expected}, got {got}", path = path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What would have been right.
+        expected: String,
+        /// What the file says.
+        got: String,
+    },
+    /// A configuration or index is not what it should be.
+    #[error("{path}: {key}: expected {expected}, got {got}", path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Key, or "document".
+        key: String,
+        /// What would have been right.
+        expected: String,
+        /// What the file says.
+        got: String,
+    },
+}
+
+impl WeightError {
+    /// Wraps an I/O error with the path it belongs to.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// A mapped safetensors file.
+#[derive(Clone)]
+pub struct WeightFile {
+    /// Where it was opened.
+    pub path: PathBuf,
+    bytes: Bytes,
+    header: usize,
+}
+
+impl WeightFile {
+    /// All bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+
+    /// The length field and the header: names, shapes, dtypes and offsets of all tensors.
+    pub fn header(&self) -> &[u8] {
+        &self.bytes()[..self.header]
+    }
+
+    /// Maps and checks `path`; returns the file and its tensors in the order of their bytes.
+    ///
+    /// The views stay valid while any of them lives. The file must not be changed in place
+    /// meanwhile: everything here replaces files by renaming, which keeps old maps intact.
+    pub fn open(path: &Path) -> Result<(Self, Vec<(String, HostTensor)>), WeightError> {
+        let file = File::open(path).map_err(WeightError::io(path))?;
+        let meta = file.metadata().map_err(WeightError::io(path))?;
+        let length = |what, expected, got| WeightError::Length {
+            path: path.to_owned(),
+            what,
+            expected,
+            got,
+        };
+        if !meta.is_file() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(WeightError::Io { path: path.to_owned(), source });
+        }
+        if meta.len() < LENGTH_FIELD {
+            return Err(length("a safetensors length field", LENGTH_FIELD, meta.len()));
+        }
+        // SAFETY: the map is read-only; see above for changes made to the file by others.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(WeightError::io(path))?;
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| explain(path, &map, &error))?;
+        let header = header + LENGTH_FIELD as usize;
+        let bytes: Bytes = Arc::new(map);
+        let file = Self { path: path.to_owned(), bytes: bytes.clone(), header };
+        let tensors = file.tensors(&metadata)?;
+        Ok((file, tensors))
+    }
+
+    fn tensors(&self, metadata: &Metadata) -> Result<Vec<(String, HostTensor)>, WeightError> {
+        let refuse = |tensor: &str, expected: &str, got: String| WeightError::Tensor {
+            path: self.path.clone(),
+            tensor: tensor.to_owned(),
+            expected: expected.to_owned(),
+            got,
+        };
+        let mut tensors = Vec::new();
+        for name in metadata.offset_keys() {
+            let Some(info) = metadata.info(&name) else { continue };
+            let dtype = match info.dtype {
+                safetensors::Dtype::F32 => Dtype::F32,
+                safetensors::Dtype::F16 => Dtype::F16,
+                safetensors::Dtype::BF16 => Dtype::Bf16,
+                other => return Err(refuse(&name, "dtype F32, F16 or BF16", other.to_string())),
+            };
+            let (start, end) = info.data_offsets;
+            let range = self.header + start..self.header + end;
+            let tensor = HostTensor::new(self.bytes.clone(), range, dtype, info.shape.clone())
+                .map_err(|error| refuse(&name, "bytes inside the file", error.to_string()))?;
+            tensors.push((name, tensor));
+        }
+        Ok(tensors)
+    }
+}
+
+/// Says in operands what the crate's validation says in words. Runs only on files already refused.
+fn explain(path: &Path, bytes: &[u8], error: &safetensors::SafeTensorError) -> WeightError {
+    let header_error = || WeightError::Header { path: path.to_owned(), reason: error.to_string() };
+    let total = bytes.len() as u64;
+    let Some((field, rest)) = bytes.split_first_chunk::<8>() else { return header_error() };
+    let header = u64::from_le_bytes(*field);
+    let end = header.saturating_add(LENGTH_FIELD);
+    if end > total {
+        let path = path.to_owned();
+        return WeightError::Length { path, what: "the header", expected: end, got: total };
+    }
+    let json = usize::try_from(header).ok().and_then(|header| rest.get(..header));
+    let Some(Ok(Value::Object(entries))) = json.map(serde_json::from_slice) else {
+        return header_error();
+    };
+    let mut entries: Vec<_> = entries
+        .iter()
+        .filter(|(name, _)| *name != "__metadata__")
+        .filter_map(|(name, entry)| Some((name, entry, offsets(entry)?)))
+        .collect();
+    entries.sort_by_key(|(_, _, range)| *range);
+    let refuse = |tensor: &str, expected: String, got: String| WeightError::Tensor {
+        path: path.to_owned(),
+        tensor: tensor.to_owned(),
+        expected,
+        got,
+    };
+    let mut at = 0u64;
+    for (name, entry, (start, stop)) in entries {
+        if start != at || stop < start {
+            return refuse(
+                name,
+                format!("bytes from {at} on (tensors neither overlap nor leave gaps)"),
+                format!("data_offsets [{start}, {stop}]"),
+            );
+        }
+        if let Some(needed) = size(entry)
+            && needed != Some(stop - start)
+        {
+            let shape = &entry["shape"];
+            let needed = needed.map_or("more than 2^64".to_owned(), |n| n.to_string());
+            return refuse(
+                name,
+                format!("{needed} bytes for dtype {} and shape {shape}", entry["dtype"]),
+                format!("{} bytes in data_offsets [{start}, {stop}]", stop - start),
+            );
+        }
+        at = stop;
+    }
+    match end.checked_add(at) {
+        Some(expected) if expected != total => WeightError::Length {
+            path: path.to_owned(),
+            what: "the header with its tensors",
+            expected,
+            got: total,
+        },
+        _ => header_error(),
+    }
+}
+
+fn offsets(entry: &Value) -> Option<(u64, u64)> {
+    let pair = entry.get("data_offsets")?;
+    Some((pair.get(0)?.as_u64()?, pair.get(1)?.as_u64()?))
+}
+
+/// Bytes that an entry's shape and dtype need: `None` for a dtype not known here, `Some(None)`
+/// where the product overflows.
+fn size(entry: &Value) -> Option<Option<u64>> {
+    let width: u64 = match entry.get("dtype")?.as_str()? {
+        "F32" => 4,
+        "F16" | "BF16" => 2,
+        _ => return None,
+    };
+    let shape = entry.get("shape")?.as_array()?;
+    Some(shape.iter().try_fold(width, |product, dim| product.checked_mul(dim.as_u64()?)))
+}
+
+/// Reads a JSON file of bounded size.
+pub fn read_json(path: &Path) -> Result<Value, WeightError> {
+    let length = std::fs::metadata(path).map_err(WeightError::io(path))?.len();
+    if length > MAX_JSON_BYTES {
+        return Err(WeightError::Json {
+            path: path.to_owned(),
+            key: "document".to_owned(),
+            expected: format!("at most {MAX_JSON_BYTES} bytes"),
+            got: format!("{length} bytes"),
+        });
+    }
+    let text = std::fs::read(path).map_err(WeightError::io(path))?;
+    serde_json::from_slice(&text).map_err(|error| WeightError::Json {
+        path: path.to_owned(),
+        key: "document".to_owned(),
+        expected: "JSON".to_owned(),
+        got: error.to_string(),
+    })
+}
+
+/// Position of the first NaN or infinity.
+pub fn first_non_finite(tensor: &HostTensor) -> Option<usize> {
+    if let Some(values) = tensor.as_f32() {
+        return values.iter().position(|value| !value.is_finite());
+    }
+    if let Some(values) = tensor.as_bf16() {
+        return values.iter().position(|value| !value.is_finite());
+    }
+    tensor.as_f16()?.iter().position(|value| !value.is_finite())
+}
+
+/// Name, storage type and shape of a tensor that is to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorSpec {
+    /// Hugging Face name.
+    pub name: String,
+    /// Storage type.
+    pub dtype: Dtype,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// The spec that `tensor` under `name` has.
+    pub fn of(name: impl Into<String>, tensor: &HostTensor) -> Self {
+        Self { name: name.into(), dtype: tensor.dtype(), shape: tensor.shape().to_vec() }
+    }
+
+    /// Size in bytes; saturates, because a size that large is refused by every disk.
+    pub fn bytes(&self) -> u64 {
+        self.shape
+            .iter()
+            .fold(self.dtype.size() as u64, |product, &dim| product.saturating_mul(dim as u64))
+    }
+}
+
+/// Writes one safetensors file, fsynced, with its tensors in the order of `specs`; `tensor` is
+/// asked for one tensor at a time, so that memory holds one. The file appears under `path` only
+/// once it is whole.
+pub fn write_safetensors<E: From<WeightError>>(
+    path: &Path,
+    specs: &[TensorSpec],
+    mut tensor: impl FnMut(&TensorSpec) -> Result<HostTensor, E>,
+) -> Result<(), E> {
+    let io = |source| WeightError::Io { path: path.to_owned(), source };
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut temporary = tempfile::Builder::new();
+    temporary.prefix(".ladle-");
+    #[cfg(unix)]
+    temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let temporary = temporary.tempfile_in(parent).map_err(io)?;
+    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
+    out.write_all(&header(specs)).map_err(io)?;
+    for spec in specs {
+        let tensor = tensor(spec)?;
+        let got = TensorSpec::of(&spec.name, &tensor);
+        if got != *spec {
+            return Err(E::from(WeightError::Tensor {
+                path: path.to_owned(),
+                tensor: spec.name.clone(),
+                expected: format!("{} {:?}", spec.dtype, spec.shape),
+                got: format!("{} {:?}", got.dtype, got.shape),
+            }));
+        }
+        out.write_all(tensor.bytes()).map_err(io)?;
+    }
+    out.flush().map_err(io)?;
+    drop(out);
+    temporary.as_file().sync_all().map_err(io)?;
+    temporary.persist(path).map_err(|error| io(error.error))?;
+    // The rename itself must survive a power cut.
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(io)?;
+    Ok(())
+}
+
+/// Length field and header, padded with spaces so that the data starts at a multiple of eight.
+fn header(specs: &[TensorSpec]) -> Vec<u8> {
+    let mut entries = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut at = 0u64;
+    for spec in specs {
+        let dtype = match spec.dtype {
+            Dtype::F32 => "F32",
+            Dtype::F16 => "F16",
+            Dtype::Bf16 => "BF16",
+        };
+        let end = at.saturating_add(spec.bytes());
+        let entry = json!({"dtype": dtype, "shape": spec.shape, "data_offsets": [at, end]});
+        entries.insert(spec.name.clone(), entry);
+        at = end;
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut out = (text.len() as u64).to_le_bytes().to_vec();
+    out.append(&mut text);
+    out
+}

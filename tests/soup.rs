@@ -1,0 +1,319 @@
+//! Soups on disk: what PEFT and transformers wrote is read as they mean it. Expected numbers come
+//! from tests/reference/make_tiny_soup.py (PEFT's exact `cat`, torch sums in f64).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ladle::{
+    kernels::{Dtype, HostTensor},
+    preference::{Alpha, Coefficients, Preference},
+    soup::{
+        Adapter, Backbone, Checkpoint, OpenOptions, Soup, SoupError, Staging, TensorSpec,
+        WeightError,
+        checkpoint::write_checkpoint,
+        init::{Recipe, init},
+        inspect::Inspection,
+        manifest::{BaseEntry, Mixing},
+        weights::WeightFile,
+    },
+};
+use serde_json::Value;
+
+const SOUPS: [&str; 3] = ["soup-tiny", "soup-tiny-full", "soup-tiny-mixed"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn options() -> OpenOptions {
+    OpenOptions {
+        base: None,
+        models_dir: PathBuf::from("/nonexistent"),
+        offline: true,
+        verify_digests: true,
+    }
+}
+
+fn open(name: &str) -> Soup {
+    Soup::open(&fixture(name), &options()).unwrap()
+}
+
+fn reference(name: &str) -> (Value, BTreeMap<String, HostTensor>) {
+    let json = fs::read(fixture(&format!("{name}-reference.json"))).unwrap();
+    let path = fixture(&format!("{name}-reference.safetensors"));
+    let (_, tensors) = WeightFile::open(&path).unwrap();
+    (serde_json::from_slice(&json).unwrap(), tensors.into_iter().collect())
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+fn values(tensor: &HostTensor) -> Vec<f64> {
+    tensor.to_f32().into_iter().map(f64::from).collect()
+}
+
+/// θ of one model, written out: start + s·B·A, or the tensor that replaces it.
+fn with_adapter(start: &[f64], adapter: &Adapter, name: &str) -> Vec<f64> {
+    if let Some(saved) = adapter.saved.get(name) {
+        return values(saved);
+    }
+    let mut out = start.to_vec();
+    let Some(lora) = name.strip_suffix(".weight").and_then(|m| adapter.modules.get(m)) else {
+        return out;
+    };
+    let (down, up) = (values(&lora.down), values(&lora.up));
+    let (rank, width) = (lora.down.shape()[0], lora.down.shape()[1]);
+    for (row, out) in out.chunks_mut(width).enumerate() {
+        for r in 0..rank {
+            let factor = lora.scale * up[row * rank + r];
+            out.iter_mut().zip(&down[r * width..]).for_each(|(o, a)| *o += factor * a);
+        }
+    }
+    out
+}
+
+/// Σ cᵢθᵢ + c_sft θ_sft of one tensor, every model written out.
+fn merged(soup: &Soup, c: &Coefficients, name: &str) -> Vec<f64> {
+    let base = values(&soup.base.get(name).unwrap());
+    let sft = match &soup.sft {
+        Some(adapter) => with_adapter(&base, adapter, name),
+        None => base,
+    };
+    let mut out: Vec<f64> = sft.iter().map(|v| c.sft * v).collect();
+    for (backbone, c) in soup.backbones.iter().zip(&c.backbones) {
+        let theta = match backbone {
+            Backbone::Adapter(adapter) => with_adapter(&sft, adapter, name),
+            Backbone::Full(checkpoint) => values(&checkpoint.get(name).unwrap()),
+        };
+        out.iter_mut().zip(theta).for_each(|(o, t)| *o += c * t);
+    }
+    out
+}
+
+#[test]
+fn soups_merge_to_what_peft_and_torch_make_of_them() {
+    for name in SOUPS {
+        let soup = open(name);
+        let (document, stored) = reference(name);
+        for (i, case) in document["cases"].as_array().unwrap().iter().enumerate() {
+            let preference = Preference::new(&numbers(&case["preference"]), 3).unwrap();
+            let solution =
+                soup.mixing.solve(&preference, &Alpha::PerObjective(numbers(&case["alpha"])));
+            let lambda = numbers(&case["lambda"]);
+            assert!(solution.lambda.iter().zip(&lambda).all(|(a, b)| (a - b).abs() < 1e-9));
+            for tensor in document["tensors"].as_array().unwrap() {
+                let tensor = tensor.as_str().unwrap();
+                let got = merged(&soup, &solution.coefficients, tensor);
+                let want = values(&stored[&format!("case{i}.{tensor}")]);
+                assert_eq!(got.len(), want.len());
+                let worst =
+                    got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0f64, f64::max);
+                assert!(worst < 2e-6, "{name} case {i} {tensor}: off by {worst}");
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_have_the_ranks_and_scales_that_peft_gives_them() {
+    let soup = open("soup-tiny");
+    let module = |backbone: usize, name: &str| match &soup.backbones[backbone] {
+        Backbone::Adapter(adapter) => {
+            adapter.modules.get(name).map(|lora| (lora.down.shape()[0], lora.scale))
+        }
+        Backbone::Full(_) => unreachable!("soup-tiny holds adapters"),
+    };
+    assert_eq!(module(0, "model.layers.0.self_attn.q_proj"), Some((4, 2.0)));
+    assert_eq!(module(0, "model.layers.0.mlp.up_proj"), None);
+    // rsLoRA: alpha / √r.
+    assert_eq!(module(1, "model.layers.1.mlp.up_proj"), Some((8, 4.0 / 8f64.sqrt())));
+    // Rank and alpha patterns: a dotted suffix, and a regular expression for one layer.
+    assert_eq!(module(2, "model.layers.0.mlp.down_proj"), Some((6, 4.0 / 6.0)));
+    assert_eq!(module(2, "model.layers.0.self_attn.v_proj"), Some((2, 1.5)));
+    assert_eq!(module(2, "model.layers.1.self_attn.v_proj"), Some((3, 1.0)));
+}
+
+#[test]
+fn modules_to_save_replace_whole_tensors() {
+    let soup = open("soup-tiny-mixed");
+    let Backbone::Adapter(helpful) = &soup.backbones[0] else { panic!("an adapter") };
+    let saved: Vec<_> = helpful.saved.keys().map(String::as_str).collect();
+    // PEFT's "norm" names every module whose path ends in it.
+    let expected = [
+        "lm_head.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.post_attention_layernorm.weight",
+        "model.layers.1.input_layernorm.weight",
+        "model.layers.1.post_attention_layernorm.weight",
+        "model.norm.weight",
+    ];
+    assert_eq!(saved, expected);
+    // layers_to_transform = [1]
+    let Backbone::Adapter(brief) = &soup.backbones[2] else { panic!("an adapter") };
+    assert!(brief.modules.keys().all(|module| module.starts_with("model.layers.1.")));
+    assert_eq!(brief.modules.len(), 3);
+}
+
+#[test]
+fn sharded_checkpoints_hold_the_same_tensors_as_single_ones() {
+    let soup = open("soup-tiny-full");
+    let names = |i: usize| match &soup.backbones[i] {
+        Backbone::Full(c) => (c.files().len(), c.names().map(str::to_owned).collect::<Vec<_>>()),
+        Backbone::Adapter(_) => unreachable!("soup-tiny-full holds checkpoints"),
+    };
+    assert_eq!((names(0).0, names(1).0), (1, 3));
+    assert_eq!(names(0).1, names(1).1);
+}
+
+#[test]
+fn the_realised_matrix_is_used_where_the_manifest_says_so() {
+    let soup = open("soup-tiny-mixed");
+    assert_eq!(soup.mixing.rows()[0], [0.8, 0.1, 0.15]);
+    assert_eq!(open("soup-tiny").mixing.rows()[0], [0.7, 0.15000000000000002, 0.15000000000000002]);
+}
+
+#[test]
+fn presets_and_defaults_are_preferences() {
+    let manifest = open("soup-tiny").manifest;
+    assert_eq!(manifest.preset("terse").unwrap().weights(), [0.2, 0.0, 0.8]);
+    assert_eq!(manifest.preset("nowhere"), None);
+    assert_eq!(manifest.default_preference(), Preference::uniform(3));
+}
+
+#[test]
+fn the_digest_tells_soups_apart() {
+    let digests: Vec<_> = SOUPS.iter().map(|name| open(name).digest).collect();
+    assert!(digests.iter().all(|digest| digest.len() == 64));
+    assert!(digests[0] != digests[1] && digests[1] != digests[2]);
+    assert_eq!(digests[0], open("soup-tiny").digest);
+    let unverified = OpenOptions { verify_digests: false, ..options() };
+    assert_eq!(digests[0], Soup::open(&fixture("soup-tiny"), &unverified).unwrap().digest);
+
+    // The settings of an adapter scale it: they belong to the identity.
+    let dir = tempfile::tempdir().unwrap();
+    copy_tree(&fixture("soup-tiny"), dir.path());
+    let config = dir.path().join("backbones/helpful/adapter_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"lora_alpha\": 8", "\"lora_alpha\": 9")).unwrap();
+    assert_ne!(digests[0], Soup::open(dir.path(), &options()).unwrap().digest);
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn recipe() -> Recipe {
+    let tiny = fixture("soup-tiny");
+    Recipe {
+        name: "made".to_owned(),
+        base: BaseEntry { path: Some(tiny.join("base")), ..BaseEntry::default() },
+        sft: None,
+        objectives: Vec::new(),
+        backbones: vec![
+            ("kind".to_owned(), tiny.join("backbones/harmless")),
+            ("short".to_owned(), fixture("soup-tiny-full").join("backbones/harmless")),
+        ],
+        mixing: Mixing { beta: Some(0.6), ..Mixing::default() },
+    }
+}
+
+#[test]
+fn init_writes_a_soup_that_owns_its_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("made");
+    let manifest = init(&out, &recipe(), &options()).unwrap();
+    let soup = Soup::open(&out, &options()).unwrap();
+    assert_eq!(soup.manifest, manifest);
+    assert_eq!(manifest.objective_names().collect::<Vec<_>>(), ["kind", "short"]);
+    assert!(matches!(soup.backbones.as_slice(), [Backbone::Adapter(_), Backbone::Full(_)]));
+    assert_eq!(soup.mixing.rows(), [[0.6, 0.4], [0.4, 0.6]]);
+    // One adapter file and three shards, all pinned.
+    assert_eq!(manifest.sha256.len(), 4);
+    assert_eq!(manifest.base.sha256.len(), 1);
+
+    let again = init(&out, &recipe(), &options()).unwrap_err().to_string();
+    assert!(again.contains("already exists"), "{again}");
+}
+
+#[test]
+fn an_init_that_fails_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("made");
+    let mut recipe = recipe();
+    recipe.backbones[1].1 = fixture("soup-tiny-mixed").join("backbones/harmless");
+    let error = init(&out, &recipe, &options()).unwrap_err();
+    assert!(matches!(error, SoupError::Mismatch { .. }), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn inspect_tells_sizes_ranks_digests_and_the_condition_of_b() {
+    let soup = open("soup-tiny");
+    let inspection = Inspection::of(&soup);
+    let json = serde_json::to_value(&inspection).unwrap();
+    // Eigenvalues of the circulant matrix: 1 and (3β − 1)/2.
+    let condition = json["condition"].as_f64().unwrap();
+    assert!((condition - 1.0 / 0.55).abs() < 1e-9, "{condition}");
+    let brief = &json["backbones"][2];
+    assert_eq!(brief["ranks"], serde_json::json!([2, 3, 6]));
+    let file = fixture("soup-tiny/backbones/brief/adapter_model.safetensors");
+    assert_eq!(brief["bytes"], fs::metadata(file).unwrap().len());
+    let digest = &soup.manifest.sha256["backbones/brief/adapter_model.safetensors"];
+    assert_eq!(brief["sha256"]["adapter_model.safetensors"], *digest);
+    let text = inspection.to_string();
+    assert!(text.contains("condition number 1.8182") && text.contains("rank 2/3/6"), "{text}");
+}
+
+#[test]
+fn checkpoints_are_read_back_as_written_sharded_or_not() {
+    let source = Checkpoint::open(&fixture("soup-tiny/base")).unwrap();
+    let specs: Vec<_> =
+        source.tensors().iter().map(|(name, tensor)| TensorSpec::of(name, tensor)).collect();
+    for (shard_bytes, files) in [(u64::MAX, 1), (100_000, 6)] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let staging = Staging::new(&out).unwrap();
+        write_checkpoint(staging.path(), &specs, shard_bytes, |spec| {
+            source.get(&spec.name).ok_or_else(|| panic!("{} asked for", spec.name))
+        })
+        .map_err(|error: WeightError| error)
+        .unwrap();
+        fs::write(staging.path().join("config.json"), source.config().to_string()).unwrap();
+        assert!(!out.exists());
+        staging.commit().unwrap();
+        let read = Checkpoint::open(&out).unwrap();
+        assert_eq!(read.files().len(), files);
+        assert!(read.names().eq(source.names()));
+        for (name, tensor) in source.tensors() {
+            let back = read.get(name).unwrap();
+            assert_eq!((back.shape(), back.bytes()), (tensor.shape(), tensor.bytes()), "{name}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+}
+
+#[test]
+fn a_writer_that_fails_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let specs = [TensorSpec { name: "w".to_owned(), dtype: Dtype::F32, shape: vec![2, 3] }];
+    let other = HostTensor::from_f32(&[0.0; 4], vec![2, 2]).unwrap();
+    let error =
+        write_checkpoint(dir.path(), &specs, u64::MAX, |_| Ok::<_, WeightError>(other.clone()))
+            .unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("tensor w: expected f32 [2, 3], got f32 [2, 2]"), "{text}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}

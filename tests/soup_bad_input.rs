@@ -1,0 +1,638 @@
+//! What is wrong on disk is refused when the soup is opened, and the message names the file, the
+//! tensor or key, what was expected and what was found.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ladle::soup::{Adapter, Checkpoint, Manifest, OpenOptions, Soup, weights::WeightFile};
+use rand::{Rng, SeedableRng, seq::IndexedRandom};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn options() -> OpenOptions {
+    OpenOptions {
+        base: None,
+        models_dir: PathBuf::from("/nonexistent"),
+        offline: true,
+        verify_digests: true,
+    }
+}
+
+/// All three fixtures side by side, so that their relative base paths hold.
+struct Kitchen(tempfile::TempDir);
+
+impl Kitchen {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["soup-tiny", "soup-tiny-full", "soup-tiny-mixed"] {
+            copy_tree(&fixture(name), &dir.path().join(name));
+        }
+        Self(dir)
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.path().join(path)
+    }
+
+    fn edit(&self, path: &str, from: &str, to: &str) -> &Self {
+        let text = fs::read_to_string(self.path(path)).unwrap();
+        assert!(text.contains(from), "{path} has no {from:?}");
+        fs::write(self.path(path), text.replacen(from, to, 1)).unwrap();
+        self
+    }
+
+    /// Rewrites a safetensors file; a length that no longer fits its shape is padded or cut.
+    fn tensors(&self, path: &str, change: impl FnOnce(&mut Tensors)) -> &Self {
+        let bytes = fs::read(self.path(path)).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors: Tensors = file
+            .iter()
+            .map(|(name, t)| (name.to_owned(), (t.dtype(), t.shape().to_vec(), t.data().to_vec())))
+            .collect();
+        change(&mut tensors);
+        for (dtype, shape, data) in tensors.values_mut() {
+            data.resize(shape.iter().product::<usize>() * dtype.bitsize() / 8, 0);
+        }
+        let views: BTreeMap<_, _> = tensors
+            .iter()
+            .map(|(name, (dtype, shape, data))| {
+                (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+            })
+            .collect();
+        fs::write(self.path(path), safetensors::serialize(views, None).unwrap()).unwrap();
+        self
+    }
+
+    /// The refusal, which must hold all of `parts`.
+    fn refuses(&self, soup: &str, parts: &[&str]) {
+        let message = match Soup::open(&self.path(soup), &options()) {
+            Ok(_) => panic!("{soup} was opened; expected {parts:?}"),
+            Err(error) => error.to_string(),
+        };
+        for part in parts {
+            assert!(message.contains(part), "expected {part:?} in: {message}");
+        }
+    }
+}
+
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+const HELPFUL: &str = "soup-tiny/backbones/helpful/adapter_model.safetensors";
+const HELPFUL_CONFIG: &str = "soup-tiny/backbones/helpful/adapter_config.json";
+const FULL: &str = "soup-tiny-full/backbones/helpful/model.safetensors";
+const INDEX: &str = "soup-tiny-full/backbones/harmless/model.safetensors.index.json";
+const SHARD: &str = "soup-tiny-full/backbones/harmless/model-00001-of-00003.safetensors";
+const Q_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+
+#[test]
+fn untouched_fixtures_open() {
+    let kitchen = Kitchen::new();
+    for soup in ["soup-tiny", "soup-tiny-full", "soup-tiny-mixed"] {
+        Soup::open(&kitchen.path(soup), &options()).unwrap();
+    }
+}
+
+#[test]
+fn a_truncated_file_is_told_by_its_length() {
+    for path in [HELPFUL, FULL, SHARD, "soup-tiny/base/model.safetensors"] {
+        let kitchen = Kitchen::new();
+        let bytes = fs::read(kitchen.path(path)).unwrap();
+        let soup = path.split('/').next().unwrap();
+        let file = path.rsplit('/').next().unwrap();
+        let (whole, cut) = (bytes.len().to_string(), (bytes.len() - 100).to_string());
+        fs::write(kitchen.path(path), &bytes[..bytes.len() - 100]).unwrap();
+        kitchen.refuses(soup, &[file, "needs", &whole, "has", &cut]);
+        // Inside the header.
+        fs::write(kitchen.path(path), &bytes[..40]).unwrap();
+        kitchen.refuses(soup, &[file, "the header needs", "the file has 40"]);
+        fs::write(kitchen.path(path), &bytes[..5]).unwrap();
+        kitchen.refuses(soup, &[file, "needs 8 bytes, the file has 5"]);
+        fs::write(kitchen.path(path), b"").unwrap();
+        kitchen.refuses(soup, &[file, "needs 8 bytes, the file has 0"]);
+        let longer = [bytes.as_slice(), b"tail"].concat();
+        fs::write(kitchen.path(path), &longer).unwrap();
+        kitchen.refuses(soup, &[file, "needs", &whole, &longer.len().to_string()]);
+    }
+}
+
+/// A file with this header and `data` bytes.
+fn file(header: &str, data: usize) -> Vec<u8> {
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(header.as_bytes());
+    out.resize(out.len() + data, 0);
+    out
+}
+
+#[test]
+fn a_lying_header_is_refused_by_tensor() {
+    let kitchen = Kitchen::new();
+    let cases: [(&str, usize, &[&str]); 9] = [
+        (
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+            12,
+            &["tensor b", "bytes from 8 on", "overlap", "[4, 12]"],
+        ),
+        (
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[16,24]}}"#,
+            24,
+            &["tensor b", "bytes from 8 on", "[16, 24]"],
+        ),
+        (
+            r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
+            8,
+            &["tensor a", "12 bytes", "[3]", "8 bytes"],
+        ),
+        (
+            r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,8]}}"#,
+            8,
+            &["tensor a", "more than 2^64"],
+        ),
+        (
+            r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#,
+            8,
+            &["tensor a", "F32, F16 or BF16", "I64"],
+        ),
+        (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, &["tensor a", "[8, 0]"]),
+        (
+            r#"{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}"#,
+            8,
+            &["invalid safetensors header"],
+        ),
+        (
+            r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#,
+            8,
+            &["invalid safetensors header"],
+        ),
+        (r#"[1, 2"#, 8, &["invalid safetensors header"]),
+    ];
+    for (header, data, parts) in cases {
+        fs::write(kitchen.path(HELPFUL), file(header, data)).unwrap();
+        kitchen.refuses("soup-tiny", &[&["adapter_model.safetensors"], parts].concat());
+    }
+    // A header length that no file has.
+    fs::write(kitchen.path(HELPFUL), [0xff; 64]).unwrap();
+    kitchen.refuses("soup-tiny", &["adapter_model.safetensors", "the file has 64"]);
+}
+
+#[test]
+fn shapes_that_do_not_fit_the_base_are_refused() {
+    let q_b = Q_A.replace("lora_A", "lora_B");
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| t.get_mut(Q_A).unwrap().1 = vec![4, 32]);
+    kitchen.refuses("soup-tiny", &["adapter_model.safetensors", Q_A, "[r, 64]", "[4, 32]"]);
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| t.get_mut(&q_b).unwrap().1 = vec![96, 4]);
+    kitchen.refuses("soup-tiny", &["adapter_model.safetensors", &q_b, "[64, r]", "[96, 4]"]);
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| t.get_mut(Q_A).unwrap().1 = vec![5, 64]);
+    kitchen.refuses("soup-tiny", &[Q_A, "[4, in]", "rank 4", "[5, 64]"]);
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| t.get_mut(Q_A).unwrap().1 = vec![256]);
+    kitchen.refuses("soup-tiny", &[Q_A, "[4, in]", "[256]"]);
+    let kitchen = Kitchen::new();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    kitchen.tensors(FULL, |t| t.get_mut(name).unwrap().1 = vec![128, 63]);
+    kitchen.refuses("soup-tiny-full", &["model.safetensors", name, "[128, 64]", "[128, 63]"]);
+}
+
+#[test]
+fn another_vocabulary_is_refused() {
+    let kitchen = Kitchen::new();
+    let name = "model.embed_tokens.weight";
+    kitchen.tensors(FULL, |t| t.get_mut(name).unwrap().1 = vec![513, 64]);
+    kitchen.refuses("soup-tiny-full", &["model.safetensors", name, "[512, 64]", "[513, 64]"]);
+    let config = "soup-tiny-full/backbones/helpful/config.json";
+    kitchen.edit(config, "\"vocab_size\": 512", "\"vocab_size\": 513");
+    kitchen.refuses("soup-tiny-full", &["config.json", "vocab_size", "512", "513"]);
+
+    let kitchen = Kitchen::new();
+    let head = "base_model.model.lm_head.weight";
+    let path = "soup-tiny-mixed/backbones/helpful/adapter_model.safetensors";
+    kitchen.tensors(path, |t| t.get_mut(head).unwrap().1 = vec![520, 64]);
+    kitchen.refuses("soup-tiny-mixed", &[head, "[512, 64]", "[520, 64]"]);
+}
+
+#[test]
+fn a_model_that_computes_something_else_is_refused() {
+    let kitchen = Kitchen::new();
+    let config = "soup-tiny-full/backbones/brief/config.json";
+    kitchen.edit(config, "\"num_attention_heads\": 4", "\"num_attention_heads\": 8");
+    kitchen
+        .refuses("soup-tiny-full", &["config.json", "num_attention_heads", "expected 4", "got 8"]);
+}
+
+#[test]
+fn missing_and_left_over_tensors_are_refused() {
+    let q_b = Q_A.replace("lora_A", "lora_B");
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| drop(t.remove(&q_b)));
+    kitchen.refuses("soup-tiny", &["adapter_model.safetensors", &q_b, "no such tensor"]);
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| {
+        t.remove(&q_b);
+        t.remove(Q_A);
+    });
+    kitchen.refuses("soup-tiny", &[Q_A, "target_modules names its module", "no such tensor"]);
+    let kitchen = Kitchen::new();
+    kitchen.edit(HELPFUL_CONFIG, "\"q_proj\"", "\"up_proj\"");
+    kitchen.refuses("soup-tiny", &[Q_A, "target_modules", "left-over"]);
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| {
+        let factor = t[Q_A].clone();
+        t.insert("model.layers.0.self_attn.q_proj.lora_A.weight".to_owned(), factor);
+    });
+    kitchen.refuses("soup-tiny", &["starts with base_model.model."]);
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| {
+        for side in ["lora_A", "lora_B"] {
+            let factor = t[&Q_A.replace("lora_A", side)].clone();
+            t.insert(
+                format!("base_model.model.model.layers.9.self_attn.q_proj.{side}.weight"),
+                factor,
+            );
+        }
+    });
+    kitchen.refuses("soup-tiny", &["layers.9.self_attn.q_proj", "a module of the base"]);
+
+    let kitchen = Kitchen::new();
+    kitchen.tensors(FULL, |t| drop(t.remove("model.norm.weight")));
+    kitchen
+        .refuses("soup-tiny-full", &["model.safetensors", "model.norm.weight", "no such tensor"]);
+    let kitchen = Kitchen::new();
+    kitchen.tensors(FULL, |t| {
+        let head = t["model.embed_tokens.weight"].clone();
+        t.insert("lm_head.weight".to_owned(), head);
+    });
+    kitchen.refuses("soup-tiny-full", &["model.safetensors", "lm_head.weight", "left-over"]);
+
+    let kitchen = Kitchen::new();
+    let path = "soup-tiny-mixed/backbones/helpful/adapter_model.safetensors";
+    let norm = "base_model.model.model.norm.weight";
+    kitchen.tensors(path, |t| drop(t.remove(norm)));
+    kitchen.refuses("soup-tiny-mixed", &[norm, "modules_to_save", "no such tensor"]);
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    let kitchen = Kitchen::new();
+    fs::remove_file(kitchen.path(SHARD)).unwrap();
+    kitchen.refuses("soup-tiny-full", &["index.json", "model-00001-of-00003.safetensors (absent)"]);
+    for outside in ["../../helpful/model.safetensors", "/etc/passwd", ""] {
+        let kitchen = Kitchen::new();
+        kitchen.edit(INDEX, "\"model-00001-of-00003.safetensors\"", &format!("{outside:?}"));
+        kitchen.refuses(
+            "soup-tiny-full",
+            &["index.json", "inside the checkpoint's directory", outside],
+        );
+    }
+    let kitchen = Kitchen::new();
+    kitchen.edit(INDEX, "\"model.norm.weight\"", "\"model.nrom.weight\"");
+    kitchen.refuses("soup-tiny-full", &["model.norm.weight", "listed in the index"]);
+    let kitchen = Kitchen::new();
+    let ghost = "\"weight_map\": { \"ghost\": \"model-00001-of-00003.safetensors\",";
+    kitchen.edit(INDEX, "\"weight_map\": {", ghost);
+    kitchen.refuses("soup-tiny-full", &["index.json", "weight_map.ghost", "does not hold it"]);
+    let kitchen = Kitchen::new();
+    kitchen.edit(INDEX, "\"weight_map\"", "\"weight_mop\"");
+    kitchen.refuses("soup-tiny-full", &["index.json", "weight_map"]);
+}
+
+#[test]
+fn a_tensor_in_two_shards_is_refused() {
+    let kitchen = Kitchen::new();
+    let last = "soup-tiny-full/backbones/harmless/model-00003-of-00003.safetensors";
+    let bytes = fs::read(kitchen.path(last)).unwrap();
+    let name = SafeTensors::deserialize(&bytes).unwrap().names()[0].to_owned();
+    kitchen.tensors(SHARD, |t| drop(t.insert(name.clone(), (Dtype::F32, vec![64], Vec::new()))));
+    kitchen.refuses(
+        "soup-tiny-full",
+        &["model-00001-of-00003", &name, "only in model-00003-of-00003"],
+    );
+}
+
+#[test]
+fn pickles_are_refused_with_a_way_out() {
+    let kitchen = Kitchen::new();
+    let dir = kitchen.path("soup-tiny/backbones/helpful");
+    fs::rename(kitchen.path(HELPFUL), dir.join("adapter_model.bin")).unwrap();
+    kitchen.refuses("soup-tiny", &["adapter_model.bin", "pickle", "safetensors.torch"]);
+    let kitchen = Kitchen::new();
+    fs::rename(kitchen.path(FULL), kitchen.path(FULL).with_file_name("pytorch_model.bin")).unwrap();
+    kitchen.refuses("soup-tiny-full", &["pytorch_model.bin", "pickle", "save_pretrained"]);
+    let kitchen = Kitchen::new();
+    fs::remove_file(kitchen.path(FULL)).unwrap();
+    kitchen.refuses("soup-tiny-full", &["backbones/helpful", "no weights", "model.safetensors"]);
+}
+
+#[test]
+fn a_wrong_digest_is_refused() {
+    let kitchen = Kitchen::new();
+    let path = kitchen.path(HELPFUL);
+    let mut bytes = fs::read(&path).unwrap();
+    let expected =
+        Manifest::parse(&fs::read_to_string(kitchen.path("soup-tiny/soup.toml")).unwrap())
+            .unwrap()
+            .sha256["backbones/helpful/adapter_model.safetensors"]
+            .clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    kitchen
+        .refuses("soup-tiny", &["adapter_model.safetensors", "sha256 is", "expected", &expected]);
+    // Asked not to read the weights, it serves what is there.
+    let unverified = OpenOptions { verify_digests: false, ..options() };
+    Soup::open(&kitchen.path("soup-tiny"), &unverified).unwrap();
+
+    let kitchen = Kitchen::new();
+    kitchen.edit("soup-tiny/soup.toml", "\"backbones/helpful/adapter_model.safetensors\" = ", "# ");
+    kitchen.refuses("soup-tiny", &["adapter_model.safetensors", "no sha256"]);
+    let kitchen = Kitchen::new();
+    kitchen.edit("soup-tiny/soup.toml", "[sha256]", &format!("[sha256]\nghost = \"{expected}\""));
+    kitchen.refuses("soup-tiny", &["ghost", "no weight file", "backbones/brief"]);
+    let kitchen = Kitchen::new();
+    kitchen.edit(
+        "soup-tiny/soup.toml",
+        "[base.sha256]\n\"model.safetensors\" = \"",
+        "[base.sha256]\n\"model.safetensors\" = \"0",
+    );
+    kitchen.refuses("soup-tiny", &["base.sha256.\"model.safetensors\"", "64 lower-case"]);
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused() {
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| {
+        t.get_mut(Q_A).unwrap().2[12..16].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    kitchen.refuses("soup-tiny", &["adapter_model.safetensors", Q_A, "finite", "element 3"]);
+    let kitchen = Kitchen::new();
+    let path = "soup-tiny-full/backbones/brief/model.safetensors";
+    kitchen.tensors(path, |t| {
+        t.get_mut("model.norm.weight").unwrap().2[2..4].copy_from_slice(&[0x80, 0x7f]);
+    });
+    kitchen
+        .refuses("soup-tiny-full", &["brief/model.safetensors", "model.norm.weight", "element 1"]);
+}
+
+#[test]
+fn paths_that_leave_the_soup_are_refused() {
+    for path in ["../soup-tiny/backbones/helpful", "/etc", "./backbones/../../x", ""] {
+        let kitchen = Kitchen::new();
+        kitchen.edit("soup-tiny/soup.toml", "\"backbones/helpful\"", &format!("{path:?}"));
+        kitchen.refuses("soup-tiny", &["soup.toml", "backbones[0].path", "inside the soup", path]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_that_leave_the_soup_are_refused() {
+    use std::os::unix::fs::symlink;
+    let kitchen = Kitchen::new();
+    let (inside, outside) = (kitchen.path("soup-tiny/backbones/helpful"), kitchen.path("outside"));
+    fs::rename(&inside, &outside).unwrap();
+    symlink(&outside, &inside).unwrap();
+    kitchen.refuses("soup-tiny", &["backbones/helpful", "leaves the soup", "outside"]);
+
+    let kitchen = Kitchen::new();
+    let (inside, outside) = (kitchen.path(HELPFUL), kitchen.path("weights"));
+    fs::rename(&inside, &outside).unwrap();
+    symlink(&outside, &inside).unwrap();
+    kitchen.refuses("soup-tiny", &["adapter_model.safetensors", "leaves the soup", "weights"]);
+}
+
+#[test]
+fn a_matrix_that_breaks_a_rule_is_refused_by_rule() {
+    let cases: [(&str, &[&str]); 9] = [
+        ("beta = 0.3", &["mixing.beta", "0.3", "3 objectives"]),
+        ("beta = 1.0", &["mixing.beta", "beta is 1"]),
+        ("matrix = [[0.5, 0.5], [0.5, 0.5]]", &["mixing.matrix", "3 rows", "got 2"]),
+        (
+            "matrix = [[0.5, 0.1, 0.1], [0.25, 0.8, 0.1], [0.25, 0.1]]",
+            &["mixing.matrix", "row 2 has 2 entries, expected 3"],
+        ),
+        (
+            "matrix = [[0.6, 0.1, 0.1], [0.6, 0.8, 0.1], [-0.2, 0.1, 0.8]]",
+            &["mixing.matrix", "entry (2, 0) is -0.2"],
+        ),
+        (
+            "matrix = [[0.6, 0.1, 0.1], [0.2, 0.8, 0.1], [0.3, 0.1, 0.8]]",
+            &["mixing.matrix", "column 0 sums to 1.1"],
+        ),
+        (
+            "matrix = [[0.2, 0.1, 0.1], [0.5, 0.8, 0.1], [0.3, 0.1, 0.8]]",
+            &["mixing.matrix", "column 0 is not dominated"],
+        ),
+        ("beta = 0.7\nmatrix = [[1.0]]", &["mixing", "beta or matrix", "both"]),
+        ("mapping = \"realised\"\nbeta = 0.7", &["mixing.mapping", "mixing.realised"]),
+    ];
+    for (mixing, parts) in cases {
+        let kitchen = Kitchen::new();
+        kitchen.edit("soup-tiny/soup.toml", "beta = 0.7", mixing);
+        let parts = [&["soup.toml"], parts].concat();
+        kitchen.refuses("soup-tiny", &parts);
+    }
+    let kitchen = Kitchen::new();
+    let nearly = "matrix = [[0.33334, 0.33333, 0.33333], [0.33333, 0.33334, 0.33333], [0.33333, 0.33333, 0.33334]]";
+    kitchen.edit("soup-tiny/soup.toml", "beta = 0.7", nearly);
+    kitchen.refuses("soup-tiny", &["mixing.matrix", "condition number", "at most"]);
+}
+
+#[test]
+fn manifests_are_refused_by_key_and_value() {
+    let cases: [(&str, &str, &[&str]); 18] = [
+        ("format = 1", "format = 2", &["format", "expected 1, got 2"]),
+        ("format = 1", "format = 1\ncolour = \"red\"", &["unknown field `colour`", "objectives"]),
+        ("name = \"soup-tiny\"", "name = \"a:b\"", &["name", "A-Z a-z", "a:b"]),
+        ("name = \"soup-tiny\"", "", &["missing field `name`"]),
+        ("default = \"balanced\"", "default = \"sweet\"", &["default", "balanced, terse", "sweet"]),
+        ("path = \"base\"", "path = \"cellar\"", &["cellar", "not found", "ladle import"]),
+        ("path = \"base\"", "id = \"a/b/c\"", &["base.id", "OWNER/NAME", "a/b/c"]),
+        ("path = \"base\"", "id = \"../base\"", &["base.id", "../base"]),
+        ("path = \"base\"", "path = \"base\"\nid = \"x\"", &["base", "one of path, id and gguf"]),
+        (
+            "path = \"base\"",
+            "path = \"base\"\nrevision = \"x\"",
+            &["base.revision", "beside an id"],
+        ),
+        ("name = \"harmless\"", "name = \"helpful\"", &["objectives[1].name", "\"helpful\" twice"]),
+        ("name = \"harmless\"", "name = \"sft\"", &["objectives[1].name", "reserved"]),
+        ("range = [0.0, 1.0]", "range = [1.0, 0.0]", &["objectives[0].range", "low < high"]),
+        ("bounds = [0.0, 2.0]", "bounds = [2.0, 0.0]", &["extrapolation.bounds", "[2, 0]"]),
+        ("alpha = 0.0", "alpha = 3.0", &["extrapolation.alpha", "3", "[0, 2]"]),
+        (
+            "alpha = 0.0",
+            "alpha = { sweet = 1.0 }",
+            &["extrapolation.alpha", "known: helpful", "sweet"],
+        ),
+        (
+            "brief = 0.8, helpful",
+            "brief = 0.8, sweet",
+            &["presets.terse", "known: helpful", "sweet"],
+        ),
+        ("brief = 0.8, helpful", "brief = -0.8, helpful", &["presets.terse", "-0.8", "≥ 0"]),
+    ];
+    for (from, to, parts) in cases {
+        let kitchen = Kitchen::new();
+        kitchen.edit("soup-tiny/soup.toml", from, to);
+        kitchen.refuses("soup-tiny", parts);
+    }
+    let kitchen = Kitchen::new();
+    let text = fs::read_to_string(kitchen.path("soup-tiny/soup.toml")).unwrap();
+    let last = text.rfind("[[backbones]]").unwrap();
+    let sha = text.rfind("[sha256]").unwrap();
+    let fewer = format!("{}{}", &text[..last], &text[sha..]);
+    fs::write(kitchen.path("soup-tiny/soup.toml"), fewer).unwrap();
+    kitchen.refuses("soup-tiny", &["backbones", "expected 3", "got 2"]);
+    fs::write(
+        kitchen.path("soup-tiny/soup.toml"),
+        text.replace("path = \"backbones/brief\"", "path = \"backbones/brief\"\nweights = 3"),
+    )
+    .unwrap();
+    kitchen.refuses("soup-tiny", &["soup.toml", "unknown field `weights`"]);
+    fs::remove_file(kitchen.path("soup-tiny/soup.toml")).unwrap();
+    kitchen.refuses("soup-tiny", &["soup.toml"]);
+}
+
+#[test]
+fn adapters_that_are_not_plain_lora_are_refused_by_setting() {
+    let cases: [(&str, &str, &[&str]); 12] = [
+        ("\"use_dora\": false", "\"use_dora\": true", &["use_dora", "plain LoRA", "true"]),
+        ("\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true", &["fan_in_fan_out"]),
+        ("\"lora_bias\": false", "\"lora_bias\": true", &["lora_bias"]),
+        ("\"bias\": \"none\"", "\"bias\": \"all\"", &["bias", "none", "all"]),
+        ("\"peft_type\": \"LORA\"", "\"peft_type\": \"LOHA\"", &["peft_type", "LORA", "LOHA"]),
+        ("\"r\": 4", "\"r\": 0", &["r: expected an integer ≥ 1, got 0"]),
+        ("\"r\": 4", "\"r\": \"four\"", &["r: expected an integer", "four"]),
+        ("\"lora_alpha\": 8", "\"lora_alpha\": []", &["lora_alpha", "a number", "[]"]),
+        (
+            "\"rank_pattern\": {}",
+            "\"rank_pattern\": {\"(\": 4}",
+            &["rank_pattern", "regular expression"],
+        ),
+        (
+            "\"rank_pattern\": {}",
+            "\"rank_pattern\": {\"q_proj\": -1}",
+            &["rank_pattern", "integers ≥ 1"],
+        ),
+        ("\"target_parameters\": null", "\"target_parameters\": [\"x\"]", &["target_parameters"]),
+        ("\"layers_to_transform\": null", "\"layers_to_transform\": 0.5", &["layers_to_transform"]),
+    ];
+    for (from, to, parts) in cases {
+        let kitchen = Kitchen::new();
+        kitchen.edit(HELPFUL_CONFIG, from, to);
+        kitchen.refuses("soup-tiny", &[&["adapter_config.json"], parts].concat());
+    }
+    let kitchen = Kitchen::new();
+    kitchen.tensors(HELPFUL, |t| {
+        let factor = t[Q_A].clone();
+        t.insert("base_model.model.model.embed_tokens.lora_embedding_A".to_owned(), factor);
+    });
+    kitchen.refuses("soup-tiny", &["embed_tokens.lora_embedding_A", "embedding"]);
+}
+
+#[test]
+fn nothing_may_untie_a_tied_head() {
+    let save = |kitchen: &Kitchen, module: &str, name: &str| {
+        kitchen.edit(
+            HELPFUL_CONFIG,
+            "\"modules_to_save\": null",
+            &format!("\"modules_to_save\": [{module:?}]"),
+        );
+        let name = format!("base_model.model.{name}");
+        kitchen.tensors(HELPFUL, |t| drop(t.insert(name, (Dtype::F32, vec![512, 64], Vec::new()))));
+    };
+    let kitchen = Kitchen::new();
+    save(&kitchen, "lm_head", "lm_head.weight");
+    kitchen.refuses("soup-tiny", &["lm_head.weight", "tied"]);
+    let kitchen = Kitchen::new();
+    save(&kitchen, "embed_tokens", "model.embed_tokens.weight");
+    kitchen.refuses("soup-tiny", &["embed_tokens.weight", "ensure_weight_tying"]);
+}
+
+/// Random bytes where the trust boundaries are: every outcome but a panic is fine, and whatever is
+/// accepted must be readable to its last byte.
+#[test]
+fn mutated_files_never_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+    let adapter = fixture("soup-tiny/backbones/brief");
+    let weights = fs::read(adapter.join("adapter_model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let config = fs::read(adapter.join("adapter_config.json")).unwrap();
+    let manifest = fs::read(fixture("soup-tiny-mixed/soup.toml")).unwrap();
+    let harmless = fixture("soup-tiny-full/backbones/harmless");
+    let index = fs::read(harmless.join("model.safetensors.index.json")).unwrap();
+    copy_tree(&harmless, &dir.path().join("full"));
+    let base = Checkpoint::open(&fixture("soup-tiny/base")).unwrap();
+    let mut outcomes = [0usize; 2];
+    for _ in 0..4000 {
+        let target = dir.path().join("adapter");
+        fs::create_dir_all(&target).unwrap();
+        fs::write(target.join("adapter_model.safetensors"), mutate(&mut rng, &weights, header))
+            .unwrap();
+        fs::write(target.join("adapter_config.json"), mutate(&mut rng, &config, config.len()))
+            .unwrap();
+        if let Ok((_, tensors)) = WeightFile::open(&target.join("adapter_model.safetensors")) {
+            for (_, tensor) in tensors {
+                assert_eq!(tensor.to_f32().len(), tensor.len());
+            }
+        }
+        let opened = Adapter::open(&target).and_then(|adapter| adapter.check(&base));
+        outcomes[usize::from(opened.is_ok())] += 1;
+        let text = mutate(&mut rng, &manifest, manifest.len());
+        if let Ok(manifest) = Manifest::parse(&String::from_utf8_lossy(&text)) {
+            manifest.mixing().unwrap();
+            manifest.alpha().unwrap();
+            manifest.default_preference();
+        }
+        let index = mutate(&mut rng, &index, index.len());
+        fs::write(dir.path().join("full/model.safetensors.index.json"), index).unwrap();
+        let _ = Checkpoint::open(&dir.path().join("full"));
+    }
+    // The mutations reach both sides of the boundary.
+    assert!(outcomes.iter().all(|&count| count > 20), "{outcomes:?}");
+}
+
+/// `bytes` with a few changes among the first `end`: flips, copies of runs, cuts, odd numbers.
+fn mutate(rng: &mut impl Rng, bytes: &[u8], end: usize) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for _ in 0..rng.random_range(0..3) {
+        let end = end.min(out.len()).max(1);
+        let at = rng.random_range(0..end);
+        match rng.random_range(0..5) {
+            0 if at < out.len() => out[at] = rng.random(),
+            1 if at < out.len() => out[at] ^= 1 << rng.random_range(0..8),
+            2 => out.truncate(at),
+            3 => {
+                let odd =
+                    ["-1", "0", "1e999", "18446744073709551615", "null", "\"", "{", "]", "\\u0000"];
+                let odd = odd.choose(rng).unwrap().bytes();
+                out.splice(at.min(out.len())..at.min(out.len()), odd);
+            }
+            _ => {
+                let to = rng.random_range(at..=end).min(out.len());
+                let run = out[at.min(to)..to].to_vec();
+                out.splice(at.min(out.len())..at.min(out.len()), run);
+            }
+        }
+    }
+    out
+}
