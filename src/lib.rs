@@ -18,6 +18,7 @@
 
 pub mod config;
 pub mod kernels;
+pub mod merge;
 pub mod model;
 pub mod preference;
 pub mod soup;

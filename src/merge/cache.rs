@@ -1,0 +1,447 @@
+//! A cache of built models with a byte budget: one build per key however many ask, leases that
+//! nothing evicts, and builds on a thread of their own so that decoding goes on meanwhile.
+//!
+//! A cache belongs to one soup; keys of different soups never meet in one.
+//!
+//! Ownership is the whole protocol: the cache holds one reference to a model's slot, every
+//! [`Lease`] and [`Ticket`] another. A slot may be evicted when the cache's reference is the only
+//! one; new references are made under the lock or from one that is held, so that cannot change in
+//! between.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    ops::Deref,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use super::MergeError;
+
+/// What the cache keeps and how it is made.
+pub trait Build: Send + Sync + 'static {
+    /// What distinguishes one model from another.
+    type Key: Clone + Eq + Hash + Send + Sync + 'static;
+    /// A built model.
+    type Value: Send + Sync + 'static;
+
+    /// Bytes of a model; the same for all of them.
+    fn bytes(&self) -> usize;
+    /// Builds one model. Called on the cache's thread, one build at a time.
+    fn build(&self, key: &Self::Key) -> Result<Self::Value, MergeError>;
+}
+
+/// Answer to [`Cache::get`].
+pub enum Fetch<V> {
+    /// The model is here.
+    Ready(Lease<V>),
+    /// It is being built, for this caller or an earlier one. The ticket holds its place.
+    Building(Ticket<V>),
+    /// The budget is taken by models on lease or in building: ask again when one is given back.
+    NoRoom,
+}
+
+impl<V> fmt::Debug for Fetch<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready(_) => "Ready",
+            Self::Building(_) => "Building",
+            Self::NoRoom => "NoRoom",
+        })
+    }
+}
+
+/// What happened, for metrics and for waking whoever waits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CacheEvent {
+    /// A model was there.
+    Hit,
+    /// A build was begun.
+    Miss,
+    /// A request joined a build that was under way.
+    Joined,
+    /// A request found no room.
+    NoRoom,
+    /// A model was given up for another.
+    Evicted,
+    /// A build ended and its tickets are ready.
+    Built {
+        /// How long it took.
+        elapsed: Duration,
+    },
+    /// A build failed; its tickets have the error, and the next request tries anew.
+    Failed,
+    /// A build was skipped because all its tickets were dropped before it began.
+    Abandoned,
+}
+
+/// Counters and sizes of a cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct CacheStats {
+    /// Requests that found their model.
+    pub hits: u64,
+    /// Requests that began a build.
+    pub misses: u64,
+    /// Requests that joined a build.
+    pub joined: u64,
+    /// Requests that found no room.
+    pub no_room: u64,
+    /// Models given up for others.
+    pub evictions: u64,
+    /// Builds that ended well.
+    pub builds: u64,
+    /// Builds that failed.
+    pub failures: u64,
+    /// Builds skipped because nobody waited any more.
+    pub abandoned: u64,
+    /// Time spent in builds that ended well.
+    pub build_seconds: f64,
+    /// Models held, being built included.
+    pub models: usize,
+    /// Models that a lease or ticket holds.
+    pub leased: usize,
+    /// Bytes of the models held.
+    pub bytes: usize,
+    /// Most bytes.
+    pub budget: usize,
+}
+
+impl CacheStats {
+    fn count(&mut self, event: CacheEvent) {
+        match event {
+            CacheEvent::Hit => self.hits += 1,
+            CacheEvent::Miss => self.misses += 1,
+            CacheEvent::Joined => self.joined += 1,
+            CacheEvent::NoRoom => self.no_room += 1,
+            CacheEvent::Evicted => self.evictions += 1,
+            CacheEvent::Failed => self.failures += 1,
+            CacheEvent::Abandoned => self.abandoned += 1,
+            CacheEvent::Built { elapsed } => {
+                self.builds += 1;
+                self.build_seconds += elapsed.as_secs_f64();
+            }
+        }
+    }
+}
+
+type Outcome<V> = Result<Arc<V>, Arc<MergeError>>;
+
+/// A place in the cache. References to it are what keeps it there.
+struct Slot<V> {
+    outcome: OnceLock<Outcome<V>>,
+}
+
+/// A model that stays while this is held.
+pub struct Lease<V> {
+    // Dropped before the slot: whoever finds the slot unused may count on the model's memory.
+    model: Arc<V>,
+    _slot: Arc<Slot<V>>,
+}
+
+impl<V> Clone for Lease<V> {
+    fn clone(&self) -> Self {
+        Self { model: self.model.clone(), _slot: self._slot.clone() }
+    }
+}
+
+impl<V> Deref for Lease<V> {
+    type Target = V;
+
+    fn deref(&self) -> &V {
+        &self.model
+    }
+}
+
+impl<V> fmt::Debug for Lease<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lease")
+    }
+}
+
+/// A place in the queue for a model; the model is not evicted before its tickets are used or
+/// dropped.
+pub struct Ticket<V> {
+    slot: Arc<Slot<V>>,
+}
+
+impl<V> Ticket<V> {
+    /// The outcome, once the build has ended.
+    pub fn poll(&self) -> Option<Result<Lease<V>, Arc<MergeError>>> {
+        self.slot.outcome.get().map(|outcome| self.lease(outcome))
+    }
+
+    /// Blocks until the build has ended.
+    pub fn wait(&self) -> Result<Lease<V>, Arc<MergeError>> {
+        self.lease(self.slot.outcome.wait())
+    }
+
+    fn lease(&self, outcome: &Outcome<V>) -> Result<Lease<V>, Arc<MergeError>> {
+        let model = outcome.clone()?;
+        Ok(Lease { model, _slot: self.slot.clone() })
+    }
+}
+
+impl<V> Clone for Ticket<V> {
+    fn clone(&self) -> Self {
+        Self { slot: self.slot.clone() }
+    }
+}
+
+impl<V> fmt::Debug for Ticket<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket")
+    }
+}
+
+struct Entry<V> {
+    slot: Arc<Slot<V>>,
+    /// Clock of the last request.
+    used: u64,
+}
+
+impl<V> Entry<V> {
+    fn is_held(&self) -> bool {
+        Arc::strong_count(&self.slot) > 1
+    }
+}
+
+struct State<B: Build> {
+    entries: HashMap<B::Key, Entry<B::Value>>,
+    clock: u64,
+    counters: CacheStats,
+}
+
+struct Shared<B: Build> {
+    builder: B,
+    /// Most models at a time: budget over bytes.
+    capacity: usize,
+    budget: usize,
+    state: Mutex<State<B>>,
+    closing: AtomicBool,
+    on_event: Box<dyn Fn(CacheEvent) + Send + Sync>,
+}
+
+struct Job<B: Build> {
+    key: B::Key,
+    slot: Arc<Slot<B::Value>>,
+}
+
+/// The cache. Dropping it ends the build under way and fails those that wait.
+pub struct Cache<B: Build> {
+    shared: Arc<Shared<B>>,
+    jobs: Option<mpsc::Sender<Job<B>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<B: Build> Cache<B> {
+    /// An empty cache of at most `budget` bytes. `on_event` is called from whichever thread an
+    /// event happens on, outside the lock, and must not block.
+    pub fn new(
+        builder: B,
+        budget: usize,
+        on_event: impl Fn(CacheEvent) + Send + Sync + 'static,
+    ) -> Result<Self, MergeError> {
+        let model = builder.bytes();
+        let capacity = budget / model.max(1);
+        if capacity == 0 {
+            return Err(MergeError::Budget { budget, model });
+        }
+        let state = State { entries: HashMap::new(), clock: 0, counters: CacheStats::default() };
+        let shared = Arc::new(Shared {
+            builder,
+            capacity,
+            budget,
+            state: Mutex::new(state),
+            closing: AtomicBool::new(false),
+            on_event: Box::new(on_event),
+        });
+        let (jobs, queue) = mpsc::channel();
+        let worker = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("merge".to_owned())
+            .spawn(move || worker.work(&queue))
+            .map_err(|error| MergeError::Threads(error.to_string()))?;
+        Ok(Self { shared, jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// The model of `key`: here, being built, or without room. Never blocks on a build.
+    pub fn get(&self, key: &B::Key) -> Fetch<B::Value> {
+        let mut evicted = None;
+        let mut job = None;
+        let (fetch, event) = {
+            let mut state = self.shared.lock();
+            state.clock += 1;
+            let used = state.clock;
+            let (fetch, event) = if let Some(entry) = state.entries.get_mut(key) {
+                entry.used = used;
+                let slot = entry.slot.clone();
+                match slot.outcome.get() {
+                    Some(Ok(model)) => {
+                        let lease = Lease { model: model.clone(), _slot: slot };
+                        (Fetch::Ready(lease), CacheEvent::Hit)
+                    }
+                    _ => (Fetch::Building(Ticket { slot }), CacheEvent::Joined),
+                }
+            } else {
+                if state.entries.len() >= self.shared.capacity {
+                    evicted = state.evict();
+                }
+                if state.entries.len() >= self.shared.capacity {
+                    (Fetch::NoRoom, CacheEvent::NoRoom)
+                } else {
+                    let slot = Arc::new(Slot { outcome: OnceLock::new() });
+                    state.entries.insert(key.clone(), Entry { slot: slot.clone(), used });
+                    job = Some(Job { key: key.clone(), slot: slot.clone() });
+                    (Fetch::Building(Ticket { slot }), CacheEvent::Miss)
+                }
+            };
+            state.counters.count(event);
+            (fetch, event)
+        };
+        // Its memory is given back before the build that needs it is asked for.
+        if let Some(model) = evicted {
+            drop(model);
+            (self.shared.on_event)(CacheEvent::Evicted);
+        }
+        (self.shared.on_event)(event);
+        if let (Some(job), Some(jobs)) = (job, &self.jobs)
+            && let Err(mpsc::SendError(job)) = jobs.send(job)
+        {
+            // The worker is gone: nobody may wait for it.
+            let event = self.shared.finish(job, Err(MergeError::Closed), Duration::ZERO);
+            (self.shared.on_event)(event);
+        }
+        fetch
+    }
+
+    /// The model of `key` if it is here, without beginning a build or counting a request.
+    pub fn peek(&self, key: &B::Key) -> Option<Lease<B::Value>> {
+        let state = self.shared.lock();
+        let slot = state.entries.get(key)?.slot.clone();
+        let model = slot.outcome.get()?.as_ref().ok()?.clone();
+        Some(Lease { model, _slot: slot })
+    }
+
+    /// Gives up all models that nobody holds; returns how many.
+    pub fn clear(&self) -> usize {
+        let mut evicted = Vec::new();
+        {
+            let mut state = self.shared.lock();
+            while let Some(model) = state.evict() {
+                evicted.push(model);
+            }
+        }
+        evicted.iter().for_each(|_| (self.shared.on_event)(CacheEvent::Evicted));
+        evicted.len()
+    }
+
+    /// Most models at a time.
+    pub fn capacity(&self) -> usize {
+        self.shared.capacity
+    }
+
+    /// Counters and sizes now.
+    pub fn stats(&self) -> CacheStats {
+        let state = self.shared.lock();
+        CacheStats {
+            models: state.entries.len(),
+            leased: state.entries.values().filter(|entry| entry.is_held()).count(),
+            bytes: state.entries.len() * self.shared.builder.bytes(),
+            budget: self.shared.budget,
+            ..state.counters
+        }
+    }
+}
+
+impl<B: Build> Drop for Cache<B> {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Release);
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // Builds catch their panics; one of the event hook was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<B: Build> State<B> {
+    /// Takes out the model that was asked for longest ago among those that nobody holds.
+    fn evict(&mut self) -> Option<Entry<B::Value>> {
+        let free = self.entries.iter().filter(|(_, entry)| !entry.is_held());
+        let key = free.min_by_key(|(_, entry)| entry.used)?.0.clone();
+        self.counters.count(CacheEvent::Evicted);
+        self.entries.remove(&key)
+    }
+}
+
+impl<B: Build> Shared<B> {
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self, queue: &mpsc::Receiver<Job<B>>) {
+        for job in queue {
+            if self.abandon(&job) {
+                (self.on_event)(CacheEvent::Abandoned);
+                continue;
+            }
+            let start = Instant::now();
+            let outcome = if self.closing.load(Ordering::Acquire) {
+                Err(MergeError::Closed)
+            } else {
+                self.build(&job.key)
+            };
+            let event = self.finish(job, outcome, start.elapsed());
+            (self.on_event)(event);
+        }
+    }
+
+    /// Takes a build out of the cache when the cache and the job are all that refers to it.
+    fn abandon(&self, job: &Job<B>) -> bool {
+        let mut state = self.lock();
+        let abandoned = Arc::strong_count(&job.slot) == 2;
+        if abandoned {
+            state.entries.remove(&job.key);
+            state.counters.count(CacheEvent::Abandoned);
+        }
+        abandoned
+    }
+
+    fn build(&self, key: &B::Key) -> Result<B::Value, MergeError> {
+        catch_unwind(AssertUnwindSafe(|| self.builder.build(key))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(MergeError::Panicked(text.unwrap_or("no message").to_owned()))
+        })
+    }
+
+    /// Publishes an outcome. A failure leaves the cache first, so that no later request sees it.
+    fn finish(
+        &self,
+        job: Job<B>,
+        outcome: Result<B::Value, MergeError>,
+        elapsed: Duration,
+    ) -> CacheEvent {
+        let mut state = self.lock();
+        let event = match outcome {
+            Ok(_) => CacheEvent::Built { elapsed },
+            Err(_) => {
+                state.entries.remove(&job.key);
+                CacheEvent::Failed
+            }
+        };
+        state.counters.count(event);
+        // The slot is new and has one job: it is empty.
+        let _ = job.slot.outcome.set(outcome.map(Arc::new).map_err(Arc::new));
+        // Within the lock: who sees the outcome sees the model without this reference.
+        drop(job);
+        event
+    }
+}

@@ -1,0 +1,280 @@
+//! The merged weights of one c: every source is read once, every output written once.
+//!
+//! `out = round(Σ cₖθₖ + Σ cⱼsⱼBⱼAⱼ)`, accumulated in f32 in the order of the plan and rounded once
+//! to the storage type. A term whose coefficient is exactly 0 is not read, and a single term with
+//! coefficient 1 is copied bit for bit: one-hot coefficients give that model's own bits.
+
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::{
+    MergeError,
+    lanes::{Element, Level},
+    plan::{LowRankTerm, SoupPlan, TensorPlan},
+    slab::{Layout, Slab, SlabError, SlabPool},
+    sum,
+};
+use crate::{
+    kernels::{Dtype, HostTensor},
+    preference::Coefficients,
+};
+
+/// Elements per task where sources are streamed straight to the output.
+const STREAMED: usize = 64 << 10;
+
+/// Elements per task where sums are kept in f32 between terms: they stay in the second-level cache.
+const BUFFERED: usize = 16 << 10;
+
+/// Merges a soup's tensors at any c. Parallel on the rayon pool it is called in.
+#[derive(Debug, Clone)]
+pub struct Merger {
+    plan: SoupPlan,
+    layout: Layout,
+    level: Level,
+}
+
+impl Merger {
+    /// A merger into tensors of the base's storage types, or all of `dtype`.
+    pub fn new(plan: SoupPlan, dtype: Option<Dtype>) -> Result<Self, MergeError> {
+        let layout = Layout::new(&plan, dtype)?;
+        Ok(Self { plan, layout, level: Level::detect() })
+    }
+
+    /// The same on another instruction set; the bits do not change.
+    pub fn with_level(self, level: Level) -> Self {
+        Self { level, ..self }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &SoupPlan {
+        &self.plan
+    }
+
+    /// Where the merged tensors lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Merges all tensors at c into a slab of [`Layout::bytes`].
+    pub fn merge(&self, c: &Coefficients, slab: &mut Slab) -> Result<(), MergeError> {
+        let values = self.plan.term_values(c)?;
+        let recipes: Vec<Recipe<'_>> =
+            self.plan.tensors().iter().map(|tensor| Recipe::new(tensor, &values)).collect();
+        let mut tasks = Vec::new();
+        let mut rest = slab.as_mut();
+        if rest.len() < self.layout.bytes() {
+            return Err(SlabError::Length { expected: self.layout.bytes(), got: rest.len() }.into());
+        }
+        let mut at = 0;
+        for (recipe, place) in recipes.iter().zip(self.layout.places()) {
+            let (_, from) = std::mem::take(&mut rest).split_at_mut(place.offset - at);
+            let (out, after) = from.split_at_mut(place.len);
+            (rest, at) = (after, place.offset + place.len);
+            recipe.split(place.dtype, out, &mut tasks);
+        }
+        self.run(tasks);
+        Ok(())
+    }
+
+    /// Merges one tensor at c into a tensor of its own.
+    pub fn tensor(&self, name: &str, c: &Coefficients) -> Result<HostTensor, MergeError> {
+        let missing = || MergeError::Missing { tensor: name.to_owned() };
+        let mut pairs = self.plan.tensors().iter().zip(self.layout.places());
+        let (tensor, place) = pairs.find(|(tensor, _)| tensor.name == name).ok_or_else(missing)?;
+        let values = self.plan.term_values(c)?;
+        let recipe = Recipe::new(tensor, &values);
+        let pool = SlabPool::new(place.len, 1);
+        let mut slab = pool.take()?;
+        let mut tasks = Vec::new();
+        recipe.split(place.dtype, &mut slab.as_mut()[..place.len], &mut tasks);
+        self.run(tasks);
+        view(slab.into(), 0..place.len, place.dtype, tensor)
+    }
+
+    fn run(&self, tasks: Vec<Task<'_>>) {
+        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| match task.dtype {
+            Dtype::F32 => task.fill::<f32>(self.level, scratch),
+            Dtype::F16 => task.fill::<f16>(self.level, scratch),
+            Dtype::Bf16 => task.fill::<bf16>(self.level, scratch),
+        });
+    }
+}
+
+/// A merged tensor as a view of the slab it was merged into.
+pub(super) fn view(
+    slab: Arc<Slab>,
+    range: Range<usize>,
+    dtype: Dtype,
+    tensor: &TensorPlan,
+) -> Result<HostTensor, MergeError> {
+    HostTensor::new(slab, range, dtype, tensor.shape().to_vec())
+        .map_err(|source| MergeError::Tensor { tensor: tensor.name.clone(), source })
+}
+
+/// A tensor's terms at one c, without those that are zero.
+struct Recipe<'a> {
+    dense: Vec<(&'a HostTensor, f32)>,
+    low_rank: Vec<(&'a LowRankTerm, f32)>,
+    /// Ranks of all low-rank terms.
+    ranks: usize,
+    /// Row length: the last dimension.
+    width: usize,
+    /// The A factors in f32, `[ranks, width]`, made by the first task that needs them.
+    down: OnceLock<Vec<f32>>,
+}
+
+impl<'a> Recipe<'a> {
+    fn new(tensor: &'a TensorPlan, values: &[f32]) -> Self {
+        let value = |term: Option<usize>| term.map_or(1.0, |term| values[term]);
+        let dense = tensor.dense.iter().map(|d| (&d.tensor, value(d.term)));
+        let low_rank = tensor.low_rank.iter().map(|l| {
+            let factor = f64::from(value(l.term)) * l.scale;
+            (l, factor as f32)
+        });
+        let low_rank: Vec<_> = low_rank.filter(|&(_, factor)| factor != 0.0).collect();
+        Self {
+            dense: dense.filter(|&(_, c)| c != 0.0).collect(),
+            ranks: low_rank.iter().map(|(term, _)| rank(term)).sum(),
+            low_rank,
+            width: tensor.shape().last().copied().unwrap_or(1).max(1),
+            down: OnceLock::new(),
+        }
+    }
+
+    /// Cuts the tensor's output into tasks: whole rows where there are low-rank terms.
+    fn split<'t>(&'t self, dtype: Dtype, out: &'t mut [u8], tasks: &mut Vec<Task<'t>>) {
+        let elements = if !self.low_rank.is_empty() {
+            (BUFFERED / self.width).max(1) * self.width
+        } else if self.dense.iter().all(|(tensor, _)| tensor.dtype() == dtype) {
+            STREAMED
+        } else {
+            BUFFERED
+        };
+        let chunks = out.chunks_mut(elements * dtype.size()).enumerate();
+        tasks.extend(chunks.map(|(i, out)| Task { recipe: self, start: i * elements, dtype, out }));
+    }
+
+    fn down(&self) -> &[f32] {
+        self.down
+            .get_or_init(|| self.low_rank.iter().flat_map(|(term, _)| term.down.to_f32()).collect())
+    }
+
+    /// The B factors of the rows from `first`, times their coefficients: `[rows, ranks]`.
+    fn up(&self, first: usize, rows: usize, up: &mut Vec<f32>) {
+        up.clear();
+        up.resize(rows * self.ranks, 0.0);
+        let mut column = 0;
+        for &(term, factor) in &self.low_rank {
+            let rank = rank(term);
+            let range = first * rank..(first + rows) * rank;
+            let mut copy = |row: usize, r: usize, value: f32| {
+                up[row * self.ranks + column + r] = value * factor;
+            };
+            each_row(&term.up, range, rank, &mut copy);
+            column += rank;
+        }
+    }
+}
+
+fn rank(term: &LowRankTerm) -> usize {
+    term.down.shape()[0]
+}
+
+/// Calls `f(row, column, value)` for the elements of `range` as rows of `width`.
+fn each_row(
+    tensor: &HostTensor,
+    range: Range<usize>,
+    width: usize,
+    f: &mut impl FnMut(usize, usize, f32),
+) {
+    fn of<E: Element>(
+        tensor: &HostTensor,
+        range: Range<usize>,
+        width: usize,
+        f: &mut impl FnMut(usize, usize, f32),
+    ) {
+        for (i, value) in E::of(tensor).unwrap_or_default()[range].iter().enumerate() {
+            f(i / width, i % width, value.widen());
+        }
+    }
+    match tensor.dtype() {
+        Dtype::F32 => of::<f32>(tensor, range, width, f),
+        Dtype::F16 => of::<f16>(tensor, range, width, f),
+        Dtype::Bf16 => of::<bf16>(tensor, range, width, f),
+    }
+}
+
+/// A run of elements of one tensor.
+struct Task<'a> {
+    recipe: &'a Recipe<'a>,
+    /// First element.
+    start: usize,
+    dtype: Dtype,
+    out: &'a mut [u8],
+}
+
+#[derive(Default)]
+struct Scratch {
+    sums: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl Task<'_> {
+    fn fill<E: Element>(self, level: Level, scratch: &mut Scratch) {
+        let Self { recipe, start, out, .. } = self;
+        let out = elements_mut::<E>(out);
+        let range = start..start + out.len();
+        if recipe.low_rank.is_empty() {
+            let same: Option<Vec<(&[E], f32)>> = recipe
+                .dense
+                .iter()
+                .map(|&(tensor, c)| E::of(tensor).map(|source| (&source[range.clone()], c)))
+                .collect();
+            if same.is_some_and(|terms| sum::weighted_sum(level, out, &terms)) {
+                return;
+            }
+        }
+        let Scratch { sums, up } = scratch;
+        sums.clear();
+        sums.resize(out.len(), 0.0);
+        for (i, &(tensor, c)) in recipe.dense.iter().enumerate() {
+            let first = i == 0;
+            match tensor.dtype() {
+                Dtype::F32 => add::<f32>(level, sums, tensor, range.clone(), c, first),
+                Dtype::F16 => add::<f16>(level, sums, tensor, range.clone(), c, first),
+                Dtype::Bf16 => add::<bf16>(level, sums, tensor, range.clone(), c, first),
+            }
+        }
+        if !recipe.low_rank.is_empty() {
+            let rows = out.len() / recipe.width;
+            recipe.up(start / recipe.width, rows, up);
+            sum::add_product(level, sums, up, recipe.down(), recipe.width, recipe.ranks);
+        }
+        sum::round(level, out, sums);
+    }
+}
+
+fn add<E: Element>(
+    level: Level,
+    sums: &mut [f32],
+    tensor: &HostTensor,
+    range: Range<usize>,
+    c: f32,
+    first: bool,
+) {
+    let source = &E::of(tensor).unwrap_or_default()[range];
+    sum::accumulate(level, sums, source, c, first);
+}
+
+/// Output bytes as elements; slabs and their places are aligned to 64 bytes.
+fn elements_mut<E: Element>(bytes: &mut [u8]) -> &mut [E] {
+    // SAFETY: f32, f16 and bf16 take every bit pattern.
+    let (before, elements, after) = unsafe { bytes.align_to_mut::<E>() };
+    assert!(before.is_empty() && after.is_empty(), "whole, aligned elements");
+    elements
+}

@@ -1,0 +1,115 @@
+//! Whole merged models, ready to decode with, in a cache (the fused execution mode).
+
+use std::{collections::HashMap, sync::Arc};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::{
+    MergeError,
+    cache::{Build, Cache, CacheEvent},
+    dense::{Merger, view},
+    plan::{MergeKey, SoupPlan},
+    slab::{SlabError, SlabPool},
+};
+use crate::{
+    kernels::{Dtype, HostTensor},
+    model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
+};
+
+/// Settings of a cache of merged models.
+#[derive(Debug, Clone)]
+pub struct FusedOptions {
+    /// Most bytes of merged weights, in use or kept.
+    pub budget: usize,
+    /// Storage type of the merged weights; `None` is the base's.
+    pub dtype: Option<Dtype>,
+    /// Threads that merge, beside those that decode.
+    pub threads: usize,
+}
+
+/// The model of one c.
+pub struct FusedModel {
+    decoder: Decoder<HostTensor>,
+    tensors: HashMap<String, HostTensor>,
+}
+
+impl FusedModel {
+    /// The decoder over the merged weights.
+    pub fn decoder(&self) -> &Decoder<HostTensor> {
+        &self.decoder
+    }
+
+    /// A merged tensor by its Hugging Face name. Views keep the model's memory: give them back
+    /// with the lease.
+    pub fn tensor(&self, name: &str) -> Option<&HostTensor> {
+        self.tensors.get(name)
+    }
+}
+
+/// Merges the models of one soup into recycled slabs.
+pub struct FusedBuilder {
+    merger: Merger,
+    config: ModelConfig,
+    slabs: SlabPool,
+    threads: ThreadPool,
+}
+
+/// The merged models of one soup.
+pub type FusedCache = Cache<FusedBuilder>;
+
+impl FusedCache {
+    /// An empty cache. `on_event` is called from whichever thread an event happens on and must not
+    /// block.
+    pub fn open(
+        plan: SoupPlan,
+        config: ModelConfig,
+        options: &FusedOptions,
+        on_event: impl Fn(CacheEvent) + Send + Sync + 'static,
+    ) -> Result<Self, MergeError> {
+        let merger = Merger::new(plan, options.dtype)?;
+        let model = merger.layout().bytes();
+        let limit = options.budget / model.max(1);
+        let threads = ThreadPoolBuilder::new()
+            .num_threads(options.threads.max(1))
+            .thread_name(|i| format!("merge-{i}"))
+            .build()
+            .map_err(|error| MergeError::Threads(error.to_string()))?;
+        let slabs = SlabPool::new(model, limit);
+        Self::new(FusedBuilder { merger, config, slabs, threads }, options.budget, on_event)
+    }
+}
+
+impl Build for FusedBuilder {
+    type Key = MergeKey;
+    type Value = FusedModel;
+
+    fn bytes(&self) -> usize {
+        self.merger.layout().bytes()
+    }
+
+    fn build(&self, key: &MergeKey) -> Result<FusedModel, MergeError> {
+        let mut slab = self.slabs.take()?;
+        self.threads.install(|| self.merger.merge(&key.coefficients(), &mut slab))?;
+        let slab = Arc::new(slab);
+        let mut tensors = HashMap::new();
+        let plans = self.merger.plan().tensors().iter();
+        for (tensor, place) in plans.zip(self.merger.layout().places()) {
+            let range = place.offset..place.offset + place.len;
+            let merged = view(slab.clone(), range, place.dtype, tensor)?;
+            tensors.insert(tensor.name.clone(), merged);
+        }
+        let decoder = Decoder::load(self.config.clone(), |name| {
+            let tensor = tensors.get(name).cloned();
+            let tensor = tensor.ok_or_else(|| MergeError::Missing { tensor: name.to_owned() })?;
+            Ok::<_, MergeError>(Parameter::merged(tensor))
+        })?;
+        Ok(FusedModel { decoder, tensors })
+    }
+}
+
+impl MergeError {
+    /// Whether the request may be tried again once leases are given back.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Slab(SlabError::Exhausted { .. }))
+    }
+}

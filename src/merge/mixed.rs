@@ -1,0 +1,93 @@
+//! One decoder for every c (the mixed execution mode): all terms of the soup, with per-row
+//! coefficients from [`SoupPlan::row_coefficients`]. Nothing is merged; adapters are stacked along
+//! the rank once.
+
+use std::sync::Arc;
+
+use super::{
+    MergeError,
+    plan::{LowRankTerm, SoupPlan, TensorPlan},
+};
+use crate::{
+    kernels::{ColumnScale, Dtype, HostTensor},
+    model::{
+        config::ModelConfig,
+        decoder::Decoder,
+        linear::{Dense, LowRank, Parameter},
+    },
+};
+
+/// The soup's decoder over the mapped weights. Its batches need the coefficients of `plan`.
+pub fn mixed_decoder(
+    plan: &SoupPlan,
+    config: ModelConfig,
+) -> Result<Decoder<HostTensor>, MergeError> {
+    Decoder::load(config, |name| {
+        let tensor = plan.tensors().iter().find(|tensor| tensor.name == name);
+        parameter(tensor.ok_or_else(|| MergeError::Missing { tensor: name.to_owned() })?)
+    })
+}
+
+fn parameter(tensor: &TensorPlan) -> Result<Parameter<HostTensor>, MergeError> {
+    let mut dense = tensor.dense.iter().map(|d| Dense { weight: d.tensor.clone(), term: d.term });
+    let missing = || MergeError::Missing { tensor: tensor.name.clone() };
+    let first = dense.next().ok_or_else(missing)?;
+    let rest = dense.collect();
+    let low_rank = if tensor.low_rank.is_empty() { None } else { Some(stack(tensor)?) };
+    Ok(Parameter { first, rest, low_rank })
+}
+
+/// Stacks the factors along the rank: A as `[Σr, in]`, B as `[out, Σr]`. They keep their storage
+/// type where it is one, else they are widened to f32; either is exact.
+fn stack(tensor: &TensorPlan) -> Result<LowRank<HostTensor>, MergeError> {
+    let terms = &tensor.low_rank;
+    let downs: Vec<&HostTensor> = terms.iter().map(|term| &term.down).collect();
+    let ups: Vec<&HostTensor> = terms.iter().map(|term| &term.up).collect();
+    let ranks: usize = terms.iter().map(rank).sum();
+    let (out, width) = (tensor.shape()[0], tensor.shape()[1]);
+    let mut scales = Vec::with_capacity(terms.len());
+    let mut start = 0;
+    for term in terms {
+        let columns = start..start + rank(term);
+        start = columns.end;
+        scales.push(ColumnScale { columns, term: term.term, factor: term.scale as f32 });
+    }
+    let refuse = |source| MergeError::Tensor { tensor: tensor.name.clone(), source };
+    Ok(LowRank {
+        down: interleave(&downs, 1, vec![ranks, width]).map_err(refuse)?,
+        up: interleave(&ups, out, vec![out, ranks]).map_err(refuse)?,
+        scales,
+    })
+}
+
+fn rank(term: &LowRankTerm) -> usize {
+    term.down.shape()[0]
+}
+
+/// Cuts each part into `runs` equal runs and lays first the first run of every part, then the
+/// second, and so on.
+fn interleave(
+    parts: &[&HostTensor],
+    runs: usize,
+    shape: Vec<usize>,
+) -> Result<HostTensor, crate::kernels::host::HostError> {
+    let dtype = parts[0].dtype();
+    let wide: Vec<HostTensor>;
+    let (parts, dtype) = if parts.iter().all(|part| part.dtype() == dtype) {
+        (parts.to_vec(), dtype)
+    } else {
+        let widen =
+            |part: &&HostTensor| HostTensor::from_f32(&part.to_f32(), part.shape().to_vec());
+        wide = parts.iter().map(widen).collect::<Result<_, _>>()?;
+        (wide.iter().collect(), Dtype::F32)
+    };
+    let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.bytes().len()).sum());
+    for run in 0..runs {
+        for part in &parts {
+            let len = part.bytes().len() / runs;
+            bytes.extend_from_slice(&part.bytes()[run * len..(run + 1) * len]);
+        }
+    }
+    let len = bytes.len();
+    HostTensor::new(Arc::new(bytes), 0..len, dtype, shape)
+}

@@ -1,0 +1,72 @@
+//! From coefficients to weights.
+//!
+//! ```text
+//! soup ─ plan ─┬─ dense ─ slab ─ fused ─ cache   the merged model of one c, shared by its requests
+//!              └─ mixed                          one decoder for every c, coefficients per row
+//! ```
+//!
+//! [`plan`] says of which terms each tensor is the sum, and what coefficient c gives each of them.
+//! [`dense`] computes such sums in one pass, into the recycled memory of [`slab`]; [`fused`] does it
+//! for a whole model and [`cache`] keeps the results within a budget. [`mixed`] merges nothing: it
+//! gives the decoder all the terms.
+
+pub mod cache;
+pub mod dense;
+pub mod fused;
+mod lanes;
+pub mod mixed;
+pub mod plan;
+pub mod slab;
+mod sum;
+
+pub use cache::{Build, Cache, CacheEvent, CacheStats, Fetch, Lease, Ticket};
+pub use dense::Merger;
+pub use fused::{FusedCache, FusedModel, FusedOptions};
+pub use lanes::Level;
+pub use mixed::mixed_decoder;
+pub use plan::{MergeKey, PlanError, SoupPlan};
+pub use slab::SlabError;
+
+/// Why a merged model was not built.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// The coefficients are not the soup's.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// No memory for the merged weights.
+    #[error(transparent)]
+    Slab(#[from] SlabError),
+    /// A merged tensor is not what its layout says.
+    #[error("merged tensor {tensor}: {source}")]
+    Tensor {
+        /// Its name.
+        tensor: String,
+        /// What does not fit.
+        source: crate::kernels::host::HostError,
+    },
+    /// The model asks for a tensor that was not merged.
+    #[error("the merged model has no tensor {tensor}")]
+    Missing {
+        /// Its name.
+        tensor: String,
+    },
+    /// The budget does not hold a single model.
+    #[error(
+        "the budget for merged weights is {budget} bytes, expected at least {model} (one merged model)"
+    )]
+    Budget {
+        /// The budget in bytes.
+        budget: usize,
+        /// One merged model in bytes.
+        model: usize,
+    },
+    /// The threads of the merge could not be started.
+    #[error("merge threads: {0}")]
+    Threads(String),
+    /// The build panicked; the panic was reported where it happened.
+    #[error("merging panicked: {0}")]
+    Panicked(String),
+    /// The cache was closed before the build began.
+    #[error("the cache of merged models was closed")]
+    Closed,
+}

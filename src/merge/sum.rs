@@ -1,0 +1,315 @@
+//! The arithmetic of a merge on slices: weighted sums of one storage type in one pass, and the
+//! f32 building blocks for everything else.
+//!
+//! Order of every element, whichever way it is computed: `c₀x₀`, then `+ cₖxₖ` for each further
+//! term, then `+ bᵣaᵣ` for each rank, all in f32, then one rounding to the storage type.
+
+use super::lanes::{Element, Kernel, LANES, Lanes, Level, fence, prefetch};
+
+/// How far ahead of the reads lines are requested. The hardware stops at each 4 KiB page.
+const AHEAD_BYTES: usize = 2048;
+
+/// Elements per iteration: a whole cache line of a 16-bit type, so that streamed lines are full.
+const STEP: usize = 2 * LANES;
+
+/// Terms that [`weighted_sum`] keeps in registers.
+const MOST_TERMS: usize = 6;
+
+/// `out = round(Σ cₖ·sourceₖ)` in one pass, all of one storage type; every source has the length
+/// of `out`. False, with `out` untouched, when there are more terms than fit the registers.
+///
+/// No term gives zeros; a single term with coefficient 1 is copied bit for bit.
+pub(super) fn weighted_sum<E: Element>(level: Level, out: &mut [E], terms: &[(&[E], f32)]) -> bool {
+    match terms {
+        [] => out.fill(E::ZERO),
+        [(source, 1.0)] => out.copy_from_slice(source),
+        _ if terms.len() > MOST_TERMS => return false,
+        [_] => sum_of::<E, 1>(level, out, terms),
+        [_, _] => sum_of::<E, 2>(level, out, terms),
+        [_, _, _] => sum_of::<E, 3>(level, out, terms),
+        [_, _, _, _] => sum_of::<E, 4>(level, out, terms),
+        [_, _, _, _, _] => sum_of::<E, 5>(level, out, terms),
+        _ => sum_of::<E, MOST_TERMS>(level, out, terms),
+    }
+    true
+}
+
+fn sum_of<E: Element, const N: usize>(level: Level, out: &mut [E], terms: &[(&[E], f32)]) {
+    let mut sources = [terms[0].0; N];
+    let mut coefficients = [0.0; N];
+    for (k, &(source, c)) in terms.iter().enumerate() {
+        assert_eq!(source.len(), out.len(), "a source as long as the output");
+        (sources[k], coefficients[k]) = (source, c);
+    }
+    let sources = sources.map(<[E]>::as_ptr);
+    level.run(WeightedSum { out, sources, coefficients });
+}
+
+struct WeightedSum<'a, E, const N: usize> {
+    out: &'a mut [E],
+    /// Each readable for `out.len()` elements.
+    sources: [*const E; N],
+    coefficients: [f32; N],
+}
+
+impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
+    /// # Safety
+    /// The features of `L` were detected, `sources` are as long as `out`, and `out` is aligned to
+    /// a cache line when `STREAM`.
+    #[inline(always)]
+    unsafe fn body<L: Lanes, const STREAM: bool>(self) {
+        let Self { out, sources, coefficients } = self;
+        // SAFETY: the loops stay below out.len(), which bounds every source too; iterations of
+        // STEP elements keep the alignment.
+        unsafe {
+            let mut c = [L::splat(0.0); N];
+            for k in 0..N {
+                c[k] = L::splat(coefficients[k]);
+            }
+            let mut i = 0;
+            while i + STEP <= out.len() {
+                for source in sources {
+                    let line = source.add(i).cast::<u8>().wrapping_add(AHEAD_BYTES);
+                    prefetch(line);
+                    if size_of::<E>() * STEP > 64 {
+                        prefetch(line.wrapping_add(64));
+                    }
+                }
+                let mut low = E::load::<L>(sources[0].add(i)).mul(c[0]);
+                let mut high = E::load::<L>(sources[0].add(i + LANES)).mul(c[0]);
+                for k in 1..N {
+                    low = low.add(E::load::<L>(sources[k].add(i)).mul(c[k]));
+                    high = high.add(E::load::<L>(sources[k].add(i + LANES)).mul(c[k]));
+                }
+                let to = out.as_mut_ptr().add(i);
+                E::store::<L, STREAM>(low, to);
+                E::store::<L, STREAM>(high, to.add(LANES));
+                i += STEP;
+            }
+            while i < out.len() {
+                let mut sum = (*sources[0].add(i)).widen() * coefficients[0];
+                for k in 1..N {
+                    sum += (*sources[k].add(i)).widen() * coefficients[k];
+                }
+                out[i] = E::narrow(sum);
+                i += 1;
+            }
+            if STREAM {
+                fence();
+            }
+        }
+    }
+}
+
+impl<E: Element, const N: usize> Kernel for WeightedSum<'_, E, N> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: the caller's promise, and the alignment is looked at here.
+        unsafe {
+            if self.out.as_ptr().addr().is_multiple_of(64) {
+                self.body::<L, true>();
+            } else {
+                self.body::<L, false>();
+            }
+        }
+    }
+}
+
+/// `sums = c·source` when `first`, else `sums += c·source`; equal lengths.
+pub(super) fn accumulate<E: Element>(
+    level: Level,
+    sums: &mut [f32],
+    source: &[E],
+    c: f32,
+    first: bool,
+) {
+    assert_eq!(source.len(), sums.len(), "a source as long as the sums");
+    if first {
+        level.run(Accumulate::<E, true> { sums, source, c });
+    } else {
+        level.run(Accumulate::<E, false> { sums, source, c });
+    }
+}
+
+struct Accumulate<'a, E, const FIRST: bool> {
+    sums: &'a mut [f32],
+    source: &'a [E],
+    c: f32,
+}
+
+impl<E: Element, const FIRST: bool> Kernel for Accumulate<'_, E, FIRST> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let Self { sums, source, c } = self;
+        // SAFETY: the loops stay below the common length.
+        unsafe {
+            let factor = L::splat(c);
+            let mut i = 0;
+            while i + LANES <= sums.len() {
+                let from = source.as_ptr().add(i);
+                prefetch(from.cast::<u8>().wrapping_add(AHEAD_BYTES));
+                let to = sums.as_mut_ptr().add(i);
+                let term = E::load::<L>(from).mul(factor);
+                let sum = if FIRST { term } else { L::load_f32(to).add(term) };
+                sum.store_f32::<false>(to);
+                i += LANES;
+            }
+            while i < sums.len() {
+                let term = source[i].widen() * c;
+                sums[i] = if FIRST { term } else { sums[i] + term };
+                i += 1;
+            }
+        }
+    }
+}
+
+/// `sums[o, :] += Σᵣ up[o, r]·down[r, :]` for `sums` `[rows, width]`, `up` `[rows, ranks]` and
+/// `down` `[ranks, width]`, ranks in order.
+pub(super) fn add_product(
+    level: Level,
+    sums: &mut [f32],
+    up: &[f32],
+    down: &[f32],
+    width: usize,
+    ranks: usize,
+) {
+    let rows = sums.len() / width;
+    assert_eq!(
+        (sums.len(), up.len(), down.len()),
+        (rows * width, rows * ranks, ranks * width),
+        "factors that fit the sums"
+    );
+    level.run(AddProduct { sums, up, down, width, ranks, rows });
+}
+
+struct AddProduct<'a> {
+    sums: &'a mut [f32],
+    up: &'a [f32],
+    down: &'a [f32],
+    width: usize,
+    ranks: usize,
+    rows: usize,
+}
+
+impl AddProduct<'_> {
+    /// `ROWS` rows from `row`, [`LANES`] columns from `column`, held in registers over the ranks.
+    ///
+    /// # Safety
+    /// The tile lies within the matrices and the features of `L` were detected.
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const ROWS: usize>(&mut self, row: usize, column: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = self.sums.as_mut_ptr().add(row * self.width + column);
+            let up = self.up.as_ptr().add(row * self.ranks);
+            let mut sums = [L::splat(0.0); ROWS];
+            for k in 0..ROWS {
+                sums[k] = L::load_f32(to.add(k * self.width));
+            }
+            for rank in 0..self.ranks {
+                let a = L::load_f32(self.down.as_ptr().add(rank * self.width + column));
+                for k in 0..ROWS {
+                    let b = L::splat(*up.add(k * self.ranks + rank));
+                    sums[k] = sums[k].add(b.mul(a));
+                }
+            }
+            for k in 0..ROWS {
+                sums[k].store_f32::<false>(to.add(k * self.width));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::tile`], for every whole tile of the column.
+    #[inline(always)]
+    unsafe fn column<L: Lanes, const ROWS: usize>(&mut self, column: usize) {
+        let whole = self.rows / ROWS * ROWS;
+        // SAFETY: the tiles cover rows 0..rows once.
+        unsafe {
+            for row in (0..whole).step_by(ROWS) {
+                self.tile::<L, ROWS>(row, column);
+            }
+            for row in whole..self.rows {
+                self.tile::<L, 1>(row, column);
+            }
+        }
+    }
+}
+
+impl Kernel for AddProduct<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(mut self) {
+        let whole = self.width / LANES * LANES;
+        for column in (0..whole).step_by(LANES) {
+            // SAFETY: column + LANES ≤ width.
+            unsafe {
+                match L::ROWS {
+                    8 => self.column::<L, 8>(column),
+                    4 => self.column::<L, 4>(column),
+                    _ => self.column::<L, 2>(column),
+                }
+            }
+        }
+        for row in 0..self.rows {
+            for column in whole..self.width {
+                let mut sum = self.sums[row * self.width + column];
+                for rank in 0..self.ranks {
+                    sum += self.up[row * self.ranks + rank] * self.down[rank * self.width + column];
+                }
+                self.sums[row * self.width + column] = sum;
+            }
+        }
+    }
+}
+
+/// Rounds `sums` to the storage type; equal lengths.
+pub(super) fn round<E: Element>(level: Level, out: &mut [E], sums: &[f32]) {
+    assert_eq!(out.len(), sums.len(), "as many sums as outputs");
+    level.run(Round { out, sums });
+}
+
+struct Round<'a, E> {
+    out: &'a mut [E],
+    sums: &'a [f32],
+}
+
+impl<E: Element> Round<'_, E> {
+    /// # Safety
+    /// The features of `L` were detected; `out` is aligned to a cache line when `STREAM`.
+    #[inline(always)]
+    unsafe fn body<L: Lanes, const STREAM: bool>(self) {
+        let Self { out, sums } = self;
+        // SAFETY: the loops stay below the common length; STEP keeps the alignment.
+        unsafe {
+            let mut i = 0;
+            while i + STEP <= out.len() {
+                let from = sums.as_ptr().add(i);
+                let to = out.as_mut_ptr().add(i);
+                E::store::<L, STREAM>(L::load_f32(from), to);
+                E::store::<L, STREAM>(L::load_f32(from.add(LANES)), to.add(LANES));
+                i += STEP;
+            }
+            while i < out.len() {
+                out[i] = E::narrow(sums[i]);
+                i += 1;
+            }
+            if STREAM {
+                fence();
+            }
+        }
+    }
+}
+
+impl<E: Element> Kernel for Round<'_, E> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: the caller's promise, and the alignment is looked at here.
+        unsafe {
+            if self.out.as_ptr().addr().is_multiple_of(64) {
+                self.body::<L, true>();
+            } else {
+                self.body::<L, false>();
+            }
+        }
+    }
+}
