@@ -1,0 +1,350 @@
+//! Rollouts: responses sampled from the current policy by the kernels that serve.
+//!
+//! The policy is the base with its adapters as low-rank terms, nothing merged. Sequences join and
+//! leave the batch at any step; a row's result does not depend on its neighbours and every
+//! sequence draws from its own stream, so a rollout depends on nothing but weights, prompt, seed
+//! and stream.
+
+use std::collections::BTreeMap;
+
+use ladle::{
+    kernels::{
+        Batch, ColumnScale, Dtype, HostTensor, KernelError, Segment,
+        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        host::HostError,
+    },
+    model::{
+        config::ModelConfig,
+        decoder::Decoder,
+        linear::{Dense, LowRank, Parameter},
+    },
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{
+    lora::HostFactor,
+    packing::{Sequence, micro_batches, pack},
+};
+
+/// Why sampling stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// The checkpoint lacks a tensor of its configuration.
+    #[error("the base model has no tensor {0}")]
+    Missing(String),
+    /// A prompt that has no tokens, or that leaves no room for a response.
+    #[error("prompt {index} has {got} tokens, expected 1 to {expected}")]
+    Prompt {
+        /// Its place in the request.
+        index: usize,
+        /// Most tokens that fit.
+        expected: usize,
+        /// Its tokens.
+        got: usize,
+    },
+    /// The model's logits are NaN or infinite: the run has diverged.
+    #[error("the logits after {tokens} response tokens of prompt {index} are not finite")]
+    NotFinite {
+        /// Which prompt.
+        index: usize,
+        /// Response tokens so far.
+        tokens: usize,
+    },
+    /// A kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Factors that make no tensor.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+type Result<T> = std::result::Result<T, RolloutError>;
+
+/// One response to be sampled.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Prompt tokens, at least one.
+    pub prompt: Vec<u32>,
+    /// Take the most likely token instead of a drawn one.
+    pub greedy: bool,
+    /// Number of the random stream; equal streams draw equal numbers.
+    pub stream: u64,
+}
+
+/// A sampled response.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rollout {
+    /// Tokens, end of sequence included.
+    pub tokens: Vec<u32>,
+    /// `log π(token)` in nats under the distribution that was sampled from (of a greedy token: under
+    /// the same temperature).
+    pub log_probs: Vec<f32>,
+    /// The final hidden state that each token was sampled from, `[tokens, hidden]`, if asked for.
+    pub hidden: Vec<f32>,
+    /// Whether it ended by itself.
+    pub finished: bool,
+}
+
+/// How to sample.
+#[derive(Debug, Clone)]
+pub struct Sampling {
+    /// Logits are divided by it.
+    pub temperature: f64,
+    /// Longest response in tokens.
+    pub max_new_tokens: usize,
+    /// Tokens that end a response.
+    pub end: Vec<u32>,
+    /// Seed of all streams.
+    pub seed: u64,
+    /// Keep the hidden states (for a value head).
+    pub keep_hidden: bool,
+}
+
+/// A decoder over host tensors: the base, and per module the sum of the given adapters.
+pub fn decoder(
+    model: &ModelConfig,
+    weights: &BTreeMap<String, HostTensor>,
+    adapters: &[&BTreeMap<String, HostFactor>],
+) -> Result<Decoder<HostTensor>> {
+    Decoder::load(model.clone(), |name| {
+        let weight = weights.get(name).cloned();
+        let weight = weight.ok_or_else(|| RolloutError::Missing(name.to_owned()))?;
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let factors: Vec<_> = adapters.iter().filter_map(|adapter| adapter.get(module)).collect();
+        let low_rank = if factors.is_empty() { None } else { Some(stack(&factors)?) };
+        Ok(Parameter { first: Dense { weight, term: None }, rest: Vec::new(), low_rank })
+    })
+}
+
+/// Factors side by side along the rank: down `[Σ r, in]`, up `[out, Σ r]`.
+fn stack(factors: &[&HostFactor]) -> Result<LowRank<HostTensor>> {
+    let ranks: Vec<usize> =
+        factors.iter().map(|f| f.down.shape().first().copied().unwrap_or(0)).collect();
+    let rank: usize = ranks.iter().sum();
+    let outer = factors.first().and_then(|f| f.up.shape().first().copied()).unwrap_or(0);
+    let inner = factors.first().and_then(|f| f.down.shape().get(1).copied()).unwrap_or(0);
+    let down: Vec<f32> = factors.iter().flat_map(|factor| factor.down.to_f32()).collect();
+    let ups: Vec<Vec<f32>> = factors.iter().map(|factor| factor.up.to_f32()).collect();
+    let mut up = Vec::with_capacity(outer * rank);
+    for row in 0..outer {
+        for (values, &rank) in ups.iter().zip(&ranks) {
+            up.extend(values.iter().skip(row * rank).take(rank));
+        }
+    }
+    let mut scales = Vec::with_capacity(factors.len());
+    let mut start = 0;
+    for (factor, rank) in factors.iter().zip(&ranks) {
+        let columns = start..start + rank;
+        start += rank;
+        scales.push(ColumnScale { columns, term: None, factor: factor.scale as f32 });
+    }
+    let (down_shape, up_shape) = (vec![rank, inner], vec![outer, rank]);
+    let (down, up) =
+        (HostTensor::from_f32(&down, down_shape)?, HostTensor::from_f32(&up, up_shape)?);
+    Ok(LowRank { down, up, scales })
+}
+
+/// Kernels and cache for rollouts of one model.
+pub struct Sampler {
+    kernels: CpuKernels,
+    cache: KvPool,
+    /// Blocks that one sequence may take.
+    per_sequence: usize,
+    free: Vec<u32>,
+}
+
+/// Prompt rows that join one step: beyond that a step only gets longer, not faster.
+const PREFILL_ROWS: usize = 512;
+
+/// A sequence being sampled.
+struct Active {
+    index: usize,
+    blocks: Vec<u32>,
+    /// Tokens in the cache.
+    cached: usize,
+    rng: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// Room for `slots` sequences of `max_tokens` tokens (prompt and response) at once.
+    pub fn new(
+        model: &ModelConfig,
+        threads: usize,
+        slots: usize,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        let per_sequence = max_tokens.div_ceil(BLOCK);
+        let blocks = per_sequence * slots.max(1);
+        let cache = KvPool::new(KvShape {
+            layers: model.layers,
+            kv_heads: model.kv_heads,
+            head_dim: model.head_dim,
+            blocks,
+            dtype: Dtype::F32,
+        })?;
+        let free = (0..blocks as u32).rev().collect();
+        Ok(Self { kernels: CpuKernels::new(threads), cache, per_sequence, free })
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.per_sequence * BLOCK
+    }
+
+    /// Samples every request; results are in their order.
+    pub fn sample(
+        &mut self,
+        decoder: &Decoder<HostTensor>,
+        requests: &[Request],
+        sampling: &Sampling,
+    ) -> Result<Vec<Rollout>> {
+        let longest = (self.max_tokens() + 1).saturating_sub(sampling.max_new_tokens);
+        let fits = |request: &Request| (1..=longest).contains(&request.prompt.len());
+        if let Some(index) = requests.iter().position(|request| !fits(request)) {
+            let got = requests.get(index).map_or(0, |request| request.prompt.len());
+            return Err(RolloutError::Prompt { index, expected: longest, got });
+        }
+        let mut rollouts = vec![Rollout::default(); requests.len()];
+        // Long prompts first: the batch stays full until the end.
+        let mut waiting: Vec<usize> = (0..requests.len()).collect();
+        waiting.sort_by_key(|&index| requests[index].prompt.len());
+        let mut active: Vec<Active> = Vec::new();
+        while !(active.is_empty() && waiting.is_empty()) {
+            let mut joining = 0;
+            while joining < PREFILL_ROWS && self.free.len() >= self.per_sequence {
+                let Some(index) = waiting.pop() else { break };
+                joining += requests[index].prompt.len();
+                let blocks = self.free.split_off(self.free.len() - self.per_sequence);
+                let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+                rng.set_stream(requests[index].stream);
+                active.push(Active { index, blocks, cached: 0, rng });
+            }
+            let batch = step(&active, requests, &rollouts);
+            let hidden = decoder.hidden(&self.kernels, &batch, &mut self.cache)?;
+            let logits = decoder.logits(&self.kernels, &hidden, None)?;
+            for (row, sequence) in active.iter_mut().enumerate() {
+                let request = &requests[sequence.index];
+                let rollout = &mut rollouts[sequence.index];
+                sequence.cached = request.prompt.len() + rollout.tokens.len();
+                let uniform =
+                    if request.greedy { None } else { Some(sequence.rng.random::<f64>()) };
+                let logits = logits.row(row).unwrap_or_default();
+                let drawn =
+                    draw(logits, sampling.temperature, uniform).ok_or(RolloutError::NotFinite {
+                        index: sequence.index,
+                        tokens: rollout.tokens.len(),
+                    })?;
+                rollout.tokens.push(drawn.0);
+                rollout.log_probs.push(drawn.1);
+                if sampling.keep_hidden {
+                    rollout.hidden.extend(hidden.row(row).unwrap_or_default());
+                }
+                rollout.finished = sampling.end.contains(&drawn.0);
+            }
+            let free = &mut self.free;
+            active.retain_mut(|sequence| {
+                let rollout = &rollouts[sequence.index];
+                let goes_on = !rollout.finished && rollout.tokens.len() < sampling.max_new_tokens;
+                if !goes_on {
+                    free.append(&mut sequence.blocks);
+                }
+                goes_on
+            });
+        }
+        Ok(rollouts)
+    }
+
+    /// Log-probabilities in nats of the response tokens of each sequence, at `temperature`.
+    pub fn score(
+        &mut self,
+        decoder: &Decoder<HostTensor>,
+        sequences: &[Sequence],
+        temperature: f64,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut scores = Vec::with_capacity(sequences.len());
+        let width = decoder.config().hidden_size;
+        for run in micro_batches(sequences, (2 * PREFILL_ROWS).min(self.free.len() * BLOCK / 2)) {
+            let mut packed = pack(&sequences[run.clone()]);
+            let mut next = 0;
+            for (segment, index) in packed.batch.segments.iter_mut().zip(run) {
+                let blocks = segment.rows.len().div_ceil(BLOCK);
+                let taken = self.free.get(next..next + blocks).ok_or(RolloutError::Prompt {
+                    index,
+                    expected: self.free.len() * BLOCK,
+                    got: segment.rows.len(),
+                })?;
+                segment.blocks = taken.to_vec();
+                next += blocks;
+            }
+            let hidden = decoder.hidden(&self.kernels, &packed.batch, &mut self.cache)?;
+            let mut flat = Vec::with_capacity(packed.targets.len());
+            // The logits of a few rows at a time: [rows, vocab] would be the largest tensor of all.
+            for (rows, targets) in hidden.data().chunks(64 * width).zip(packed.targets.chunks(64)) {
+                let rows = self.kernels.tensor(targets.len(), rows)?;
+                let logits = decoder.logits(&self.kernels, &rows, None)?;
+                for (row, &target) in targets.iter().enumerate() {
+                    let logits = logits.row(row).unwrap_or_default();
+                    flat.push(log_prob(logits, temperature, target));
+                }
+            }
+            scores.extend(packed.spans.into_iter().map(|span| flat[span].to_vec()));
+        }
+        Ok(scores)
+    }
+}
+
+/// The rows of one step: the newest token of every running sequence, the whole prompt of a new one.
+fn step(active: &[Active], requests: &[Request], rollouts: &[Rollout]) -> Batch {
+    let mut batch = Batch::default();
+    for sequence in active {
+        let (request, rollout) = (&requests[sequence.index], &rollouts[sequence.index]);
+        let all = request.prompt.iter().chain(&rollout.tokens).skip(sequence.cached);
+        let start = batch.tokens.len();
+        batch.tokens.extend(all);
+        let end = batch.tokens.len();
+        let first = sequence.cached as u32;
+        batch.positions.extend(first..first + (end - start) as u32);
+        let (cached, blocks) = (sequence.cached, sequence.blocks.clone());
+        batch.segments.push(Segment { rows: start..end, cached, blocks });
+        batch.outputs.push(end - 1);
+    }
+    batch
+}
+
+/// Exponentials of `(logit − max)/T` in f64 partial sums: their sum, and the largest logit.
+fn normaliser(logits: &[f32], scale: f32) -> Option<(f32, f64)> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let part = |part: &[f32]| part.iter().map(|l| ((l - max) * scale).exp()).sum::<f32>();
+    let sum: f64 = logits.chunks(256).map(|chunk| f64::from(part(chunk))).sum();
+    (max.is_finite() && sum.is_finite()).then_some((max, sum))
+}
+
+/// The token at `uniform` ∈ [0, 1) of the distribution's cumulative sum (`None`: the most likely
+/// one, the lowest id of equals) and its log-probability; `None` where the logits are not finite.
+fn draw(logits: &[f32], temperature: f64, uniform: Option<f64>) -> Option<(u32, f32)> {
+    let scale = 1.0 / temperature as f32;
+    let (max, sum) = normaliser(logits, scale)?;
+    let token = match uniform {
+        None => logits.iter().position(|&l| l == max)?,
+        Some(uniform) => {
+            let mut left = uniform * sum;
+            let crossed = logits.iter().position(|l| {
+                left -= f64::from(((l - max) * scale).exp());
+                left < 0.0
+            });
+            // Rounding can leave a crumb after the last token: it belongs to the most likely one.
+            crossed.or_else(|| logits.iter().position(|&l| l == max))?
+        }
+    };
+    let log_prob = f64::from((logits[token] - max) * scale) - sum.ln();
+    Some((token as u32, log_prob as f32))
+}
+
+/// `log p(target)` in nats; NaN where the logits are not finite or lack the target.
+fn log_prob(logits: &[f32], temperature: f64, target: u32) -> f32 {
+    let scale = 1.0 / temperature as f32;
+    match (normaliser(logits, scale), logits.get(target as usize)) {
+        (Some((max, sum)), Some(logit)) => (f64::from((logit - max) * scale) - sum.ln()) as f32,
+        _ => f32::NAN,
+    }
+}

@@ -1,0 +1,163 @@
+//! LoRA training against PyTorch and PEFT (tests/reference/make_lora_training.py, float64).
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use candle_core::{Device, Tensor, safetensors::load};
+use ladle::{kernels::HostTensor, model::config::ModelConfig};
+use ladle_training::{
+    optimizer::{AdamW, AdamWConfig, learning_rate},
+    rl::{
+        lora::{LoraConfig, Policy},
+        packing::{Packed, Sequence, micro_batches, pack},
+    },
+};
+use serde_json::Value;
+
+struct Reference {
+    policy: Policy,
+    values: BTreeMap<String, Tensor>,
+    settings: Value,
+    sequences: Vec<Sequence>,
+}
+
+fn reference() -> Reference {
+    let directory =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/lora-training");
+    let read = |name: &str| load(directory.join(name), &Device::Cpu).unwrap();
+    let json = |name: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(directory.join(name)).unwrap()).unwrap()
+    };
+    let weights: BTreeMap<_, _> = read("model.safetensors")
+        .into_iter()
+        .map(|(name, tensor)| {
+            let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            (name, HostTensor::from_f32(&values, tensor.dims().to_vec()).unwrap())
+        })
+        .collect();
+    let settings = json("reference.json");
+    let model = ModelConfig::from_json(&json("config.json")).unwrap();
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+    let policy = Policy::new(&model, &weights, &lora, &Device::Cpu, 0).unwrap();
+    let values: BTreeMap<_, _> = read("reference.safetensors").into_iter().collect();
+    policy.restore(&values).unwrap();
+    let tokens = |value: &Value| -> Vec<u32> {
+        value.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+    };
+    let sequences = settings["sequences"].as_array().unwrap().iter();
+    let sequences = sequences
+        .map(|s| Sequence { prompt: tokens(&s["prompt"]), response: tokens(&s["response"]) })
+        .collect();
+    Reference { policy, values, settings, sequences }
+}
+
+impl Reference {
+    fn log_probs(&self, packed: &Packed, temperature: f64) -> (Tensor, Vec<f32>) {
+        let hidden = self.policy.hidden(&packed.batch).unwrap();
+        let head = self.policy.head();
+        let kernels = self.policy.kernels();
+        let out = kernels.log_probs(&hidden, head, &packed.targets, temperature).unwrap();
+        (out.values, out.entropy)
+    }
+
+    fn expected(&self, name: &str) -> Vec<f32> {
+        self.values[name].flatten_all().unwrap().to_vec1().unwrap()
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_close(name: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{name}");
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= tolerance, "{name}[{index}]: {got}, expected {expected}");
+    }
+}
+
+#[test]
+fn log_probs_and_entropy_of_packed_sequences_equal_torch() {
+    let reference = reference();
+    let packed = pack(&reference.sequences);
+    for (name, temperature) in [("1", 1.0), ("0.7", 0.7)] {
+        let (log_probs, entropy) = reference.log_probs(&packed, temperature);
+        let expected = reference.expected(&format!("log_probs.{name}"));
+        assert_close("log_probs", &values(&log_probs), &expected, 5e-5);
+        assert_close("entropy", &entropy, &reference.expected(&format!("entropy.{name}")), 5e-5);
+    }
+}
+
+#[test]
+fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
+    let reference = reference();
+    let packed = pack(&reference.sequences);
+    let hidden = reference.policy.reference_hidden(&packed.batch).unwrap();
+    assert!(!hidden.track_op());
+    let (head, kernels) = (reference.policy.head(), reference.policy.kernels());
+    let out = kernels.log_probs(&hidden, head, &packed.targets, 1.0).unwrap();
+    assert_close(
+        "log_probs",
+        &values(&out.values),
+        &reference.expected("log_probs.reference"),
+        5e-5,
+    );
+}
+
+#[test]
+fn every_factor_gets_torchs_gradient_and_no_frozen_tensor_any() {
+    let reference = reference();
+    let packed = pack(&reference.sequences);
+    let (log_probs, _) = reference.log_probs(&packed, 0.7);
+    let grads = log_probs.mean_all().unwrap().neg().unwrap().backward().unwrap();
+    let variables = reference.policy.variables();
+    assert_eq!(variables.len(), 2 * 2 * 7);
+    for (name, var) in &variables {
+        let grad = values(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")));
+        let expected = reference.expected(&format!("grad.{name}"));
+        let largest = expected.iter().fold(0f32, |max, g| max.max(g.abs()));
+        assert!(largest > 1e-4, "{name}: the reference gradient is {largest}");
+        assert_close(name, &grad, &expected, 2e-4 * largest.max(1e-3));
+    }
+    assert!(grads.get(reference.policy.head()).is_none(), "the frozen embedding got a gradient");
+    // Beside the factors only activations before the first adapter are in the store: one row per
+    // token, which is no dimension of any weight here.
+    let factors: Vec<_> = variables.iter().map(|(_, var)| var.as_tensor().id()).collect();
+    for id in grads.get_ids().filter(|id| !factors.contains(id)) {
+        let shape = grads.get_id(*id).unwrap().dims().to_vec();
+        assert_eq!(shape[0], packed.batch.tokens.len(), "a gradient of shape {shape:?}");
+    }
+}
+
+#[test]
+fn adamw_with_clipping_and_decay_follows_torch() {
+    let reference = reference();
+    let setting = |name: &str| reference.settings[name].as_f64().unwrap();
+    let numbers = |name: &str| -> Vec<f64> {
+        let list = reference.settings[name].as_array().unwrap();
+        list.iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let config = AdamWConfig { weight_decay: setting("weight_decay"), ..AdamWConfig::default() };
+    let mut optimizer = AdamW::new(reference.policy.variables(), config).unwrap();
+    let total: usize = reference.sequences.iter().map(|s| s.response.len()).sum();
+    let steps = setting("steps") as u64;
+    for step in 0..steps {
+        let mut loss = 0.0;
+        // Micro-batches of different sizes add up to the gradient of the whole.
+        for run in micro_batches(&reference.sequences, 30) {
+            let packed = pack(&reference.sequences[run]);
+            let (log_probs, _) = reference.log_probs(&packed, 1.0);
+            let part = (log_probs.sum_all().unwrap() * (-1.0 / total as f64)).unwrap();
+            loss += part.to_scalar::<f32>().unwrap();
+            optimizer.accumulate(&part.backward().unwrap()).unwrap();
+        }
+        let norm = optimizer.step(learning_rate(setting("peak"), step, 0, steps)).unwrap();
+        let index = step as usize;
+        assert!((f64::from(loss) - numbers("losses")[index]).abs() < 1e-4, "loss {loss}");
+        assert!((norm / numbers("norms")[index] - 1.0).abs() < 1e-4, "norm {norm}");
+    }
+    for (name, var) in reference.policy.variables() {
+        let expected = reference.expected(&format!("after.{name}"));
+        assert_close(&name, &values(var.as_tensor()), &expected, 2e-4);
+    }
+}
