@@ -1,15 +1,33 @@
 //! Causal grouped-query attention over paged keys and values.
+//!
+//! A task is one key/value head and some tokens of one sequence; a tile is a few of its query rows
+//! (tokens × heads of the group) that go over the context together. The context is taken in spans
+//! of [`SPAN`] tokens at fixed positions, with the running maximum and sum of an online softmax
+//! between them. Nothing that a row sums depends on which rows share its tile: tokens it may not see
+//! weigh exactly 0.
+
+use std::{cell::RefCell, ops::Range};
 
 use super::{
+    elementwise::exp,
     gemm::SharedMut,
     kv::{BLOCK, KvElement, KvLayer},
     pool::Pool,
+    simd::{Isa, Simd, Vectorised},
     tensor::Tensor,
 };
-use crate::kernels::{AttentionShape, Batch};
+use crate::kernels::{AttentionShape, Batch, Segment};
+
+/// Tokens of a span: the scores of a tile stay in the first-level cache.
+const SPAN: usize = 512;
+/// Tokens of a task.
+const TASK_TOKENS: usize = 32;
+/// Query rows of the largest tile.
+const MAX_ROWS: usize = 6;
 
 /// Attends every row of `q` to the tokens of its own sequence, up to itself.
 pub(super) fn attend<T: KvElement>(
+    isa: Isa,
     pool: &Pool,
     q: &Tensor,
     shape: AttentionShape,
@@ -17,41 +35,285 @@ pub(super) fn attend<T: KvElement>(
     layer: &KvLayer<'_, T>,
     out: &mut Tensor,
 ) {
-    let AttentionShape { heads, kv_heads, head_dim, window } = shape;
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let out = SharedMut::new(out);
-    pool.run(batch.segments.len() * kv_heads, |chunk| {
-        let (segment, kv_head) = (&batch.segments[chunk / kv_heads], chunk % kv_heads);
-        let group = heads / kv_heads;
-        let mut sum = vec![0.0; head_dim];
-        for (index, row) in segment.rows.clone().enumerate() {
-            let end = segment.cached + index + 1;
-            let start = window.map_or(0, |window| end.saturating_sub(window));
-            for head in kv_head * group..(kv_head + 1) * group {
-                let at = row * heads * head_dim + head * head_dim;
-                let q = &q.data()[at..at + head_dim];
-                let (mut max, mut total) = (f32::NEG_INFINITY, 0.0);
-                sum.fill(0.0);
-                for position in start..end {
-                    let (keys, values) = layer.head(segment.blocks[position / BLOCK], kv_head);
-                    let slot = position % BLOCK;
-                    let keys = keys[slot..].iter().step_by(BLOCK);
-                    let score = q.iter().zip(keys).map(|(q, k)| q * k.widen()).sum::<f32>() * scale;
-                    let new = score.max(max);
-                    let (keep, weight) = ((max - new).exp(), (score - new).exp());
-                    max = new;
-                    total = total * keep + weight;
-                    let values = &values[slot * head_dim..(slot + 1) * head_dim];
-                    for (sum, v) in sum.iter_mut().zip(values) {
-                        *sum = *sum * keep + weight * v.widen();
-                    }
-                }
-                // SAFETY: this chunk alone writes this segment's rows of these heads.
-                let out = unsafe { out.slice(at, head_dim) };
-                for (out, sum) in out.iter_mut().zip(&sum) {
+    let mut tasks = Vec::with_capacity(batch.segments.len() * shape.kv_heads);
+    for segment in &batch.segments {
+        // The last tokens have the most to do: they start first.
+        for first in (0..segment.rows.len()).step_by(TASK_TOKENS).rev() {
+            let tokens = first..segment.rows.len().min(first + TASK_TOKENS);
+            tasks.extend((0..shape.kv_heads).map(|head| (segment, tokens.clone(), head)));
+        }
+    }
+    pool.run(tasks.len(), |task| {
+        let (segment, tokens, kv_head) = tasks[task].clone();
+        SCRATCH.with_borrow_mut(|scratch| {
+            isa.run(Task { q, shape, segment, tokens, kv_head, layer, out, scratch });
+        });
+    });
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
+}
+
+/// What a tile needs beside registers.
+struct Scratch {
+    /// Scores, then weights, of the rows over a span.
+    weights: [[f32; SPAN]; MAX_ROWS],
+    /// Weighted sums of values, `[rows, head_dim]`.
+    sums: Vec<f32>,
+}
+
+impl Scratch {
+    const fn new() -> Self {
+        Self { weights: [[0.0; SPAN]; MAX_ROWS], sums: Vec::new() }
+    }
+}
+
+struct Task<'a, T> {
+    q: &'a Tensor,
+    shape: AttentionShape,
+    segment: &'a Segment,
+    /// Rows of the segment, counted from its first.
+    tokens: Range<usize>,
+    kv_head: usize,
+    layer: &'a KvLayer<'a, T>,
+    out: SharedMut,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: KvElement> Vectorised for Task<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let group = self.shape.heads / self.shape.kv_heads;
+        let rows = self.tokens.len() * group;
+        let tile = MAX_ROWS.min(S::ROWS);
+        let Self { q, shape, segment, tokens, kv_head, layer, out, scratch } = self;
+        for first in (0..rows).step_by(tile) {
+            let count = tile.min(rows - first);
+            let mut tile = Tile {
+                q: [&[]; MAX_ROWS],
+                seen: [const { 0..0 }; MAX_ROWS],
+                segment,
+                layer,
+                kv_head,
+                scale: 1.0 / (shape.head_dim as f32).sqrt(),
+                scratch: &mut *scratch,
+            };
+            let mut starts = [0; MAX_ROWS];
+            for i in 0..count {
+                let (token, head) = ((first + i) / group, (first + i) % group);
+                let token = tokens.start + token;
+                let head = kv_head * group + head;
+                let start = (segment.rows.start + token) * q.width() + head * shape.head_dim;
+                let end = segment.cached + token + 1;
+                let begin = shape.window.map_or(0, |window| end.saturating_sub(window));
+                tile.q[i] = &q.data()[start..start + shape.head_dim];
+                tile.seen[i] = begin..end;
+                starts[i] = start;
+            }
+            let totals = match count {
+                1 => tile.attend::<S, 1>(s),
+                2 => tile.attend::<S, 2>(s),
+                3 if S::ROWS >= 3 => tile.attend::<S, 3>(s),
+                4 if S::ROWS >= 4 => tile.attend::<S, 4>(s),
+                5 if S::ROWS >= 5 => tile.attend::<S, 5>(s),
+                6 if S::ROWS >= 6 => tile.attend::<S, 6>(s),
+                _ => unreachable!("a tile of {count} rows"),
+            };
+            let sums = tile.scratch.sums.chunks_exact(shape.head_dim);
+            for ((start, total), sums) in starts.iter().zip(totals).zip(sums).take(count) {
+                // SAFETY: this task alone writes these heads of these rows.
+                let out = unsafe { out.slice(*start, shape.head_dim) };
+                for (out, sum) in out.iter_mut().zip(sums) {
                     *out = sum / total;
                 }
             }
         }
-    });
+    }
+}
+
+struct Tile<'a, T> {
+    /// Query rows `[head_dim]`.
+    q: [&'a [f32]; MAX_ROWS],
+    /// Positions that each row sees.
+    seen: [Range<usize>; MAX_ROWS],
+    segment: &'a Segment,
+    layer: &'a KvLayer<'a, T>,
+    kv_head: usize,
+    scale: f32,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: KvElement> Tile<'_, T> {
+    /// Leaves the rows' weighted sums of values in the scratch; returns the sums of the weights.
+    #[inline(always)]
+    fn attend<S: Simd, const M: usize>(&mut self, s: S) -> [f32; MAX_ROWS] {
+        let head_dim = self.q[0].len();
+        let begin = self.seen[..M].iter().map(|seen| seen.start).min().unwrap_or(0);
+        let end = self.seen[..M].iter().map(|seen| seen.end).max().unwrap_or(0);
+        self.scratch.sums.clear();
+        self.scratch.sums.resize(M * head_dim, 0.0);
+        let (mut max, mut total) = ([f32::NEG_INFINITY; M], [0.0; MAX_ROWS]);
+        for span in begin / SPAN..end.div_ceil(SPAN) {
+            let span = begin.max(span * SPAN)..end.min((span + 1) * SPAN);
+            self.scores::<S, M>(s, &span);
+            for i in 0..M {
+                let seen = span.start.max(self.seen[i].start)..span.end.min(self.seen[i].end);
+                let weights = &mut self.scratch.weights[i];
+                let keep = soften(weights, &span, seen, &mut max[i], &mut total[i]);
+                for sum in &mut self.scratch.sums[i * head_dim..(i + 1) * head_dim] {
+                    *sum *= keep;
+                }
+            }
+            let mut column = 0;
+            while column + 4 * S::LANES <= head_dim {
+                self.weigh::<S, M, 4>(s, &span, column);
+                column += 4 * S::LANES;
+            }
+            while column + S::LANES <= head_dim {
+                self.weigh::<S, M, 1>(s, &span, column);
+                column += S::LANES;
+            }
+            if column < head_dim {
+                self.weigh_rest::<M>(&span, column);
+            }
+        }
+        total
+    }
+
+    /// Keys and values of the block that holds `position`.
+    #[inline(always)]
+    fn block(&self, position: usize) -> (&[T], &[T]) {
+        self.layer.head(self.segment.blocks[position / BLOCK], self.kv_head)
+    }
+
+    /// `scale · q k` of all positions of the blocks that `span` touches, at their place in the span.
+    #[inline(always)]
+    fn scores<S: Simd, const M: usize>(&mut self, s: S, span: &Range<usize>) {
+        let head_dim = self.q[0].len();
+        let scale = s.splat(self.scale);
+        for block in span.start / BLOCK..span.end.div_ceil(BLOCK) {
+            let keys = self.block(block * BLOCK).0.as_ptr();
+            for part in 0..BLOCK / S::LANES {
+                // Two sums a row: one chain of dependent additions would leave the units idle.
+                let mut sums = [[s.splat(0.0); 2]; M];
+                for d in 0..head_dim / 2 {
+                    for parity in 0..2 {
+                        let d = 2 * d + parity;
+                        // SAFETY: keys are [head_dim, BLOCK], and LANES divides BLOCK.
+                        let key = unsafe { T::load(s, keys.add(d * BLOCK + part * S::LANES)) };
+                        for i in 0..M {
+                            // SAFETY: d < head_dim, the length of every row.
+                            let q = s.splat(unsafe { *self.q[i].get_unchecked(d) });
+                            sums[i][parity] = s.fma(q, key, sums[i][parity]);
+                        }
+                    }
+                }
+                let at = block * BLOCK % SPAN + part * S::LANES;
+                for i in 0..M {
+                    let score = s.mul(scale, s.add(sums[i][0], sums[i][1]));
+                    let weights = &mut self.scratch.weights[i][at..at + S::LANES];
+                    // SAFETY: the slice has LANES values.
+                    unsafe { s.store(weights.as_mut_ptr(), score) };
+                }
+            }
+        }
+    }
+
+    /// Adds `weight · value` of the span's positions to `N` vectors of columns from `column` on.
+    #[inline(always)]
+    fn weigh<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        s: S,
+        span: &Range<usize>,
+        column: usize,
+    ) {
+        let head_dim = self.q[0].len();
+        let mut sums = [[s.splat(0.0); N]; M];
+        let mut position = span.start;
+        while position < span.end {
+            let values = self.block(position).1.as_ptr();
+            let last = span.end.min((position / BLOCK + 1) * BLOCK);
+            for position in position..last {
+                let mut value = [s.splat(0.0); N];
+                for j in 0..N {
+                    let at = position % BLOCK * head_dim + column + j * S::LANES;
+                    // SAFETY: values are [BLOCK, head_dim] and these columns lie in a row.
+                    value[j] = unsafe { T::load(s, values.add(at)) };
+                }
+                for i in 0..M {
+                    let weight = s.splat(self.scratch.weights[i][position % SPAN]);
+                    for j in 0..N {
+                        sums[i][j] = s.fma(weight, value[j], sums[i][j]);
+                    }
+                }
+            }
+            position = last;
+        }
+        for i in 0..M {
+            for j in 0..N {
+                let start = i * head_dim + column + j * S::LANES;
+                let out = self.scratch.sums[start..start + S::LANES].as_mut_ptr();
+                // SAFETY: the slice has LANES values.
+                unsafe { s.store(out, s.add(s.load(out), sums[i][j])) };
+            }
+        }
+    }
+
+    /// The same for the columns from `column` on that fill no vector.
+    fn weigh_rest<const M: usize>(&mut self, span: &Range<usize>, column: usize) {
+        let head_dim = self.q[0].len();
+        for i in 0..M {
+            for d in column..head_dim {
+                let mut sum = 0.0;
+                for position in span.clone() {
+                    let value = self.block(position).1[position % BLOCK * head_dim + d];
+                    sum += self.scratch.weights[i][position % SPAN] * value.widen();
+                }
+                self.scratch.sums[i * head_dim + d] += sum;
+            }
+        }
+    }
+}
+
+/// One step of the online softmax: turns the scores of a row over `span` into weights, 0 outside
+/// `seen`; returns the factor for what was summed before.
+#[inline(always)]
+fn soften(
+    weights: &mut [f32; SPAN],
+    span: &Range<usize>,
+    seen: Range<usize>,
+    max: &mut f32,
+    total: &mut f32,
+) -> f32 {
+    // Whole blocks, so that a position always has the same lane.
+    let first = span.start / BLOCK * BLOCK % SPAN;
+    let weights = &mut weights
+        [first..first + (span.end - span.start / BLOCK * BLOCK).next_multiple_of(BLOCK)];
+    let origin = span.start / BLOCK * BLOCK;
+    if seen.is_empty() {
+        weights.fill(0.0);
+        return 1.0;
+    }
+    weights[..seen.start - origin].fill(f32::NEG_INFINITY);
+    weights[seen.end - origin..].fill(f32::NEG_INFINITY);
+    let mut lanes = [f32::NEG_INFINITY; BLOCK];
+    for weights in weights.chunks_exact(BLOCK) {
+        for (lane, &weight) in lanes.iter_mut().zip(weights) {
+            *lane = if weight > *lane { weight } else { *lane };
+        }
+    }
+    let new = lanes.iter().copied().fold(*max, f32::max);
+    let mut lanes = [0.0; BLOCK];
+    for weights in weights.chunks_exact_mut(BLOCK) {
+        for (lane, weight) in lanes.iter_mut().zip(weights) {
+            *weight = exp(*weight - new);
+            *lane += *weight;
+        }
+    }
+    let keep = exp(*max - new);
+    *total = *total * keep + lanes.iter().sum::<f32>();
+    *max = new;
+    keep
 }

@@ -7,6 +7,7 @@
 use half::bf16;
 use memmap2::MmapMut;
 
+use super::simd::Simd;
 use crate::kernels::{Dtype, KernelError, Result};
 
 /// Tokens in a block.
@@ -131,6 +132,10 @@ pub(super) trait KvElement: Copy + Send + Sync {
     fn narrow(value: f32) -> Self;
     /// Exact.
     fn widen(self) -> f32;
+    /// LANES values, widened.
+    /// # Safety
+    /// `p` must be readable for LANES values.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
 }
 
 impl KvElement for f32 {
@@ -141,6 +146,11 @@ impl KvElement for f32 {
     fn widen(self) -> f32 {
         self
     }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load(p) }
+    }
 }
 
 impl KvElement for bf16 {
@@ -150,5 +160,10 @@ impl KvElement for bf16 {
     }
     fn widen(self) -> f32 {
         self.to_f32()
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load_bf16(p) }
     }
 }

@@ -72,6 +72,13 @@ impl CpuKernels {
 }
 
 impl CpuKernels {
+    /// A `[width]` weight as f32, `[1, width]`.
+    fn vector(&self, w: &HostTensor) -> Tensor {
+        let mut vector = self.buffers.stale(1, w.len());
+        elementwise::widen(w, 0, vector.data_mut());
+        vector
+    }
+
     /// A product with its shapes checked and its output at hand.
     fn job<'a>(&self, product: Product<'a, Self>) -> Result<gemm::Job<'a>> {
         let Product { x, weight: w, onto } = product;
@@ -121,7 +128,7 @@ impl Kernels for CpuKernels {
     fn embed(&self, table: &HostTensor, tokens: &[u32]) -> Result<Tensor> {
         let (vocab, width) = matrix("embed", table)?;
         let mut out = self.buffers.stale(tokens.len(), width);
-        for (row, &token) in out.data_mut().chunks_exact_mut(width).zip(tokens) {
+        for (row, &token) in out.data_mut().chunks_exact_mut(width.max(1)).zip(tokens) {
             let token = token as usize;
             if token >= vocab {
                 let what = "token id (at most)";
@@ -160,16 +167,16 @@ impl Kernels for CpuKernels {
 
     fn bias_add(&self, mut y: Tensor, bias: &HostTensor) -> Result<Tensor> {
         fits("bias_add", "length of the bias", y.width(), bias.len())?;
-        let bias = bias.to_f32();
-        for row in y.data_mut().chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b);
+        let bias = self.vector(bias);
+        for row in y.data_mut().chunks_exact_mut(bias.width().max(1)) {
+            row.iter_mut().zip(bias.data()).for_each(|(y, b)| *y += b);
         }
         Ok(y)
     }
 
     fn broadcast(&self, w: &HostTensor, rows: usize) -> Result<Tensor> {
         let mut out = self.buffers.stale(rows, w.len());
-        for row in out.data_mut().chunks_exact_mut(w.len()) {
+        for row in out.data_mut().chunks_exact_mut(w.len().max(1)) {
             elementwise::widen(w, 0, row);
         }
         Ok(out)
@@ -219,11 +226,10 @@ impl Kernels for CpuKernels {
     fn rms_norm(&self, x: &Tensor, gain: &HostTensor, eps: f32) -> Result<Tensor> {
         let group = gain.len().max(1);
         fits("rms_norm", "rest of the width over the gain's length", 0, x.width() % group)?;
-        let gain = gain.to_f32();
+        let gain = &self.vector(gain);
         let mut out = x.stale_like();
-        for (out, x) in out.data_mut().chunks_exact_mut(group).zip(x.data().chunks_exact(group)) {
-            elementwise::rms_norm(x, &gain, eps, out);
-        }
+        let work = elementwise::RmsNorm { x, gain, per_row: false, eps };
+        elementwise::by_rows(self.isa, &self.pool, &mut out, &work);
         Ok(out)
     }
 
@@ -231,13 +237,9 @@ impl Kernels for CpuKernels {
         let group = gain.width().max(1);
         fits("rms_norm", "rest of the width over the gain's length", 0, x.width() % group)?;
         fits("rms_norm", "rows of the gain", x.rows(), gain.rows())?;
-        let (width, mut out) = (x.width().max(1), x.stale_like());
-        let rows = out.data_mut().chunks_exact_mut(width).zip(x.data().chunks_exact(width));
-        for ((out, x), gain) in rows.zip(gain.data().chunks_exact(group)) {
-            for (out, x) in out.chunks_exact_mut(group).zip(x.chunks_exact(group)) {
-                elementwise::rms_norm(x, gain, eps, out);
-            }
-        }
+        let mut out = x.stale_like();
+        let work = elementwise::RmsNorm { x, gain, per_row: true, eps };
+        elementwise::by_rows(self.isa, &self.pool, &mut out, &work);
         Ok(out)
     }
 
@@ -247,11 +249,9 @@ impl Kernels for CpuKernels {
         fits("rope", "rest of the width over the head's width", 0, x.width() % (2 * half))?;
         let mut angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner);
         angles.update(positions, rope);
-        let width = x.width().max(1);
-        let rows = x.data_mut().chunks_exact_mut(width);
-        for (row, cos_sin) in rows.zip(angles.cos_sin.chunks_exact(2 * half)) {
-            elementwise::rotate(row, cos_sin);
-        }
+        let work =
+            elementwise::Rotate { angles: &angles.cos_sin, width: x.width(), head_dim: 2 * half };
+        elementwise::by_rows(self.isa, &self.pool, &mut x, &work);
         Ok(x)
     }
 
@@ -271,12 +271,12 @@ impl Kernels for CpuKernels {
             Dtype::Bf16 => {
                 let mut layer = cache.layer::<half::bf16>(layer);
                 store(&mut layer, &k, &v, batch);
-                attention::attend(&self.pool, &q, shape, batch, &layer, &mut out);
+                attention::attend(self.isa, &self.pool, &q, shape, batch, &layer, &mut out);
             }
             _ => {
                 let mut layer = cache.layer::<f32>(layer);
                 store(&mut layer, &k, &v, batch);
-                attention::attend(&self.pool, &q, shape, batch, &layer, &mut out);
+                attention::attend(self.isa, &self.pool, &q, shape, batch, &layer, &mut out);
             }
         }
         Ok(out)
@@ -285,7 +285,7 @@ impl Kernels for CpuKernels {
     fn swiglu(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
         fits("swiglu", "width of up", gate.width(), up.width())?;
         fits("swiglu", "rows of up", gate.rows(), up.rows())?;
-        elementwise::swiglu(gate.data_mut(), up.data());
+        elementwise::by_rows(self.isa, &self.pool, &mut gate, &elementwise::Swiglu(up));
         Ok(gate)
     }
 
