@@ -1,6 +1,10 @@
 //! Reinforcement learning: the pure parts take slices or tensors and return values.
 
+pub mod advantage;
+pub mod balance;
 pub mod lora;
 pub mod packing;
+pub mod ppo;
+pub mod remax;
 pub mod rollout;
 pub mod value_head;

@@ -1,0 +1,391 @@
+//! Dynamic reward balancing (DRBO, Algorithm 1) around a pre-set weight vector.
+//!
+//! | symbol | here |
+//! |---|---|
+//! | f(R_j) = (R_j − mean_j)/std_j | [`Standardiser`] |
+//! | W_j, the pre-set weights (n·w_i, column i of B, for backbone i) | `preset` |
+//! | count_j, R̄_j⁽¹⁻ᵗ⁾, w_j, t, e | `counts`, `mean`, `weights`, `step`, `every` |
+//! | B̃'s column, the step-weighted mean of w | [`Balance::realised`] |
+//!
+//! With [`Strategy::Average`] the weights stay at W/ΣW: exactly Bone Soup. Nothing here does I/O or
+//! owns randomness; the state serialises, so that a resumed run continues it.
+
+use serde::{Deserialize, Serialize};
+
+/// Smallest divisor of a standardised reward.
+const STD_FLOOR: f64 = 1e-6;
+/// By how much a backbone's own objective must lead after the projection. Not 0: a column without
+/// a single largest entry breaks the rules of B.
+const DOMINANCE_MARGIN: f64 = 1e-6;
+
+/// What is wrong with a balance, its data or its settings.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum BalanceError {
+    /// A vector does not have one entry an objective.
+    #[error("{name} has {got} entries, expected {expected}")]
+    Length {
+        /// The vector.
+        name: &'static str,
+        /// Number of objectives.
+        expected: usize,
+        /// Its length.
+        got: usize,
+    },
+    /// A number out of range.
+    #[error("{name}[{index}] is {value}, expected {expected}")]
+    Value {
+        /// The vector or setting.
+        name: &'static str,
+        /// Where in it.
+        index: usize,
+        /// What was found.
+        value: f64,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// The pre-set weights do not have their single largest entry at the backbone's own objective.
+    #[error("objective {dominant} does not dominate the pre-set weights {preset:?}")]
+    Dominance {
+        /// The backbone's own objective.
+        dominant: usize,
+        /// The pre-set weights.
+        preset: Vec<f64>,
+    },
+    /// There are no samples to fit on.
+    #[error("no samples to standardise on")]
+    NoSamples,
+}
+
+/// Frozen scale of every reward, `f(R_j) = (R_j − mean_j)/std_j`, from samples of the *initial*
+/// policy; it is saved with the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Standardiser {
+    /// Mean of every reward.
+    pub mean: Vec<f64>,
+    /// Standard deviation of every reward (population), at least 1e-6.
+    pub std: Vec<f64>,
+}
+
+impl Standardiser {
+    /// Fits on `rewards[objective][sample]`.
+    pub fn fit(rewards: &[Vec<f64>]) -> Result<Self, BalanceError> {
+        let (mut mean, mut std) = (Vec::new(), Vec::new());
+        let samples = rewards.first().map_or(0, Vec::len);
+        if samples == 0 {
+            return Err(BalanceError::NoSamples);
+        }
+        for series in rewards {
+            same_length("samples of a reward", samples, series.len())?;
+            finite("reward", series)?;
+            let m = series.iter().sum::<f64>() / samples as f64;
+            let variance = series.iter().map(|r| (r - m).powi(2)).sum::<f64>() / samples as f64;
+            mean.push(m);
+            std.push(variance.sqrt().max(STD_FLOOR));
+        }
+        Ok(Self { mean, std })
+    }
+
+    /// f of one sample's rewards, one an objective.
+    pub fn apply(&self, rewards: &[f64]) -> Result<Vec<f64>, BalanceError> {
+        same_length("rewards", self.mean.len(), rewards.len())?;
+        finite("rewards", rewards)?;
+        let scales = self.mean.iter().zip(&self.std);
+        Ok(rewards.iter().zip(scales).map(|(r, (mean, std))| (r - mean) / std).collect())
+    }
+}
+
+/// How the weights follow the rewards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// They don't: Bone Soup's fixed column.
+    #[default]
+    Average,
+    /// z = W/x̂ with x = R̄ + 1: objectives that lag gain weight.
+    Inverse,
+    /// z = W·x̂ with x = the change of R̄ since the last update: objectives that still move gain
+    /// weight.
+    Delta,
+}
+
+/// How z becomes a point of the simplex.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalisation {
+    /// z/Σz.
+    #[default]
+    Sum,
+    /// softmax(z/T), T = 0.01·t.
+    Softmax,
+}
+
+/// Settings of the balance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BalanceConfig {
+    /// How the weights follow the rewards.
+    pub strategy: Strategy,
+    /// How z becomes weights.
+    pub normalisation: Normalisation,
+    /// Steps between updates, e ≥ 1.
+    pub every: u64,
+    /// τ ≥ 0: share of the most negative x̂ that is added to all of them.
+    pub shift: f64,
+    /// Smallest x̂ after the shift, > 0.
+    pub floor: f64,
+}
+
+impl Default for BalanceConfig {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Average,
+            normalisation: Normalisation::Sum,
+            every: 10,
+            shift: 1.0,
+            floor: 1e-3,
+        }
+    }
+}
+
+/// The state of Algorithm 1 for one policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Balance {
+    config: BalanceConfig,
+    preset: Vec<f64>,
+    dominant: Option<usize>,
+    step: u64,
+    counts: Vec<u64>,
+    mean: Vec<f64>,
+    mean_at_update: Vec<f64>,
+    weights: Vec<f64>,
+    realised: Vec<f64>,
+    floor_hits: u64,
+    projections: u64,
+}
+
+/// What an update did, for the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// The new weights.
+    pub weights: Vec<f64>,
+    /// Objectives whose x̂ was below the floor at this update.
+    pub floored: usize,
+    /// How far w was moved towards W/ΣW to keep the dominance, 0 (not at all) to 1.
+    pub moved: f64,
+}
+
+impl Balance {
+    /// Starts at w = W/ΣW. `dominant` is the objective whose weight must stay the single largest
+    /// (backbone i's own), or `None` for a policy without one.
+    pub fn new(
+        preset: Vec<f64>,
+        dominant: Option<usize>,
+        config: BalanceConfig,
+    ) -> Result<Self, BalanceError> {
+        let n = preset.len();
+        check_preset(&preset, dominant)?;
+        let settings = [
+            ("shift", config.shift, config.shift >= 0.0, "a number ≥ 0"),
+            ("floor", config.floor, config.floor > 0.0, "a number > 0"),
+            ("every", config.every as f64, config.every > 0, "at least 1 step"),
+        ];
+        for (name, value, ok, expected) in settings {
+            if !(ok && value.is_finite()) {
+                return Err(BalanceError::Value { name, index: 0, value, expected });
+            }
+        }
+        let weights = normalised(&preset);
+        Ok(Self {
+            config,
+            preset,
+            dominant,
+            step: 0,
+            counts: vec![1; n],
+            mean: vec![0.0; n],
+            mean_at_update: vec![0.0; n],
+            weights,
+            realised: vec![0.0; n],
+            floor_hits: 0,
+            projections: 0,
+        })
+    }
+
+    /// The weights in force: finite, ≥ 0, Σ = 1.
+    pub fn weights(&self) -> &[f64] {
+        &self.weights
+    }
+
+    /// Steps taken.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// How often an x̂ had to be raised to the floor, and how often the dominance had to be mended.
+    pub fn interventions(&self) -> (u64, u64) {
+        (self.floor_hits, self.projections)
+    }
+
+    /// Total reward of a sample, `Σ w_j f(R_j)`, from its standardised rewards.
+    pub fn combine(&self, standardised: &[f64]) -> Result<f64, BalanceError> {
+        same_length("standardised rewards", self.weights.len(), standardised.len())?;
+        Ok(self.weights.iter().zip(standardised).map(|(w, r)| w * r).sum())
+    }
+
+    /// The objective that `uniform ∈ [0, 1)` draws from w.
+    pub fn draw(&self, uniform: f64) -> usize {
+        let mut below = 0.0;
+        let drawn = self.weights.iter().position(|w| {
+            below += w;
+            uniform < below
+        });
+        // Rounding can leave the sum just below `uniform`: the last objective with weight has it.
+        let last = || self.weights.iter().rposition(|&w| w > 0.0);
+        drawn.or_else(last).unwrap_or(0)
+    }
+
+    /// Ends step t: counts the drawn objective, takes the batch's mean standardised rewards into
+    /// R̄⁽¹⁻ᵗ⁾ and, every e steps, updates the weights.
+    pub fn advance(
+        &mut self,
+        drawn: usize,
+        batch_mean: &[f64],
+    ) -> Result<Option<Update>, BalanceError> {
+        let n = self.weights.len();
+        same_length("batch means", n, batch_mean.len())?;
+        finite("batch mean", batch_mean)?;
+        let Some(count) = self.counts.get_mut(drawn) else {
+            return Err(BalanceError::Value {
+                name: "drawn objective",
+                index: 0,
+                value: drawn as f64,
+                expected: "an objective's index",
+            });
+        };
+        *count += 1;
+        self.step += 1;
+        let t = self.step as f64;
+        for (sum, w) in self.realised.iter_mut().zip(&self.weights) {
+            *sum += w;
+        }
+        for (mean, r) in self.mean.iter_mut().zip(batch_mean) {
+            *mean += (r - *mean) / t;
+        }
+        if self.config.strategy == Strategy::Average || self.step % self.config.every != 0 {
+            return Ok(None);
+        }
+        let (proposed, floored) = self.propose();
+        let (weights, moved) = match self.dominant {
+            Some(own) => keep_dominance(&proposed, &normalised(&self.preset), own),
+            None => (proposed, 0.0),
+        };
+        self.mean_at_update.clone_from(&self.mean);
+        self.floor_hits += floored as u64;
+        self.projections += u64::from(moved > 0.0);
+        self.weights.clone_from(&weights);
+        Ok(Some(Update { weights, floored, moved }))
+    }
+
+    /// Column i of the realised B̃: the mean of w over the steps taken (W/ΣW before the first).
+    pub fn realised(&self) -> Vec<f64> {
+        if self.step == 0 { self.weights.clone() } else { normalised(&self.realised) }
+    }
+
+    /// Step 3 of ALGORITHM 1: the weights that R̄, the counts and W ask for, and the number of x̂
+    /// that were floored.
+    fn propose(&self) -> (Vec<f64>, usize) {
+        let t = self.step as f64;
+        let optimism = |count: u64| (2.0 * t.ln() / count as f64).sqrt();
+        let gains = self.mean.iter().zip(&self.mean_at_update).zip(&self.counts);
+        let x: Vec<f64> = gains
+            .map(|((&mean, &before), &count)| {
+                let x = match self.config.strategy {
+                    Strategy::Delta => mean - before,
+                    Strategy::Inverse | Strategy::Average => mean + 1.0,
+                };
+                x + optimism(count)
+            })
+            .collect();
+        let lowest = x.iter().copied().fold(0.0, f64::min);
+        let shifted = x.iter().map(|x| x - self.config.shift * lowest);
+        let mut floored = 0;
+        let z: Vec<f64> = shifted
+            .zip(&self.preset)
+            .map(|(x, preset)| {
+                floored += usize::from(x < self.config.floor);
+                let x = x.max(self.config.floor);
+                if self.config.strategy == Strategy::Delta { preset * x } else { preset / x }
+            })
+            .collect();
+        let weights = match self.config.normalisation {
+            Normalisation::Sum => normalised(&z),
+            Normalisation::Softmax => softmax(&z, 0.01 * t),
+        };
+        (weights, floored)
+    }
+}
+
+/// Moves `weights` along the segment towards `column` until entry `own` is the single largest, and
+/// says how far it went (0: it already was). `column` has its single largest entry there, so a
+/// point of the segment qualifies.
+pub fn keep_dominance(weights: &[f64], column: &[f64], own: usize) -> (Vec<f64>, f64) {
+    let lead =
+        |w: &[f64], j: usize| w.get(own).copied().unwrap_or(0.0) - w.get(j).copied().unwrap_or(0.0);
+    let moved = (0..weights.len())
+        .filter(|&j| j != own)
+        .map(|j| {
+            let (now, goal) = (lead(weights, j), lead(column, j));
+            let margin = DOMINANCE_MARGIN.min(goal);
+            if now >= margin { 0.0 } else { ((margin - now) / (goal - now)).clamp(0.0, 1.0) }
+        })
+        .fold(0.0, f64::max);
+    if moved == 0.0 {
+        return (weights.to_vec(), 0.0);
+    }
+    let mixed: Vec<f64> = weights.iter().zip(column).map(|(w, b)| w + moved * (b - w)).collect();
+    (normalised(&mixed), moved)
+}
+
+fn check_preset(preset: &[f64], dominant: Option<usize>) -> Result<(), BalanceError> {
+    let bad = preset.iter().position(|w| !(w.is_finite() && *w >= 0.0));
+    if let Some((index, &value)) = bad.and_then(|i| Some((i, preset.get(i)?))) {
+        let expected = "a finite number ≥ 0";
+        return Err(BalanceError::Value { name: "preset", index, value, expected });
+    }
+    if preset.iter().sum::<f64>() <= 0.0 {
+        let expected = "weights that are not all zero";
+        return Err(BalanceError::Value { name: "preset", index: 0, value: 0.0, expected });
+    }
+    let Some(own) = dominant else { return Ok(()) };
+    let largest = preset.get(own).is_some_and(|own_weight| {
+        preset.iter().enumerate().all(|(j, w)| j == own || w < own_weight)
+    });
+    if largest {
+        Ok(())
+    } else {
+        Err(BalanceError::Dominance { dominant: own, preset: preset.to_vec() })
+    }
+}
+
+fn normalised(z: &[f64]) -> Vec<f64> {
+    let sum = z.iter().sum::<f64>();
+    z.iter().map(|z| z / sum).collect()
+}
+
+fn softmax(z: &[f64], temperature: f64) -> Vec<f64> {
+    let highest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exp: Vec<f64> = z.iter().map(|z| ((z - highest) / temperature).exp()).collect();
+    normalised(&exp)
+}
+
+fn same_length(name: &'static str, expected: usize, got: usize) -> Result<(), BalanceError> {
+    if expected == got { Ok(()) } else { Err(BalanceError::Length { name, expected, got }) }
+}
+
+fn finite(name: &'static str, values: &[f64]) -> Result<(), BalanceError> {
+    match values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+        None => Ok(()),
+        Some((index, &value)) => {
+            Err(BalanceError::Value { name, index, value, expected: "a finite number" })
+        }
+    }
+}

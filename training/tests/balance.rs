@@ -1,0 +1,185 @@
+//! Dynamic reward balancing: Algorithm 1 as transcribed in `tests/reference/training_losses.py`, and
+//! what holds for every run.
+
+use ladle_training::rl::balance::{
+    Balance, BalanceConfig, BalanceError, Normalisation, Standardiser, Strategy, keep_dominance,
+};
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+#[track_caller]
+fn close(got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len());
+    for (g, e) in got.iter().zip(expected) {
+        assert!((g - e).abs() <= tolerance, "got {got:?}, expected {expected:?}");
+    }
+}
+
+#[test]
+fn every_step_equals_the_transcription_of_algorithm_1() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/training/losses.json");
+    let reference: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut mended = 0;
+    for case in reference["drbo"].as_array().unwrap() {
+        let config = BalanceConfig {
+            strategy: serde_json::from_value(case["strategy"].clone()).unwrap(),
+            normalisation: serde_json::from_value(case["normalisation"].clone()).unwrap(),
+            every: case["every"].as_u64().unwrap(),
+            shift: case["shift"].as_f64().unwrap(),
+            floor: case["floor"].as_f64().unwrap(),
+        };
+        let dominant = case["dominant"].as_u64().map(|i| i as usize);
+        let mut balance = Balance::new(numbers(&case["preset"]), dominant, config).unwrap();
+        for step in case["trace"].as_array().unwrap() {
+            let drawn = balance.draw(step["uniform"].as_f64().unwrap());
+            assert_eq!(drawn as u64, step["drawn"].as_u64().unwrap());
+            balance.advance(drawn, &numbers(&step["batch"])).unwrap();
+            close(balance.weights(), &numbers(&step["weights"]), 1e-9);
+        }
+        close(&balance.realised(), &numbers(&case["realised"]), 1e-9);
+        let (floored, projections) = balance.interventions();
+        assert_eq!(floored, case["floored"].as_u64().unwrap());
+        mended += projections;
+    }
+    assert!(mended > 0, "no case of the reference needs its dominance mended");
+}
+
+#[test]
+fn average_never_leaves_the_column_and_realises_it() {
+    let column = vec![0.6, 0.2, 0.2];
+    let preset = column.iter().map(|w| 3.0 * w).collect();
+    let mut balance = Balance::new(preset, Some(0), BalanceConfig::default()).unwrap();
+    for step in 0..50 {
+        let drawn = balance.draw(f64::from(step) / 50.0);
+        assert_eq!(balance.advance(drawn, &[1.0, -5.0, 3.0]).unwrap(), None);
+    }
+    close(balance.weights(), &column, 1e-12);
+    close(&balance.realised(), &column, 1e-12);
+    assert!((balance.combine(&[1.0, 2.0, 3.0]).unwrap() - 1.6).abs() < 1e-12);
+}
+
+#[test]
+fn inverse_raises_the_objective_that_lags() {
+    let config = BalanceConfig { strategy: Strategy::Inverse, every: 1, ..Default::default() };
+    let mut balance = Balance::new(vec![1.0, 1.0], None, config).unwrap();
+    balance.advance(0, &[0.0, 0.0]).unwrap();
+    balance.advance(1, &[2.0, 0.0]).unwrap();
+    // t = 2, counts (2, 2), R̄ = (1, 0): x̂ = (2, 1) + √(ln 2).
+    let optimism = 2f64.ln().sqrt();
+    let z = [1.0 / (2.0 + optimism), 1.0 / (1.0 + optimism)];
+    close(balance.weights(), &[z[0] / (z[0] + z[1]), z[1] / (z[0] + z[1])], 1e-12);
+}
+
+#[test]
+fn a_weight_vector_that_lost_its_lead_moves_to_the_first_point_that_has_it() {
+    // Leads of entry 0: −0.2 at w, +0.4 at b; zero at a third of the way.
+    let (w, moved) = keep_dominance(&[0.3, 0.5, 0.2], &[0.6, 0.2, 0.2], 0);
+    assert!((moved - 1.0 / 3.0).abs() < 1e-5, "{moved}");
+    close(&w, &[0.4, 0.4, 0.2], 1e-5);
+    assert!(w[0] > w[1]);
+    assert_eq!(keep_dominance(&[0.5, 0.3, 0.2], &[0.6, 0.2, 0.2], 0).1, 0.0);
+}
+
+#[test]
+fn standardising_uses_the_samples_it_was_fitted_on_and_floors_a_constant_reward() {
+    let f = Standardiser::fit(&[vec![1.0, 3.0], vec![7.0, 7.0]]).unwrap();
+    close(&f.mean, &[2.0, 7.0], 0.0);
+    close(&f.std, &[1.0, 1e-6], 0.0);
+    close(&f.apply(&[4.0, 7.0]).unwrap(), &[2.0, 0.0], 0.0);
+    assert_eq!(Standardiser::fit(&[vec![], vec![]]), Err(BalanceError::NoSamples));
+    assert!(Standardiser::fit(&[vec![1.0], vec![1.0, 2.0]]).is_err());
+    assert!(f.apply(&[f64::NAN, 0.0]).is_err());
+}
+
+#[test]
+fn bad_settings_and_columns_are_named() {
+    let new = |preset: &[f64], dominant, config| Balance::new(preset.to_vec(), dominant, config);
+    let default = BalanceConfig::default;
+    let text = |r: Result<Balance, BalanceError>| r.unwrap_err().to_string();
+    assert!(text(new(&[1.0, -1.0], None, default())).starts_with("preset[1] is -1"));
+    assert!(text(new(&[0.0, 0.0], None, default())).contains("not all zero"));
+    assert!(text(new(&[1.0, 1.0], Some(0), default())).contains("does not dominate"));
+    assert!(text(new(&[1.0, 0.5], Some(2), default())).contains("does not dominate"));
+    let config = BalanceConfig { floor: 0.0, ..default() };
+    assert!(text(new(&[1.0], None, config)).starts_with("floor[0] is 0"));
+    let mut balance = new(&[1.0, 1.0], None, default()).unwrap();
+    assert!(balance.advance(2, &[0.0, 0.0]).is_err());
+    assert!(balance.advance(0, &[0.0]).is_err());
+    assert_eq!(balance.step(), 0);
+}
+
+prop_compose! {
+    fn run()(
+        n in 2usize..5,
+        strategy in prop::sample::select(vec![Strategy::Inverse, Strategy::Delta]),
+        normalisation in prop::sample::select(vec![Normalisation::Sum, Normalisation::Softmax]),
+        shift in 0.0f64..2.0,
+        batches in prop::collection::vec((prop::collection::vec(-50f64..50.0, 5), 0f64..1.0), 1..40),
+        preset in prop::collection::vec(0.1f64..3.0, 5),
+    ) -> (Vec<f64>, BalanceConfig, Vec<(Vec<f64>, f64)>) {
+        let config = BalanceConfig { strategy, normalisation, every: 3, shift, floor: 1e-3 };
+        let batches = batches.into_iter().map(|(b, u)| (b[..n].to_vec(), u)).collect();
+        (preset[..n].to_vec(), config, batches)
+    }
+}
+
+fn on_the_simplex(w: &[f64]) -> bool {
+    w.iter().all(|x| x.is_finite() && *x >= 0.0) && (w.iter().sum::<f64>() - 1.0).abs() < 1e-9
+}
+
+proptest! {
+    #[test]
+    fn weights_stay_on_the_simplex_and_the_own_objective_stays_largest((preset, config, batches) in run()) {
+        let mut preset = preset;
+        preset[0] = 3.5;
+        let mut balance = Balance::new(preset, Some(0), config).unwrap();
+        for (batch, uniform) in &batches {
+            let drawn = balance.draw(*uniform);
+            balance.advance(drawn, batch).unwrap();
+            let w = balance.weights();
+            prop_assert!(on_the_simplex(w), "{w:?}");
+            prop_assert!(w[1..].iter().all(|x| *x < w[0]), "{w:?}");
+            prop_assert!(on_the_simplex(&balance.realised()));
+        }
+    }
+
+    #[test]
+    fn renaming_the_objectives_renames_the_weights((preset, config, batches) in run()) {
+        let reversed = |v: &[f64]| v.iter().rev().copied().collect::<Vec<_>>();
+        let n = preset.len();
+        let mut a = Balance::new(preset.clone(), None, config.clone()).unwrap();
+        let mut b = Balance::new(reversed(&preset), None, config).unwrap();
+        for (batch, uniform) in &batches {
+            let drawn = (uniform * n as f64) as usize;
+            a.advance(drawn, batch).unwrap();
+            b.advance(n - 1 - drawn, &reversed(batch)).unwrap();
+            let renamed = reversed(b.weights());
+            for (x, y) in a.weights().iter().zip(&renamed) {
+                prop_assert!((x - y).abs() < 1e-9, "{:?} {renamed:?}", a.weights());
+            }
+        }
+        prop_assert_eq!(a.interventions(), b.interventions());
+    }
+
+    #[test]
+    fn a_saved_state_continues_bit_for_bit((preset, config, batches) in run()) {
+        let mut whole = Balance::new(preset, None, config).unwrap();
+        let half = batches.len() / 2;
+        let play = |balance: &mut Balance, part: &[(Vec<f64>, f64)]| {
+            for (batch, uniform) in part {
+                let drawn = balance.draw(*uniform);
+                balance.advance(drawn, batch).unwrap();
+            }
+        };
+        play(&mut whole, &batches[..half]);
+        let mut resumed: Balance = toml::from_str(&toml::to_string(&whole).unwrap()).unwrap();
+        prop_assert_eq!(&resumed, &whole);
+        play(&mut whole, &batches[half..]);
+        play(&mut resumed, &batches[half..]);
+        prop_assert_eq!(resumed, whole);
+    }
+}
