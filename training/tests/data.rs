@@ -1,0 +1,212 @@
+//! Readers on made-up rows in the published layouts, on broken rows, and on the real files where
+//! `LADLE_DATA` says where they are.
+
+use ladle_training::data::{
+    DataError, Example, Role, alce,
+    general::{self, Columns},
+    hh_rlhf,
+    prompt::PromptTemplate,
+    qa_feedback::{self, ErrorKind},
+    rows::OnMalformed::{Fail, Skip},
+    scitldr, shopping,
+    split::split,
+    tldr,
+};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/training/data").join(name)
+}
+
+fn written(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[test]
+fn scitldr_gives_the_abstract_and_its_summaries() {
+    let read = scitldr::read(&fixture("scitldr.jsonl"), Fail).unwrap().rows;
+    assert_eq!(read.len(), 2);
+    assert_eq!(read[0].id, "boat1");
+    assert_eq!(read[0].prompt(), "Boats leak. We caulk them.");
+    assert_eq!(read[0].references, ["We caulk boats.", "A paper on caulking."]);
+    assert_eq!(read[0].fields["source"], read[0].prompt());
+    assert_eq!(read[0].fields["title"], "On Boats");
+}
+
+#[test]
+fn qa_feedback_spans_are_bytes_and_preferences_pairs() {
+    let read = qa_feedback::read(&fixture("qa_feedback.jsonl"), Fail).unwrap().rows;
+    let row = &read[0];
+    let marked: Vec<_> =
+        row.errors.iter().map(|e| (e.kind, &row.predictions[0][e.bytes.clone()])).collect();
+    assert_eq!(marked, [(ErrorKind::Relevance, "Élan:"), (ErrorKind::Factuality, "It floats.")]);
+    assert_eq!(row.missing, 1);
+    assert_eq!(row.preferences, [(0, 1), (0, 3), (2, 1), (1, 3), (2, 3)]);
+    let prompt = row.example.prompt();
+    assert!(prompt.starts_with("Who built the naïve boat?\n\nBoat is a vessel. Ann built it."));
+    assert!(prompt.ends_with("Shed\nIt stood in a shed."));
+}
+
+#[test]
+fn hh_dialogues_become_turns_and_two_responses() {
+    let read = hh_rlhf::read(&fixture("hh_rlhf.jsonl"), Fail).unwrap().rows;
+    let roles: Vec<Role> = read[0].messages.iter().map(|m| m.role).collect();
+    assert_eq!(roles, [Role::User, Role::Assistant, Role::User]);
+    assert_eq!(read[0].messages[2].content, "A small one.");
+    assert_eq!((read[0].chosen.as_str(), read[0].rejected.as_str()), ("Caulk it.", "No idea."));
+    assert_eq!(read[1].rejected, "");
+}
+
+#[test]
+fn tldr_posts_and_comparisons_in_both_layouts() {
+    let posts = tldr::read(&fixture("tldr.jsonl"), Fail).unwrap().rows;
+    assert_eq!(posts[0].references, ["boat leaks"]);
+    assert_eq!(posts[1].references, ["kite fell"]);
+    let pairs = tldr::read_comparisons(&fixture("tldr_comparisons.jsonl"), Fail).unwrap().rows;
+    let prompt = &pairs[0].messages[0].content;
+    assert_eq!(prompt, "SUBREDDIT: r/boats\nTITLE: Leak\nPOST: My boat leaks.\nTL;DR:");
+    assert_eq!((pairs[0].chosen.as_str(), pairs[0].rejected.as_str()), ("boat leaks", "it sinks"));
+    assert_eq!(pairs[1].chosen, "kite fell");
+}
+
+#[test]
+fn alce_numbers_its_documents_and_keeps_what_scores_need() {
+    let read = alce::read(&fixture("alce.json"), 1, Fail).unwrap().rows;
+    assert_eq!(read[0].id, "7");
+    assert_eq!(
+        read[0].prompt(),
+        "Document [1](Title: Boat\nAnn built the boat.)\n\nQuestion: Who built the boat?"
+    );
+    assert_eq!(read[0].references, ["Ann built it.", "It was Ann."]);
+    assert_eq!(read[0].fields["docs"], json!(["Title: Boat\nAnn built the boat."]));
+    assert_eq!(read[0].fields["qa_pairs"][0]["short_answers"][0], "Ann");
+    assert_eq!(read[1].references, ["No wind."]);
+    assert_eq!(read[1].fields["claims"], json!(["There is no wind."]));
+    assert!(!read[1].fields.contains_key("qa_pairs"));
+}
+
+#[test]
+fn shopping_records_of_every_kind() {
+    let read = shopping::read_ecinstruct(&fixture("ecinstruct.json"), Fail).unwrap().rows;
+    assert_eq!(read[0].prompt(), "Pick the category.\n\nA red boat\n\nA: toys\nB: food");
+    assert_eq!((read[0].references[0].as_str(), &read[0].fields["task"]), ("A", &json!("PC")));
+    assert_eq!(read[1].prompt(), "Name the colour.\n\n{\"title\":\"Red boat\"}");
+    let read = shopping::read_mmlu(&fixture("mmlu.jsonl"), Fail).unwrap().rows;
+    assert_eq!(read[0].fields["relevance"], json!([1, 0.5, 0]));
+    assert_eq!(read[1].fields["labels"], json!(["Acme", "Boatco"]));
+    assert_eq!(read[2].references, ["das Boot"]);
+    let read = shopping::read_mmlu_choices(&fixture("mmlu_choices.csv"), Fail).unwrap().rows;
+    assert_eq!(
+        read[0].prompt(),
+        "Which floats, a \"boat\" or a stone?\n0. a boat\n1. it's a stone\n2. both\n3. none"
+    );
+    assert_eq!(read[0].fields["label"], "0");
+    assert_eq!(read[1].id, "line-3");
+    assert_eq!(read[1].prompt(), "Two\nlines\n0. x\n1. y");
+}
+
+#[test]
+fn any_jsonl_with_a_template() {
+    let columns = Columns {
+        prompt: "Q: {{ q | upper }}".into(),
+        reference: Some("good".into()),
+        id: Some("key".into()),
+    };
+    let read = general::read(&fixture("general.jsonl"), &columns, Fail).unwrap().rows;
+    assert_eq!(read[0].prompt(), "Q: WHY?");
+    assert_eq!(read[0].references, ["Because.", "So."]);
+    assert_eq!((read[1].id.as_str(), read[1].references.as_slice()), ("2", &["Thus.".into()][..]));
+    let missing = Columns { prompt: "{{ nothing }}".into(), reference: None, id: None };
+    let error = general::read(&fixture("general.jsonl"), &missing, Fail).unwrap_err().to_string();
+    assert!(error.contains("general.jsonl:1: ") && error.contains("undefined"), "{error}");
+    let broken = Columns { prompt: "{% if".into(), reference: None, id: None };
+    let error = general::read(&fixture("general.jsonl"), &broken, Fail).unwrap_err();
+    assert!(matches!(error, DataError::Template(_)));
+}
+
+#[test]
+fn a_template_wraps_the_last_turn_of_the_person() {
+    let example = scitldr::read(&fixture("scitldr.jsonl"), Fail).unwrap().rows.remove(1);
+    let template = PromptTemplate::new("{{ fields.title }}\n{{ prompt }}\nTL;DR:").unwrap();
+    let wrapped = template.apply(&example).unwrap();
+    assert_eq!(wrapped.prompt(), "On Kites\nKites fall.\nTL;DR:");
+    assert_eq!(wrapped.references, example.references);
+    let endless = "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}";
+    assert!(PromptTemplate::new(endless).unwrap().apply(&example).is_err());
+}
+
+#[test]
+fn malformed_rows_are_named_by_line_all_of_them() {
+    let file = written(
+        "{\"chosen\": \"\\n\\nHuman: a\\n\\nAssistant: b\", \"rejected\": \"\\n\\nHuman: a\\n\\nAssistant: c\"}\n\
+         {\"chosen\": 3}\n\n\
+         {\"chosen\": \"\\n\\nHuman: a\\n\\nAssistant: b\", \"rejected\": \"\\n\\nHuman: z\\n\\nAssistant: c\"}\n",
+    );
+    let path = file.path().display();
+    let error = hh_rlhf::read(file.path(), Fail).unwrap_err().to_string();
+    let lines: Vec<&str> = error.lines().collect();
+    assert_eq!(lines.len(), 2, "{error}");
+    assert!(lines[0].starts_with(&format!("{path}:2: invalid type: integer `3`")), "{error}");
+    assert_eq!(lines[1], format!("{path}:4: chosen and rejected answer different dialogues"));
+    let read = hh_rlhf::read(file.path(), Skip).unwrap();
+    assert_eq!((read.rows.len(), read.skipped.len()), (1, 2));
+    assert_eq!(read.skipped[1].line, 4);
+}
+
+#[test]
+fn each_format_refuses_what_it_cannot_mean() {
+    let reason = |error: DataError| error.to_string().rsplit_once(": ").unwrap().1.to_string();
+    let span = std::fs::read_to_string(fixture("qa_feedback.jsonl"))
+        .unwrap()
+        .replace("\"end\": 30", "\"end\": 31");
+    let error = qa_feedback::read(written(&span).path(), Fail).unwrap_err();
+    assert_eq!(reason(error), "span 20..31 lies outside a prediction of 30 characters");
+    let csv = written("question,choices,answer\nq,\"['a', 'b']\",2\n");
+    let error = shopping::read_mmlu_choices(csv.path(), Fail).unwrap_err();
+    assert_eq!(reason(error), "`answer` is 2, there are 2 choices");
+    let empty = written("{\"source\": [\" \"], \"target\": [\"x\"], \"paper_id\": \"p\"}");
+    assert_eq!(reason(scitldr::read(empty.path(), Fail).unwrap_err()), "`source` is empty");
+    let nothing = scitldr::read(written("\n\n").path(), Fail).unwrap_err();
+    assert!(matches!(nothing, DataError::Empty { .. }));
+    let missing = scitldr::read(Path::new("/nowhere/x.jsonl"), Fail).unwrap_err();
+    assert!(missing.to_string().starts_with("/nowhere/x.jsonl: "), "{missing}");
+}
+
+#[test]
+fn a_row_keeps_its_part_when_others_come() {
+    let ids = |n: usize| (0..n).map(|i| format!("row-{i}")).collect::<Vec<_>>();
+    let parts = |n: usize, seed| split(ids(n), |id| id, &[0.8, 0.1], seed).unwrap();
+    let (few, many) = (parts(500, 7), parts(1000, 7));
+    for (few, many) in few.iter().zip(&many) {
+        assert!(few.iter().all(|id| many.contains(id)));
+    }
+    assert_eq!(parts(1000, 7), many);
+    assert_ne!(parts(1000, 8), many);
+    let sizes: Vec<usize> = many.iter().map(Vec::len).collect();
+    assert!((760..840).contains(&sizes[0]) && (70..130).contains(&sizes[1]), "{sizes:?}");
+    assert!(many[0].iter().all(|id| !many[1].contains(id)));
+    assert!(split(ids(3), |id| id, &[0.8, 0.3], 0).is_err());
+    assert!(split(ids(3), |id| id, &[1.0, 0.0], 0).is_err());
+}
+
+/// The real files: `LADLE_DATA` names the folder that holds `scitldr/`, `qa_feedback/`, `hh_rlhf/`.
+#[test]
+fn the_published_files_are_read_whole() {
+    let Some(data) = std::env::var_os("LADLE_DATA").map(PathBuf::from) else { return };
+    for part in ["train", "dev", "test"] {
+        let path = data.join("scitldr").join(format!("{part}.jsonl"));
+        let read = scitldr::read(&path, Fail).unwrap().rows;
+        assert!(read.len() > 300);
+        let has = |e: &Example| !e.references.is_empty() && e.fields.contains_key("title");
+        assert!(read.iter().all(has));
+    }
+    let feedback = qa_feedback::read(&data.join("qa_feedback/feedback.jsonl"), Fail).unwrap().rows;
+    assert_eq!(feedback.len(), 400);
+    assert_eq!(feedback.iter().map(|f| f.errors.len()).sum::<usize>(), 1110);
+    let pairs = hh_rlhf::read(&data.join("hh_rlhf/harmless_pairs.jsonl"), Skip).unwrap();
+    assert_eq!(pairs.rows.len() + pairs.skipped.len(), 2000);
+    assert!(pairs.skipped.len() < 20, "{:?}", &pairs.skipped[..5]);
+}
