@@ -1,0 +1,267 @@
+//! Rewards: what a response is judged by. Each has a name, a unit and a range, scores a batch at
+//! once, and is chosen by `kind` in the config; any number can be in force.
+//!
+//! | kind | unit | range | looks at |
+//! |---|---|---|---|
+//! | `rouge-l`, `bleu-4` | F-measure, BLEU | 0..1 | references |
+//! | `exact-match-recall` | share of answers | 0..1 | `fields.qa_pairs` or references |
+//! | `accuracy`, `micro-f1` | share, F1 | 0..1 | `fields.label`, `fields.labels` |
+//! | `hit-rate`, `ndcg` | share, gain | 0..1 | `fields.relevance` |
+//! | `citation` | precision, recall or F1 | 0..1 | `fields.docs` |
+//! | `brevity`, `plain-words` | share | 0..1 | the response |
+//! | `readability` | Flesch reading ease | clamped to −100..121.22 | the response |
+//! | `sentiment` | balance of words | −1..1 | the response |
+//! | `regex`, `json` | 0 or 1 | 0..1 | the response |
+//! | `embedding-cosine` | cosine | −1..1 | a field or the references |
+//! | `sequence-classifier` | logit or probability | by activation | prompt and response |
+//! | `span-classifier` | reward per segment | by config | prompt and response |
+//! | `http` | the scorer's own | by config | everything |
+
+pub mod citation;
+pub mod classifier;
+pub mod embedding;
+pub mod encoder;
+pub mod http;
+pub mod labels;
+pub mod neural;
+pub mod overlap;
+pub mod pattern;
+pub mod porter;
+pub mod registry;
+pub mod segment;
+pub mod sentiment;
+pub mod style;
+pub mod words;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// A response and all that it can be judged by.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The last turn of the person.
+    pub prompt: String,
+    /// The response as sampled, without special tokens. Never cleaned.
+    pub response: String,
+    /// Whether the response ended by itself (end of sequence), rather than at the length limit.
+    pub finished: bool,
+    /// Good responses.
+    pub references: Vec<String>,
+    /// The other data of the example.
+    pub fields: Map<String, Value>,
+}
+
+impl Sample {
+    /// The text of a field.
+    pub(crate) fn text(&self, field: &str) -> Result<&str, String> {
+        match self.fields.get(field) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => Err(format!("field `{field}` is not a text")),
+            None => Err(format!("no field `{field}`")),
+        }
+    }
+
+    /// The references; none is an error of the data.
+    pub(crate) fn references(&self) -> Result<&[String], String> {
+        if self.references.is_empty() { Err("no references".into()) } else { Ok(&self.references) }
+    }
+}
+
+/// The scores that a reward can give; closed, may be infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Range {
+    /// Lowest.
+    pub low: f64,
+    /// Highest.
+    pub high: f64,
+}
+
+impl Range {
+    /// 0..1.
+    pub const UNIT: Self = Self { low: 0.0, high: 1.0 };
+    /// −1..1.
+    pub const SIGNED: Self = Self { low: -1.0, high: 1.0 };
+    /// All finite numbers.
+    pub const ANY: Self = Self { low: f64::NEG_INFINITY, high: f64::INFINITY };
+}
+
+/// A score for the part of a response that ends at a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SpanScore {
+    /// One past the last byte of the part.
+    pub end: usize,
+    /// Its reward.
+    pub score: f64,
+}
+
+/// A reward.
+pub trait Reward: Send + Sync {
+    /// Name in the config, the log and the soup.
+    fn name(&self) -> &str;
+    /// What 1 of it is.
+    fn unit(&self) -> &str;
+    /// The scores it can give.
+    fn range(&self) -> Range;
+    /// One score a sample, in order.
+    fn score(&self, samples: &[Sample]) -> Result<Vec<f64>, RewardError>;
+
+    /// Scores placed at the ends of the parts that they judge, for dense rewards. Their sum is the
+    /// sample's [`Reward::score`]. By default one, at the end of the response.
+    fn spans(&self, samples: &[Sample]) -> Result<Vec<Vec<SpanScore>>, RewardError> {
+        let whole =
+            |(sample, score): (&Sample, f64)| vec![SpanScore { end: sample.response.len(), score }];
+        Ok(samples.iter().zip(self.score(samples)?).map(whole).collect())
+    }
+}
+
+/// Why a batch could not be scored. Each stops the run and names the sample.
+#[derive(Debug, thiserror::Error)]
+pub enum RewardError {
+    /// One sample cannot be judged.
+    #[error("reward `{reward}` on sample {index} (response {response:?}): {reason}")]
+    Sample {
+        /// Name of the reward.
+        reward: String,
+        /// Index in the batch.
+        index: usize,
+        /// The start of the response.
+        response: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The reward gave too many or too few scores.
+    #[error("reward `{reward}` gave {got} scores for {expected} samples")]
+    Count {
+        /// Name of the reward.
+        reward: String,
+        /// Samples.
+        expected: usize,
+        /// Scores.
+        got: usize,
+    },
+    /// The reward itself failed: its model or its server.
+    #[error("reward `{reward}`: {reason}")]
+    Failed {
+        /// Name of the reward.
+        reward: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The reward cannot be set up as configured.
+    #[error("reward `{reward}`: {reason}")]
+    Config {
+        /// Name of the reward.
+        reward: String,
+        /// What is wrong with its settings.
+        reason: String,
+    },
+}
+
+impl RewardError {
+    fn sample(reward: &str, index: usize, sample: &Sample, reason: impl Into<String>) -> Self {
+        let response = sample.response.chars().take(200).collect();
+        Self::Sample { reward: reward.into(), index, response, reason: reason.into() }
+    }
+}
+
+/// A reward that judges each sample by itself.
+struct PerSample<F> {
+    name: String,
+    unit: &'static str,
+    range: Range,
+    judge: F,
+}
+
+impl<F: Fn(&Sample) -> Result<f64, String> + Send + Sync> Reward for PerSample<F> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn unit(&self) -> &str {
+        self.unit
+    }
+    fn range(&self) -> Range {
+        self.range
+    }
+    fn score(&self, samples: &[Sample]) -> Result<Vec<f64>, RewardError> {
+        let judge = |(i, sample): (usize, &Sample)| {
+            (self.judge)(sample).map_err(|e| RewardError::sample(&self.name, i, sample, e))
+        };
+        samples.iter().enumerate().map(judge).collect()
+    }
+}
+
+/// The rewards of a run, in the order of its objectives, with their answers checked.
+pub struct RewardSet {
+    rewards: Vec<Box<dyn Reward>>,
+}
+
+impl RewardSet {
+    /// Puts rewards together.
+    pub fn new(rewards: Vec<Box<dyn Reward>>) -> Self {
+        Self { rewards }
+    }
+
+    /// The rewards, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &dyn Reward> {
+        self.rewards.iter().map(AsRef::as_ref)
+    }
+
+    /// `[reward][sample]`. A missing, surplus or non-finite score is an error naming the sample.
+    pub fn score(&self, samples: &[Sample]) -> Result<Vec<Vec<f64>>, RewardError> {
+        self.iter().map(|reward| checked_scores(reward, samples)).collect()
+    }
+
+    /// `[reward][sample][span]`, checked the same way; ends lie within the response.
+    pub fn spans(&self, samples: &[Sample]) -> Result<Vec<Vec<Vec<SpanScore>>>, RewardError> {
+        self.iter().map(|reward| checked_spans(reward, samples)).collect()
+    }
+}
+
+fn checked_scores(reward: &dyn Reward, samples: &[Sample]) -> Result<Vec<f64>, RewardError> {
+    let scores = reward.score(samples)?;
+    same_count(reward, samples.len(), scores.len())?;
+    for (index, (sample, score)) in samples.iter().zip(&scores).enumerate() {
+        finite(reward, index, sample, *score)?;
+    }
+    Ok(scores)
+}
+
+fn checked_spans(
+    reward: &dyn Reward,
+    samples: &[Sample],
+) -> Result<Vec<Vec<SpanScore>>, RewardError> {
+    let spans = reward.spans(samples)?;
+    same_count(reward, samples.len(), spans.len())?;
+    for (index, (sample, spans)) in samples.iter().zip(&spans).enumerate() {
+        for span in spans {
+            finite(reward, index, sample, span.score)?;
+            if span.end > sample.response.len() {
+                let length = sample.response.len();
+                let reason = format!("a span ends at byte {} of {length}", span.end);
+                return Err(RewardError::sample(reward.name(), index, sample, reason));
+            }
+        }
+    }
+    Ok(spans)
+}
+
+fn same_count(reward: &dyn Reward, expected: usize, got: usize) -> Result<(), RewardError> {
+    if expected == got {
+        Ok(())
+    } else {
+        Err(RewardError::Count { reward: reward.name().into(), expected, got })
+    }
+}
+
+fn finite(
+    reward: &dyn Reward,
+    index: usize,
+    sample: &Sample,
+    score: f64,
+) -> Result<(), RewardError> {
+    if score.is_finite() {
+        Ok(())
+    } else {
+        Err(RewardError::sample(reward.name(), index, sample, format!("the score is {score}")))
+    }
+}

@@ -1,0 +1,360 @@
+//! Rewards against their reference implementations (`tests/reference/training_rewards.py`) and by
+//! the behaviour that a run relies on.
+
+use ladle_training::rewards::{
+    Range, Reward, RewardError, RewardSet, Sample, SpanScore,
+    citation::{CitationScore, judge, words_entail},
+    classifier::{SequenceClassifier, TokenClassifier},
+    embedding::{SentenceEncoder, cosine},
+    labels::{Confusion, Gain, accuracy, hit_rate, listed, listed_numbers, ndcg},
+    overlap::{bleu_4, exact_match_recall, rouge_l, tokens_13a},
+    porter,
+    registry::RewardSpec,
+    segment::{sentences, sub_sentences},
+    style::{flesch_reading_ease, plain_words},
+    words::syllables,
+};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/training")
+}
+
+fn reference() -> Value {
+    serde_json::from_slice(&std::fs::read(fixtures().join("rewards.json")).unwrap()).unwrap()
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string()).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(numbers).collect(),
+        other => vec![other.as_f64().unwrap()],
+    }
+}
+
+#[track_caller]
+fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
+    let expected = expected.as_f64().unwrap();
+    assert!((got - expected).abs() <= tolerance, "{what}: got {got}, expected {expected}");
+}
+
+fn sample(response: &str) -> Sample {
+    Sample { response: response.into(), finished: true, ..Sample::default() }
+}
+
+fn build(toml: &str) -> Result<Box<dyn Reward>, RewardError> {
+    toml::from_str::<RewardSpec>(toml).unwrap().build("it")
+}
+
+fn score(toml: &str, sample: &Sample) -> f64 {
+    build(toml).unwrap().score(std::slice::from_ref(sample)).unwrap()[0]
+}
+
+#[test]
+fn stems_equal_nltk() {
+    for (word, stem) in reference()["stems"].as_object().unwrap() {
+        assert_eq!(porter::stem(word), stem.as_str().unwrap(), "{word}");
+    }
+}
+
+#[test]
+fn tokens_equal_sacrebleu() {
+    for case in reference()["tokens_13a"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(tokens_13a(text.trim_end()), strings(&case["tokens"]), "{text}");
+    }
+}
+
+#[test]
+fn rouge_and_bleu_equal_their_references() {
+    for case in reference()["overlap"].as_array().unwrap() {
+        let candidate = case["candidate"].as_str().unwrap();
+        let references = strings(&case["references"]);
+        let first = &references[0];
+        close(rouge_l(candidate, first, false), &case["rouge_l"], 1e-9, candidate);
+        close(rouge_l(candidate, first, true), &case["rouge_l_stem"], 1e-9, candidate);
+        close(bleu_4(candidate, &references, false), &case["bleu_4"], 1e-9, candidate);
+        close(bleu_4(candidate, &references, true), &case["bleu_4_lower"], 1e-9, candidate);
+    }
+}
+
+#[test]
+fn ndcg_equals_scikit_learn_with_both_gains_and_partial_rankings() {
+    for case in reference()["ranking"].as_array().unwrap() {
+        let ranking: Vec<usize> = numbers(&case["ranking"]).iter().map(|x| *x as usize).collect();
+        let grades = numbers(&case["grades"]);
+        close(ndcg(&ranking, &grades, Gain::Linear), &case["linear"], 1e-9, "linear");
+        let exponential = ndcg(&ranking, &grades, Gain::Exponential);
+        close(exponential, &case["exponential"], 1e-9, "exponential");
+    }
+}
+
+#[test]
+fn repeating_the_best_item_gains_nothing() {
+    let grades = [3.0, 2.0, 1.0];
+    assert_eq!(ndcg(&[1, 1, 1], &grades, Gain::Linear), ndcg(&[1], &grades, Gain::Linear));
+    assert_eq!(ndcg(&[9, 0, 1, 2, 3], &grades, Gain::Linear), 1.0);
+}
+
+#[test]
+fn micro_f1_equals_scikit_learn() {
+    let labels = &reference()["labels"];
+    let rows = labels["truth"].as_array().unwrap().iter().zip(labels["given"].as_array().unwrap());
+    let each: Vec<Confusion> = rows.map(|(t, g)| Confusion::of(&strings(g), &strings(t))).collect();
+    let total = each.iter().fold(Confusion::default(), |a, b| a + *b);
+    close(total.f1(), &labels["micro_f1"], 1e-12, "micro");
+    let mean = each.iter().map(|c| c.f1()).sum::<f64>() / each.len() as f64;
+    close(mean, &labels["each"], 1e-12, "mean of samples");
+}
+
+#[test]
+fn answers_are_read_from_lists() {
+    assert_eq!(listed("\n Red, blue ,,RED\nignored"), ["red", "blue"]);
+    assert_eq!(listed_numbers("3, 1, x, 2"), [3, 1, 2]);
+    assert_eq!(hit_rate(&[3, 1, 2, 4], &[1, 4], 3), 0.5);
+    assert_eq!(accuracy(" B. because", "b"), 1.0);
+    assert_eq!(accuracy("10", "1"), 0.0);
+}
+
+#[test]
+fn exact_match_recall_counts_answered_questions() {
+    let questions = vec![vec!["The Beatles".into(), "Fab Four".into()], vec!["1969".into()]];
+    assert_eq!(exact_match_recall("It was the beatles!", &questions), 0.5);
+    let mut asked = sample("In 1969.");
+    asked.fields = json!({"qa_pairs": [{"short_answers": ["1969"]}, {"short_answers": ["x y"]}]})
+        .as_object()
+        .cloned()
+        .unwrap();
+    assert_eq!(score(r#"kind = "exact-match-recall""#, &asked), 0.5);
+}
+
+#[test]
+fn citations_are_judged_as_in_alce() {
+    let documents = ["Cats sleep a lot.", "Dogs bark loudly.", "Cats sleep and dogs bark."];
+    let supports = |premise: &str, claim: &str| Ok(words_entail(premise, claim, 1.0));
+    let judged = |text: &str| judge(text, &documents, 3, supports).unwrap();
+    let perfect = CitationScore { precision: 1.0, recall: 1.0 };
+    assert_eq!(judged("Cats sleep [1]. Dogs bark [2]."), perfect);
+    // Both are needed for the joint claim: neither is superfluous.
+    assert_eq!(judged("Cats sleep and dogs bark [1][2]."), perfect);
+    // [2] does not support "cats sleep", and [1] does without it.
+    assert_eq!(judged("Cats sleep [1][2]."), CitationScore { precision: 0.5, recall: 1.0 });
+    // No citation, and one that does not exist.
+    let none = CitationScore { precision: 0.0, recall: 0.0 };
+    assert_eq!(judged("Cats sleep. Dogs bark [7]."), none);
+    assert_eq!(judged(""), none);
+    let mixed = judged("Cats sleep [1]. Dogs fly [2].");
+    assert_eq!(mixed, CitationScore { precision: 0.5, recall: 0.5 });
+}
+
+#[test]
+fn sentences_keep_abbreviations_numbers_and_citations_together() {
+    let text = "Dr. Smith (b. 1950) wrote 3.5 books [1][2]. Was it good? \"Yes!\" he said.\nEnd";
+    let parts: Vec<&str> = sentences(text).into_iter().map(|r| &text[r]).collect();
+    assert_eq!(
+        parts,
+        [
+            "Dr. Smith (b. 1950) wrote 3.5 books [1][2].",
+            "Was it good?",
+            "\"Yes!\"",
+            "he said.",
+            "End"
+        ]
+    );
+    let text = "In the first part we saw it, and in the second one we did not, no.";
+    let parts: Vec<&str> = sub_sentences(text, 5).into_iter().map(|r| &text[r]).collect();
+    assert_eq!(parts, ["In the first part we saw it,", "and in the second one we did not, no."]);
+}
+
+#[test]
+fn brevity_saturates_and_wants_an_answer_that_ended() {
+    let of = |words: usize, finished: bool| {
+        let s = Sample { finished, ..sample(&vec!["word"; words].join(" ")) };
+        score(r#"kind = "brevity""#, &s)
+    };
+    assert_eq!(
+        [of(5, true), of(8, true), of(20, true), of(32, true), of(90, true)],
+        [1.0, 1.0, 0.5, 0.0, 0.0]
+    );
+    assert_eq!([of(4, true), of(8, false)], [0.0, 0.0]);
+}
+
+#[test]
+fn plain_words_and_readability_tell_plain_from_learned_text() {
+    let plain = "We show a new way to make computers learn from few examples.";
+    let learned = "We propose variational regularisation of overparameterised hypernetworks.";
+    assert!(plain_words(plain, 5) > 0.9, "{}", plain_words(plain, 5));
+    assert!(plain_words(learned, 5) < 0.5, "{}", plain_words(learned, 5));
+    assert_eq!(plain_words("a good one", 5), 0.0);
+    assert!(flesch_reading_ease(plain) > flesch_reading_ease(learned) + 40.0);
+    // 6 words, 1 sentence, 6 syllables: 206.835 − 1.015·6 − 84.6.
+    assert!((flesch_reading_ease("The cat sat on the mat.") - 116.145).abs() < 1e-9);
+    let counted = ["table", "make", "jumped", "wanted", "neural", "a", "rhythm", "readability"];
+    assert_eq!(counted.map(syllables), [2, 1, 1, 2, 2, 1, 1, 5]);
+}
+
+#[test]
+fn form_and_sentiment() {
+    let json = r#"kind = "json""#;
+    assert_eq!(score(json, &sample(r#"{"a": 1}"#)), 1.0);
+    assert_eq!(score(json, &sample(r#"{"a": 1"#)), 0.0);
+    assert_eq!(score("kind = \"json\"\nkeys = [\"b\"]", &sample(r#"{"a": 1}"#)), 0.0);
+    let full = "kind = \"regex\"\npattern = '[a-z]+|x'\nmatch = \"full\"";
+    assert_eq!(score(full, &sample(" abc ")), 1.0);
+    assert_eq!(score(full, &sample("abc1")), 0.0);
+    let absent = "kind = \"regex\"\npattern = 'sorry'\nmatch = \"absent\"";
+    assert_eq!(score(absent, &sample("I am sorry")), 0.0);
+    let sentiment = r#"kind = "sentiment""#;
+    assert_eq!(score(sentiment, &sample("A wonderful and useful result")), 1.0);
+    assert_eq!(score(sentiment, &sample("This is not good")), -1.0);
+    assert_eq!(score(sentiment, &sample("The table is here")), 0.0);
+}
+
+#[test]
+fn unknown_kinds_and_keys_are_refused_by_name() {
+    let error = toml::from_str::<RewardSpec>(r#"kind = "rouge-x""#).unwrap_err().to_string();
+    assert!(error.contains("rouge-x") && error.contains("rouge-l"), "{error}");
+    for toml in [
+        "kind = \"rouge-l\"\nstems = true",
+        "kind = \"brevity\"\nfull = 3\nmost = 4",
+        "kind = \"readability\"\nx = 1",
+        "kind = \"http\"\nurl = \"http://x\"\nretry = 1",
+    ] {
+        let error = toml::from_str::<RewardSpec>(toml).unwrap_err().to_string();
+        assert!(error.contains("unknown field"), "{toml}: {error}");
+    }
+    let error = build("kind = \"regex\"\npattern = '('").err().unwrap().to_string();
+    assert!(error.starts_with("reward `it`: "), "{error}");
+    let missing = "kind = \"sequence-classifier\"\npath = \"/nowhere\"";
+    assert!(build(missing).err().unwrap().to_string().contains("/nowhere/config.json"));
+}
+
+#[test]
+fn a_sample_without_what_a_reward_needs_is_named() {
+    let rewards = RewardSet::new(vec![build(r#"kind = "rouge-l""#).unwrap()]);
+    let with = Sample { references: vec!["a b".into()], ..sample("a b") };
+    assert_eq!(rewards.score(std::slice::from_ref(&with)).unwrap(), [[1.0]]);
+    let error = rewards.score(&[with, sample("the response")]).unwrap_err().to_string();
+    assert_eq!(error, "reward `it` on sample 1 (response \"the response\"): no references");
+}
+
+/// A reward that answers as told.
+struct Fixed(Vec<f64>);
+
+impl Reward for Fixed {
+    fn name(&self) -> &str {
+        "fixed"
+    }
+    fn unit(&self) -> &str {
+        "points"
+    }
+    fn range(&self) -> Range {
+        Range::ANY
+    }
+    fn score(&self, _: &[Sample]) -> Result<Vec<f64>, RewardError> {
+        Ok(self.0.clone())
+    }
+}
+
+#[test]
+fn nan_and_wrong_counts_stop_the_batch_with_the_sample() {
+    let run = |scores: &[f64]| {
+        let rewards = RewardSet::new(vec![Box::new(Fixed(scores.to_vec()))]);
+        rewards.score(&[sample("first"), sample("second")])
+    };
+    assert_eq!(run(&[1.0, 2.0]).unwrap(), [[1.0, 2.0]]);
+    let error = run(&[1.0, f64::NAN]).unwrap_err().to_string();
+    assert!(error.contains("sample 1") && error.contains("second"), "{error}");
+    let error = run(&[1.0]).unwrap_err().to_string();
+    assert_eq!(error, "reward `fixed` gave 1 scores for 2 samples");
+}
+
+#[test]
+fn a_reward_without_spans_pays_at_the_end_of_the_response() {
+    let rewards = RewardSet::new(vec![Box::new(Fixed(vec![0.5]))]);
+    let spans = rewards.spans(&[sample("héllo")]).unwrap();
+    assert_eq!(spans, [[[SpanScore { end: 6, score: 0.5 }]]]);
+}
+
+#[test]
+fn classifier_logits_equal_transformers() {
+    let classifiers = &reference()["classifiers"];
+    let pairs: Vec<Vec<String>> =
+        classifiers["pairs"].as_array().unwrap().iter().map(strings).collect();
+    for name in ["bert", "distilbert", "roberta", "deberta-v2"] {
+        let model = SequenceClassifier::open(&fixtures().join("models").join(name)).unwrap();
+        assert_eq!(model.labels().len(), 3);
+        let inputs = pairs.iter().map(|p| (p[0].as_str(), p[1].as_str()).into());
+        let got = model.logits(inputs).unwrap();
+        for (row, expected) in got.iter().zip(classifiers["models"][name].as_array().unwrap()) {
+            for (g, e) in row.iter().zip(expected.as_array().unwrap()) {
+                close(f64::from(*g), e, 1e-4, name);
+            }
+        }
+    }
+}
+
+#[test]
+fn token_logits_equal_transformers() {
+    let classifiers = &reference()["classifiers"];
+    for name in ["bert-tokens", "deberta-v2-tokens"] {
+        let model = TokenClassifier::open(&fixtures().join("models").join(name)).unwrap();
+        let pairs: Vec<Vec<String>> =
+            classifiers["pairs"].as_array().unwrap().iter().map(strings).collect();
+        let inputs: Vec<_> = pairs.iter().map(|p| (p[0].as_str(), p[1].as_str())).collect();
+        let got = model.logits(&inputs).unwrap();
+        for (tokens, expected) in got.iter().zip(classifiers["models"][name].as_array().unwrap()) {
+            assert_eq!(tokens.bytes.len(), expected.as_array().unwrap().len());
+            for (g, e) in tokens.logits.concat().iter().zip(numbers(expected)) {
+                assert!((f64::from(*g) - e).abs() < 1e-4, "{name}: {g} {e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sentence_embeddings_equal_transformers_mean_pooling() {
+    let classifiers = &reference()["classifiers"];
+    let encoder = SentenceEncoder::open(&fixtures().join("models/bert-encoder")).unwrap();
+    let expected = classifiers["models"]["bert-encoder"].as_array().unwrap();
+    for (pair, expected) in classifiers["pairs"].as_array().unwrap().iter().zip(expected) {
+        let pair = strings(pair);
+        let vectors = encoder.embed(&[&pair[0], &pair[1]]).unwrap();
+        close(cosine(&vectors[0], &vectors[1]), expected, 1e-4, &pair[0]);
+    }
+}
+
+/// Needs the model: `LADLE_MINILM` names its directory.
+#[test]
+fn minilm_cosines_equal_transformers() {
+    let Some(dir) = std::env::var_os("LADLE_MINILM") else { return };
+    let bytes = std::fs::read(fixtures().join("minilm.json")).unwrap();
+    let expected: Value = serde_json::from_slice(&bytes).unwrap();
+    let texts = strings(&expected["texts"]);
+    let encoder = SentenceEncoder::open(Path::new(&dir)).unwrap();
+    let vectors = encoder.embed(&texts.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    for (a, row) in vectors.iter().zip(expected["cosines"].as_array().unwrap()) {
+        for (b, expected) in vectors.iter().zip(row.as_array().unwrap()) {
+            close(cosine(a, b), expected, 1e-4, "cosine");
+        }
+    }
+}
+
+#[test]
+fn a_span_classifier_pays_at_segment_ends_and_sums_to_its_score() {
+    let path = fixtures().join("models/bert-tokens");
+    let toml =
+        format!("kind = \"span-classifier\"\npath = {path:?}\nerror = 1\ngood = 0.5\nbad = -0.5");
+    let reward = build(&toml).unwrap();
+    let sample = Sample { prompt: "Short answer.".into(), ..sample("We ask why. Did they? Yes!") };
+    let spans = reward.spans(std::slice::from_ref(&sample)).unwrap();
+    let ends: Vec<usize> = spans[0].iter().map(|s| s.end).collect();
+    assert_eq!(ends, [11, 21, 26]);
+    assert!(spans[0].iter().all(|s| s.score.abs() == 0.5));
+    let total: f64 = spans[0].iter().map(|s| s.score).sum();
+    assert_eq!(reward.score(&[sample]).unwrap(), [total]);
+}
