@@ -2,7 +2,15 @@
 //! the front that they span.
 
 pub mod checkpoint;
+pub mod data;
 pub mod draw;
+pub mod measure;
 pub mod metrics;
 pub mod optimizer;
+pub mod rewards;
 pub mod rl;
+//!
+//! A run: prompts ([`data`]) → rollout → K scores of a response ([`rewards`]) → weights of the
+//! objectives ([`rl::balance`]) → advantages ([`rl::advantage`]) → policy update ([`rl::ppo`],
+//! [`rl::remax`]) → checkpoint → sweep over preferences → front and report ([`measure`]).
+

@@ -1,0 +1,276 @@
+//! The report that a person reads: one HTML file without any reference to the outside, with the
+//! metrics, the front, the maps over preferences, curves of training and samples; light and dark.
+
+use super::{
+    front::non_dominated,
+    plot::{COLOURS, Dot, Mark, Series, chart, escape, number, ternary},
+    results::{FrontFile, MethodFront},
+};
+use std::fmt::Write;
+
+/// A curve of training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// What is drawn, e.g. `reward: brief`.
+    pub title: String,
+    /// Unit of the ordinate.
+    pub unit: String,
+    /// `(name, [(step, value)])`, one a backbone.
+    pub series: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// A response to show.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// The prompt, or the part of it worth reading.
+    pub prompt: String,
+    /// `(preference or method, response)`.
+    pub responses: Vec<(String, String)>,
+}
+
+/// All that the report says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Heading.
+    pub title: String,
+    /// Facts of the run as `(name, value)`: base, data, seeds, command, versions.
+    pub facts: Vec<(String, String)>,
+    /// The measured front.
+    pub front: FrontFile,
+    /// Curves of training, in the order to show.
+    pub curves: Vec<Curve>,
+    /// Samples.
+    pub samples: Vec<Shown>,
+}
+
+impl Report {
+    /// The page.
+    pub fn html(&self) -> String {
+        let title = escape(&self.title);
+        let mut page = format!(
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+             content=\"width=device-width,initial-scale=1\"><title>{title}</title><style>{STYLE}</style>\
+             </head><body><main><h1>{title}</h1>"
+        );
+        self.facts(&mut page);
+        self.metrics(&mut page);
+        self.fronts(&mut page);
+        self.maps(&mut page);
+        self.curves(&mut page);
+        self.samples(&mut page);
+        page.push_str("</main></body></html>\n");
+        page
+    }
+
+    fn facts(&self, page: &mut String) {
+        let FrontFile { prompts, seeds, .. } = &self.front;
+        let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
+        let own = [
+            ("test prompts".to_string(), prompts.to_string()),
+            ("seeds".to_string(), format!("{} ({})", seeds.len(), seeds.join(", "))),
+        ];
+        page.push_str("<dl>");
+        for (name, value) in self.facts.iter().chain(&own) {
+            let _ = write!(page, "<dt>{}</dt><dd>{}</dd>", escape(name), escape(value));
+        }
+        page.push_str("</dl>");
+    }
+
+    fn metrics(&self, page: &mut String) {
+        let reference: Vec<String> =
+            self.front.reference_point.iter().map(|r| number(*r)).collect();
+        let _ = write!(
+            page,
+            "<h2>Metrics</h2><p>Hypervolume is measured from ({}). Higher is better for \
+             hypervolume, inner product, controllability and front length; lower for sparsity and \
+             spacing.</p><div class=\"wide\"><table><thead><tr><th>method</th>\
+             <th>hypervolume</th><th>inner product</th><th>controllability</th>\
+             <th>front length</th><th>sparsity</th><th>spacing</th></tr></thead><tbody>",
+            reference.join(", ")
+        );
+        for (i, MethodFront { method, points, metrics: m }) in self.front.methods.iter().enumerate()
+        {
+            let _ = write!(
+                page,
+                "<tr><th>{}{}</th><td>{}</td><td>{}</td><td>{}</td><td>{} of {}</td><td>{}</td>\
+                 <td>{}</td></tr>",
+                swatch(i),
+                escape(method),
+                number(m.hypervolume),
+                number(m.inner_product),
+                number(m.controllability),
+                m.front_length,
+                points.len(),
+                number(m.sparsity),
+                number(m.spacing),
+            );
+        }
+        page.push_str("</tbody></table></div>");
+    }
+
+    /// One projection for every pair of objectives; dominated points are dots off the line.
+    fn fronts(&self, page: &mut String) {
+        let objectives = &self.front.objectives;
+        page.push_str("<h2>Front</h2>");
+        legend(page, self.front.methods.iter().map(|m| m.method.as_str()));
+        page.push_str("<div class=\"plots\">");
+        for (i, x) in objectives.iter().enumerate() {
+            for (j, y) in objectives.iter().enumerate().skip(i + 1) {
+                let methods = self.front.methods.iter().enumerate();
+                let series: Vec<Series> =
+                    methods.flat_map(|(colour, m)| projection(m, [i, j], colour)).collect();
+                let titles = [x, y].map(|o| format!("{} ({})", o.name, o.unit));
+                let [x_title, y_title] = titles.each_ref().map(String::as_str);
+                figure(
+                    page,
+                    chart(&series, x_title, y_title),
+                    &format!("{} and {}", x.name, y.name),
+                );
+            }
+        }
+        page.push_str("</div>");
+    }
+
+    /// For three objectives a triangle per objective and method; for two, rewards over μ₁.
+    fn maps(&self, page: &mut String) {
+        let names: Vec<&str> = self.front.objectives.iter().map(|o| o.name.as_str()).collect();
+        match names.as_slice() {
+            [a, b] => {
+                page.push_str("<h2>Rewards over the preference</h2>");
+                legend(page, self.front.methods.iter().map(|m| m.method.as_str()));
+                page.push_str("<div class=\"plots\">");
+                for (j, name) in [a, b].into_iter().enumerate() {
+                    let over = |(colour, m): (usize, &MethodFront)| Series {
+                        colour,
+                        mark: Mark::LineAndDots,
+                        points: m
+                            .points
+                            .iter()
+                            .filter_map(|p| {
+                                let (x, y) = (*p.preference.first()?, *p.mean.get(j)?);
+                                Some(Dot {
+                                    x, y, label: format!("μ {}: {}", number(x), number(y))
+                                })
+                            })
+                            .collect(),
+                    };
+                    let series: Vec<Series> =
+                        self.front.methods.iter().enumerate().map(over).collect();
+                    figure(page, chart(&series, &format!("μ of {a}"), name), name);
+                }
+                page.push_str("</div>");
+            }
+            [a, b, c] => {
+                page.push_str(
+                    "<h2>Rewards over the preference</h2><p>Each circle is one preference; a \
+                     corner is all weight on its objective. Each map has its own scale.</p>",
+                );
+                for method in &self.front.methods {
+                    let _ =
+                        write!(page, "<h3>{}</h3><div class=\"plots\">", escape(&method.method));
+                    for (j, name) in [a, b, c].into_iter().enumerate() {
+                        let cells: Vec<([f64; 3], f64)> = method
+                            .points
+                            .iter()
+                            .filter_map(|p| {
+                                let at: [f64; 3] = p.preference.as_slice().try_into().ok()?;
+                                Some((at, *p.mean.get(j)?))
+                            })
+                            .collect();
+                        figure(page, ternary(&cells, [a, b, c], name), &format!("reward: {name}"));
+                    }
+                    page.push_str("</div>");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn curves(&self, page: &mut String) {
+        if self.curves.is_empty() {
+            return;
+        }
+        page.push_str("<h2>Training</h2><div class=\"plots\">");
+        for curve in &self.curves {
+            let drawn = |(colour, (_, points)): (usize, &(String, Vec<(f64, f64)>))| Series {
+                colour,
+                mark: Mark::Line,
+                points: points.iter().map(|&(x, y)| Dot { x, y, label: String::new() }).collect(),
+            };
+            let series: Vec<Series> = curve.series.iter().enumerate().map(drawn).collect();
+            let mut caption = String::new();
+            legend(&mut caption, curve.series.iter().map(|(name, _)| name.as_str()));
+            let svg = chart(&series, "step", &curve.unit);
+            let shown = svg.unwrap_or_else(|| "<p>no finite values</p>".into());
+            let title = escape(&curve.title);
+            let _ =
+                write!(page, "<figure>{shown}<figcaption>{title}{caption}</figcaption></figure>");
+        }
+        page.push_str("</div>");
+    }
+
+    fn samples(&self, page: &mut String) {
+        if self.samples.is_empty() {
+            return;
+        }
+        page.push_str("<h2>Samples</h2>");
+        for Shown { prompt, responses } in &self.samples {
+            let _ =
+                write!(page, "<details open><summary>{}</summary><table><tbody>", escape(prompt));
+            for (who, response) in responses {
+                let _ = write!(
+                    page,
+                    "<tr><th>{}</th><td class=\"text\">{}</td></tr>",
+                    escape(who),
+                    escape(response)
+                );
+            }
+            page.push_str("</tbody></table></details>");
+        }
+    }
+}
+
+/// A method's points in two objectives: all as dots, the non-dominated ones (in these two)
+/// connected.
+fn projection(method: &MethodFront, [i, j]: [usize; 2], colour: usize) -> Vec<Series> {
+    let dots: Vec<Dot> = method
+        .points
+        .iter()
+        .filter_map(|p| {
+            let (x, y) = (*p.mean.get(i)?, *p.mean.get(j)?);
+            let mu: Vec<String> = p.preference.iter().map(|w| number(*w)).collect();
+            let (at_x, at_y) = (number(x), number(y));
+            let label = format!("{} μ = ({}): {at_x}, {at_y}", method.method, mu.join(", "));
+            Some(Dot { x, y, label })
+        })
+        .collect();
+    let flat: Vec<Vec<f64>> = dots.iter().map(|d| vec![d.x, d.y]).collect();
+    let best = non_dominated(&flat).unwrap_or_default();
+    let mut line: Vec<Dot> = best.iter().filter_map(|&k| dots.get(k).cloned()).collect();
+    line.sort_by(|a, b| a.x.total_cmp(&b.x));
+    vec![
+        Series { colour, mark: Mark::Line, points: line },
+        Series { colour, mark: Mark::Dots, points: dots },
+    ]
+}
+
+fn figure(page: &mut String, svg: Option<String>, caption: &str) {
+    let shown = svg.unwrap_or_else(|| "<p>no finite values</p>".into());
+    let _ = write!(page, "<figure>{shown}<figcaption>{}</figcaption></figure>", escape(caption));
+}
+
+fn swatch(colour: usize) -> String {
+    let mut svg = String::from(r#"<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true">"#);
+    super::plot::marker(&mut svg, colour % COLOURS, 6.0, 6.0, "");
+    svg + "</svg>"
+}
+
+fn legend<'a>(page: &mut String, names: impl Iterator<Item = &'a str>) {
+    page.push_str("<ul class=\"legend\">");
+    for (colour, name) in names.enumerate() {
+        let _ = write!(page, "<li>{}{}</li>", swatch(colour), escape(name));
+    }
+    page.push_str("</ul>");
+}
+
+const STYLE: &str = include_str!("report.css");

@@ -1,0 +1,112 @@
+//! The report: what a reader and a browser get.
+
+use ladle_training::measure::{
+    front::grid,
+    report::{Curve, Report, Shown},
+    results::{FrontFile, Objective, Point},
+};
+
+/// A made-up front: `gain` bends it outwards.
+fn points(n: usize, gain: f64) -> Vec<Point> {
+    let reward = |w: &f64| (w + gain * w * (1.0 - w)).sqrt();
+    grid(n, 10)
+        .into_iter()
+        .map(|mu| Point {
+            mean: mu.iter().map(reward).collect(),
+            spread: vec![0.02; n],
+            preference: mu,
+        })
+        .collect()
+}
+
+fn report(n: usize) -> Report {
+    let names = ["faithful", "brief", "plain <&>"];
+    let objectives =
+        names[..n].iter().map(|o| Objective { name: (*o).into(), unit: "share".into() }).collect();
+    let methods = vec![
+        ("bone soup (nominal)".into(), points(n, 0.6)),
+        ("rewarded soup".into(), points(n, 0.1)),
+        ("aba".into(), points(n, 0.3)),
+    ];
+    let front = FrontFile::measure(objectives, methods, None, 309, vec![1, 2, 3]).unwrap();
+    let curve = |title: &str, phase: f64| Curve {
+        title: title.into(),
+        unit: "mean reward".into(),
+        series: (0..n)
+            .map(|i| {
+                let y =
+                    |t: f64| 1.0 - (-t / (20.0 + 10.0 * i as f64)).exp() + 0.03 * (t + phase).sin();
+                (names[i].into(), (0..120).map(|t| (f64::from(t), y(f64::from(t)))).collect())
+            })
+            .collect(),
+    };
+    Report {
+        title: "Default soup <test>".into(),
+        facts: vec![("base".into(), "SmolLM2-135M-Instruct".into())],
+        front,
+        curves: vec![curve("reward by backbone", 0.0), curve("KL by backbone", 1.0)],
+        samples: vec![Shown {
+            prompt: "An abstract & more".into(),
+            responses: vec![
+                ("μ = (1, 0)".into(), "A long <b>faithful</b> summary.".into()),
+                ("μ = (0, 1)".into(), "Short.".into()),
+            ],
+        }],
+    }
+}
+
+#[test]
+fn the_page_stands_alone_and_shows_every_method_and_metric() {
+    for n in [2, 3] {
+        let report = report(n);
+        let page = report.html();
+        for outside in ["http:", "https:", "src=", "@import", "<script", "<link"] {
+            assert!(!page.contains(outside), "the page refers to the outside: {outside}");
+        }
+        for method in &report.front.methods {
+            assert!(page.contains(&method.method));
+        }
+        let pairs = n * (n - 1) / 2;
+        let maps = if n == 2 { 2 } else { 3 * 3 };
+        assert_eq!(page.matches("<figure>").count(), pairs + maps + report.curves.len());
+        assert!(!page.contains("NaN") && !page.contains("inf\""));
+    }
+}
+
+#[test]
+fn text_from_outside_is_escaped() {
+    let page = report(3).html();
+    assert!(page.contains("Default soup &lt;test&gt;") && page.contains("plain &lt;&amp;&gt;"));
+    assert!(page.contains("A long &lt;b&gt;faithful&lt;/b&gt; summary."));
+    assert!(!page.contains("<b>faithful"));
+}
+
+#[test]
+fn curves_that_are_not_finite_leave_a_note_instead_of_a_broken_plot() {
+    let mut report = report(2);
+    report.curves[0].series = vec![("x".into(), vec![(0.0, f64::NAN)])];
+    assert!(report.html().contains("no finite values"));
+}
+
+#[test]
+fn front_json_survives_a_round_trip_and_keeps_its_metrics() {
+    let front = report(3).front;
+    let text = serde_json::to_string(&front).unwrap();
+    let read: FrontFile = serde_json::from_str(&text).unwrap();
+    assert_eq!(read.methods.len(), 3);
+    let (bent, flat) = (&read.methods[0].metrics, &read.methods[1].metrics);
+    assert!(bent.hypervolume > flat.hypervolume);
+    assert_eq!(bent.front_length, 66);
+    assert_eq!(bent.controllability, 1.0);
+}
+
+/// Writes the page for a person to look at: `LADLE_REPORT_OUT` names the folder.
+#[test]
+fn a_page_to_look_at() {
+    let Some(out) = std::env::var_os("LADLE_REPORT_OUT").map(std::path::PathBuf::from) else {
+        return;
+    };
+    for n in [2, 3] {
+        std::fs::write(out.join(format!("report-{n}.html")), report(n).html()).unwrap();
+    }
+}
