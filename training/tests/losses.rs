@@ -136,6 +136,15 @@ fn span_scores_are_paid_where_they_end() {
 }
 
 #[test]
+fn a_span_is_paid_on_the_token_that_completes_it() {
+    // "Yes", "." , " N", a byte of "ö", the rest of it, end of sequence.
+    let ends = [3, 4, 6, 6, 8, 8];
+    assert_eq!([1, 3, 4, 5, 8].map(|end| token_at(&ends, end)), [0, 0, 1, 2, 4].map(Some));
+    assert_eq!(token_at(&ends, 99), Some(5));
+    assert_eq!(token_at(&[], 1), None);
+}
+
+#[test]
 fn numbers_that_are_not_finite_are_named_and_lengths_compared() {
     let error = gae(&[0.0, f32::NAN], &[0.0, 0.0], 1.0, 0.95).unwrap_err();
     assert!(error.to_string().starts_with("rewards[1] is NaN"), "{error}");

@@ -49,6 +49,14 @@ pub struct TokenScore {
     pub score: f64,
 }
 
+/// The response token that a span ending at byte `end` is paid on: the first whose text reaches that
+/// byte, else the last. `ends[t]` is where token t ends in the decoded response, not falling (a token
+/// inside a character ends where the one before it does). `None` for a response without tokens.
+pub fn token_at(ends: &[usize], end: usize) -> Option<usize> {
+    let reached = ends.partition_point(|&token_end| token_end < end);
+    Some(reached.min(ends.len().checked_sub(1)?))
+}
+
 /// Per-token estimate of KL(π‖π_ref), log-ratio ("k1"): `log π − log π_ref`. Unbiased; the sum over
 /// a response estimates the KL of the sequence.
 pub fn log_ratio(log_probs: &[f32], reference: &[f32]) -> Result<Vec<f32>, AdvantageError> {
