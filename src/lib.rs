@@ -16,6 +16,7 @@
 //! | 2 | [`model`], [`soup`], [`chat`] |
 //! | 1 | [`kernels`], [`preference`], [`sampling`], [`tokenizer`], [`rng`], [`config`], [`telemetry`] |
 
+pub mod chat;
 pub mod config;
 pub mod kernels;
 pub mod merge;
@@ -23,3 +24,4 @@ pub mod model;
 pub mod preference;
 pub mod soup;
 pub mod telemetry;
+pub mod tokenizer;

@@ -1,0 +1,325 @@
+//! Text and token ids: a checked `tokenizer.json`, and text that streams out one token at a time.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde_json::Value;
+
+/// A tokenizer that cannot be loaded or a text that it cannot encode.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file of the tokenizer cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file of the tokenizer is not what it should be.
+    #[error("{path}: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The decoder turns tokens into text in a way that cannot be streamed token by token.
+    #[error("{path}: decoder {got} is not supported (byte-level and SentencePiece decoders are)")]
+    Decoder {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// The decoder's description.
+        got: String,
+    },
+    /// The text cannot be encoded.
+    #[error("text of {bytes} bytes cannot be encoded: {reason}")]
+    Encode {
+        /// Length of the text.
+        bytes: usize,
+        /// What the tokenizer said.
+        reason: String,
+    },
+}
+
+/// How the bytes of a token are spelled in the vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// One character a byte, in GPT-2's printable alphabet.
+    ByteLevel,
+    /// `▁` for a space, `<0xNN>` for a byte that has no token of its own.
+    SentencePiece {
+        /// The space that encoding put before the text is dropped again.
+        strip_first_space: bool,
+    },
+}
+
+/// A loaded tokenizer; clones share it.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    spelling: Spelling,
+    special: HashSet<u32>,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Loads `tokenizer.json` of a Hugging Face model directory. The ids that end a text are those
+    /// named by `generation_config.json`, `config.json` and `tokenizer_config.json`, where present.
+    pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        let bytes = std::fs::read(&path)
+            .map_err(|source| TokenizerError::Read { path: path.clone(), source })?;
+        let format = |reason: String| TokenizerError::Format { path: path.clone(), reason };
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| format(e.to_string()))?;
+        // Some publish the settings of their training run; a prompt is never cut or padded silently.
+        tokenizer.with_truncation(None).map_err(|e| format(e.to_string()))?;
+        tokenizer.with_padding(None);
+        let decoder =
+            serde_json::to_value(tokenizer.get_decoder()).map_err(|e| format(e.to_string()))?;
+        let spelling = spelling(&decoder).ok_or_else(|| TokenizerError::Decoder {
+            path: path.clone(),
+            got: decoder.to_string(),
+        })?;
+        let special = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter_map(|(id, token)| token.special.then_some(id))
+            .collect();
+
+        let settings = optional_json(&dir.join("tokenizer_config.json"))?;
+        let named = |key: &str| token_name(&settings[key]).and_then(|t| tokenizer.token_to_id(t));
+        let bos = named("bos_token");
+        let mut eos = Vec::new();
+        for file in ["generation_config.json", "config.json"] {
+            collect_ids(&optional_json(&dir.join(file))?["eos_token_id"], &mut eos);
+        }
+        eos.extend(named("eos_token"));
+        let mut seen = HashSet::new();
+        eos.retain(|id| seen.insert(*id));
+        Ok(Self(Arc::new(Inner { tokenizer, spelling, special, bos, eos })))
+    }
+
+    /// The ids of `text`. Special tokens written out in the text become their ids; `add_special`
+    /// also adds what the tokenizer puts around a text (such as a begin-of-sequence token). A
+    /// rendered chat template holds its own special tokens: encode it without.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .0
+            .tokenizer
+            .encode_fast(text, add_special)
+            .map_err(|e| TokenizerError::Encode { bytes: text.len(), reason: e.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, what a [`TextDecoder`] gives for them piece by piece. Bytes that are not
+    /// UTF-8 become U+FFFD; ids outside the vocabulary (padding rows of an embedding) are skipped.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut decoder = TextDecoder::new(self, skip_special);
+        let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
+        text.push_str(&decoder.finish());
+        text
+    }
+
+    /// The token of `id` as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.0.tokenizer.id_to_token(id)
+    }
+
+    /// The id of a token, spelled as in the vocabulary.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.0.tokenizer.token_to_id(token)
+    }
+
+    /// Number of tokens, added ones included. The embedding may have more rows than this.
+    pub fn vocab_size(&self) -> usize {
+        self.0.tokenizer.get_vocab_size(true)
+    }
+
+    /// Whether `id` is a special (control) token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.special.contains(&id)
+    }
+
+    /// The begin-of-sequence id.
+    pub fn bos(&self) -> Option<u32> {
+        self.0.bos
+    }
+
+    /// Ids that end a text.
+    pub fn eos(&self) -> &[u32] {
+        &self.0.eos
+    }
+
+    /// Appends the bytes that `id` stands for.
+    fn push_bytes(&self, id: u32, out: &mut Vec<u8>) {
+        let Some(token) = self.token(id) else { return };
+        match self.0.spelling {
+            Spelling::ByteLevel => {
+                let start = out.len();
+                for character in token.chars() {
+                    let Some(byte) = byte_level_byte(character) else {
+                        // An added token that is written as plain text.
+                        out.truncate(start);
+                        out.extend_from_slice(token.as_bytes());
+                        return;
+                    };
+                    out.push(byte);
+                }
+            }
+            Spelling::SentencePiece { .. } => match byte_fallback_byte(&token) {
+                Some(byte) => out.push(byte),
+                None => out.extend_from_slice(token.replace('▁', " ").as_bytes()),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokenizer({} tokens, {:?})", self.vocab_size(), self.0.spelling)
+    }
+}
+
+/// Tokens in, text out as soon as it is whole UTF-8. The pieces joined are the text of all tokens.
+#[derive(Debug, Clone)]
+pub struct TextDecoder {
+    tokenizer: Tokenizer,
+    skip_special: bool,
+    /// The space before the first text is still to be dropped.
+    strip_space: bool,
+    /// Bytes of a character that has not ended yet: 3 at most between calls.
+    pending: Vec<u8>,
+}
+
+impl TextDecoder {
+    /// A decoder at the start of a text.
+    pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
+        let strip_space =
+            tokenizer.0.spelling == Spelling::SentencePiece { strip_first_space: true };
+        Self { tokenizer: tokenizer.clone(), skip_special, strip_space, pending: Vec::new() }
+    }
+
+    /// The text that `id` completes; empty while a character is still open.
+    pub fn push(&mut self, id: u32) -> String {
+        if self.skip_special && self.tokenizer.is_special(id) {
+            return String::new();
+        }
+        self.tokenizer.push_bytes(id, &mut self.pending);
+        if self.strip_space && !self.pending.is_empty() {
+            self.strip_space = false;
+            if self.pending.first() == Some(&b' ') {
+                self.pending.remove(0);
+            }
+        }
+        self.take_whole()
+    }
+
+    /// The text left when no more tokens come: an open character becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let text = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending.clear();
+        text
+    }
+
+    /// Removes from `pending` all that no later byte can change, and returns it as text.
+    fn take_whole(&mut self) -> String {
+        let mut text = String::with_capacity(self.pending.len());
+        let mut taken = 0;
+        for chunk in self.pending.utf8_chunks() {
+            text.push_str(chunk.valid());
+            taken += chunk.valid().len();
+            let invalid = chunk.invalid();
+            let open = taken + invalid.len() == self.pending.len()
+                && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            if open {
+                break;
+            }
+            if !invalid.is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+                taken += invalid.len();
+            }
+        }
+        self.pending.drain(..taken);
+        text
+    }
+}
+
+/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 characters stand for
+/// themselves, the other 68 bytes follow from U+0100 in order.
+fn byte_level_byte(character: char) -> Option<u8> {
+    let code = u32::from(character);
+    let byte = match code {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => code,
+        0x100..=0x120 => code - 0x100,
+        0x121..=0x142 => code - 0x121 + 0x7f,
+        0x143 => 0xad,
+        _ => return None,
+    };
+    u8::try_from(byte).ok()
+}
+
+/// The byte of a token spelled `<0xNN>`.
+fn byte_fallback_byte(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok()).flatten()
+}
+
+/// Reads the decoder's description; `None` for one that is not supported.
+fn spelling(decoder: &Value) -> Option<Spelling> {
+    let steps = match decoder["type"].as_str()? {
+        "Sequence" => decoder["decoders"].as_array()?.as_slice(),
+        _ => std::slice::from_ref(decoder),
+    };
+    if let [only] = steps
+        && only["type"] == "ByteLevel"
+    {
+        return Some(Spelling::ByteLevel);
+    }
+    let mut strip_first_space = false;
+    let mut bytes = false;
+    for step in steps {
+        match step["type"].as_str()? {
+            "Replace" if step["pattern"]["String"] == "▁" && step["content"] == " " => {}
+            "ByteFallback" => bytes = true,
+            "Fuse" => {}
+            "Strip" if step["content"] == " " && step["start"] == 1 && step["stop"] == 0 => {
+                strip_first_space = true;
+            }
+            _ => return None,
+        }
+    }
+    bytes.then_some(Spelling::SentencePiece { strip_first_space })
+}
+
+/// A JSON file, or null where there is none.
+fn optional_json(path: &Path) -> Result<Value, TokenizerError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
+        Err(source) => return Err(TokenizerError::Read { path: path.to_owned(), source }),
+    };
+    serde_json::from_slice(&bytes).map_err(|e| TokenizerError::Format {
+        path: path.to_owned(),
+        reason: format!("not JSON: {e}"),
+    })
+}
+
+/// A token in `tokenizer_config.json`: its text, or an object that carries it.
+fn token_name(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value["content"].as_str())
+}
+
+/// Ids in a configuration: one or a list.
+fn collect_ids(value: &Value, out: &mut Vec<u32>) {
+    let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    out.extend(ids.iter().filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())));
+}

@@ -1,0 +1,161 @@
+//! Chat templates against transformers' `apply_chat_template` (`reference/chat_templates.py`).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, SystemTime},
+};
+
+use ladle::chat::{ChatError, ChatTemplate, Message};
+use serde_json::{Value, json};
+
+fn template(source: &str) -> ChatTemplate {
+    let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
+    ChatTemplate::new(source, special).expect("a valid template")
+}
+
+fn user(content: &str) -> Vec<Message> {
+    vec![Message { role: "user".to_owned(), content: content.to_owned() }]
+}
+
+#[test]
+fn templates_render_as_transformers_renders_them() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/chat.json");
+    let fixture: Value =
+        serde_json::from_slice(&fs::read(path).expect("the fixture")).expect("JSON");
+    let special: BTreeMap<String, String> =
+        serde_json::from_value(fixture["special"].clone()).expect("special tokens");
+    let now = SystemTime::UNIX_EPOCH
+        + Duration::from_secs(fixture["now"].as_u64().expect("seconds since 1970"));
+    let cases = fixture["cases"].as_array().expect("cases");
+    assert!(cases.len() >= 80, "the fixture lost cases: {}", cases.len());
+    for case in cases {
+        let name = case["template"].as_str().expect("a name");
+        let source = fixture["templates"][name].as_str().expect("a template");
+        let template = ChatTemplate::new(source, special.clone()).expect(name);
+        let conversation = case["conversation"].as_str().expect("a name");
+        let messages: Vec<Message> =
+            serde_json::from_value(fixture["conversations"][conversation].clone())
+                .expect("messages");
+        let generation = case["add_generation_prompt"] == true;
+        let rendered = template.render_at(&messages, generation, now);
+        match case["refused"].as_str() {
+            None => assert_eq!(
+                rendered.as_deref().ok(),
+                case["text"].as_str(),
+                "{name} on {conversation}: {rendered:?}"
+            ),
+            Some(reason) => {
+                let Err(ChatError::Refused(said)) = rendered else {
+                    panic!("{name} on {conversation}: expected a refusal, got {rendered:?}");
+                };
+                assert_eq!(said, reason);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_user_writes_is_never_run() {
+    let template = template("{% for m in messages %}{{ m.content }}{% endfor %}");
+    let hostile = "{{ 7 * 7 }}{% raw %}{{ bos_token }}{% include 'x' %}{#";
+    assert_eq!(template.render(&user(hostile), false).expect("renders"), hostile);
+}
+
+#[test]
+fn a_template_that_never_ends_is_stopped() {
+    let source = "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) \
+                  %}{% endfor %}{% endfor %}{% endfor %}";
+    let error = template(source).render(&user("Hi"), true).expect_err("too long");
+    assert!(matches!(error, ChatError::Limit { .. }), "{error}");
+    assert!(error.to_string().contains("instructions"), "{error}");
+}
+
+#[test]
+fn a_template_that_floods_is_stopped() {
+    let source = "{% for a in range(10000) %}{{ 'x' * 9000 }}{% endfor %}";
+    let error = template(source).render(&user("Hi"), true).expect_err("too much");
+    assert!(matches!(error, ChatError::Limit { .. }), "{error}");
+    assert!(error.to_string().contains("bytes"), "{error}");
+}
+
+#[test]
+fn a_template_cannot_recurse_for_ever() {
+    let source = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
+    template(source).render(&user("Hi"), true).expect_err("endless");
+}
+
+#[test]
+fn a_template_that_is_not_jinja_is_refused_when_it_is_loaded() {
+    let error = ChatTemplate::new("{% for m in %}", BTreeMap::new()).expect_err("not Jinja");
+    assert!(matches!(error, ChatError::Syntax(_)), "{error}");
+}
+
+#[test]
+fn an_unknown_date_directive_is_named() {
+    let error =
+        template("{{ strftime_now('%Q') }}").render(&user("Hi"), false).expect_err("unknown");
+    assert!(error.to_string().contains("%Q"), "{error}");
+}
+
+#[test]
+fn dates_are_those_of_the_calendar_in_utc() {
+    let template =
+        template("{{ strftime_now('%A %a %d %B %b %m %Y %y %j %H:%M:%S %I%p %F %T %%') }}");
+    let at = |seconds| {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        template.render_at(&[], false, now).expect("a date")
+    };
+    // Values of Python's datetime.fromtimestamp(seconds, timezone.utc).strftime(...).
+    assert_eq!(
+        at(0),
+        "Thursday Thu 01 January Jan 01 1970 70 001 00:00:00 12AM 1970-01-01 00:00:00 %"
+    );
+    assert_eq!(
+        at(951_868_799),
+        "Tuesday Tue 29 February Feb 02 2000 00 060 23:59:59 11PM 2000-02-29 23:59:59 %"
+    );
+    assert_eq!(
+        at(4_107_542_400),
+        "Monday Mon 01 March Mar 03 2100 00 060 00:00:00 12AM 2100-03-01 00:00:00 %"
+    );
+    assert_eq!(
+        at(1_767_182_399),
+        "Wednesday Wed 31 December Dec 12 2025 25 365 11:59:59 11AM 2025-12-31 11:59:59 %"
+    );
+}
+
+#[test]
+fn the_template_comes_from_either_file_of_a_model() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
+    let load = || ChatTemplate::from_dir(dir.path());
+    let rendered = || {
+        let template = load().expect("readable").expect("a template");
+        template.render(&user("Hi"), false).expect("renders")
+    };
+    assert!(load().expect("no files").is_none());
+
+    write("tokenizer_config.json", r#"{"bos_token": {"content": "<b>"}, "eos_token": null}"#);
+    assert!(load().expect("no template").is_none());
+
+    let config = json!({
+        "bos_token": {"content": "<b>"},
+        "chat_template": "{{ bos_token }}{{ messages[0].content }}",
+    });
+    write("tokenizer_config.json", &config.to_string());
+    assert_eq!(rendered(), "<b>Hi");
+
+    let config = json!({"chat_template": [
+        {"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"},
+    ]});
+    write("tokenizer_config.json", &config.to_string());
+    assert_eq!(rendered(), "yes");
+
+    write("chat_template.jinja", "file {{ messages | length }}");
+    assert_eq!(rendered(), "file 1");
+
+    write("tokenizer_config.json", "{");
+    let error = load().expect_err("not JSON");
+    assert!(error.to_string().contains("tokenizer_config.json"), "{error}");
+}

@@ -1,0 +1,234 @@
+//! Text that streams out token by token, against the whole text and against the `tokenizers` crate.
+
+use std::{fs, path::Path};
+
+use ladle::tokenizer::{TextDecoder, Tokenizer, TokenizerError};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+/// The character that stands for a byte in GPT-2's alphabet, by its definition.
+fn byte_characters() -> Vec<char> {
+    let printable = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 0x100;
+    (0..256)
+        .map(|byte| {
+            let code = if printable(byte) { byte } else { next };
+            next += u32::from(!printable(byte));
+            char::from_u32(code).expect("a character")
+        })
+        .collect()
+}
+
+/// Byte-level BPE: 256 bytes, some merges that end inside characters, one special and one plain
+/// added token.
+fn byte_level() -> Value {
+    let bytes = byte_characters();
+    let spell = |raw: &[u8]| raw.iter().map(|b| bytes[usize::from(*b)]).collect::<String>();
+    let mut tokens: Vec<String> = (0..=255u8).map(|b| spell(&[b])).collect();
+    let pairs: [(&[u8], &[u8]); 8] = [
+        (b" ", b"t"),
+        (b" t", b"h"),
+        (b"e", b"r"),
+        ("😀".as_bytes().split_at(2).0, &[0x98]),
+        (&[0xf0], &[0x9f]),
+        (&[0xe4], &[0xbb]),
+        (&[0xe4, 0xbb], &[0x8a]),
+        (&[0x80], b"a"),
+    ];
+    let mut merges = Vec::new();
+    for (left, right) in
+        [pairs[0], pairs[1], pairs[2], pairs[4], pairs[3], pairs[5], pairs[6], pairs[7]]
+    {
+        merges.push(json!([spell(left), spell(right)]));
+        tokens.push(spell(&[left, right].concat()));
+    }
+    let vocab: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, t)| (t.clone(), json!(id))).collect();
+    let added = |id: usize, content: &str, special: bool| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false, "special": special})
+    };
+    let n = tokens.len();
+    json!({
+        "version": "1.0", "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": null, "normalizer": null,
+        "added_tokens": [added(n, "<|end|>", true), added(n + 1, "<tool call>", false)],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocab, "merges": merges},
+    })
+}
+
+/// SentencePiece-like BPE as Llama 2 publishes it: `▁` for spaces, byte fallback, BOS template.
+fn sentence_piece() -> Value {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+    tokens.extend((0..=255u8).map(|b| format!("<0x{b:02X}>")));
+    tokens.extend("▁abcdefghijklmnopqrstuvwxyzé.".chars().map(String::from));
+    tokens.extend(["▁a", "th", "▁th", "▁▁"].map(str::to_owned));
+    let vocab: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, t)| (t.clone(), json!(id))).collect();
+    let special = |id: usize, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false, "special": true})
+    };
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+                  "merges": [["▁", "a"], ["t", "h"], ["▁", "th"], ["▁", "▁"]]},
+    })
+}
+
+fn load(json: &Value, files: &[(&str, Value)]) -> Result<Tokenizer, TokenizerError> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, value: &Value| {
+        fs::write(dir.path().join(name), value.to_string()).expect("written");
+    };
+    write("tokenizer.json", json);
+    for (name, value) in files {
+        write(name, value);
+    }
+    Tokenizer::from_dir(dir.path())
+}
+
+fn reference(json: &Value) -> tokenizers::Tokenizer {
+    tokenizers::Tokenizer::from_bytes(json.to_string()).expect("a tokenizer")
+}
+
+fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> (Vec<String>, String) {
+    let mut decoder = TextDecoder::new(tokenizer, skip_special);
+    let mut pieces: Vec<String> = ids.iter().map(|id| decoder.push(*id)).collect();
+    pieces.push(decoder.finish());
+    let whole = pieces.concat();
+    (pieces, whole)
+}
+
+proptest! {
+    #[test]
+    fn any_byte_level_tokens_stream_to_the_text_of_them_all(
+        ids in prop::collection::vec(0u32..270, 0..60), skip_special: bool,
+    ) {
+        let json = byte_level();
+        let tokenizer = load(&json, &[]).expect("loads");
+        let expected = reference(&json).decode(&ids, skip_special).expect("decodes");
+        let (_, whole) = streamed(&tokenizer, &ids, skip_special);
+        prop_assert_eq!(&whole, &expected);
+        prop_assert_eq!(tokenizer.decode(&ids, skip_special), expected);
+    }
+
+    #[test]
+    fn text_comes_back_whole_and_never_as_half_characters(
+        text in "\\PC{0,40}|[ \\n\\t]{0,9}|(😀|👩‍👩‍👧|今日|é|a ){0,12}",
+    ) {
+        prop_assume!(!text.contains(char::REPLACEMENT_CHARACTER));
+        for json in [byte_level(), sentence_piece()] {
+            let tokenizer = load(&json, &[]).expect("loads");
+            let ids = tokenizer.encode(&text, true).expect("encodes");
+            let (pieces, whole) = streamed(&tokenizer, &ids, true);
+            prop_assert_eq!(&whole, &text);
+            prop_assert_eq!(whole, reference(&json).decode(&ids, true).expect("decodes"));
+            prop_assert!(pieces.iter().all(|p| !p.contains(char::REPLACEMENT_CHARACTER)), "{:?}", pieces);
+        }
+    }
+}
+
+#[test]
+fn a_character_is_given_out_with_its_last_byte() {
+    let tokenizer = load(&byte_level(), &[]).expect("loads");
+    let mut decoder = TextDecoder::new(&tokenizer, true);
+    let pieces: Vec<String> = "é😀!".bytes().map(|byte| decoder.push(u32::from(byte))).collect();
+    assert_eq!(pieces, ["", "é", "", "", "", "😀", "!"]);
+    assert_eq!(decoder.finish(), "");
+}
+
+#[test]
+fn bytes_that_can_no_longer_become_a_character_are_replaced_at_once() {
+    let tokenizer = load(&byte_level(), &[]).expect("loads");
+    let mut decoder = TextDecoder::new(&tokenizer, true);
+    assert_eq!(decoder.push(0xf0), "");
+    assert_eq!(decoder.push(0x9f), "");
+    assert_eq!(decoder.push(u32::from(b'a')), "\u{fffd}a");
+    assert_eq!(decoder.push(0x80), "\u{fffd}");
+    assert_eq!(decoder.push(0xe4), "");
+    assert_eq!(decoder.finish(), "\u{fffd}");
+    assert_eq!(decoder.finish(), "");
+}
+
+#[test]
+fn special_tokens_in_a_text_are_read_as_tokens_and_left_out_of_its_decoding() {
+    let tokenizer = load(&byte_level(), &[]).expect("loads");
+    let end = tokenizer.id("<|end|>").expect("an id");
+    let call = tokenizer.id("<tool call>").expect("an id");
+    let ids = tokenizer.encode("a<|end|><tool call>", true).expect("encodes");
+    assert_eq!(ids, [u32::from(b'a'), end, call]);
+    assert_eq!(tokenizer.decode(&ids, true), "a<tool call>");
+    assert_eq!(tokenizer.decode(&ids, false), "a<|end|><tool call>");
+    assert!(tokenizer.is_special(end) && !tokenizer.is_special(call));
+    assert_eq!(tokenizer.token(end).as_deref(), Some("<|end|>"));
+    assert_eq!(tokenizer.vocab_size(), 266);
+}
+
+#[test]
+fn ids_outside_the_vocabulary_have_no_text() {
+    let tokenizer = load(&byte_level(), &[]).expect("loads");
+    assert_eq!(tokenizer.decode(&[u32::from(b'a'), 100_000, u32::from(b'b')], true), "ab");
+}
+
+#[test]
+fn a_published_truncation_does_not_cut_prompts() {
+    let tokenizer = load(&byte_level(), &[]).expect("loads");
+    assert_eq!(tokenizer.encode("abcdefgh", true).expect("encodes").len(), 8);
+}
+
+#[test]
+fn the_tokens_around_a_text_are_added_only_on_request() {
+    let files =
+        [("tokenizer_config.json", json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}}))];
+    let tokenizer = load(&sentence_piece(), &files).expect("loads");
+    let with = tokenizer.encode("a", true).expect("encodes");
+    let without = tokenizer.encode("a", false).expect("encodes");
+    assert_eq!(with.split_first(), Some((&1, without.as_slice())));
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), [2].as_slice()));
+    assert_eq!(tokenizer.decode(&without, true), "a");
+}
+
+#[test]
+fn every_file_that_names_an_end_of_text_counts() {
+    let files = [
+        ("tokenizer_config.json", json!({"eos_token": "<|end|>"})),
+        ("config.json", json!({"eos_token_id": [7, 8]})),
+        ("generation_config.json", json!({"eos_token_id": 8})),
+    ];
+    let tokenizer = load(&byte_level(), &files).expect("loads");
+    assert_eq!(tokenizer.eos(), [8, 7, 264]);
+}
+
+#[test]
+fn a_broken_tokenizer_is_refused_by_name() {
+    let missing = Tokenizer::from_dir(Path::new("/nonexistent")).expect_err("absent");
+    assert!(missing.to_string().contains("/nonexistent/tokenizer.json"), "{missing}");
+
+    let error = load(&json!({"version": "1.0"}), &[]).expect_err("no model");
+    assert!(matches!(error, TokenizerError::Format { .. }), "{error}");
+
+    let mut json = byte_level();
+    json["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+    let error = load(&json, &[]).expect_err("an unknown decoder");
+    assert!(error.to_string().contains("WordPiece"), "{error}");
+}
