@@ -4,14 +4,21 @@
 //! be merged. Weights come only from safetensors, mapped; nothing is copied.
 
 pub mod adapter;
+pub mod base;
 pub mod checkpoint;
 mod digest;
+pub mod gguf;
+mod gguf_tokenizer;
+mod hub;
+pub mod import;
 pub mod init;
 pub mod inspect;
 pub mod manifest;
 mod peft;
+mod progress;
 mod staging;
 pub mod weights;
+mod wheel;
 
 use std::{
     fs,
@@ -278,16 +285,18 @@ fn find_base(dir: &Path, source: &BaseSource, options: &OpenOptions) -> Result<P
         base,
         reason: format!("not found at {}; import it with `ladle import`", at.display()),
     };
+    let resolve = |spec: String| {
+        base::resolve_base(&spec, &options.models_dir, options.offline)
+            .map_err(|error| SoupError::Base { base: spec, reason: error.to_string() })
+    };
     match source {
         BaseSource::Path(path) => {
             let at = dir.join(path);
             if at.is_dir() { Ok(at) } else { Err(missing(path.display().to_string(), &at)) }
         }
-        BaseSource::Id { id, .. } => {
-            let at = options.models_dir.join(id);
-            if at.is_dir() { Ok(at) } else { Err(missing(id.clone(), &at)) }
-        }
-        BaseSource::Gguf(path) => Err(missing(path.display().to_string(), &dir.join(path))),
+        BaseSource::Id { id, revision: None } => resolve(id.clone()),
+        BaseSource::Id { id, revision: Some(revision) } => resolve(format!("{id}@{revision}")),
+        BaseSource::Gguf(path) => resolve(dir.join(path).display().to_string()),
     }
 }
 

