@@ -3,7 +3,9 @@
 
 use candle_core::{Device, Tensor, Var};
 use ladle_training::rl::{
-    advantage::{AdvantageError, TokenScore, gae, log_ratio, rewards_to_go, token_rewards, whiten},
+    advantage::{
+        AdvantageError, TokenScore, gae, log_ratio, rewards_to_go, token_at, token_rewards, whiten,
+    },
     ppo::{KlController, Loss, LossError, Tokens, policy_loss, value_loss},
     remax::{remax_advantages, remax_loss},
 };
