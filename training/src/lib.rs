@@ -1,5 +1,9 @@
 //! Multi-objective reinforcement learning that makes the backbones of a soup, and the measuring of
 //! the front that they span.
+//!
+//! A run: prompts ([`data`]) → rollout → K scores of a response ([`rewards`]) → weights of the
+//! objectives ([`rl::balance`]) → advantages ([`rl::advantage`]) → policy update ([`rl::ppo`],
+//! [`rl::remax`]) → checkpoint → sweep over preferences → front and report ([`measure`]).
 
 pub mod checkpoint;
 pub mod data;
@@ -9,8 +13,3 @@ pub mod metrics;
 pub mod optimizer;
 pub mod rewards;
 pub mod rl;
-//!
-//! A run: prompts ([`data`]) → rollout → K scores of a response ([`rewards`]) → weights of the
-//! objectives ([`rl::balance`]) → advantages ([`rl::advantage`]) → policy update ([`rl::ppo`],
-//! [`rl::remax`]) → checkpoint → sweep over preferences → front and report ([`measure`]).
-
