@@ -19,6 +19,6 @@ python3 -m pip --version >/dev/null 2>&1 || {
   exit 1
 }
 
-fetch_base() { # binary
-  "$1" import "$BASE"
+fetch_base() { # binary, further arguments of `ladle import`
+  "$1" import "$BASE" "${@:2}"
 }

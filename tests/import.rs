@@ -356,3 +356,17 @@ fn an_import_that_lost_a_file_is_not_taken_for_whole() {
     let error = import_file(&fixture("tiny-llama.gguf"), &options).expect_err("not whole");
     assert!(matches!(error, ImportError::Occupied { .. }), "{error}");
 }
+
+#[test]
+fn what_killed_imports_left_is_removed_after_a_day_and_not_before() {
+    let models = models();
+    let (old, new) = (models.path().join(".ladle-old"), models.path().join(".ladle-new"));
+    fs::create_dir(&old).expect("a directory");
+    fs::write(old.join("model.safetensors"), "half").expect("written");
+    fs::write(&new, "half").expect("written");
+    let two_days_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(172_800);
+    let directory = fs::File::open(&old).expect("a directory");
+    directory.set_modified(two_days_ago).expect("a time");
+    import_file(&fixture("tiny-llama.gguf"), &options(&models, Dtype::Bf16)).expect("imports");
+    assert!(!old.exists() && new.exists());
+}

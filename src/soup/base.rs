@@ -133,12 +133,12 @@ fn is_plain(c: char) -> bool {
 }
 
 /// Where models are kept unless a flag says otherwise: `$LADLE_HOME/models`, `LADLE_HOME` being
-/// `~/.cache/ladle` by default. `None` where neither `LADLE_HOME` nor `HOME` is set.
+/// `ladle` in the user's cache (`$XDG_CACHE_HOME`, by default `~/.cache`). `None` where none of
+/// these is set.
 pub fn default_models_dir() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let home = set("LADLE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache/ladle")))?;
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    let home = set("LADLE_HOME").or_else(|| Some(cache()?.join("ladle")))?;
     Some(home.join("models"))
 }
 

@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use half::{bf16, f16};
@@ -219,6 +220,9 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
     let lock_path = options.models_dir.join(".lock");
     let lock = File::create(&lock_path).map_err(ImportError::io(&lock_path))?;
     lock.lock().map_err(ImportError::io(&lock_path))?;
+    for place in [Some(options.models_dir.as_path()), dir.parent()].into_iter().flatten() {
+        sweep(place);
+    }
 
     if let Source::Directory(target) = &source
         && !options.copy
@@ -419,6 +423,20 @@ fn validate(dir: &Path) -> Result<(), ImportError> {
             Err(ImportError::Vocabulary { path: dir.join("tokenizer.json"), tokens, rows })
         }
         _ => Ok(()),
+    }
+}
+
+/// Removes what imports that were killed left behind. A day is longer than any import writes
+/// without a pause; what cannot be removed only takes space.
+fn sweep(place: &Path) {
+    let day = Duration::from_secs(86_400);
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let old = || entry.metadata()?.modified()?.elapsed().map_err(io::Error::other);
+        let ours = entry.file_name().to_string_lossy().starts_with(".ladle-");
+        if ours && old().is_ok_and(|age| age > day) {
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
     }
 }
 
