@@ -22,6 +22,8 @@ pub mod kernels;
 pub mod merge;
 pub mod model;
 pub mod preference;
+pub mod rng;
+pub mod sampling;
 pub mod soup;
 pub mod telemetry;
 pub mod tokenizer;
