@@ -18,6 +18,7 @@
 
 pub mod chat;
 pub mod config;
+pub mod engine;
 pub mod kernels;
 pub mod merge;
 pub mod model;

@@ -1,7 +1,7 @@
 //! From logits to a token.
 //!
 //! The order is Hugging Face's: penalties, temperature, top-k, top-p, min-p, draw. All steps are
-//! deterministic; the caller brings the random number (see [`crate::rng::uniform`]). No step sorts
+//! deterministic; the caller brings the random number (see `rng::uniform`). No step sorts
 //! the vocabulary: selections are partial.
 
 use std::collections::HashMap;

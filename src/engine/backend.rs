@@ -1,0 +1,80 @@
+//! What the engine asks of a loaded soup: logits of a batch under merged weights or per-row
+//! coefficients, and merged weights. The worker is written once over this trait;
+//! [`super::cpu::CpuBackend`] is the one that serves.
+
+use std::sync::Arc;
+
+use super::cost::Footprint;
+use crate::{
+    kernels::{Batch, KernelError},
+    preference::Coefficients,
+};
+
+/// What a loaded soup is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Logits per row.
+    pub vocabulary: usize,
+    /// Backbones.
+    pub backbones: usize,
+    /// Longest sequence of the model, in tokens.
+    pub context: usize,
+    /// Key/value blocks.
+    pub blocks: usize,
+    /// Tokens per block.
+    pub block_tokens: usize,
+    /// Digest of the soup.
+    pub digest: String,
+    /// Merged models that fit the cache at once; 0 when there is no cache.
+    pub merged_models: usize,
+    /// Whether it computes per-row coefficients.
+    pub mixes: bool,
+    /// What passes and merges cost.
+    pub footprint: Footprint,
+}
+
+/// What became of a request for merged weights.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fetch<Lease, Ticket> {
+    /// Here they are; they stay while the lease is held.
+    Ready(Lease),
+    /// They are being merged; the waker will be called. Without the ticket nobody waits for them.
+    Building(Ticket),
+    /// Everything in the cache is leased.
+    NoRoom,
+}
+
+/// A loaded soup on a device, with its key/value memory.
+pub trait Backend: Send + 'static {
+    /// Merged weights, kept while it exists.
+    type Lease: Send;
+    /// A place in the queue for merged weights.
+    type Ticket: Send;
+    /// Logits of one forward pass.
+    type Logits;
+
+    /// What it is.
+    fn facts(&self) -> Facts;
+    /// Coefficients on the grid of merge keys: equal models have equal canonical coefficients.
+    fn canonical(&self, c: &Coefficients) -> Coefficients;
+    /// Term values of `c` for [`crate::kernels::RowCoefficients`].
+    fn terms(&self, c: &Coefficients) -> Vec<f32>;
+    /// Merged weights if they are there.
+    fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease>;
+    /// Merged weights, starting a merge in the background if need be; never waits.
+    fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket>;
+    /// The merged weights of a ticket, or why the merge failed, once it has ended.
+    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, String>>;
+    /// Sets what is called (from any thread) when a merge has ended.
+    fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>);
+    /// Logits of `batch.outputs`, with merged weights or, without, with the batch's coefficients.
+    fn forward(
+        &mut self,
+        merged: Option<&Self::Lease>,
+        batch: &Batch,
+    ) -> Result<Self::Logits, KernelError>;
+    /// The values of logits, `[outputs, vocabulary]`.
+    fn values<'a>(&self, logits: &'a mut Self::Logits) -> &'a mut [f32];
+    /// Starts anew after a panic: key/value memory and scratch state may be in any state.
+    fn reset(&mut self) -> Result<(), KernelError>;
+}

@@ -1,0 +1,141 @@
+//! The ragged batches of a step: which rows go into which forward pass.
+
+use super::{blocks::BlockId, request::Mode, scheduler::SeqId};
+use crate::kernels::{Batch, RowCoefficients, Segment};
+
+/// Rows of one lane of a sequence.
+#[derive(Debug, Clone)]
+pub struct Part<'a> {
+    /// The sequence.
+    pub id: SeqId,
+    /// Its lane.
+    pub lane: usize,
+    /// Index of its coefficients among those of the step.
+    pub model: usize,
+    /// Position of the first row: the tokens in the cache.
+    pub start: usize,
+    /// Tokens of the rows.
+    pub tokens: &'a [u32],
+    /// Key/value blocks of the lane.
+    pub blocks: &'a [BlockId],
+    /// Rows, from 0, whose logits are wanted; ascending.
+    pub outputs: Vec<usize>,
+}
+
+/// Whose logits a row of the result is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    /// The sequence.
+    pub id: SeqId,
+    /// Its lane.
+    pub lane: usize,
+    /// Position in the sequence: these logits are of the token after it.
+    pub position: usize,
+}
+
+/// One forward pass of a step.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// The merged model to use, by its index; `None` is a mixed pass.
+    pub merged: Option<usize>,
+    /// Distinct models in it.
+    pub distinct: usize,
+    /// Its rows.
+    pub batch: Batch,
+    /// Whose logits the rows of its result are.
+    pub outputs: Vec<Output>,
+}
+
+impl Forward {
+    fn new(merged: Option<usize>, terms: Option<usize>) -> Self {
+        let coefficients = terms.map(|terms| RowCoefficients { terms, values: Vec::new() });
+        let batch = Batch { coefficients, ..Batch::default() };
+        Self { merged, distinct: 0, batch, outputs: Vec::new() }
+    }
+
+    fn push(&mut self, part: &Part<'_>, terms: &[f32]) {
+        let batch = &mut self.batch;
+        let first = batch.tokens.len();
+        batch.tokens.extend_from_slice(part.tokens);
+        batch.positions.extend((part.start as u32..).take(part.tokens.len()));
+        batch.segments.push(Segment {
+            rows: first..first + part.tokens.len(),
+            cached: part.start,
+            blocks: part.blocks.to_vec(),
+        });
+        if let Some(coefficients) = &mut batch.coefficients {
+            part.tokens.iter().for_each(|_| coefficients.values.extend_from_slice(terms));
+        }
+        for &row in &part.outputs {
+            batch.outputs.push(first + row);
+            let position = part.start + row;
+            self.outputs.push(Output { id: part.id, lane: part.lane, position });
+        }
+    }
+}
+
+/// Lays out a step: one mixed pass for all models that `modes` says so of, and one pass for each
+/// of the others. `terms` are each model's term values (all of one length).
+pub fn layout(parts: &[Part<'_>], modes: &[Mode], terms: &[&[f32]]) -> Vec<Forward> {
+    let width = terms.first().map_or(0, |terms| terms.len());
+    let mut mixed = Forward::new(None, Some(width));
+    let mut fused: Vec<Option<Forward>> = modes.iter().map(|_| None).collect();
+    let mut seen = vec![false; modes.len()];
+    for part in parts {
+        let index = part.model;
+        let forward = match modes[index] {
+            Mode::Mixed => &mut mixed,
+            Mode::Fused => fused[index].get_or_insert_with(|| Forward::new(Some(index), None)),
+        };
+        if !std::mem::replace(&mut seen[index], true) {
+            forward.distinct += 1;
+        }
+        forward.push(part, terms[index]);
+    }
+    let mixed = (!mixed.batch.tokens.is_empty()).then_some(mixed);
+    mixed.into_iter().chain(fused.into_iter().flatten()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixed_models_share_a_pass_and_fused_ones_have_their_own() {
+        let part = |id, model, start, tokens: &'static [u32], outputs: &[usize]| Part {
+            id,
+            lane: 0,
+            model,
+            start,
+            tokens,
+            blocks: &[0, 1],
+            outputs: outputs.to_vec(),
+        };
+        let parts = [
+            part(1, 0, 4, &[40], &[0]),
+            part(2, 1, 0, &[50, 51, 52], &[2]),
+            part(3, 2, 0, &[60, 61], &[]),
+            part(4, 1, 7, &[53], &[0]),
+        ];
+        let terms: [&[f32]; 3] = [&[1.0, 0.0], &[0.0, 1.0], &[0.5, 0.5]];
+        let forwards = layout(&parts, &[Mode::Mixed, Mode::Fused, Mode::Mixed], &terms);
+        assert_eq!(forwards.len(), 2);
+
+        let mixed = &forwards[0];
+        assert_eq!((mixed.merged, mixed.distinct), (None, 2));
+        assert_eq!(mixed.batch.tokens, [40, 60, 61]);
+        assert_eq!(mixed.batch.positions, [4, 0, 1]);
+        assert_eq!(mixed.batch.outputs, [0]);
+        let values = &mixed.batch.coefficients.as_ref().unwrap().values;
+        assert_eq!(values, &[1.0, 0.0, 0.5, 0.5, 0.5, 0.5]);
+        assert_eq!(mixed.outputs, [Output { id: 1, lane: 0, position: 4 }]);
+
+        let fused = &forwards[1];
+        assert_eq!((fused.merged, fused.distinct), (Some(1), 1));
+        assert_eq!(fused.batch.tokens, [50, 51, 52, 53]);
+        assert_eq!(fused.batch.outputs, [2, 3]);
+        assert!(fused.batch.coefficients.is_none());
+        assert_eq!(fused.batch.segments[1].rows, 3..4);
+        assert_eq!(fused.batch.segments[1].cached, 7);
+    }
+}

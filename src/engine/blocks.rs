@@ -1,0 +1,277 @@
+//! Key/value blocks: a reference-counted allocator of fixed-size blocks and, over it, a prefix
+//! cache.
+//!
+//! A block holds the keys and values of [`BlockPool::block_tokens`] consecutive tokens of one
+//! sequence under one c. Sequences grow by taking another block; nothing is ever copied. A full
+//! block is named by a [`BlockHash`] that covers the soup, c and *all* tokens up to its end, so
+//! equal names mean equal contents, and another preference can never match. Blocks that nobody
+//! holds but that have a name stay for reuse until space is needed, the longest unused first.
+
+use std::collections::{BTreeMap, HashMap};
+
+use sha2::{Digest, Sha256};
+
+/// Index of a block in the key/value memory.
+pub type BlockId = u32;
+
+/// Name of a full block, or of the empty prefix under one model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockHash([u8; 32]);
+
+impl BlockHash {
+    /// The empty prefix under coefficients `c` (canonical, θ_sft last) of the soup `digest`.
+    pub fn root(digest: &str, c: &[f64]) -> Self {
+        let mut hash = Sha256::new();
+        hash.update((digest.len() as u64).to_le_bytes());
+        hash.update(digest.as_bytes());
+        // Adding 0 makes −0 the same as 0.
+        c.iter().for_each(|value| hash.update((value + 0.0).to_bits().to_le_bytes()));
+        Self(hash.finalize().into())
+    }
+
+    /// The block of `tokens` after the prefix that `self` names.
+    pub fn then(&self, tokens: &[u32]) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(self.0);
+        tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        Self(hash.finalize().into())
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Block {
+    holders: u32,
+    name: Option<BlockHash>,
+    /// When it was last let go; its key in `idle`.
+    idle_since: u64,
+}
+
+/// The allocator.
+#[derive(Debug, Clone)]
+pub struct BlockPool {
+    block_tokens: usize,
+    blocks: Vec<Block>,
+    free: Vec<BlockId>,
+    named: HashMap<BlockHash, BlockId>,
+    /// Named blocks without holders, the longest unused first.
+    idle: BTreeMap<u64, BlockId>,
+    clock: u64,
+}
+
+/// A block that is neither free, nor idle, nor held as often as it is counted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("block {block}: {reason}")]
+pub struct IntegrityError {
+    /// The block.
+    pub block: BlockId,
+    /// What does not fit.
+    pub reason: String,
+}
+
+impl BlockPool {
+    /// `blocks` blocks of `block_tokens` tokens, all free.
+    pub fn new(blocks: usize, block_tokens: usize) -> Self {
+        let blocks = blocks.min(u32::MAX as usize);
+        Self {
+            block_tokens: block_tokens.max(1),
+            blocks: vec![Block::default(); blocks],
+            free: (0..blocks as u32).rev().collect(),
+            named: HashMap::new(),
+            idle: BTreeMap::new(),
+            clock: 0,
+        }
+    }
+
+    /// Tokens per block.
+    pub fn block_tokens(&self) -> usize {
+        self.block_tokens
+    }
+
+    /// Blocks that hold `tokens` tokens.
+    pub fn blocks_for(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.block_tokens)
+    }
+
+    /// All blocks.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether there are no blocks at all.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Blocks that [`Self::take`] can give: free ones and idle ones.
+    pub fn available(&self) -> usize {
+        self.free.len() + self.idle.len()
+    }
+
+    /// Blocks kept only for reuse.
+    pub fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// A block for new contents, with one holder; an idle block loses its name for it.
+    pub fn take(&mut self) -> Option<BlockId> {
+        let id = self.free.pop().or_else(|| {
+            let (_, id) = self.idle.pop_first()?;
+            if let Some(name) = self.blocks[id as usize].name.take() {
+                self.named.remove(&name);
+            }
+            Some(id)
+        })?;
+        self.blocks[id as usize].holders = 1;
+        Some(id)
+    }
+
+    /// Whether a block of this name exists, and whether it is idle.
+    pub fn find(&self, name: &BlockHash) -> Option<bool> {
+        self.named.get(name).map(|&id| self.blocks[id as usize].holders == 0)
+    }
+
+    /// The block of this name, with one holder more.
+    pub fn share(&mut self, name: &BlockHash) -> Option<BlockId> {
+        let id = *self.named.get(name)?;
+        let block = &mut self.blocks[id as usize];
+        if block.holders == 0 {
+            self.idle.remove(&block.idle_since);
+        }
+        block.holders += 1;
+        Some(id)
+    }
+
+    /// Names a held block whose contents are complete. If another block has the name already
+    /// (two sequences computed the same prefix at once), this one stays nameless.
+    pub fn name(&mut self, id: BlockId, name: BlockHash) {
+        let block = &mut self.blocks[id as usize];
+        if block.name.is_none() && !self.named.contains_key(&name) {
+            block.name = Some(name);
+            self.named.insert(name, id);
+        }
+    }
+
+    /// Gives one hold of a block back.
+    pub fn release(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        debug_assert!(block.holders > 0, "block {id} is released more often than it was taken");
+        block.holders = block.holders.saturating_sub(1);
+        if block.holders == 0 {
+            if block.name.is_some() {
+                self.clock += 1;
+                block.idle_since = self.clock;
+                self.idle.insert(self.clock, id);
+            } else {
+                self.free.push(id);
+            }
+        }
+    }
+
+    /// Forgets every name; idle blocks become free. For when contents can no longer be trusted.
+    pub fn forget(&mut self) {
+        self.named.clear();
+        self.free.extend(std::mem::take(&mut self.idle).into_values());
+        self.blocks.iter_mut().for_each(|block| block.name = None);
+    }
+
+    /// Checks that every block is exactly one of free, idle, or held as often as `held` lists it.
+    pub fn check(&self, held: impl IntoIterator<Item = BlockId>) -> Result<(), IntegrityError> {
+        let mut holders = vec![0u32; self.blocks.len()];
+        let mut listed = vec![0u32; self.blocks.len()];
+        let error = |block: BlockId, reason: String| Err(IntegrityError { block, reason });
+        for id in held {
+            match holders.get_mut(id as usize) {
+                Some(count) => *count += 1,
+                None => return error(id, format!("held, but there are only {}", self.len())),
+            }
+        }
+        self.free.iter().chain(self.idle.values()).for_each(|&id| listed[id as usize] += 1);
+        for (id, block) in (0..).zip(&self.blocks) {
+            let (counted, real) = (block.holders, holders[id as usize]);
+            if counted != real {
+                return error(id, format!("counts {counted} holders, has {real}"));
+            }
+            if listed[id as usize] != u32::from(counted == 0) {
+                let lists = listed[id as usize];
+                return error(id, format!("has {counted} holders and is listed {lists} times"));
+            }
+            if block.name.is_some_and(|name| self.named.get(&name) != Some(&id)) {
+                return error(id, "its name leads elsewhere".to_owned());
+            }
+        }
+        let names = self.blocks.iter().filter(|block| block.name.is_some()).count();
+        if names != self.named.len() {
+            return error(0, format!("{} names lead to {names} blocks", self.named.len()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(n: u32) -> BlockHash {
+        BlockHash::root("soup", &[0.5, 0.5, 0.0]).then(&[n])
+    }
+
+    #[test]
+    fn names_differ_by_soup_coefficients_and_every_token_before() {
+        let root = BlockHash::root("soup", &[0.5, 0.5, 0.0]);
+        assert_eq!(root, BlockHash::root("soup", &[0.5, 0.5, -0.0]));
+        assert_ne!(root, BlockHash::root("soup", &[0.5, 0.500001, 0.0]));
+        assert_ne!(root, BlockHash::root("other", &[0.5, 0.5, 0.0]));
+        assert_ne!(root.then(&[1]).then(&[3]), root.then(&[2]).then(&[3]));
+    }
+
+    #[test]
+    fn the_longest_unused_prefix_goes_first() {
+        let mut pool = BlockPool::new(3, 4);
+        let held: Vec<_> = (0..3).map(|_| pool.take().unwrap()).collect();
+        (0..3).for_each(|i| pool.name(held[i as usize], name(i)));
+        [1, 0, 2].into_iter().for_each(|i| pool.release(held[i]));
+        assert_eq!(pool.take(), Some(held[1]));
+        assert_eq!((pool.find(&name(1)), pool.find(&name(0))), (None, Some(true)));
+        assert_eq!(pool.share(&name(0)), Some(held[0]));
+        assert_eq!(pool.take(), Some(held[2]));
+        assert_eq!(pool.take(), None);
+        pool.check([held[0], held[1], held[2]]).unwrap();
+    }
+
+    #[test]
+    fn the_check_sees_a_lost_and_a_doubled_hold() {
+        let mut pool = BlockPool::new(2, 4);
+        let id = pool.take().unwrap();
+        assert!(pool.check([]).is_err());
+        assert!(pool.check([id, id]).is_err());
+        assert!(pool.check([7]).is_err());
+        pool.check([id]).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn any_use_keeps_the_books(steps in prop::collection::vec((0u8..4, 0u32..8), 0..200)) {
+            let mut pool = BlockPool::new(5, 4);
+            let mut held: Vec<BlockId> = Vec::new();
+            for (action, n) in steps {
+                match action {
+                    0 => held.extend(pool.take()),
+                    1 => held.extend(pool.share(&name(n))),
+                    2 => if let Some(&id) = held.get(n as usize) { pool.name(id, name(n)) },
+                    _ => if !held.is_empty() {
+                        pool.release(held.swap_remove(n as usize % held.len()));
+                    },
+                }
+                pool.check(held.iter().copied()).unwrap();
+                let distinct: std::collections::BTreeSet<_> = held.iter().collect();
+                prop_assert_eq!(pool.available(), 5 - distinct.len());
+            }
+            held.into_iter().for_each(|id| pool.release(id));
+            pool.forget();
+            pool.check([]).unwrap();
+            prop_assert_eq!((pool.available(), pool.idle()), (5, 0));
+        }
+    }
+}

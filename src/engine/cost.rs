@@ -1,0 +1,317 @@
+//! Which execution mode a step uses: a pure model of what a forward pass costs.
+//!
+//! A pass streams its weights once and does its products for every row, whichever takes longer:
+//!
+//! `t(mode, rows) = overhead + max(bytes(mode) / bandwidth, rows · flops(mode) / peak)`, times a
+//! factor per mode that is learned from measured steps.
+//!
+//! Fused, each distinct c is its own pass over its own merged weights; mixed, all c share one pass
+//! over the base, the low-rank factors and the full backbones. A merge reads every source and
+//! writes the result once: `bytes(merge) / bandwidth`. Attention is left out: it costs the same in
+//! both modes.
+//!
+//! *Promotion* is ski rental: every step, each mixed c is credited with the time that merged
+//! weights would have saved it; when the credit reaches the price of the merge, it is merged, in
+//! the background. So a preference asked once is never merged, a hot one soon, and the total is at
+//! most twice that of knowing the future. Credits halve every `half_life`.
+
+use std::{collections::HashMap, hash::Hash, time::Duration};
+
+use super::request::Mode;
+
+/// What a forward pass moves and computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pass {
+    /// Weight bytes read.
+    pub bytes: f64,
+    /// Floating-point operations per token row.
+    pub flops_per_row: f64,
+}
+
+/// What a soup costs on a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Footprint {
+    /// A pass over merged weights.
+    pub fused: Pass,
+    /// A pass with per-row coefficients.
+    pub mixed: Pass,
+    /// Bytes that one merge reads and writes.
+    pub merge_bytes: f64,
+}
+
+/// What a machine can do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Machine {
+    /// Sustained memory bandwidth, bytes/s.
+    pub bandwidth: f64,
+    /// Sustained products, flop/s.
+    pub peak: f64,
+    /// Fixed time of a pass, seconds.
+    pub overhead: f64,
+}
+
+impl Default for Machine {
+    /// Two current server cores; the learned factors correct it within some steps.
+    fn default() -> Self {
+        Self { bandwidth: 20e9, peak: 150e9, overhead: 0.5e-3 }
+    }
+}
+
+/// Rows of one step that share coefficients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// Token rows.
+    pub rows: usize,
+    /// Whether merged weights are at hand.
+    pub fused: bool,
+}
+
+/// The cost model: see the module.
+#[derive(Debug, Clone)]
+pub struct CostModel {
+    footprint: Footprint,
+    machine: Machine,
+    /// Measured over predicted: fused, mixed. What was never measured takes the other's.
+    factors: [Option<f64>; 2],
+}
+
+impl CostModel {
+    /// A model that has measured nothing yet.
+    pub fn new(footprint: Footprint, machine: Machine) -> Self {
+        Self { footprint, machine, factors: [None; 2] }
+    }
+
+    /// Predicted seconds of one pass.
+    pub fn pass(&self, mode: Mode, rows: usize) -> f64 {
+        if rows == 0 {
+            return 0.0;
+        }
+        let pass = match mode {
+            Mode::Fused => self.footprint.fused,
+            Mode::Mixed => self.footprint.mixed,
+        };
+        let read = pass.bytes / self.machine.bandwidth;
+        let compute = rows as f64 * pass.flops_per_row / self.machine.peak;
+        self.factor(mode) * (self.machine.overhead + read.max(compute))
+    }
+
+    /// Predicted seconds of one merge, as slow beside its bandwidth as the passes are.
+    pub fn merge(&self) -> f64 {
+        self.factor(Mode::Fused) * self.footprint.merge_bytes / self.machine.bandwidth
+    }
+
+    fn factor(&self, mode: Mode) -> f64 {
+        let [fused, mixed] = self.factors;
+        let own_first = if mode == Mode::Fused { fused.or(mixed) } else { mixed.or(fused) };
+        own_first.unwrap_or(1.0)
+    }
+
+    /// Which groups run fused: of all ways to take the k largest that have merged weights, the
+    /// cheapest. Without merged weights a group is mixed.
+    pub fn partition(&self, groups: &[Group]) -> Vec<Mode> {
+        let mut fusable: Vec<usize> = (0..groups.len()).filter(|&i| groups[i].fused).collect();
+        fusable.sort_by_key(|&i| (std::cmp::Reverse(groups[i].rows), i));
+        let mut mixed_rows: usize = groups.iter().map(|group| group.rows).sum();
+        let mut fused_time = 0.0;
+        let mut best = (self.pass(Mode::Mixed, mixed_rows), 0);
+        for (taken, &index) in (1..).zip(&fusable) {
+            fused_time += self.pass(Mode::Fused, groups[index].rows);
+            mixed_rows -= groups[index].rows;
+            let time = fused_time + self.pass(Mode::Mixed, mixed_rows);
+            if time < best.0 {
+                best = (time, taken);
+            }
+        }
+        let mut modes = vec![Mode::Mixed; groups.len()];
+        fusable[..best.1].iter().for_each(|&index| modes[index] = Mode::Fused);
+        modes
+    }
+
+    /// Seconds that a step saves if `rows` of its `mixed_rows` had merged weights; may be < 0.
+    pub fn saving(&self, mixed_rows: usize, rows: usize) -> f64 {
+        self.pass(Mode::Mixed, mixed_rows)
+            - self.pass(Mode::Mixed, mixed_rows.saturating_sub(rows))
+            - self.pass(Mode::Fused, rows)
+    }
+
+    /// Learns from a measured pass of `rows` rows.
+    pub fn observe_pass(&mut self, mode: Mode, rows: usize, measured: Duration) {
+        // One slow step (a page fault, a busy neighbour) must not turn the decision over.
+        let ratio = measured.as_secs_f64() / self.pass(mode, rows).max(1e-9);
+        let factor = self.factor(mode) * ratio.clamp(0.25, 4.0).powf(0.1);
+        self.factors[usize::from(mode == Mode::Mixed)] = Some(factor.clamp(1e-3, 1e3));
+    }
+}
+
+/// Credits towards promotion, by key.
+#[derive(Debug, Clone)]
+pub struct Promoter<Key> {
+    half_life: Duration,
+    capacity: usize,
+    credits: HashMap<Key, (f64, Duration)>,
+}
+
+impl<Key: Eq + Hash + Clone> Promoter<Key> {
+    /// Remembers at most `capacity` keys.
+    pub fn new(half_life: Duration, capacity: usize) -> Self {
+        Self { half_life, capacity, credits: HashMap::new() }
+    }
+
+    /// Credits `key` with `saving` seconds (nothing if ≤ 0) and says whether its credit has
+    /// reached `price`; then it starts again at 0.
+    pub fn credit(&mut self, key: &Key, saving: f64, price: f64, now: Duration) -> bool {
+        if saving <= 0.0 {
+            return false;
+        }
+        if self.credits.len() >= self.capacity && !self.credits.contains_key(key) {
+            self.forget_small(now);
+        }
+        let (old, since) = self.credits.get(key).copied().unwrap_or((0.0, now));
+        let credit = self.decayed(old, since, now) + saving;
+        if credit >= price {
+            self.credits.remove(key);
+            return true;
+        }
+        self.credits.insert(key.clone(), (credit, now));
+        false
+    }
+
+    fn decayed(&self, credit: f64, since: Duration, now: Duration) -> f64 {
+        let halvings = now.saturating_sub(since).as_secs_f64() / self.half_life.as_secs_f64();
+        credit * (-halvings).exp2()
+    }
+
+    /// Drops the smaller half of the credits.
+    fn forget_small(&mut self, now: Duration) {
+        let decayed = |&(credit, since): &(f64, Duration)| self.decayed(credit, since, now);
+        let mut all: Vec<f64> = self.credits.values().map(decayed).collect();
+        let middle = all.len() / 2;
+        let (_, &mut median, _) = all.select_nth_unstable_by(middle, f64::total_cmp);
+        let half_life = self.half_life;
+        self.credits.retain(|_, (credit, since)| {
+            let halvings = now.saturating_sub(*since).as_secs_f64() / half_life.as_secs_f64();
+            *credit * (-halvings).exp2() > median
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A LoRA soup of 135 M parameters in bf16 with three rank-16 adapters.
+    fn lora() -> CostModel {
+        let footprint = Footprint {
+            fused: Pass { bytes: 270e6, flops_per_row: 270e6 },
+            mixed: Pass { bytes: 285e6, flops_per_row: 285e6 },
+            merge_bytes: 555e6,
+        };
+        CostModel::new(footprint, Machine::default())
+    }
+
+    /// Three full checkpoints and θ_sft.
+    fn full() -> CostModel {
+        let footprint = Footprint {
+            fused: Pass { bytes: 270e6, flops_per_row: 270e6 },
+            mixed: Pass { bytes: 1080e6, flops_per_row: 1080e6 },
+            merge_bytes: 1350e6,
+        };
+        CostModel::new(footprint, Machine::default())
+    }
+
+    fn modes(model: &CostModel, groups: &[(usize, bool)]) -> Vec<Mode> {
+        let group = |&(rows, fused): &(usize, bool)| Group { rows, fused };
+        model.partition(&groups.iter().map(group).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn one_preference_with_merged_weights_is_fused_and_without_is_mixed() {
+        for model in [lora(), full()] {
+            assert_eq!(modes(&model, &[(16, true)]), [Mode::Fused]);
+            assert_eq!(modes(&model, &[(16, false)]), [Mode::Mixed]);
+        }
+    }
+
+    #[test]
+    fn many_preferences_of_a_lora_soup_share_one_pass() {
+        assert!(modes(&lora(), &[(1, true); 16]).iter().all(|&mode| mode == Mode::Mixed));
+    }
+
+    #[test]
+    fn a_full_soup_fuses_a_few_preferences_and_mixes_many() {
+        assert_eq!(modes(&full(), &[(1, true); 2]), [Mode::Fused; 2]);
+        assert!(modes(&full(), &[(1, true); 16]).iter().all(|&mode| mode == Mode::Mixed));
+    }
+
+    #[test]
+    fn the_partition_is_never_worse_than_either_mode_alone() {
+        let model = full();
+        for n in 0..64u32 {
+            let groups: Vec<Group> = (0..6)
+                .map(|i| Group {
+                    rows: 1 + (n as usize * 31 + i * 17) % 200,
+                    fused: n >> i & 1 == 1,
+                })
+                .collect();
+            let chosen = model.partition(&groups);
+            let (mut fused, mut mixed) = (0.0, 0);
+            for (group, mode) in groups.iter().zip(chosen) {
+                match mode {
+                    Mode::Fused => {
+                        assert!(group.fused);
+                        fused += model.pass(Mode::Fused, group.rows);
+                    }
+                    Mode::Mixed => mixed += group.rows,
+                }
+            }
+            let time = fused + model.pass(Mode::Mixed, mixed);
+            let all_mixed = model.pass(Mode::Mixed, groups.iter().map(|g| g.rows).sum());
+            assert!(time <= all_mixed);
+        }
+    }
+
+    #[test]
+    fn predictions_follow_what_is_measured() {
+        let mut model = lora();
+        for _ in 0..200 {
+            model.observe_pass(Mode::Fused, 1, Duration::from_millis(30));
+        }
+        assert!((model.pass(Mode::Fused, 1) - 0.030).abs() < 0.003);
+    }
+
+    #[test]
+    fn a_slow_machine_does_not_favour_the_mode_that_was_never_measured() {
+        let mut model = lora();
+        let ratio = model.pass(Mode::Mixed, 4) / model.pass(Mode::Fused, 4);
+        for _ in 0..200 {
+            model.observe_pass(Mode::Mixed, 4, Duration::from_millis(200));
+        }
+        let learned = model.pass(Mode::Mixed, 4) / model.pass(Mode::Fused, 4);
+        assert!((ratio - learned).abs() < 1e-9, "{ratio} {learned}");
+    }
+
+    #[test]
+    fn a_key_is_promoted_when_its_credit_pays_the_merge_and_a_rare_one_never() {
+        let mut promoter = Promoter::new(Duration::from_secs(60), 8);
+        let at = Duration::from_secs;
+        assert!(!promoter.credit(&"hot", 0.04, 0.1, at(0)));
+        assert!(!promoter.credit(&"hot", 0.04, 0.1, at(1)));
+        assert!(promoter.credit(&"hot", 0.04, 0.1, at(2)));
+        assert!(!promoter.credit(&"hot", 0.04, 0.1, at(3)), "the credit starts again");
+        for hour in 0..100 {
+            assert!(!promoter.credit(&"rare", 0.09, 0.1, at(3600 * hour)));
+            assert!(!promoter.credit(&"worse", -1.0, 0.1, at(hour)));
+        }
+    }
+
+    #[test]
+    fn a_burst_of_keys_is_forgotten_before_a_hot_one() {
+        let mut promoter = Promoter::new(Duration::from_secs(60), 16);
+        assert!(!promoter.credit(&0, 0.09, 0.1, Duration::ZERO));
+        for key in 1..1000 {
+            assert!(!promoter.credit(&key, 0.001, 0.1, Duration::ZERO));
+            assert!(promoter.credits.len() <= 16);
+        }
+        assert!(promoter.credit(&0, 0.02, 0.1, Duration::ZERO));
+    }
+}

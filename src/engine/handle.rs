@@ -1,0 +1,277 @@
+//! The door to the engine: bounded, asynchronous, cheap to clone. Behind it one thread owns the
+//! model and its state; what crosses is messages.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc as events, watch};
+
+use super::{
+    request::{Combine, Event, GenerateRequest, SubmitError},
+    stats::EngineStats,
+};
+
+/// What every request must fit, known once the model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Token ids are below this.
+    pub vocabulary: usize,
+    /// Backbones of the soup: length of `coefficients.backbones`.
+    pub backbones: usize,
+    /// Longest prompt + answer, in tokens: the model's context or the configured limit.
+    pub context: usize,
+    /// Key/value blocks; one request alone never needs more.
+    pub kv_blocks: usize,
+    /// Tokens per block.
+    pub block_tokens: usize,
+    /// Most rows that one request may have in a step (backbones decoded side by side).
+    pub lanes: usize,
+}
+
+impl Bounds {
+    /// Checks a request against them.
+    pub fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+        let invalid = |field, reason| Err(SubmitError::Invalid { field, reason });
+        let prompt = request.prompt.len();
+        if prompt == 0 {
+            return invalid("prompt", "has no tokens, expected at least 1".to_owned());
+        }
+        if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= self.vocabulary) {
+            let limit = self.vocabulary;
+            return invalid("prompt", format!("token {id} is outside the vocabulary of {limit}"));
+        }
+        if request.max_tokens == 0 {
+            return invalid("max_tokens", "is 0, expected at least 1".to_owned());
+        }
+        let Some(total) = prompt.checked_add(request.max_tokens).filter(|&t| t <= self.context)
+        else {
+            let reason = format!(
+                "{prompt} prompt tokens + max_tokens {} exceed the context of {} tokens",
+                request.max_tokens, self.context
+            );
+            return invalid(if prompt >= self.context { "prompt" } else { "max_tokens" }, reason);
+        };
+        let c = &request.coefficients;
+        if c.backbones.len() != self.backbones {
+            let (got, expected) = (c.backbones.len(), self.backbones);
+            return invalid("coefficients", format!("{got} backbones, expected {expected}"));
+        }
+        if !c.backbones.iter().chain([&c.sft]).all(|v| v.is_finite()) {
+            return invalid("coefficients", format!("not finite: {:?}, {}", c.backbones, c.sft));
+        }
+        let lanes = match &request.combine {
+            Combine::Weights => 1,
+            Combine::Logits(w) if w.len() != self.backbones || !w.iter().all(|v| v.is_finite()) => {
+                let expected = self.backbones;
+                return invalid("combine", format!("{w:?}, expected {expected} finite weights"));
+            }
+            Combine::Logits(weights) => weights.len(),
+        };
+        if lanes > self.lanes {
+            return invalid("combine", format!("{lanes} lanes, expected at most {}", self.lanes));
+        }
+        let blocks = total.div_ceil(self.block_tokens).checked_mul(lanes);
+        if blocks.is_none_or(|blocks| blocks > self.kv_blocks) {
+            let most = (self.kv_blocks / lanes).saturating_mul(self.block_tokens);
+            let reason = format!(
+                "{prompt} prompt tokens + max_tokens {} exceed the key/value memory of {most} \
+                 tokens",
+                request.max_tokens
+            );
+            return invalid("max_tokens", reason);
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return invalid("stop", "an empty string, expected at least one character".to_owned());
+        }
+        match request.sampling.check() {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                invalid(error.name, format!("is {}, expected {}", error.got, error.expected))
+            }
+        }
+    }
+}
+
+/// Whether the engine takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineState {
+    /// It does.
+    Running,
+    /// It finishes what it has.
+    Draining,
+    /// Its thread has ended.
+    Stopped,
+}
+
+/// What the worker thread receives.
+pub(super) enum Message {
+    Submit(Box<Submission>),
+    /// Something changed that the worker should look at: a client left, a merge ended, a drain.
+    Wake,
+    /// Fail everything and end.
+    Abort,
+}
+
+/// A request that was accepted.
+pub(super) struct Submission {
+    pub request: GenerateRequest,
+    pub events: events::UnboundedSender<Event>,
+    pub arrived: Instant,
+    pub slot: WaitingSlot,
+}
+
+/// A place in the queue; dropping it (when the request first runs, or ends) frees it.
+pub(super) struct WaitingSlot(Arc<AtomicUsize>);
+
+impl Drop for WaitingSlot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// State shared by handle and worker.
+pub(super) struct Shared {
+    pub bounds: Bounds,
+    pub max_waiting: usize,
+    pub waiting: Arc<AtomicUsize>,
+    pub stats: Mutex<EngineStats>,
+    pub state: watch::Sender<EngineState>,
+}
+
+impl Shared {
+    pub(super) fn new(bounds: Bounds, max_waiting: usize) -> Self {
+        Self {
+            bounds,
+            max_waiting,
+            waiting: Arc::default(),
+            stats: Mutex::default(),
+            state: watch::Sender::new(EngineState::Running),
+        }
+    }
+}
+
+/// The engine as the rest of the program sees it.
+#[derive(Clone)]
+pub struct EngineHandle {
+    messages: mpsc::Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+impl EngineHandle {
+    pub(super) fn new(messages: mpsc::Sender<Message>, shared: Arc<Shared>) -> Self {
+        Self { messages, shared }
+    }
+
+    /// What a request must fit.
+    pub fn bounds(&self) -> &Bounds {
+        &self.shared.bounds
+    }
+
+    /// Accepts a request, or says why not; never waits. Dropping the answer cancels the request
+    /// within one step.
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        match self.state() {
+            EngineState::Running => {}
+            EngineState::Draining => return Err(SubmitError::Draining),
+            EngineState::Stopped => return Err(SubmitError::Stopped),
+        }
+        self.shared.bounds.check(&request)?;
+        let limit = self.shared.max_waiting;
+        self.shared
+            .waiting
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then_some(n + 1))
+            .map_err(|waiting| SubmitError::QueueFull { waiting, limit })?;
+        let slot = WaitingSlot(self.shared.waiting.clone());
+        let (sender, receiver) = events::unbounded_channel();
+        let submission = Submission { request, events: sender, arrived: Instant::now(), slot };
+        self.messages
+            .send(Message::Submit(Box::new(submission)))
+            .map_err(|_| SubmitError::Stopped)?;
+        Ok(Generation { events: receiver, messages: self.messages.clone() })
+    }
+
+    /// Whether requests are taken.
+    pub fn state(&self) -> EngineState {
+        *self.shared.state.borrow()
+    }
+
+    /// Takes no more requests; those accepted are completed. See [`Self::stopped`].
+    pub fn drain(&self) {
+        self.shared.state.send_if_modified(|state| {
+            let running = *state == EngineState::Running;
+            if running {
+                *state = EngineState::Draining;
+            }
+            running
+        });
+        // A worker that is gone needs no waking.
+        let _ = self.messages.send(Message::Wake);
+    }
+
+    /// Fails what has not been completed and ends the engine's thread.
+    pub fn abort(&self) {
+        self.drain();
+        let _ = self.messages.send(Message::Abort);
+    }
+
+    /// Waits until the engine's thread has ended (after [`Self::drain`] or [`Self::abort`]).
+    pub async fn stopped(&self) {
+        // The sender lives in `shared`, so waiting cannot fail while `self` does.
+        let _ = self.shared.state.subscribe().wait_for(|s| *s == EngineState::Stopped).await;
+    }
+
+    /// Counters and gauges as of the last step.
+    pub fn stats(&self) -> EngineStats {
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stats.waiting = self.shared.waiting.load(Ordering::Acquire);
+        stats
+    }
+
+    /// A `Retry-After` for a full queue: the time until a place is free at the present pace, at
+    /// least one second.
+    pub fn retry_after(&self) -> Duration {
+        self.stats().mean_request_time.clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
+}
+
+/// The events of one request; a [`futures::Stream`] of them. Dropping it cancels the request.
+pub struct Generation {
+    events: events::UnboundedReceiver<Event>,
+    messages: mpsc::Sender<Message>,
+}
+
+impl Generation {
+    /// The next event; `None` after `Finished` or `Failed`.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The next event, blocking the thread: not inside an asynchronous task.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+impl futures::Stream for Generation {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // Closed first, so that the worker that wakes sees it.
+        self.events.close();
+        let _ = self.messages.send(Message::Wake);
+    }
+}

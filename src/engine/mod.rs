@@ -1,0 +1,38 @@
+//! Continuous batching of requests that each want their own model.
+//!
+//! A request's life:
+//! 1. [`EngineHandle::submit`] checks it against [`Bounds`] and takes a place in the queue.
+//! 2. The worker thread gives it to the [`scheduler`], which admits it when the step's token
+//!    budget, the lanes and the key/value blocks allow; the [`blocks`] of its prefix that were
+//!    computed before *under the same coefficients* are shared.
+//! 3. Each step the scheduler plans rows (prefill chunks beside decode), [`cost`] chooses merged
+//!    weights or per-row coefficients for each distinct c, and [`batch`] lays out the forwards.
+//! 4. The [`backend`] computes logits; [`crate::sampling`] chooses tokens.
+//! 5. [`answer`] turns tokens into text, watches for stop strings and sends [`Event`]s.
+//! 6. Finished, failed, expired or abandoned: blocks, lease and place return within the step.
+
+pub mod answer;
+pub mod backend;
+pub mod batch;
+pub mod blocks;
+pub mod cost;
+pub mod cpu;
+pub mod handle;
+mod models;
+pub mod request;
+pub mod scheduler;
+
+pub mod stats;
+mod step;
+mod worker;
+
+pub use crate::config::MergeMode;
+pub use cpu::{CpuBackend, CpuOptions, OpenError};
+pub use handle::{Bounds, EngineHandle, EngineState, Generation};
+pub use request::{
+    CacheOutcome, Combine, EngineError, Event, FinishReason, Finished, GenerateRequest, Mode,
+    Started, SubmitError, Timings, Token, TokenLogprob, Usage,
+};
+pub use scheduler::Limits;
+pub use stats::{EngineStats, ForwardReport, Observer, StepReport};
+pub use worker::{EngineConfig, StartError, start};

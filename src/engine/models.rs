@@ -1,0 +1,208 @@
+//! The distinct models of the requests at hand: their leases on merged weights, and which of them
+//! run fused.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use super::{
+    backend::{Backend, Fetch},
+    blocks::BlockHash,
+    cost::{CostModel, Group, Promoter},
+    request::Mode,
+};
+use crate::{config::MergeMode, preference::Coefficients};
+
+/// Identity of a model: the bits of its canonical coefficients.
+pub type Key = Arc<[u64]>;
+
+/// Merges that may be under way at once: more would only compete for the memory.
+const MOST_BUILDING: usize = 4;
+/// A preference's credit towards promotion halves in this time.
+const HALF_LIFE: Duration = Duration::from_secs(60);
+/// Preferences whose credit is remembered.
+const MOST_CREDITS: usize = 4096;
+
+struct Model<Lease, Ticket> {
+    coefficients: Coefficients,
+    root: BlockHash,
+    terms: Vec<f32>,
+    lease: Option<Lease>,
+    /// Its merge is under way.
+    ticket: Option<Ticket>,
+    /// Lanes of accepted requests.
+    users: usize,
+}
+
+impl<Lease, Ticket> Model<Lease, Ticket> {
+    /// Whether its merged weights are leased, after a look at its ticket; `None`: not yet.
+    fn redeem<B>(&mut self, backend: &B) -> Option<Result<(), String>>
+    where
+        B: Backend<Lease = Lease, Ticket = Ticket>,
+    {
+        if self.lease.is_some() {
+            return Some(Ok(()));
+        }
+        let outcome = backend.redeem(self.ticket.as_ref()?)?;
+        self.ticket = None;
+        Some(outcome.map(|lease| self.lease = Some(lease)))
+    }
+}
+
+/// Whether merged weights are there for all lanes of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// They are leased.
+    Ready,
+    /// They are being merged or there is no room yet.
+    NotYet,
+    /// They cannot be had.
+    Failed(String),
+}
+
+/// The models of the accepted requests.
+pub struct Models<B: Backend> {
+    mode: MergeMode,
+    digest: String,
+    entries: HashMap<Key, Model<B::Lease, B::Ticket>>,
+    /// The cost model, public to learn from measured steps.
+    pub cost: CostModel,
+    promoter: Promoter<Key>,
+}
+
+impl<B: Backend> Models<B> {
+    /// No models yet.
+    pub fn new(mode: MergeMode, digest: String, cost: CostModel) -> Self {
+        let promoter = Promoter::new(HALF_LIFE, MOST_CREDITS);
+        Self { mode, digest, entries: HashMap::new(), cost, promoter }
+    }
+
+    /// Takes a lane of `c` in; [`Self::leave`] lets it go.
+    pub fn enter(&mut self, backend: &B, c: &Coefficients) -> Key {
+        let c = backend.canonical(c);
+        // Adding 0 makes −0 the same as 0.
+        let values: Vec<f64> = c.backbones.iter().chain([&c.sft]).map(|v| v + 0.0).collect();
+        let key: Key = values.iter().map(|v| v.to_bits()).collect();
+        let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
+            root: BlockHash::root(&self.digest, &values),
+            terms: backend.terms(&c),
+            coefficients: c,
+            lease: None,
+            ticket: None,
+            users: 0,
+        });
+        model.users += 1;
+        key
+    }
+
+    /// Lets a lane go.
+    pub fn leave(&mut self, key: &Key) {
+        if let Some(model) = self.entries.get_mut(key) {
+            model.users -= 1;
+            if model.users == 0 {
+                self.entries.remove(key);
+            }
+        }
+    }
+
+    /// Number of distinct models.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Name of the empty prefix under a model.
+    pub fn root(&self, key: &Key) -> Option<BlockHash> {
+        self.entries.get(key).map(|model| model.root)
+    }
+
+    /// Term values of a model.
+    pub fn terms(&self, key: &Key) -> &[f32] {
+        self.entries.get(key).map_or(&[], |model| &model.terms)
+    }
+
+    /// The lease that a model holds.
+    pub fn lease(&self, key: &Key) -> Option<&B::Lease> {
+        self.entries.get(key).and_then(|model| model.lease.as_ref())
+    }
+
+    /// Whether a request of these lanes may join the batch, starting merges that it waits for.
+    pub fn ready(&mut self, backend: &mut B, keys: &[Key]) -> Readiness {
+        if self.mode != MergeMode::Fused {
+            return Readiness::Ready;
+        }
+        let mut building = self.entries.values().filter(|model| model.ticket.is_some()).count();
+        let mut readiness = Readiness::Ready;
+        for key in keys {
+            let Some(model) = self.entries.get_mut(key) else { continue };
+            match model.redeem(backend) {
+                Some(Ok(())) => continue,
+                Some(Err(reason)) => return Readiness::Failed(reason),
+                None => readiness = Readiness::NotYet,
+            }
+            if model.ticket.is_none() && building < MOST_BUILDING {
+                match backend.fetch(&model.coefficients) {
+                    Fetch::Ready(lease) => model.lease = Some(lease),
+                    Fetch::Building(ticket) => {
+                        model.ticket = Some(ticket);
+                        building += 1;
+                    }
+                    Fetch::NoRoom => {}
+                }
+            }
+        }
+        let leased = |key: &Key| self.lease(key).is_some();
+        if keys.iter().all(leased) { Readiness::Ready } else { readiness }
+    }
+
+    /// Chooses the mode of each model of a step (`rows` token rows each). Models that run fused
+    /// hold a lease afterwards.
+    pub fn decide(&mut self, backend: &mut B, step: &[(Key, usize)], now: Duration) -> Vec<Mode> {
+        match self.mode {
+            MergeMode::Fused => return vec![Mode::Fused; step.len()],
+            MergeMode::Mixed => return vec![Mode::Mixed; step.len()],
+            MergeMode::Auto => {}
+        }
+        let mut groups = Vec::with_capacity(step.len());
+        for (key, rows) in step {
+            if let Some(model) = self.entries.get_mut(key) {
+                match model.redeem(backend) {
+                    Some(Ok(())) => {}
+                    Some(Err(reason)) => tracing::error!(reason, "merging a hot preference failed"),
+                    None => model.lease = backend.cached(&model.coefficients),
+                }
+            }
+            groups.push(Group { rows: *rows, fused: self.lease(key).is_some() });
+        }
+        let modes = self.cost.partition(&groups);
+        let mixed_rows = groups.iter().zip(&modes);
+        let mixed_rows = mixed_rows.filter(|(_, mode)| **mode == Mode::Mixed);
+        let mixed_rows: usize = mixed_rows.map(|(group, _)| group.rows).sum();
+        let price = self.cost.merge();
+        for (((key, rows), group), mode) in step.iter().zip(&groups).zip(&modes) {
+            let Some(model) = self.entries.get_mut(key) else { continue };
+            if *mode == Mode::Fused {
+                continue;
+            }
+            // Merged weights that no longer pay are demoted: without a lease the cache may evict
+            // them.
+            model.lease = None;
+            let saving = self.cost.saving(mixed_rows, *rows);
+            if !group.fused
+                && model.ticket.is_none()
+                && self.promoter.credit(key, saving, price, now)
+                && let Fetch::Building(ticket) = backend.fetch(&model.coefficients)
+            {
+                model.ticket = Some(ticket);
+            }
+        }
+        modes
+    }
+
+    /// Gives back the leases of models that no running lane uses.
+    pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a Key>) {
+        let used: std::collections::HashSet<&Key> = running.collect();
+        for (key, model) in &mut self.entries {
+            if !used.contains(key) {
+                model.lease = None;
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What is asked of the engine and what it answers.
+
+use std::time::{Duration, Instant};
+
+use crate::{preference::Coefficients, sampling::SamplingParams};
+
+/// How the backbones act together on one request.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Combine {
+    /// One model with the weights Σ cᵢθᵢ: what ladle is for.
+    #[default]
+    Weights,
+    /// MOD (ALGORITHMS §4): every backbone decodes the same sequence as its own row of the batch,
+    /// and the next token is drawn from Σ wᵢ·logitsᵢ. One weight per backbone, Σw = 1.
+    Logits(Vec<f64>),
+}
+
+/// One generation. [`crate::engine::EngineHandle::submit`] checks it.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// Token ids of the prompt, special tokens included; at least one.
+    pub prompt: Vec<u32>,
+    /// The model: c over (θ₁..θₙ, θ_sft). Used on the canonical grid of merge keys (1e-6).
+    pub coefficients: Coefficients,
+    /// Weights or logits.
+    pub combine: Combine,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Most tokens to generate, at least 1; prompt + this fit the context.
+    pub max_tokens: usize,
+    /// Strings that end the answer; they and what follows are not delivered.
+    pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// Log-probabilities of the prompt's tokens, with this many alternatives each (`echo`).
+    /// Such a request does not use the prefix cache.
+    pub prompt_logprobs: Option<usize>,
+    /// Fail with [`EngineError::Deadline`] when not finished by then.
+    pub deadline: Option<Instant>,
+    /// Higher goes first; waiting raises it by one per `EngineConfig::aging`.
+    pub priority: i32,
+}
+
+impl GenerateRequest {
+    /// A request with plain sampling and no extras.
+    pub fn new(prompt: Vec<u32>, coefficients: Coefficients, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            coefficients,
+            combine: Combine::Weights,
+            sampling: SamplingParams::default(),
+            max_tokens,
+            stop: Vec::new(),
+            ignore_eos: false,
+            prompt_logprobs: None,
+            deadline: None,
+            priority: 0,
+        }
+    }
+}
+
+/// What happens to a request, in this order: `Started`, at most one `Prompt`, one `Token` for each
+/// sampled token, and last `Finished` or `Failed`. A request that fails early has only `Failed`.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The request joined the batch.
+    Started(Started),
+    /// Log-probabilities of the prompt, when asked for: one entry per token but the first.
+    Prompt(Vec<TokenLogprob>),
+    /// A token was generated.
+    Token(Token),
+    /// The answer is complete.
+    Finished(Finished),
+    /// The answer will not be completed.
+    Failed(EngineError),
+}
+
+/// How a model is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Merged weights, one forward per distinct c.
+    Fused,
+    /// Per-row coefficients, one forward for all c.
+    Mixed,
+}
+
+impl Mode {
+    /// `fused` or `mixed`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fused => "fused",
+            Self::Mixed => "mixed",
+        }
+    }
+}
+
+/// Whether fused weights were there when the request asked for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CacheOutcome {
+    /// They were in the cache.
+    Hit,
+    /// They had to be merged.
+    Miss,
+}
+
+/// How a request started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Mode of its first step; under `auto` later steps may use the other.
+    pub mode: Mode,
+    /// In fused mode, whether the weights were there; `None` in mixed mode.
+    pub cache: Option<CacheOutcome>,
+    /// From submission to the first step, without `merge`.
+    pub queue: Duration,
+    /// Waited for merged weights.
+    pub merge: Duration,
+    /// Tokens of the prompt that the prefix cache held.
+    pub cached_tokens: usize,
+}
+
+/// A generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Text that became certain with it: may be empty (an unfinished character, a possible start
+    /// of a stop string) or longer than the token (such text released). All texts of a request
+    /// concatenated are its answer.
+    pub text: String,
+    /// Its log-probability, when asked for.
+    pub logprob: Option<f32>,
+    /// The most likely tokens and their log-probabilities, when asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A token of the prompt with its log-probability given those before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The most likely tokens in its place.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why an answer is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// End of sequence, or a stop string.
+    Stop,
+    /// `max_tokens`.
+    Length,
+}
+
+impl FinishReason {
+    /// `stop` or `length`, as OpenAI names them.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// The end of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// The stop string that was met.
+    pub stop: Option<String>,
+    /// Tokens.
+    pub usage: Usage,
+    /// Times.
+    pub timings: Timings,
+}
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt_tokens: usize,
+    /// Of those, found in the prefix cache.
+    pub cached_tokens: usize,
+    /// Generated, an end-of-sequence token included.
+    pub completion_tokens: usize,
+}
+
+/// Times of a request, all from its submission except `merge`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// To its first step, without `merge`.
+    pub queue: Duration,
+    /// Waited for merged weights.
+    pub merge: Duration,
+    /// To its first token.
+    pub first_token: Duration,
+    /// To its end.
+    pub total: Duration,
+}
+
+/// Why a request failed after it was accepted.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EngineError {
+    /// Its deadline passed.
+    #[error("the deadline passed after {generated} of at most {max_tokens} tokens")]
+    Deadline {
+        /// Tokens generated until then.
+        generated: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+    },
+    /// The merged model gives NaN or no probabilities at all: coefficients too large for it.
+    #[error("the model with these coefficients gives no distribution: {0}")]
+    NotFinite(String),
+    /// Its weights could not be merged.
+    #[error("merging the weights failed: {0}")]
+    Merge(String),
+    /// A forward pass failed.
+    #[error("the forward pass failed: {0}")]
+    Forward(String),
+    /// The engine was stopped before the answer was complete.
+    #[error("the engine was stopped")]
+    Stopped,
+}
+
+/// Why a request was not accepted.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// As many requests wait as may.
+    #[error("{waiting} requests are waiting, the limit is {limit}")]
+    QueueFull {
+        /// Waiting now.
+        waiting: usize,
+        /// `EngineConfig::max_waiting`.
+        limit: usize,
+    },
+    /// The engine finishes what it has and takes nothing new.
+    #[error("the server is draining")]
+    Draining,
+    /// The engine is no more.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// A field has a value that cannot be served.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// The field of [`GenerateRequest`] (or of its sampling parameters).
+        field: &'static str,
+        /// What it is and what would be right.
+        reason: String,
+    },
+}

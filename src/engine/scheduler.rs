@@ -1,0 +1,430 @@
+//! What runs in the next step: a pure plan from the queue and the budgets.
+//!
+//! A sequence is its tokens (prompt and answer so far) and how many of them are `computed`, that
+//! is, have keys and values in the cache. What is not computed is *pending*: one token when
+//! decoding, more while prefilling. So chunked prefill, decode and recomputation after a
+//! preemption are one rule: compute some pending tokens; when none is left, sample.
+//!
+//! - **Decode first.** Every decoding sequence is in every step; prefill gets the rest of
+//!   `step_tokens`, at most `prefill_chunk` per sequence, so a long prompt stalls nobody.
+//! - **Order.** By class = priority + waited / `aging`, then first come first served. Waiting
+//!   raises the class without bound, so nothing starves; equal priorities stay in order. A head
+//!   of the queue that does not fit stops admission, so the large are not overtaken for ever.
+//! - **Key/value memory never overruns.** Admission takes the blocks of all present tokens and
+//!   leaves one per running lane; growth takes a block at a time, and when there is none the
+//!   least important running sequence gives all of its up and is computed again later, from the
+//!   prefix cache where that still has it. The most important always goes on, so all finish.
+//!   (Reserving prompt + `max_tokens` instead would leave most of the memory idle, as answers
+//!   are usually far shorter than their limit.)
+//! - **A shared prefix is computed once:** a sequence whose next block another one is about to
+//!   compute waits for it.
+
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+    ops::Range,
+    time::Duration,
+};
+
+use super::blocks::{BlockHash, BlockId, BlockPool, IntegrityError};
+
+/// Number of a sequence, unique within an engine.
+pub type SeqId = u64;
+
+/// Budgets of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Token rows of one step; at least `lanes`.
+    pub step_tokens: usize,
+    /// Rows of one sequence's prefill in one step.
+    pub prefill_chunk: usize,
+    /// Running lanes (a sequence has one, or one per backbone when logits are combined).
+    pub lanes: usize,
+    /// Rows of logits for prompts whose log-probabilities are wanted, per step.
+    pub logit_rows: usize,
+    /// Waiting this long raises a sequence's class by one. A sequence that waits this long for its
+    /// weights stops the admission of those behind it.
+    pub aging: Duration,
+    /// Whether computed prefixes are reused.
+    pub prefix_cache: bool,
+}
+
+/// A sequence as it enters the queue.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its prompt.
+    pub tokens: Vec<u32>,
+    /// For every lane, the name of the empty prefix under the lane's coefficients.
+    pub roots: Vec<BlockHash>,
+    /// Higher goes first.
+    pub priority: i32,
+    /// When it arrived; all times are since the engine's start.
+    pub arrived: Duration,
+    /// Logits of the whole prompt are wanted, so nothing of it may come from the prefix cache.
+    pub prompt_logits: bool,
+}
+
+/// Rows of one sequence in a step: `tokens[range]`, in each of its lanes. When the range reaches
+/// the last token, the next one is to be sampled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The sequence.
+    pub id: SeqId,
+    /// Positions to compute; its start is what the cache holds already.
+    pub range: Range<usize>,
+}
+
+/// What to do in a step.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepPlan {
+    /// Rows to compute, decoding sequences first.
+    pub items: Vec<Item>,
+    /// Sequences that joined, with the tokens that the prefix cache had for them.
+    pub admitted: Vec<(SeqId, usize)>,
+    /// Sequences that left and will be computed again.
+    pub preempted: Vec<SeqId>,
+}
+
+#[derive(Debug, Clone)]
+struct Lane {
+    root: BlockHash,
+    /// Names of the full blocks of `tokens`.
+    names: Vec<BlockHash>,
+    blocks: Vec<BlockId>,
+}
+
+#[derive(Debug, Clone)]
+struct Sequence {
+    tokens: Vec<u32>,
+    computed: usize,
+    lanes: Vec<Lane>,
+    /// Full blocks that have been offered to the prefix cache.
+    named: usize,
+    priority: i32,
+    arrived: Duration,
+    prompt_logits: bool,
+}
+
+impl Sequence {
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    fn extend_names(&mut self, block_tokens: usize) {
+        for lane in &mut self.lanes {
+            for block in self.tokens.chunks_exact(block_tokens).skip(lane.names.len()) {
+                let name = lane.names.last().unwrap_or(&lane.root).then(block);
+                lane.names.push(name);
+            }
+        }
+    }
+}
+
+/// The queue, the running sequences and their key/value blocks.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    sequences: HashMap<SeqId, Sequence>,
+    waiting: Vec<SeqId>,
+    running: Vec<SeqId>,
+    next: SeqId,
+}
+
+impl Scheduler {
+    /// An empty scheduler over `pool`.
+    pub fn new(limits: Limits, pool: BlockPool) -> Self {
+        let (sequences, next) = (HashMap::new(), 0);
+        Self { limits, pool, sequences, waiting: Vec::new(), running: Vec::new(), next }
+    }
+
+    /// Puts a task in the queue. The task must fit the pool and the lanes on its own.
+    pub fn enqueue(&mut self, task: Task) -> SeqId {
+        let id = self.next;
+        self.next += 1;
+        let lane = |root| Lane { root, names: Vec::new(), blocks: Vec::new() };
+        let mut sequence = Sequence {
+            tokens: task.tokens,
+            computed: 0,
+            lanes: task.roots.into_iter().map(lane).collect(),
+            named: 0,
+            priority: task.priority,
+            arrived: task.arrived,
+            prompt_logits: task.prompt_logits,
+        };
+        if self.limits.prefix_cache {
+            sequence.extend_names(self.pool.block_tokens());
+        }
+        self.sequences.insert(id, sequence);
+        self.waiting.push(id);
+        id
+    }
+
+    /// Plans a step. `ready` is asked about a waiting sequence when all else allows it to join:
+    /// whether its weights are there.
+    pub fn plan(&mut self, now: Duration, mut ready: impl FnMut(SeqId) -> bool) -> StepPlan {
+        let mut plan = StepPlan::default();
+        let mut budget = Budget { rows: self.limits.step_tokens, logits: self.limits.logit_rows };
+        let mut order = self.running.clone();
+        order.sort_by_cached_key(|&id| self.rank(id, now));
+
+        let mut index = 0;
+        while let Some(&id) = order.get(index) {
+            index += 1;
+            if self.sequences[&id].pending() != 1 {
+                continue;
+            }
+            while !self.grow(id) {
+                // `id` itself is the last in order when nobody less important is left.
+                let Some(victim) = order.pop() else { break };
+                self.preempt(victim);
+                plan.preempted.push(victim);
+                if victim == id {
+                    break;
+                }
+            }
+            if order.len() >= index {
+                let sequence = &self.sequences[&id];
+                budget.rows = budget.rows.saturating_sub(sequence.lanes.len());
+                plan.items.push(Item { id, range: sequence.computed..sequence.tokens.len() });
+            }
+        }
+        for &id in &order {
+            if self.sequences[&id].pending() > 1 {
+                plan.items.extend(self.chunk(id, &mut budget));
+            }
+        }
+        // Blocks that a preemption freed are for those who run.
+        if plan.preempted.is_empty() {
+            self.admit(now, &mut budget, &mut plan, &mut ready);
+        }
+        plan
+    }
+
+    fn admit(
+        &mut self,
+        now: Duration,
+        budget: &mut Budget,
+        plan: &mut StepPlan,
+        ready: &mut impl FnMut(SeqId) -> bool,
+    ) {
+        let mut lanes = self.running_lanes();
+        if self.waiting.is_empty() || lanes >= self.limits.lanes || budget.rows == 0 {
+            return;
+        }
+        let mut order = self.waiting.clone();
+        order.sort_by_cached_key(|&id| self.rank(id, now));
+        let mut computing: HashSet<BlockHash> = HashSet::new();
+        self.running.iter().for_each(|&id| computing.extend(self.unfinished_names(id)));
+
+        for id in order {
+            let sequence = &self.sequences[&id];
+            let width = sequence.lanes.len();
+            if lanes + width > self.limits.lanes || budget.rows < width {
+                break;
+            }
+            let shared = self.shared_blocks(sequence);
+            let next = sequence.lanes.first().and_then(|lane| lane.names.get(shared));
+            if !sequence.prompt_logits && next.is_some_and(|name| computing.contains(name)) {
+                continue;
+            }
+            if !self.fits(sequence, shared, lanes) {
+                break;
+            }
+            if !ready(id) {
+                if now.saturating_sub(self.sequences[&id].arrived) >= self.limits.aging {
+                    break;
+                }
+                continue;
+            }
+            self.start(id, shared);
+            lanes += width;
+            plan.admitted.push((id, shared * self.pool.block_tokens()));
+            computing.extend(self.unfinished_names(id));
+            plan.items.extend(self.chunk(id, budget));
+        }
+    }
+
+    /// The next rows of a sequence with pending tokens, within the budget.
+    fn chunk(&self, id: SeqId, budget: &mut Budget) -> Option<Item> {
+        let sequence = &self.sequences[&id];
+        let lanes = sequence.lanes.len();
+        let mut len = sequence.pending().min(self.limits.prefill_chunk).min(budget.rows / lanes);
+        if sequence.prompt_logits {
+            // At least a row per step, whatever the limit: it must end.
+            len = len.min((budget.logits / lanes).max(1));
+            budget.logits = budget.logits.saturating_sub(len * lanes);
+        }
+        budget.rows -= len * lanes;
+        let start = sequence.computed;
+        (len > 0).then_some(Item { id, range: start..start + len })
+    }
+
+    /// Leading blocks of a waiting sequence that the prefix cache has in every lane. The last
+    /// token is always computed: its logits are needed.
+    fn shared_blocks(&self, sequence: &Sequence) -> usize {
+        if sequence.prompt_logits {
+            return 0;
+        }
+        let most = sequence.tokens.len().saturating_sub(1) / self.pool.block_tokens();
+        let found = |lane: &Lane| {
+            lane.names.iter().take(most).take_while(|name| self.pool.find(name).is_some()).count()
+        };
+        sequence.lanes.iter().map(found).min().unwrap_or(0)
+    }
+
+    fn fits(&self, sequence: &Sequence, shared: usize, running_lanes: usize) -> bool {
+        let fresh = self.pool.blocks_for(sequence.tokens.len()).saturating_sub(shared);
+        let needed = fresh * sequence.lanes.len() + running_lanes;
+        let names = sequence.lanes.iter().flat_map(|lane| &lane.names[..shared]);
+        let idle = names.filter(|name| self.pool.find(name) == Some(true)).count();
+        self.pool.available().saturating_sub(idle) >= needed
+    }
+
+    fn start(&mut self, id: SeqId, shared: usize) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let blocks = self.pool.blocks_for(sequence.tokens.len());
+        // All shared blocks are held before a fresh one is taken, which may evict idle ones.
+        for lane in &mut sequence.lanes {
+            lane.blocks.extend(lane.names[..shared].iter().map_while(|n| self.pool.share(n)));
+        }
+        for lane in &mut sequence.lanes {
+            lane.blocks.extend((shared..blocks).map_while(|_| self.pool.take()));
+        }
+        sequence.computed = shared * self.pool.block_tokens();
+        sequence.named = shared;
+        self.waiting.retain(|&other| other != id);
+        self.running.push(id);
+    }
+
+    /// Takes the blocks that all present tokens of a running sequence need; false if there are
+    /// too few (it keeps what it got).
+    fn grow(&mut self, id: SeqId) -> bool {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return true };
+        let needed = self.pool.blocks_for(sequence.tokens.len());
+        for lane in &mut sequence.lanes {
+            while lane.blocks.len() < needed {
+                match self.pool.take() {
+                    Some(block) => lane.blocks.push(block),
+                    None => return false,
+                }
+            }
+        }
+        true
+    }
+
+    fn preempt(&mut self, id: SeqId) {
+        self.release(id);
+        self.running.retain(|&other| other != id);
+        self.waiting.push(id);
+    }
+
+    fn release(&mut self, id: SeqId) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            for lane in &mut sequence.lanes {
+                // The end of a sequence goes before its start, which more others share.
+                lane.blocks.drain(..).rev().for_each(|block| self.pool.release(block));
+            }
+            (sequence.computed, sequence.named) = (0, 0);
+        }
+    }
+
+    /// Records that the rows of `item` were computed.
+    pub fn computed(&mut self, item: &Item) {
+        let Some(sequence) = self.sequences.get_mut(&item.id) else { return };
+        sequence.computed = item.range.end;
+        if self.limits.prefix_cache {
+            let block_tokens = self.pool.block_tokens();
+            sequence.extend_names(block_tokens);
+            let full = sequence.computed / block_tokens;
+            for lane in &sequence.lanes {
+                let done = sequence.named..full.max(sequence.named);
+                for (&block, &name) in lane.blocks[done.clone()].iter().zip(&lane.names[done]) {
+                    self.pool.name(block, name);
+                }
+            }
+            sequence.named = full;
+        }
+    }
+
+    /// Appends a sampled token.
+    pub fn push(&mut self, id: SeqId, token: u32) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.tokens.push(token);
+        }
+    }
+
+    /// Removes a sequence, running or waiting; its blocks return.
+    pub fn finish(&mut self, id: SeqId) {
+        self.release(id);
+        self.sequences.remove(&id);
+        self.waiting.retain(|&other| other != id);
+        self.running.retain(|&other| other != id);
+    }
+
+    /// Forgets all keys and values: what ran will be computed again.
+    pub fn forget(&mut self) {
+        for id in self.running.clone() {
+            self.preempt(id);
+        }
+        self.pool.forget();
+    }
+
+    /// Prompt and answer so far.
+    pub fn tokens(&self, id: SeqId) -> &[u32] {
+        self.sequences.get(&id).map_or(&[], |sequence| &sequence.tokens)
+    }
+
+    /// Key/value blocks of a lane.
+    pub fn blocks(&self, id: SeqId, lane: usize) -> &[BlockId] {
+        let lane = self.sequences.get(&id).and_then(|sequence| sequence.lanes.get(lane));
+        lane.map_or(&[], |lane| &lane.blocks)
+    }
+
+    /// Sequences in the batch.
+    pub fn running(&self) -> &[SeqId] {
+        &self.running
+    }
+
+    /// Sequences in the queue.
+    pub fn waiting(&self) -> &[SeqId] {
+        &self.waiting
+    }
+
+    /// The key/value blocks.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// Checks that every block is free, idle or held as counted.
+    pub fn check(&self) -> Result<(), IntegrityError> {
+        let lanes = self.sequences.values().flat_map(|sequence| &sequence.lanes);
+        self.pool.check(lanes.flat_map(|lane| lane.blocks.iter().copied()))
+    }
+
+    fn running_lanes(&self) -> usize {
+        self.running.iter().map(|id| self.sequences[id].lanes.len()).sum()
+    }
+
+    /// Names of the full blocks that a sequence has yet to compute.
+    fn unfinished_names(&self, id: SeqId) -> impl Iterator<Item = BlockHash> + '_ {
+        let sequence = &self.sequences[&id];
+        let first = sequence.computed / self.pool.block_tokens();
+        sequence.lanes.iter().flat_map(move |lane| lane.names.iter().skip(first).copied())
+    }
+
+    /// Sorts the more important first.
+    fn rank(&self, id: SeqId, now: Duration) -> (Reverse<i64>, Duration, SeqId) {
+        let sequence = &self.sequences[&id];
+        let waited = now.saturating_sub(sequence.arrived).as_micros();
+        let classes = waited / self.limits.aging.as_micros().max(1);
+        let class = i64::from(sequence.priority).saturating_add(classes.min(1 << 40) as i64);
+        (Reverse(class), sequence.arrived, id)
+    }
+}
+
+/// What is left of a step.
+struct Budget {
+    rows: usize,
+    logits: usize,
+}

@@ -1,0 +1,80 @@
+//! What the engine counts, as plain values: telemetry and tests read them.
+
+use std::time::Duration;
+
+use super::request::Mode;
+
+/// Counters (since start) and gauges (now).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EngineStats {
+    /// Requests in the batch.
+    pub running: usize,
+    /// Requests accepted and not yet in the batch.
+    pub waiting: usize,
+    /// Key/value blocks that exist.
+    pub kv_blocks: usize,
+    /// Of those, held by requests.
+    pub kv_used: usize,
+    /// Of those, kept only for reuse by the prefix cache.
+    pub kv_cached: usize,
+    /// Tokens per block.
+    pub block_tokens: usize,
+    /// Requests completed.
+    pub finished: u64,
+    /// Requests failed.
+    pub failed: u64,
+    /// Requests whose client left.
+    pub cancelled: u64,
+    /// Times a running request gave its KV blocks up and was computed again later.
+    pub preempted: u64,
+    /// Prompt tokens computed (without those from the prefix cache; recomputation counts).
+    pub prompt_tokens: u64,
+    /// Prompt tokens found in the prefix cache.
+    pub cached_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Forward passes with merged weights.
+    pub fused_forwards: u64,
+    /// Forward passes with per-row coefficients.
+    pub mixed_forwards: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Moving average of the time from submission to completion.
+    pub mean_request_time: Duration,
+    /// The integrity check of the key/value blocks, run whenever the engine became idle: failures.
+    pub integrity_failures: u64,
+}
+
+/// One step, for an [`Observer`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// Duration of the step.
+    pub elapsed: Duration,
+    /// Forward passes: mode, rows, distinct coefficients, measured time, predicted time.
+    pub forwards: Vec<ForwardReport>,
+    /// Distinct coefficients in the step.
+    pub distinct: usize,
+    /// Token rows in the step.
+    pub rows: usize,
+}
+
+/// One forward pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ForwardReport {
+    /// With merged weights or per-row coefficients.
+    pub mode: Mode,
+    /// Token rows.
+    pub rows: usize,
+    /// Distinct coefficients.
+    pub distinct: usize,
+    /// Measured.
+    pub elapsed: Duration,
+    /// What the cost model had said.
+    pub predicted: Duration,
+}
+
+/// Told of every step on the engine's thread; must return quickly.
+pub trait Observer: Send + Sync {
+    /// A step was made.
+    fn step(&self, report: &StepReport, stats: &EngineStats);
+}

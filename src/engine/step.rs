@@ -1,0 +1,369 @@
+//! One step of the engine: forward passes, sampling, delivery.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use rayon::prelude::*;
+
+use super::{
+    backend::Backend,
+    batch::{Forward, Output, Part, layout},
+    models::Key,
+    request::{EngineError, Event, Finished, Mode, Started, Timings, Token, TokenLogprob, Usage},
+    scheduler::{SeqId, StepPlan},
+    stats::{ForwardReport, StepReport},
+    worker::{Live, Worker},
+};
+use crate::{
+    rng,
+    sampling::{self, SampleError, Sampled},
+};
+
+/// Rows to sample from which on it pays to use more than one thread.
+const PARALLEL_ROWS: usize = 4;
+
+/// What the logits of one request gave.
+struct Outcome {
+    id: SeqId,
+    sampled: Option<Result<Sampled, SampleError>>,
+}
+
+/// The logits of one request: its live state, and each row with whose it is.
+struct Job<'a> {
+    id: SeqId,
+    live: &'a mut Live,
+    /// Prompt and answer so far.
+    tokens: &'a [u32],
+    rows: Vec<(Output, &'a mut [f32])>,
+}
+
+impl<B: Backend> Worker<B> {
+    /// Makes a planned step.
+    pub(super) fn make(&mut self, plan: &StepPlan) {
+        let begin = Instant::now();
+        let (step, modes) = self.decide(plan);
+        self.announce(plan, &step, &modes);
+        let forwards = self.layout(plan, &step, &modes);
+
+        let mut results = Vec::with_capacity(forwards.len());
+        let mut reports = Vec::with_capacity(forwards.len());
+        let mut broken: HashMap<SeqId, EngineError> = HashMap::new();
+        for forward in forwards {
+            let key = forward.merged.map(|index| &step[index].0);
+            match self.compute(&forward, key) {
+                Ok((logits, report)) => {
+                    reports.push(report);
+                    results.push((forward, logits));
+                }
+                Err(Failure { error, panicked }) => {
+                    let rows = forward.batch.segments.len();
+                    tracing::error!(%error, sequences = rows, "a forward pass failed");
+                    for id in plan.items.iter().map(|item| item.id) {
+                        let uses = |key: &Key| match forward.merged {
+                            Some(index) => step[index].0 == *key,
+                            None => mixed(&step, &modes, key),
+                        };
+                        if self.live.get(&id).is_some_and(|live| live.keys.iter().any(uses)) {
+                            broken.insert(id, error.clone());
+                        }
+                    }
+                    if panicked {
+                        // Nothing that was computed in this step can be trusted either.
+                        broken.into_iter().for_each(|(id, error)| self.fail(id, error));
+                        self.recover();
+                        return;
+                    }
+                }
+            }
+        }
+        for (id, error) in broken {
+            self.fail(id, error);
+        }
+        for item in &plan.items {
+            let prompt = self.live.get(&item.id).map_or(0, |live| live.prompt_tokens);
+            let before = item.range.start.min(prompt);
+            self.stats.prompt_tokens += (item.range.end.min(prompt) - before) as u64;
+            self.scheduler.computed(item);
+        }
+        for outcome in self.sample(&mut results) {
+            self.deliver(outcome);
+        }
+        self.report(begin, step.len(), reports);
+    }
+
+    /// The distinct models of a step with their rows, and their modes.
+    fn decide(&mut self, plan: &StepPlan) -> (Vec<(Key, usize)>, Vec<Mode>) {
+        let mut step: Vec<(Key, usize)> = Vec::new();
+        let mut index: HashMap<Key, usize> = HashMap::new();
+        for item in &plan.items {
+            for key in self.live.get(&item.id).iter().flat_map(|live| &live.keys) {
+                let slot = *index.entry(key.clone()).or_insert_with(|| {
+                    step.push((key.clone(), 0));
+                    step.len() - 1
+                });
+                step[slot].1 += item.range.len();
+            }
+        }
+        let modes = self.models.decide(&mut self.backend, &step, self.started.elapsed());
+        (step, modes)
+    }
+
+    /// Tells the requests that join for the first time.
+    fn announce(&mut self, plan: &StepPlan, step: &[(Key, usize)], modes: &[Mode]) {
+        for &(id, cached) in &plan.admitted {
+            let Some(live) = self.live.get_mut(&id) else { continue };
+            if live.waiting.take().is_none() {
+                continue; // Admitted before, then preempted.
+            }
+            let fused = live.keys.iter().all(|key| !mixed(step, modes, key));
+            let mode = if fused { Mode::Fused } else { Mode::Mixed };
+            let waited = live.arrived.elapsed();
+            live.merge = live.merge.min(waited);
+            live.queue = waited - live.merge;
+            live.cached_tokens = cached.min(live.prompt_tokens);
+            self.stats.cached_tokens += live.cached_tokens as u64;
+            let _ = live.events.send(Event::Started(Started {
+                mode,
+                cache: live.cache.filter(|_| fused),
+                queue: live.queue,
+                merge: live.merge,
+                cached_tokens: live.cached_tokens,
+            }));
+        }
+    }
+
+    fn layout(&self, plan: &StepPlan, step: &[(Key, usize)], modes: &[Mode]) -> Vec<Forward> {
+        let index: HashMap<&Key, usize> = step.iter().map(|(key, _)| key).zip(0..).collect();
+        let mut parts = Vec::with_capacity(plan.items.len());
+        for item in &plan.items {
+            let Some(live) = self.live.get(&item.id) else { continue };
+            let tokens = self.scheduler.tokens(item.id);
+            let wanted = |&row: &usize| {
+                let next = item.range.start + row + 1;
+                next == tokens.len() || live.prompt_logprobs.is_some() && next < live.prompt_tokens
+            };
+            let outputs: Vec<usize> = (0..item.range.len()).filter(wanted).collect();
+            for (lane, key) in live.keys.iter().enumerate() {
+                parts.push(Part {
+                    id: item.id,
+                    lane,
+                    model: index[key],
+                    start: item.range.start,
+                    tokens: &tokens[item.range.clone()],
+                    blocks: self.scheduler.blocks(item.id, lane),
+                    outputs: outputs.clone(),
+                });
+            }
+        }
+        let terms: Vec<&[f32]> = step.iter().map(|(key, _)| self.models.terms(key)).collect();
+        layout(&parts, modes, &terms)
+    }
+
+    /// Makes one forward pass.
+    fn compute(
+        &mut self,
+        forward: &Forward,
+        key: Option<&Key>,
+    ) -> Result<(B::Logits, ForwardReport), Failure> {
+        let error = |error, panicked| Failure { error: EngineError::Forward(error), panicked };
+        let lease = match key {
+            None => None,
+            Some(key) => match self.models.lease(key) {
+                Some(lease) => Some(lease),
+                None => return Err(error("merged weights are not leased".to_owned(), false)),
+            },
+        };
+        let rows = forward.batch.tokens.len();
+        let mode = if key.is_some() { Mode::Fused } else { Mode::Mixed };
+        let predicted = Duration::try_from_secs_f64(self.models.cost.pass(mode, rows));
+        let begin = Instant::now();
+        let backend = &mut self.backend;
+        let result = catch_unwind(AssertUnwindSafe(|| backend.forward(lease, &forward.batch)));
+        let elapsed = begin.elapsed();
+        match result {
+            Err(panic) => Err(error(panic_message(&*panic), true)),
+            Ok(Err(refused)) => Err(error(refused.to_string(), false)),
+            Ok(Ok(logits)) => {
+                self.models.cost.observe_pass(mode, rows, elapsed);
+                match mode {
+                    Mode::Fused => self.stats.fused_forwards += 1,
+                    Mode::Mixed => self.stats.mixed_forwards += 1,
+                }
+                let predicted = predicted.unwrap_or_default();
+                let distinct = forward.distinct;
+                Ok((logits, ForwardReport { mode, rows, distinct, elapsed, predicted }))
+            }
+        }
+    }
+
+    /// After a panic: key/value memory starts anew, and what still runs is computed again.
+    fn recover(&mut self) {
+        self.stats.preempted += self.scheduler.running().len() as u64;
+        self.scheduler.forget();
+        self.live.values_mut().for_each(|live| live.prompt_report.clear());
+        let Self { backend, .. } = self;
+        let reset = catch_unwind(AssertUnwindSafe(|| backend.reset()));
+        let reason = match reset {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic_message(&*panic),
+        };
+        tracing::error!(reason, "the key/value memory cannot be set up again");
+        for id in self.live.keys().copied().collect::<Vec<_>>() {
+            self.fail(id, EngineError::Forward(reason.clone()));
+        }
+    }
+
+    /// Chooses the next token of every request whose last row was computed.
+    fn sample(&mut self, results: &mut [(Forward, B::Logits)]) -> Vec<Outcome> {
+        let Self { backend, live, scheduler, .. } = self;
+        let vocabulary = self.shared.bounds.vocabulary;
+        let mut rows: HashMap<SeqId, Vec<(Output, &mut [f32])>> = HashMap::new();
+        for (forward, logits) in results {
+            let values = backend.values(logits).chunks_exact_mut(vocabulary);
+            for (output, row) in forward.outputs.iter().zip(values) {
+                rows.entry(output.id).or_default().push((*output, row));
+            }
+        }
+        let mut jobs: Vec<Job<'_>> = live
+            .iter_mut()
+            .filter_map(|(&id, live)| {
+                Some(Job { id, live, tokens: scheduler.tokens(id), rows: rows.remove(&id)? })
+            })
+            .collect();
+        if jobs.len() < PARALLEL_ROWS {
+            jobs.iter_mut().map(Job::run).collect()
+        } else {
+            jobs.par_iter_mut().map(Job::run).collect()
+        }
+    }
+
+    fn deliver(&mut self, outcome: Outcome) {
+        let Outcome { id, sampled } = outcome;
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let sampled = match sampled {
+            None => return,
+            Some(Ok(sampled)) => sampled,
+            Some(Err(error)) => return self.fail(id, EngineError::NotFinite(error.to_string())),
+        };
+        if live.prompt_logprobs.take().is_some() {
+            let report = std::mem::take(&mut live.prompt_report);
+            let _ = live.events.send(Event::Prompt(report));
+        }
+        self.stats.generated_tokens += 1;
+        let Sampled { id: token, logprob, top } = sampled;
+        live.first_token.get_or_insert_with(|| live.arrived.elapsed());
+        if live.sampling.has_penalties() {
+            live.history.push(token);
+        }
+        let (text, end) = live.answer.accept(token);
+        // A client that left is let go of before the next step.
+        let _ = live.events.send(Event::Token(Token { id: token, text, logprob, top }));
+        let Some(end) = end else { return self.scheduler.push(id, token) };
+        let Some(live) = self.remove(id) else { return };
+        let total = live.arrived.elapsed();
+        self.stats.finished += 1;
+        let mean = &mut self.stats.mean_request_time;
+        *mean = if mean.is_zero() { total } else { (*mean * 9 + total) / 10 };
+        let _ = live.events.send(Event::Finished(Finished {
+            reason: end.reason,
+            stop: end.stop,
+            usage: Usage {
+                prompt_tokens: live.prompt_tokens,
+                cached_tokens: live.cached_tokens,
+                completion_tokens: live.answer.generated(),
+            },
+            timings: Timings {
+                queue: live.queue,
+                merge: live.merge,
+                first_token: live.first_token.unwrap_or(total),
+                total,
+            },
+        }));
+    }
+
+    fn report(&mut self, begin: Instant, distinct: usize, forwards: Vec<ForwardReport>) {
+        self.stats.steps += 1;
+        if let Some(observer) = &self.observer {
+            let rows = forwards.iter().map(|forward| forward.rows).sum();
+            let report = StepReport { elapsed: begin.elapsed(), forwards, distinct, rows };
+            observer.step(&report, &self.stats);
+        }
+    }
+}
+
+impl Job<'_> {
+    fn run(&mut self) -> Outcome {
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_by_key(|(output, _)| (output.position, output.lane));
+        let mut sampled = None;
+        let lanes = self.live.keys.len();
+        for row in rows.chunk_by_mut(|(a, _), (b, _)| a.position == b.position) {
+            if row.len() != lanes {
+                continue; // A lane's pass failed; the request has been told.
+            }
+            match self.row(row) {
+                None => {}
+                Some(Ok(token)) => sampled = Some(Ok(token)),
+                Some(Err(error)) => {
+                    sampled = Some(Err(error));
+                    break;
+                }
+            }
+        }
+        Outcome { id: self.id, sampled }
+    }
+
+    /// The logits of one position, one row per lane: a sample if it is the last position, else a
+    /// line of the report on the prompt (or what is wrong with it).
+    fn row(&mut self, lanes: &mut [(Output, &mut [f32])]) -> Option<Result<Sampled, SampleError>> {
+        let position = lanes.first()?.0.position;
+        let logits = combine(lanes, &self.live.mix)?;
+        if position + 1 < self.tokens.len() {
+            let id = self.tokens[position + 1];
+            let report = sampling::logprobs(logits, id, self.live.prompt_logprobs?);
+            return match report {
+                Err(error) => Some(Err(error)),
+                Ok((logprob, top)) => {
+                    self.live.prompt_report.push(TokenLogprob { id, logprob, top });
+                    None
+                }
+            };
+        }
+        let Live { sampling: params, history, answer, seed, .. } = &*self.live;
+        let uniform = rng::uniform(*seed, answer.generated() as u64);
+        Some(sampling::sample(logits, history, params, uniform))
+    }
+}
+
+/// Σ weightᵢ · logitsᵢ in the first lane's row; a single lane as it is.
+fn combine<'a>(lanes: &'a mut [(Output, &mut [f32])], mix: &[f32]) -> Option<&'a mut [f32]> {
+    let ((_, first), rest) = lanes.split_first_mut()?;
+    if let Some((weight, weights)) = mix.split_first() {
+        first.iter_mut().for_each(|x| *x *= weight);
+        for ((_, row), weight) in rest.iter().zip(weights) {
+            first.iter_mut().zip(row.iter()).for_each(|(x, y)| *x += weight * y);
+        }
+    }
+    Some(first)
+}
+
+/// Why a forward pass gave nothing.
+struct Failure {
+    error: EngineError,
+    panicked: bool,
+}
+
+fn mixed(step: &[(Key, usize)], modes: &[Mode], key: &Key) -> bool {
+    step.iter().zip(modes).any(|((other, _), mode)| other == key && *mode == Mode::Mixed)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("internal error: {}", text.unwrap_or_else(|| "a panic without a message".to_owned()))
+}

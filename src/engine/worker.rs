@@ -1,0 +1,449 @@
+//! The engine's thread: it alone owns the soup, its key/value memory and every request's state.
+//!
+//! One turn of the loop: take messages in, let go of what was abandoned or is late, plan a step,
+//! make it (see [`super::step`]), sleep when there is nothing to do.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{
+    answer::Answer,
+    backend::Backend,
+    blocks::BlockPool,
+    cost::{CostModel, Machine},
+    handle::{Bounds, EngineHandle, EngineState, Message, Shared, Submission, WaitingSlot},
+    models::{Key, Models, Readiness},
+    request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
+    scheduler::{Limits, Scheduler, SeqId, Task},
+    stats::{EngineStats, Observer},
+};
+use crate::{
+    config::MergeMode,
+    rng,
+    sampling::{History, SamplingParams},
+    tokenizer::Tokenizer,
+};
+
+/// How often a waiting engine looks for clients that left, deadlines and finished merges; all of
+/// them also wake it.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Settings of the engine.
+#[derive(Clone)]
+pub struct EngineConfig {
+    /// Budgets of a step.
+    pub limits: Limits,
+    /// Requests that may wait.
+    pub max_waiting: usize,
+    /// Longest prompt + answer in tokens; the model's own context if that is shorter.
+    pub max_context: usize,
+    /// Who chooses the execution mode.
+    pub merge_mode: MergeMode,
+    /// Starting point of the cost model.
+    pub machine: Machine,
+    /// Told of every step.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let limits = Limits {
+            step_tokens: 512,
+            prefill_chunk: 256,
+            lanes: 64,
+            logit_rows: 64,
+            aging: Duration::from_secs(10),
+            prefix_cache: true,
+        };
+        Self {
+            limits,
+            max_waiting: 256,
+            max_context: usize::MAX,
+            merge_mode: MergeMode::Auto,
+            machine: Machine::default(),
+            observer: None,
+        }
+    }
+}
+
+/// Settings that cannot work together, or with this soup.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is outside its range.
+    #[error("{name} is {got}, expected {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        got: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// The system gave no thread.
+    #[error("the engine's thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Starts an engine on its own thread. It ends after [`EngineHandle::drain`] or
+/// [`EngineHandle::abort`], or when all handles are gone.
+pub fn start<B: Backend>(
+    backend: B,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+) -> Result<EngineHandle, StartError> {
+    let facts = backend.facts();
+    let limits = config.limits;
+    let setting = |name, got: usize, expected: String| {
+        Err(StartError::Setting { name, got: got.to_string(), expected })
+    };
+    if limits.lanes == 0 {
+        return setting("lanes", 0, "at least 1".to_owned());
+    }
+    if limits.step_tokens < limits.lanes {
+        let expected = format!("at least the {} lanes: each decodes in every step", limits.lanes);
+        return setting("step_tokens", limits.step_tokens, expected);
+    }
+    if limits.prefill_chunk == 0 {
+        return setting("prefill_chunk", 0, "at least 1".to_owned());
+    }
+    if facts.blocks == 0 {
+        return setting("kv blocks", 0, "at least 1".to_owned());
+    }
+    let (mode, impossible) = match config.merge_mode {
+        MergeMode::Fused if facts.merged_models == 0 => (config.merge_mode, true),
+        MergeMode::Mixed if !facts.mixes => (config.merge_mode, true),
+        MergeMode::Auto if !facts.mixes => (MergeMode::Fused, facts.merged_models == 0),
+        MergeMode::Auto if facts.merged_models == 0 => (MergeMode::Mixed, false),
+        mode => (mode, false),
+    };
+    if impossible {
+        return Err(StartError::Setting {
+            name: "merge_mode",
+            got: format!("{mode:?}"),
+            expected: "a mode that this soup and its cache allow".to_owned(),
+        });
+    }
+    let lanes = match mode {
+        MergeMode::Fused => limits.lanes.min(facts.merged_models),
+        _ => limits.lanes,
+    };
+    let bounds = Bounds {
+        vocabulary: facts.vocabulary,
+        backbones: facts.backbones,
+        context: config.max_context.min(facts.context),
+        kv_blocks: facts.blocks,
+        block_tokens: facts.block_tokens,
+        lanes,
+    };
+    let shared = Arc::new(Shared::new(bounds, config.max_waiting));
+    let (messages, inbox) = mpsc::channel();
+    let handle = EngineHandle::new(messages.clone(), shared.clone());
+
+    let pool = BlockPool::new(facts.blocks, facts.block_tokens);
+    let eos = tokenizer.eos().to_vec().into();
+    let cost = CostModel::new(facts.footprint, config.machine);
+    let mut worker = Worker {
+        backend,
+        tokenizer,
+        eos,
+        scheduler: Scheduler::new(limits, pool),
+        models: Models::new(mode, facts.digest, cost),
+        live: HashMap::new(),
+        shared,
+        observer: config.observer,
+        stats: EngineStats {
+            kv_blocks: facts.blocks,
+            block_tokens: facts.block_tokens,
+            ..EngineStats::default()
+        },
+        started: Instant::now(),
+        was_busy: false,
+    };
+    // A merge that ends after the engine did wakes nobody.
+    let waker = std::sync::Mutex::new(messages);
+    worker.backend.set_waker(Arc::new(move || {
+        let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).send(Message::Wake);
+    }));
+    std::thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run(&inbox))?;
+    Ok(handle)
+}
+
+/// An accepted request.
+pub(super) struct Live {
+    pub events: UnboundedSender<Event>,
+    pub keys: Vec<Key>,
+    /// Weights of the lanes' logits; empty for a single lane.
+    pub mix: Vec<f32>,
+    pub sampling: SamplingParams,
+    pub seed: u64,
+    pub history: History,
+    pub answer: Answer,
+    pub prompt_tokens: usize,
+    pub max_tokens: usize,
+    pub deadline: Option<Instant>,
+    /// Alternatives per prompt token, until the prompt's log-probabilities were delivered.
+    pub prompt_logprobs: Option<usize>,
+    pub prompt_report: Vec<TokenLogprob>,
+    pub arrived: Instant,
+    pub waiting: Option<WaitingSlot>,
+    /// When it was first kept waiting only by its merge.
+    pub merge_since: Option<Instant>,
+    pub cache: Option<CacheOutcome>,
+    pub queue: Duration,
+    pub merge: Duration,
+    pub cached_tokens: usize,
+    pub first_token: Option<Duration>,
+}
+
+/// Everything that the thread owns.
+pub(super) struct Worker<B: Backend> {
+    pub backend: B,
+    pub tokenizer: Tokenizer,
+    pub eos: Arc<[u32]>,
+    pub scheduler: Scheduler,
+    pub models: Models<B>,
+    pub live: HashMap<SeqId, Live>,
+    pub shared: Arc<Shared>,
+    pub observer: Option<Arc<dyn Observer>>,
+    pub stats: EngineStats,
+    pub started: Instant,
+    was_busy: bool,
+}
+
+/// Marks the engine stopped however its thread ends.
+struct Stopped(Arc<Shared>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.state.send_replace(EngineState::Stopped);
+    }
+}
+
+impl<B: Backend> Worker<B> {
+    fn run(&mut self, inbox: &mpsc::Receiver<Message>) {
+        let _stopped = Stopped(self.shared.clone());
+        while self.turn(inbox) {}
+        let rest: Vec<SeqId> = self.live.keys().copied().collect();
+        rest.into_iter().for_each(|id| self.fail(id, EngineError::Stopped));
+        self.publish();
+        // From here on nothing is accepted; what came in before is told so.
+        self.shared.state.send_replace(EngineState::Stopped);
+        while let Ok(message) = inbox.try_recv() {
+            if let Message::Submit(submission) = message {
+                let _ = submission.events.send(Event::Failed(EngineError::Stopped));
+            }
+        }
+    }
+
+    /// One turn of the loop; false when the engine is to end.
+    fn turn(&mut self, inbox: &mpsc::Receiver<Message>) -> bool {
+        loop {
+            match inbox.try_recv() {
+                Ok(message) => {
+                    if !self.receive(message) {
+                        return false;
+                    }
+                }
+                Err(mpsc::TryRecvError::Empty) => break,
+                Err(mpsc::TryRecvError::Disconnected) if self.live.is_empty() => return false,
+                Err(mpsc::TryRecvError::Disconnected) => break,
+            }
+        }
+        self.let_go();
+        let worked = self.step();
+        if worked {
+            self.was_busy = true;
+            return true;
+        }
+        if self.live.is_empty() {
+            self.idle();
+            if *self.shared.state.borrow() == EngineState::Draining {
+                return false;
+            }
+        }
+        let message = if self.live.is_empty() {
+            inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+        } else {
+            inbox.recv_timeout(POLL)
+        };
+        match message {
+            Ok(message) => self.receive(message),
+            Err(mpsc::RecvTimeoutError::Timeout) => true,
+            Err(mpsc::RecvTimeoutError::Disconnected) => !self.live.is_empty(),
+        }
+    }
+
+    fn receive(&mut self, message: Message) -> bool {
+        match message {
+            Message::Submit(submission) => self.accept(*submission),
+            Message::Wake => {}
+            Message::Abort => return false,
+        }
+        true
+    }
+
+    fn accept(&mut self, submission: Submission) {
+        let Submission { request, events, arrived, slot } = submission;
+        let GenerateRequest { prompt, coefficients, combine, sampling, max_tokens, .. } = request;
+        let keys: Vec<Key> = match &combine {
+            Combine::Weights => vec![self.models.enter(&self.backend, &coefficients)],
+            Combine::Logits(weights) => (0..weights.len())
+                .map(|lane| {
+                    let mut c = coefficients.clone();
+                    c.backbones.iter_mut().for_each(|value| *value = 0.0);
+                    c.backbones[lane] = 1.0;
+                    c.sft = 0.0;
+                    self.models.enter(&self.backend, &c)
+                })
+                .collect(),
+        };
+        let mix = match combine {
+            Combine::Weights => Vec::new(),
+            Combine::Logits(weights) => weights.iter().map(|&weight| weight as f32).collect(),
+        };
+        let eos = (!request.ignore_eos).then(|| self.eos.clone());
+        let live = Live {
+            events,
+            mix,
+            seed: sampling.seed.unwrap_or_else(rng::fresh_seed),
+            history: if sampling.has_penalties() {
+                History::new(&prompt)
+            } else {
+                History::default()
+            },
+            answer: Answer::new(&self.tokenizer, request.stop, eos, max_tokens),
+            sampling,
+            prompt_tokens: prompt.len(),
+            max_tokens,
+            deadline: request.deadline,
+            prompt_logprobs: request.prompt_logprobs,
+            prompt_report: Vec::new(),
+            arrived,
+            waiting: Some(slot),
+            merge_since: None,
+            cache: None,
+            queue: Duration::ZERO,
+            merge: Duration::ZERO,
+            cached_tokens: 0,
+            first_token: None,
+            keys,
+        };
+        let id = self.scheduler.enqueue(Task {
+            tokens: prompt,
+            roots: live.keys.iter().filter_map(|key| self.models.root(key)).collect(),
+            priority: request.priority,
+            arrived: arrived.saturating_duration_since(self.started),
+            prompt_logits: live.prompt_logprobs.is_some(),
+        });
+        self.live.insert(id, live);
+    }
+
+    /// Removes requests whose client left or whose deadline passed.
+    fn let_go(&mut self) {
+        let now = Instant::now();
+        let left = self.live.iter().filter(|(_, live)| live.events.is_closed());
+        for id in left.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.stats.cancelled += 1;
+            self.remove(id);
+        }
+        let late = self.live.iter().filter(|(_, live)| live.deadline.is_some_and(|at| at <= now));
+        let late = late.map(|(&id, live)| (id, live.answer.generated(), live.max_tokens));
+        for (id, generated, max_tokens) in late.collect::<Vec<_>>() {
+            self.fail(id, EngineError::Deadline { generated, max_tokens });
+        }
+    }
+
+    /// Plans and makes a step; false if there was nothing to do.
+    fn step(&mut self) -> bool {
+        if self.live.is_empty() {
+            return false;
+        }
+        let Self { scheduler, models, backend, live, started, .. } = self;
+        let mut failed = Vec::new();
+        let plan = scheduler.plan(started.elapsed(), |id| {
+            let Some(request) = live.get_mut(&id) else { return false };
+            match models.ready(backend, &request.keys) {
+                Readiness::Ready => {
+                    request.cache.get_or_insert(CacheOutcome::Hit);
+                    if let Some(since) = request.merge_since.take() {
+                        request.merge += since.elapsed();
+                    }
+                    true
+                }
+                Readiness::NotYet => {
+                    request.cache.get_or_insert(CacheOutcome::Miss);
+                    request.merge_since.get_or_insert_with(Instant::now);
+                    false
+                }
+                Readiness::Failed(reason) => {
+                    failed.push((id, reason));
+                    false
+                }
+            }
+        });
+        for (id, reason) in failed {
+            self.fail(id, EngineError::Merge(reason));
+        }
+        for id in &plan.preempted {
+            self.stats.preempted += 1;
+            if let Some(live) = self.live.get_mut(id) {
+                live.prompt_report.clear();
+            }
+        }
+        let worked = !plan.items.is_empty();
+        if worked {
+            self.make(&plan);
+        }
+        let Self { scheduler, models, live, .. } = self;
+        let running = scheduler.running().iter().filter_map(|id| live.get(id));
+        models.release_unused(running.flat_map(|live| &live.keys));
+        self.publish();
+        worked
+    }
+
+    /// Ends a request that cannot be completed.
+    pub(super) fn fail(&mut self, id: SeqId, error: EngineError) {
+        if let Some(live) = self.remove(id) {
+            self.stats.failed += 1;
+            // The client may have left; then nobody is to be told.
+            let _ = live.events.send(Event::Failed(error));
+        }
+    }
+
+    /// Removes a request with all that it holds.
+    pub(super) fn remove(&mut self, id: SeqId) -> Option<Live> {
+        self.scheduler.finish(id);
+        let live = self.live.remove(&id)?;
+        live.keys.iter().for_each(|key| self.models.leave(key));
+        Some(live)
+    }
+
+    /// On becoming idle: nothing may be left behind.
+    fn idle(&mut self) {
+        if !std::mem::take(&mut self.was_busy) {
+            return;
+        }
+        let books = self.scheduler.check().map_err(|error| error.to_string());
+        let left = self.models.len();
+        let nothing_left = if left == 0 { Ok(()) } else { Err(format!("{left} models in use")) };
+        if let Err(reason) = books.and(nothing_left) {
+            self.stats.integrity_failures += 1;
+            tracing::error!(reason, "the engine is idle but something is still held");
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let pool = self.scheduler.pool();
+        self.stats.running = self.scheduler.running().len();
+        self.stats.kv_used = pool.len() - pool.available();
+        self.stats.kv_cached = pool.idle();
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.clone_from(&self.stats);
+    }
+}

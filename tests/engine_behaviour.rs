@@ -1,0 +1,529 @@
+//! The engine's promises, on a soup whose tokens are hashes of all that should decide them
+//! (see `hash_soup`), so that exact expectations exist and every mix-up shows.
+
+#[path = "support/answers.rs"]
+mod answers;
+#[path = "support/hash_soup.rs"]
+mod hash_soup;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use answers::*;
+use hash_soup::*;
+use ladle::{
+    engine::{
+        CacheOutcome, Combine, EngineConfig, EngineError, EngineHandle, EngineState, Event,
+        FinishReason, GenerateRequest, Generation, Limits, MergeMode, Mode, SubmitError, start,
+    },
+    preference::Coefficients,
+    sampling::SamplingParams,
+};
+
+fn c(backbones: [f64; 3]) -> Coefficients {
+    Coefficients { backbones: backbones.to_vec(), sft: 1.0 - backbones.iter().sum::<f64>() }
+}
+
+/// The `n`-th of many distinct models.
+fn nth(n: usize) -> Coefficients {
+    c([0.5 + n as f64 * 1e-3, 0.25, -0.1])
+}
+
+fn prompt(n: usize, len: usize) -> Vec<u32> {
+    (0..len).map(|i| ((n * 37 + i * 11) % 251) as u32).collect()
+}
+
+fn request(c: &Coefficients, prompt: Vec<u32>, max_tokens: usize) -> GenerateRequest {
+    GenerateRequest {
+        sampling: SamplingParams::greedy(),
+        ignore_eos: true,
+        ..GenerateRequest::new(prompt, c.clone(), max_tokens)
+    }
+}
+
+fn config(merge_mode: MergeMode) -> EngineConfig {
+    let limits =
+        Limits { step_tokens: 32, prefill_chunk: 8, lanes: 16, ..EngineConfig::default().limits };
+    EngineConfig { limits, merge_mode, ..EngineConfig::default() }
+}
+
+fn engine(controls: &Arc<Controls>, config: EngineConfig) -> EngineHandle {
+    start(HashSoup::new(controls.clone()), byte_tokenizer(), config).unwrap()
+}
+
+const MODES: [MergeMode; 3] = [MergeMode::Auto, MergeMode::Fused, MergeMode::Mixed];
+
+#[test]
+fn tokens_do_not_depend_on_who_shares_the_batch_or_on_the_mode() {
+    for mode in MODES {
+        for blocks in [400, 40] {
+            // 40 blocks of 4 tokens: most requests are preempted and computed again.
+            let controls = Arc::new(Controls { blocks, ..Controls::default() });
+            let engine = engine(&controls, config(mode));
+            let requests: Vec<_> = (0..32)
+                .map(|n| request(&nth(n % 5), prompt(n % 7, 1 + n * 3 % 40), 5 + n % 20))
+                .collect();
+            let generations: Vec<_> =
+                requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+            for (request, generation) in requests.iter().zip(generations) {
+                let answer = collect(generation);
+                let expected = greedy(&request.coefficients, &request.prompt, request.max_tokens);
+                assert_eq!(answer.ids(), expected, "{mode:?}, {blocks} blocks");
+                let finished = answer.finished.unwrap();
+                assert_eq!(finished.reason, FinishReason::Length);
+                assert_eq!(finished.usage.prompt_tokens, request.prompt.len());
+                assert_eq!(finished.usage.completion_tokens, request.max_tokens);
+            }
+            settled(&engine);
+            let stats = engine.stats();
+            assert_eq!((stats.finished, stats.failed, stats.cancelled), (32, 0, 0));
+            assert_eq!(stats.preempted > 0, blocks == 40, "{stats:?}");
+            match mode {
+                MergeMode::Fused => assert_eq!(stats.mixed_forwards, 0),
+                MergeMode::Mixed => assert_eq!(stats.fused_forwards, 0),
+                MergeMode::Auto => assert!(stats.mixed_forwards > 0),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_tokens_alone_and_in_company() {
+    let engine = engine(&Arc::default(), config(MergeMode::Mixed));
+    let seeded = |seed| GenerateRequest {
+        sampling: SamplingParams { seed: Some(seed), top_p: 0.9, ..SamplingParams::default() },
+        ..request(&nth(0), prompt(3, 20), 20)
+    };
+    let alone = run(&engine, seeded(7)).ids();
+    let company: Vec<_> = (0..15).map(|n| engine.submit(seeded(n)).unwrap()).collect();
+    let all: Vec<_> = company.into_iter().map(|generation| collect(generation).ids()).collect();
+    assert_eq!(all[7], alone);
+    assert_ne!(all[6], alone);
+    let unseeded = GenerateRequest {
+        sampling: SamplingParams::default(),
+        ..request(&nth(0), prompt(3, 20), 20)
+    };
+    assert_ne!(run(&engine, unseeded.clone()).ids(), run(&engine, unseeded).ids());
+}
+
+#[test]
+fn a_prefix_is_reused_under_the_same_coefficients_only() {
+    let engine = engine(&Arc::default(), config(MergeMode::Mixed));
+    let long = prompt(1, 42);
+    let cached = |c: &Coefficients, prompt: &[u32]| {
+        let answer = run(&engine, request(c, prompt.to_vec(), 4));
+        assert_eq!(answer.ids(), greedy(c, prompt, 4));
+        answer.finished.unwrap().usage.cached_tokens
+    };
+    assert_eq!(cached(&nth(0), &long), 0);
+    assert_eq!(cached(&nth(0), &long), 40);
+    assert_eq!(cached(&nth(0), &long[..40]), 36, "the last token is always computed");
+    assert_eq!(cached(&nth(1), &long), 0, "other coefficients");
+    let mut other = long.clone();
+    other[5] += 1;
+    assert_eq!(cached(&nth(0), &other), 4, "up to the first other token");
+    let mut rounded = nth(0);
+    rounded.backbones[0] += 1e-9;
+    rounded.sft -= 1e-9;
+    let answer = run(&engine, request(&rounded, long, 4));
+    assert_eq!(answer.finished.unwrap().usage.cached_tokens, 40, "the same canonical model");
+    settled(&engine);
+}
+
+#[test]
+fn an_answer_ends_at_a_stop_string_an_end_token_or_its_length() {
+    let engine = engine(&Arc::default(), config(MergeMode::Mixed));
+    let (model, start) = (nth(0), prompt(5, 9));
+    let full = run(&engine, request(&model, start.clone(), 60));
+    let text = full.text();
+    let ids = full.ids();
+    assert_eq!(text, byte_tokenizer().decode(&ids, true));
+
+    // A string in the middle of the text, longer than a token.
+    let middle: String = text.chars().skip(20).take(3).collect();
+    let stopped = run(
+        &engine,
+        GenerateRequest {
+            stop: vec!["not there".to_owned(), middle.clone()],
+            ..request(&model, start.clone(), 60)
+        },
+    );
+    assert_eq!(stopped.text(), text[..text.find(&middle).unwrap()]);
+    let finished = stopped.finished.unwrap();
+    assert_eq!((finished.reason, finished.stop.as_deref()), (FinishReason::Stop, Some(&*middle)));
+    assert!(finished.usage.completion_tokens < 60);
+
+    // Prompts until one whose greedy answer holds the end token.
+    let (start, expected) = (0..)
+        .map(|n| (prompt(n, 9), greedy(&model, &prompt(n, 9), 60)))
+        .find(|(_, ids)| ids.contains(&EOS))
+        .unwrap();
+    let end = expected.iter().position(|&id| id == EOS).unwrap();
+    let ended =
+        run(&engine, GenerateRequest { ignore_eos: false, ..request(&model, start.clone(), 60) });
+    assert_eq!(ended.ids(), expected[..=end]);
+    assert_eq!(ended.text(), byte_tokenizer().decode(&expected[..end], true));
+    assert_eq!(ended.finished.unwrap().reason, FinishReason::Stop);
+    let ignored = run(&engine, request(&model, start, 60));
+    assert_eq!(ignored.ids(), expected);
+    settled(&engine);
+}
+
+#[test]
+fn combined_logits_are_the_weighted_sum_of_the_backbones() {
+    for mode in MODES {
+        let engine = engine(&Arc::default(), config(mode));
+        let weights = [0.2, 0.5, 0.3];
+        let start = prompt(2, 13);
+        let combined = GenerateRequest {
+            combine: Combine::Logits(weights.to_vec()),
+            ..request(&c([0.0; 3]), start.clone(), 12)
+        };
+        let others: Vec<_> =
+            (0..6).map(|n| engine.submit(request(&nth(n), prompt(n, 20), 12)).unwrap()).collect();
+        let answer = run(&engine, combined);
+
+        let mut tokens = start;
+        for id in answer.ids() {
+            let mut sum = vec![0.0f32; VOCABULARY];
+            for (lane, weight) in weights.iter().enumerate() {
+                let mut one = [0.0; 3];
+                one[lane] = 1.0;
+                let logits = logits(&c(one), &tokens);
+                sum.iter_mut().zip(logits).for_each(|(s, x)| *s += *weight as f32 * x);
+            }
+            assert_eq!(id, argmax(&sum), "{mode:?}");
+            tokens.push(id);
+        }
+        assert_eq!(tokens.len(), 13 + 12);
+        others.into_iter().for_each(|generation| drop(collect(generation)));
+        settled(&engine);
+    }
+}
+
+#[test]
+fn log_probabilities_of_prompt_and_answer_are_the_models_own() {
+    let engine = engine(&Arc::default(), config(MergeMode::Mixed));
+    let (model, start) = (nth(0), prompt(4, 30));
+    // The prefix cache is warm, and must not be used.
+    run(&engine, request(&model, start.clone(), 1));
+    let answer = run(
+        &engine,
+        GenerateRequest {
+            prompt_logprobs: Some(2),
+            sampling: SamplingParams { logprobs: Some(3), ..SamplingParams::greedy() },
+            ..request(&model, start.clone(), 5)
+        },
+    );
+    let mut tokens = start.clone();
+    tokens.extend(answer.ids());
+    let reported = answer
+        .prompt
+        .iter()
+        .map(|t| (t.id, t.logprob, t.top.clone(), 2))
+        .chain(answer.tokens.iter().map(|t| (t.id, t.logprob.unwrap(), t.top.clone(), 3)));
+    let mut count = 0;
+    for (position, (id, logprob, top, n)) in reported.enumerate() {
+        let x = logits(&model, &tokens[..=position]);
+        let max = f64::from(x.iter().copied().fold(f32::MIN, f32::max));
+        let sum: f64 = x.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+        let expected = |id: u32| (f64::from(x[id as usize]) - max - sum.ln()) as f32;
+        assert_eq!(id, tokens[position + 1]);
+        assert!((logprob - expected(id)).abs() < 1e-5);
+        assert_eq!(top.len(), n);
+        assert_eq!(top[0].0, argmax(&x));
+        assert!(top.iter().all(|&(id, value)| (value - expected(id)).abs() < 1e-5));
+        count += 1;
+    }
+    assert_eq!(count, 29 + 5);
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_work_within_a_step() {
+    let controls = Arc::new(Controls { step: Duration::from_millis(5), ..Controls::default() });
+    for mode in MODES {
+        let engine = engine(&controls, config(mode));
+        let mut running = engine.submit(request(&nth(0), prompt(0, 10), 400)).unwrap();
+        while !matches!(running.blocking_next(), Some(Event::Token(_))) {}
+        assert!(engine.stats().kv_used > 0);
+        // And some that have not started.
+        let waiting: Vec<_> = (0..20)
+            .map(|n| engine.submit(request(&nth(n), prompt(n, 100), 300)).unwrap())
+            .collect();
+        drop((running, waiting));
+        settled(&engine);
+        assert_eq!(engine.stats().cancelled, 21);
+        // The next good request is unharmed.
+        let answer = run(&engine, request(&nth(3), prompt(1, 10), 5));
+        assert_eq!(answer.ids(), greedy(&nth(3), &prompt(1, 10), 5));
+    }
+}
+
+#[test]
+fn a_deadline_fails_running_and_waiting_requests() {
+    let controls = Arc::new(Controls { step: Duration::from_millis(5), ..Controls::default() });
+    let one_lane = EngineConfig {
+        limits: Limits { lanes: 1, ..config(MergeMode::Mixed).limits },
+        ..config(MergeMode::Mixed)
+    };
+    let engine = engine(&controls, one_lane);
+    let late = |n| GenerateRequest {
+        deadline: Some(Instant::now() + Duration::from_millis(60)),
+        ..request(&nth(n), prompt(n, 5), 400)
+    };
+    let (running, waiting) = (engine.submit(late(0)).unwrap(), engine.submit(late(1)).unwrap());
+    let (running, waiting) = (collect(running), collect(waiting));
+    let generated = running.tokens.len();
+    assert!(generated > 0);
+    assert_eq!(running.failed, Some(EngineError::Deadline { generated, max_tokens: 400 }));
+    assert_eq!(running.ids(), greedy(&nth(0), &prompt(0, 5), generated));
+    assert_eq!(waiting.failed, Some(EngineError::Deadline { generated: 0, max_tokens: 400 }));
+    settled(&engine);
+}
+
+#[test]
+fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
+    let controls = Arc::new(Controls { step: Duration::from_millis(2), ..Controls::default() });
+    let narrow = EngineConfig {
+        max_waiting: 3,
+        limits: Limits { lanes: 1, ..config(MergeMode::Mixed).limits },
+        ..config(MergeMode::Mixed)
+    };
+    let engine = engine(&controls, narrow);
+    let mut first = engine.submit(request(&nth(0), prompt(0, 5), 30)).unwrap();
+    assert!(matches!(first.blocking_next(), Some(Event::Started(_))));
+    let accepted: Vec<_> =
+        (0..3).map(|n| engine.submit(request(&nth(n), prompt(n, 5), 5)).unwrap()).collect();
+    let refused = engine.submit(request(&nth(0), prompt(0, 5), 5)).err();
+    assert_eq!(refused, Some(SubmitError::QueueFull { waiting: 3, limit: 3 }));
+    collect_rest(first);
+    accepted.into_iter().for_each(|generation| drop(collect(generation)));
+    run(&engine, request(&nth(0), prompt(0, 5), 5));
+    settled(&engine);
+}
+
+fn collect_rest(mut generation: Generation) {
+    while generation.blocking_next().is_some() {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_completes_what_was_accepted_and_takes_nothing_new() {
+    let controls = Arc::new(Controls { step: Duration::from_millis(2), ..Controls::default() });
+    let engine = engine(&controls, config(MergeMode::Fused));
+    let accepted: Vec<_> =
+        (0..20).map(|n| engine.submit(request(&nth(n), prompt(n, 15), 10)).unwrap()).collect();
+    engine.drain();
+    assert_eq!(engine.state(), EngineState::Draining);
+    let refused = engine.submit(request(&nth(0), prompt(0, 5), 5)).err();
+    assert_eq!(refused, Some(SubmitError::Draining));
+    for (n, mut generation) in accepted.into_iter().enumerate() {
+        let mut ids = Vec::new();
+        while let Some(event) = generation.next().await {
+            if let Event::Token(token) = event {
+                ids.push(token.id);
+            }
+        }
+        assert_eq!(ids, greedy(&nth(n), &prompt(n, 15), 10));
+    }
+    engine.stopped().await;
+    let refused = engine.submit(request(&nth(0), prompt(0, 5), 5)).err();
+    assert_eq!(refused, Some(SubmitError::Stopped));
+    assert_eq!(engine.stats().integrity_failures, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aborted_engine_says_so_to_everybody() {
+    let controls = Arc::new(Controls { step: Duration::from_millis(2), ..Controls::default() });
+    let engine = engine(&controls, config(MergeMode::Mixed));
+    let mut running = engine.submit(request(&nth(0), prompt(0, 15), 400)).unwrap();
+    while !matches!(running.next().await, Some(Event::Token(_))) {}
+    engine.abort();
+    let mut last = None;
+    while let Some(event) = running.next().await {
+        last = Some(event);
+    }
+    assert!(matches!(last, Some(Event::Failed(EngineError::Stopped))), "{last:?}");
+    engine.stopped().await;
+}
+
+#[test]
+fn a_panic_or_a_refusal_fails_those_involved_and_nobody_else() {
+    for mode in MODES {
+        let controls = Arc::new(Controls { step: Duration::from_millis(1), ..Controls::default() });
+        let engine = engine(&controls, config(mode));
+        for (round, bad) in [PANIC, REFUSE].into_iter().enumerate() {
+            let steady: Vec<_> = (0..3)
+                .map(|n| engine.submit(request(&nth(n), prompt(n, 10), 60)).unwrap())
+                .collect();
+            std::thread::sleep(Duration::from_millis(20));
+            let mut broken = prompt(9, 5);
+            broken.push(bad);
+            let answer = run(&engine, request(&c([0.1, 0.2, 0.3]), broken, 5));
+            assert!(matches!(answer.failed, Some(EngineError::Forward(_))), "{answer:?}");
+            for (n, generation) in steady.into_iter().enumerate() {
+                let answer = collect(generation);
+                match answer.failed {
+                    // In a mixed pass they shared the step that broke.
+                    Some(error) => {
+                        assert!(matches!(error, EngineError::Forward(_)));
+                        assert_ne!(mode, MergeMode::Fused);
+                    }
+                    None => assert_eq!(answer.ids(), greedy(&nth(n), &prompt(n, 10), 60)),
+                }
+            }
+            assert_eq!(controls.resets.load(Ordering::Relaxed), 1, "round {round}");
+            let answer = run(&engine, request(&nth(0), prompt(0, 10), 60));
+            assert_eq!(answer.ids(), greedy(&nth(0), &prompt(0, 10), 60));
+        }
+        settled(&engine);
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_fail_that_request_only() {
+    let engine = engine(&Arc::default(), config(MergeMode::Mixed));
+    let good = engine.submit(request(&nth(0), prompt(0, 10), 30)).unwrap();
+    let answer = run(&engine, request(&nth(1), vec![1, NAN, 2], 5));
+    assert!(matches!(answer.failed, Some(EngineError::NotFinite(_))), "{answer:?}");
+    assert_eq!(collect(good).ids(), greedy(&nth(0), &prompt(0, 10), 30));
+    settled(&engine);
+}
+
+#[test]
+fn a_failed_merge_fails_its_requests_and_is_tried_again() {
+    let controls = Arc::new(Controls::default());
+    controls.broken_merges.store(true, Ordering::Relaxed);
+    let engine = engine(&controls, config(MergeMode::Fused));
+    let answer = run(&engine, request(&nth(0), prompt(0, 10), 5));
+    assert_eq!(answer.failed, Some(EngineError::Merge("as planned".to_owned())));
+    controls.broken_merges.store(false, Ordering::Relaxed);
+    let answer = run(&engine, request(&nth(0), prompt(0, 10), 5));
+    assert_eq!(answer.ids(), greedy(&nth(0), &prompt(0, 10), 5));
+    settled(&engine);
+}
+
+#[test]
+fn running_requests_go_on_while_a_new_preference_is_merged() {
+    let controls = Arc::new(Controls {
+        step: Duration::from_millis(1),
+        merge: Duration::from_millis(150),
+        ..Controls::default()
+    });
+    let engine = engine(&controls, config(MergeMode::Fused));
+    let first = run(&engine, request(&nth(0), prompt(0, 10), 5)).started.unwrap();
+    assert_eq!((first.mode, first.cache), (Mode::Fused, Some(CacheOutcome::Miss)));
+    assert!(first.merge >= Duration::from_millis(100));
+    let mut running = engine.submit(request(&nth(0), prompt(0, 10), 400)).unwrap();
+    let Some(Event::Started(hit)) = running.blocking_next() else { panic!("not started") };
+    assert_eq!((hit.cache, hit.merge), (Some(CacheOutcome::Hit), Duration::ZERO));
+    let forwards = controls.forwards.load(Ordering::Relaxed);
+    let answer = run(&engine, request(&nth(1), prompt(1, 10), 1));
+    assert_eq!(answer.started.unwrap().cache, Some(CacheOutcome::Miss));
+    let during = controls.forwards.load(Ordering::Relaxed) - forwards;
+    assert!(during > 20, "{during} steps while merging");
+    drop(running);
+    settled(&engine);
+}
+
+#[test]
+fn auto_merges_a_hot_preference_and_no_passing_one() {
+    let step = Duration::from_micros(200);
+    let controls = Arc::new(Controls { step, merged_models: 2, ..Controls::default() });
+    let engine = engine(&controls, config(MergeMode::Auto));
+    // The price of a merge here is a small part of what one mixed pass costs more.
+    let hot = run(&engine, request(&nth(0), prompt(0, 10), 200));
+    assert_eq!(hot.started.unwrap().mode, Mode::Mixed, "nobody waits for a merge");
+    assert_eq!(hot.ids(), greedy(&nth(0), &prompt(0, 10), 200));
+    let stats = engine.stats();
+    assert!(stats.mixed_forwards > 0 && stats.fused_forwards > 0, "{stats:?}");
+    let again = run(&engine, request(&nth(0), prompt(0, 10), 5)).started.unwrap();
+    assert_eq!((again.mode, again.cache), (Mode::Fused, Some(CacheOutcome::Hit)));
+    assert_eq!(controls.merges.load(Ordering::Relaxed), 1);
+    settled(&engine);
+}
+
+#[test]
+fn a_burst_of_a_thousand_preferences_evicts_starves_and_grows_nothing() {
+    for mode in MODES {
+        let controls = Arc::new(Controls {
+            step: Duration::from_micros(200),
+            merge: Duration::from_micros(500),
+            ..Controls::default()
+        });
+        let engine = engine(&controls, EngineConfig { max_waiting: 2_000, ..config(mode) });
+        let mut hot = engine.submit(request(&nth(5_000), prompt(0, 10), 400)).unwrap();
+        while !matches!(hot.blocking_next(), Some(Event::Token(_))) {}
+        let burst: Vec<_> =
+            (0..1_000).map(|n| engine.submit(request(&nth(n), prompt(n, 6), 3)).unwrap()).collect();
+        let (ids, finished_before) = {
+            let mut ids = vec![greedy(&nth(5_000), &prompt(0, 10), 1)[0]];
+            while let Some(event) = hot.blocking_next() {
+                if let Event::Token(token) = event {
+                    ids.push(token.id);
+                }
+            }
+            (ids, engine.stats().finished)
+        };
+        assert_eq!(ids, greedy(&nth(5_000), &prompt(0, 10), 400), "{mode:?}");
+        // The hot preference asked again in the middle of the burst is served, not starved.
+        let again = GenerateRequest {
+            deadline: Some(Instant::now() + Duration::from_secs(30)),
+            priority: 1,
+            ..request(&nth(5_000), prompt(1, 10), 5)
+        };
+        assert_eq!(run(&engine, again).ids(), greedy(&nth(5_000), &prompt(1, 10), 5));
+        assert!(finished_before > 0);
+        for (n, generation) in burst.into_iter().enumerate() {
+            assert_eq!(collect(generation).ids(), greedy(&nth(n), &prompt(n, 6), 3), "{mode:?}");
+        }
+        settled(&engine);
+        assert!(controls.most_alive.load(Ordering::Relaxed) <= controls.merged_models);
+        let stats = engine.stats();
+        assert_eq!((stats.finished, stats.failed), (1_002, 0));
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_served_are_refused_by_field() {
+    let controls = Arc::new(Controls { blocks: 50, ..Controls::default() });
+    let engine = engine(&controls, config(MergeMode::Auto));
+    let good = request(&nth(0), prompt(0, 10), 5);
+    let infinite = Coefficients { backbones: vec![f64::INFINITY, 0.0, 0.0], sft: 0.0 };
+    let cases = [
+        ("prompt", GenerateRequest { prompt: vec![], ..good.clone() }),
+        ("prompt", GenerateRequest { prompt: vec![261], ..good.clone() }),
+        ("prompt", GenerateRequest { prompt: prompt(0, 500), ..good.clone() }),
+        ("max_tokens", GenerateRequest { max_tokens: 0, ..good.clone() }),
+        ("max_tokens", GenerateRequest { max_tokens: 491, ..good.clone() }),
+        ("max_tokens", GenerateRequest { max_tokens: usize::MAX, ..good.clone() }),
+        ("max_tokens", GenerateRequest { max_tokens: 191, ..good.clone() }),
+        ("coefficients", GenerateRequest { coefficients: infinite, ..good.clone() }),
+        (
+            "coefficients",
+            GenerateRequest {
+                coefficients: Coefficients { backbones: vec![1.0], sft: 0.0 },
+                ..good.clone()
+            },
+        ),
+        ("combine", GenerateRequest { combine: Combine::Logits(vec![1.0]), ..good.clone() }),
+        ("stop", GenerateRequest { stop: vec![String::new()], ..good.clone() }),
+        (
+            "temperature",
+            GenerateRequest {
+                sampling: SamplingParams { temperature: f32::NAN, ..SamplingParams::default() },
+                ..good.clone()
+            },
+        ),
+    ];
+    for (expected, request) in cases {
+        match engine.submit(request) {
+            Err(SubmitError::Invalid { field, reason }) => assert_eq!(field, expected, "{reason}"),
+            Err(other) => panic!("{expected}: {other}"),
+            Ok(_) => panic!("{expected}: accepted"),
+        }
+    }
+    assert_eq!(run(&engine, good).ids(), greedy(&nth(0), &prompt(0, 10), 5));
+    settled(&engine);
+}

@@ -1,0 +1,352 @@
+//! A soup whose every token is a hash of all that should decide it: what the key/value blocks hold,
+//! and the coefficients. Any mix-up of blocks, rows, lanes or models changes the tokens.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ladle::{
+    engine::{
+        backend::{Backend, Facts, Fetch},
+        cost::{Footprint, Pass},
+    },
+    kernels::{Batch, KernelError},
+    preference::Coefficients,
+    tokenizer::Tokenizer,
+};
+
+/// Bytes, an end-of-sequence token, and tokens that make the soup misbehave.
+pub const VOCABULARY: usize = 261;
+pub const EOS: u32 = 256;
+/// In a sequence: its forward pass panics.
+pub const PANIC: u32 = 257;
+/// In a sequence: its logits are NaN.
+pub const NAN: u32 = 258;
+/// In a sequence: its forward pass is refused.
+pub const REFUSE: u32 = 259;
+/// Blocks hold this many tokens.
+pub const BLOCK: usize = 4;
+
+/// A token in key/value memory, with the model that it was computed under.
+#[derive(Clone, Copy, PartialEq)]
+struct Slot {
+    token: u32,
+    model: u64,
+}
+
+/// Settings and counters of a [`HashSoup`], shared with its test.
+pub struct Controls {
+    pub step: Duration,
+    pub merge: Duration,
+    pub merged_models: usize,
+    pub mixes: bool,
+    pub blocks: usize,
+    /// Merges fail.
+    pub broken_merges: AtomicBool,
+    pub merges: AtomicUsize,
+    pub most_alive: AtomicUsize,
+    pub resets: AtomicUsize,
+    pub forwards: AtomicUsize,
+    /// Positions of rows whose logits were computed, by call.
+    pub rows: AtomicUsize,
+}
+
+impl Default for Controls {
+    fn default() -> Self {
+        Self {
+            step: Duration::ZERO,
+            merge: Duration::from_millis(2),
+            merged_models: 4,
+            mixes: true,
+            blocks: 400,
+            broken_merges: AtomicBool::new(false),
+            merges: AtomicUsize::new(0),
+            most_alive: AtomicUsize::new(0),
+            resets: AtomicUsize::new(0),
+            forwards: AtomicUsize::new(0),
+            rows: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// Merged weights: only their identity.
+pub struct Merged {
+    model: u64,
+}
+
+enum State {
+    Building,
+    Built(Arc<Merged>),
+    Failed,
+}
+
+/// A place in the cache; whoever has a ticket holds it.
+struct Entry {
+    state: State,
+    held: Arc<()>,
+}
+
+pub struct Ticket {
+    model: u64,
+    _held: Arc<()>,
+}
+
+impl Entry {
+    fn ticket(&self, model: u64) -> Ticket {
+        Ticket { model, _held: self.held.clone() }
+    }
+
+    fn is_idle(&self) -> bool {
+        let leased = match &self.state {
+            State::Building => true,
+            State::Built(merged) => Arc::strong_count(merged) > 1,
+            State::Failed => false,
+        };
+        !leased && Arc::strong_count(&self.held) == 1
+    }
+}
+
+pub struct HashSoup {
+    controls: Arc<Controls>,
+    memory: Vec<[Option<Slot>; BLOCK]>,
+    cache: Arc<Mutex<HashMap<u64, Entry>>>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl HashSoup {
+    pub fn new(controls: Arc<Controls>) -> Self {
+        let memory = vec![[None; BLOCK]; controls.blocks];
+        Self { controls, memory, cache: Arc::default(), wake: Arc::new(|| ()) }
+    }
+}
+
+fn mix(state: u64, value: u64) -> u64 {
+    let mut z = (state ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn model(terms: &[f32]) -> u64 {
+    terms.iter().fold(1, |state, term| mix(state, u64::from(term.to_bits())))
+}
+
+fn terms(c: &Coefficients) -> Vec<f32> {
+    c.backbones.iter().chain([&c.sft]).map(|&v| (v + 0.0) as f32).collect()
+}
+
+/// The logits after `tokens` under coefficients `c`: what the soup must give, from scratch.
+pub fn logits(c: &Coefficients, tokens: &[u32]) -> Vec<f32> {
+    logits_of(model(&terms(c)), tokens.iter().copied())
+}
+
+fn logits_of(model: u64, tokens: impl Iterator<Item = u32>) -> Vec<f32> {
+    let mut misbehaves = false;
+    let state = tokens.fold(model, |state, token| {
+        misbehaves |= token == NAN;
+        mix(state, u64::from(token))
+    });
+    let value = |id: u64| (mix(state, id) >> 40) as f32 / 1e6;
+    let mut logits: Vec<f32> = (0..VOCABULARY as u64).map(value).collect();
+    // The end comes only by chance among 257; the tokens that misbehave never.
+    logits[EOS as usize + 1..].fill(f32::NEG_INFINITY);
+    if misbehaves {
+        logits[7] = f32::NAN;
+    }
+    logits
+}
+
+/// Greedy continuation of `prompt`, from scratch.
+pub fn greedy(c: &Coefficients, prompt: &[u32], n: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..n {
+        tokens.push(argmax(&logits(c, &tokens)));
+    }
+    tokens.split_off(prompt.len())
+}
+
+pub fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+}
+
+impl Backend for HashSoup {
+    type Lease = Arc<Merged>;
+    type Ticket = Ticket;
+    type Logits = Vec<f32>;
+
+    fn facts(&self) -> Facts {
+        // Mixed passes cost more, so that `auto` fuses what is merged.
+        let pass = |bytes| Pass { bytes, flops_per_row: 1e6 };
+        Facts {
+            vocabulary: VOCABULARY,
+            backbones: 3,
+            context: 500,
+            blocks: self.controls.blocks,
+            block_tokens: BLOCK,
+            digest: "hash".to_owned(),
+            merged_models: self.controls.merged_models,
+            mixes: self.controls.mixes,
+            footprint: Footprint { fused: pass(1e6), mixed: pass(1e9), merge_bytes: 1e6 },
+        }
+    }
+
+    fn canonical(&self, c: &Coefficients) -> Coefficients {
+        let round = |v: f64| (v * 1e6).round() / 1e6;
+        Coefficients {
+            backbones: c.backbones.iter().map(|&v| round(v)).collect(),
+            sft: round(c.sft),
+        }
+    }
+
+    fn terms(&self, c: &Coefficients) -> Vec<f32> {
+        terms(c)
+    }
+
+    fn cached(&mut self, c: &Coefficients) -> Option<Arc<Merged>> {
+        match &self.cache.lock().unwrap().get(&model(&terms(c)))?.state {
+            State::Built(merged) => Some(merged.clone()),
+            _ => None,
+        }
+    }
+
+    fn fetch(&mut self, c: &Coefficients) -> Fetch<Arc<Merged>, Ticket> {
+        let model = model(&terms(c));
+        let mut cache = self.cache.lock().unwrap();
+        match cache.get(&model).map(|entry| (&entry.state, entry)) {
+            Some((State::Built(merged), _)) => return Fetch::Ready(merged.clone()),
+            Some((State::Building, entry)) => return Fetch::Building(entry.ticket(model)),
+            Some((State::Failed, _)) => drop(cache.remove(&model)),
+            None => {}
+        }
+        if cache.len() >= self.controls.merged_models {
+            let victim = cache.iter().find(|(_, entry)| entry.is_idle()).map(|(&key, _)| key);
+            let Some(victim) = victim else { return Fetch::NoRoom };
+            cache.remove(&victim);
+        }
+        let entry = Entry { state: State::Building, held: Arc::new(()) };
+        let ticket = entry.ticket(model);
+        cache.insert(model, entry);
+        self.controls.merges.fetch_add(1, Ordering::Relaxed);
+        self.controls.most_alive.fetch_max(cache.len(), Ordering::Relaxed);
+        let (shared, controls) = (self.cache.clone(), self.controls.clone());
+        let wake = self.wake.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(controls.merge);
+            let failed = controls.broken_merges.load(Ordering::Relaxed);
+            if let Some(entry) = shared.lock().unwrap().get_mut(&model) {
+                entry.state =
+                    if failed { State::Failed } else { State::Built(Arc::new(Merged { model })) };
+            }
+            wake();
+        });
+        Fetch::Building(ticket)
+    }
+
+    fn redeem(&self, ticket: &Ticket) -> Option<Result<Arc<Merged>, String>> {
+        match &self.cache.lock().unwrap().get(&ticket.model)?.state {
+            State::Building => None,
+            State::Built(merged) => Some(Ok(merged.clone())),
+            State::Failed => Some(Err("as planned".to_owned())),
+        }
+    }
+
+    fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
+        self.wake = wake;
+    }
+
+    fn forward(
+        &mut self,
+        merged: Option<&Arc<Merged>>,
+        batch: &Batch,
+    ) -> Result<Vec<f32>, KernelError> {
+        std::thread::sleep(self.controls.step);
+        self.controls.forwards.fetch_add(1, Ordering::Relaxed);
+        self.controls.rows.fetch_add(batch.tokens.len(), Ordering::Relaxed);
+        assert_eq!(merged.is_none(), batch.coefficients.is_some());
+        let mut out = Vec::new();
+        let mut outputs = batch.outputs.iter().peekable();
+        for segment in &batch.segments {
+            for row in segment.rows.clone() {
+                let position = segment.cached + row - segment.rows.start;
+                assert_eq!(batch.positions[row] as usize, position);
+                let model = match (merged, &batch.coefficients) {
+                    (Some(merged), _) => merged.model,
+                    (None, Some(c)) => model(&c.values[row * c.terms..(row + 1) * c.terms]),
+                    (None, None) => unreachable!(),
+                };
+                let token = batch.tokens[row];
+                assert!(token != PANIC, "a planned panic");
+                if token == REFUSE {
+                    let (op, what) = ("hash", "token");
+                    return Err(KernelError::Shape { op, what, expected: 0, got: 1 });
+                }
+                let block = &mut self.memory[segment.blocks[position / BLOCK] as usize];
+                block[position % BLOCK] = Some(Slot { token, model });
+                if outputs.next_if_eq(&&row).is_some() {
+                    let read = |p: usize| {
+                        let slot = self.memory[segment.blocks[p / BLOCK] as usize][p % BLOCK];
+                        let slot = slot.expect("keys and values that were never computed");
+                        assert!(slot.model == model, "keys and values of another model");
+                        slot.token
+                    };
+                    out.extend(logits_of(model, (0..=position).map(read)));
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn values<'a>(&self, logits: &'a mut Vec<f32>) -> &'a mut [f32] {
+        logits
+    }
+
+    fn reset(&mut self) -> Result<(), KernelError> {
+        self.controls.resets.fetch_add(1, Ordering::Relaxed);
+        self.memory.fill([None; BLOCK]);
+        Ok(())
+    }
+}
+
+/// A tokenizer of bytes: token i is byte i, 256 ends the text.
+pub fn byte_tokenizer() -> Tokenizer {
+    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 0x100;
+    let mut vocabulary = serde_json::Map::new();
+    for byte in 0..256u32 {
+        let code = if printable(byte) {
+            byte
+        } else {
+            next += 1;
+            next - 1
+        };
+        vocabulary.insert(char::from_u32(code).unwrap().to_string(), byte.into());
+    }
+    let special = |id: u32, content: &str| {
+        serde_json::json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    };
+    vocabulary.insert("<end>".to_owned(), EOS.into());
+    let byte_level = serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [special(EOS, "<end>")],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+    write("tokenizer.json", tokenizer.to_string());
+    write("tokenizer_config.json", r#"{"eos_token": "<end>"}"#.to_owned());
+    Tokenizer::from_dir(Path::new(dir.path())).unwrap()
+}
