@@ -98,6 +98,7 @@ pub(super) fn products(
             fresh: job.fresh,
             block_rows: rows.div_ceil(row_blocks),
             row_blocks,
+            threads: pool.threads(),
             end: tasks,
         });
     }
@@ -185,6 +186,7 @@ struct Grid<'a> {
     fresh: bool,
     block_rows: usize,
     row_blocks: usize,
+    threads: usize,
     /// One past the last task of this job.
     end: usize,
 }
@@ -193,12 +195,17 @@ impl Grid<'_> {
     /// Block number `index`; `x` is the input as packed.
     fn block<'a>(&'a self, index: usize, x: &'a Tensor, scratch: &'a mut Vec<Line>) -> Block<'a> {
         let (row, output) = (index % self.row_blocks, index / self.row_blocks);
+        let outs = |block: usize| {
+            let first = (block * BLOCK_OUTPUTS).min(self.outputs);
+            first..self.outputs.min(first + BLOCK_OUTPUTS)
+        };
         Block {
             x,
             rows: row * self.block_rows..self.x.rows().min((row + 1) * self.block_rows),
             w: self.w,
             inputs: self.x.width(),
-            outs: output * BLOCK_OUTPUTS..self.outputs.min((output + 1) * BLOCK_OUTPUTS),
+            outs: outs(output),
+            ahead: outs(output + self.threads),
             y: self.y,
             outputs: self.outputs,
             fresh: self.fresh,
@@ -214,6 +221,8 @@ struct Block<'a> {
     w: &'a HostTensor,
     inputs: usize,
     outs: Range<usize>,
+    /// Outputs that this thread is likely to do next.
+    ahead: Range<usize>,
     y: SharedMut,
     outputs: usize,
     fresh: bool,
@@ -245,22 +254,23 @@ impl Block<'_> {
     fn typed<S: Simd, E: Element>(self, s: S, w: &[E]) {
         let whole = self.inputs % (2 * S::LANES) == 0;
         let chunks = self.inputs.div_ceil(2 * S::LANES);
+        let tiles = self.rows.len().div_ceil(S::ROWS);
         let stretches = self.inputs.div_ceil(STRETCH).max(1);
         let stretch = |i: usize| i * chunks / stretches..(i + 1) * chunks / stretches;
-        if whole && (E::WIDE || self.rows.len() <= 2 * S::ROWS) {
+        if whole && self.rows.len() <= 2 * S::ROWS {
             // SAFETY: the rows outs of w, each of whole chunks.
             unsafe {
                 let w = w.as_ptr().add(self.outs.start * self.inputs);
-                if self.rows.len() <= S::ROWS {
-                    for out in (0..self.outs.len()).step_by(4) {
-                        let outs = out..self.outs.len().min(out + 4);
-                        for chunks in (0..stretches).map(stretch) {
-                            self.sweep(s, w, self.inputs, &chunks, outs.clone(), 0);
-                        }
-                    }
-                } else {
+                for out in (0..self.outs.len()).step_by(4) {
+                    let outs = out..self.outs.len().min(out + 4);
+                    // The next four rows of the weight lie right behind these.
+                    let mut ahead = Ahead::over(
+                        w.wrapping_add(outs.end * self.inputs),
+                        outs.len() * self.inputs,
+                        chunks * tiles,
+                    );
                     for chunks in (0..stretches).map(stretch) {
-                        self.sweep(s, w, self.inputs, &chunks, 0..self.outs.len(), 0);
+                        self.sweep(s, w, self.inputs, &chunks, outs.clone(), 0, &mut ahead);
                     }
                 }
             }
@@ -268,6 +278,11 @@ impl Block<'_> {
         }
         let Self { ref outs, inputs, .. } = self;
         let widest = (0..stretches).map(|i| stretch(i).len()).max().unwrap_or(0) * 2 * S::LANES;
+        let mut ahead = Ahead::over(
+            w.as_ptr().wrapping_add(self.ahead.start * inputs),
+            self.ahead.len() * inputs,
+            chunks * tiles * outs.len().div_ceil(4),
+        );
         let mut scratch = std::mem::take(self.scratch);
         if scratch.len() * LINE < outs.len() * widest {
             scratch = zeroed((outs.len() * widest).div_ceil(LINE));
@@ -283,7 +298,7 @@ impl Block<'_> {
             // SAFETY: the scratch holds outs rows of these chunks.
             unsafe {
                 let (skipped, w) = (chunks.start, scratch.as_ptr().cast::<f32>());
-                self.sweep(s, w, widest, &chunks, 0..outs.len(), skipped);
+                self.sweep(s, w, widest, &chunks, 0..outs.len(), skipped, &mut ahead);
             }
         }
         *self.scratch = scratch;
@@ -292,6 +307,7 @@ impl Block<'_> {
     /// All rows × `outs` (counted from the block's first) over some chunks of the inputs.
     /// # Safety
     /// `w` holds rows of at least `chunks.end − skipped` chunks, `ldw` apart, for all `outs`.
+    #[allow(clippy::too_many_arguments)] // the innermost level: all of it is needed at once
     #[inline(always)]
     unsafe fn sweep<S: Simd, E: Element>(
         &self,
@@ -301,6 +317,7 @@ impl Block<'_> {
         chunks: &Range<usize>,
         outs: Range<usize>,
         skipped: usize,
+        ahead: &mut Ahead,
     ) {
         let tiles = self.rows.len().div_ceil(S::ROWS);
         for tile in 0..tiles {
@@ -317,10 +334,12 @@ impl Block<'_> {
                     y: self.y.0.add(first * self.outputs + self.outs.start + outs.start),
                     ldy: self.outputs,
                     chunks: chunks.len(),
+                    ahead: *ahead,
                 };
                 let mut left = outs.len();
                 while left >= 4 {
                     tile.rows::<S, 4>(s, last - first);
+                    tile.ahead.advance(chunks.len());
                     tile.w = tile.w.add(4 * ldw);
                     tile.y = tile.y.add(4);
                     left -= 4;
@@ -330,6 +349,7 @@ impl Block<'_> {
                     tile.w = tile.w.add(ldw);
                     tile.y = tile.y.add(1);
                 }
+                *ahead = tile.ahead;
             }
         }
     }
@@ -344,6 +364,38 @@ struct Tile<E> {
     y: *mut f32,
     ldy: usize,
     chunks: usize,
+    ahead: Ahead,
+}
+
+/// Weights to bring nearer while tiles compute, some cache lines a chunk: spread evenly, since more
+/// than the memory delivers would stall the computation instead of hiding behind it.
+#[derive(Clone, Copy)]
+struct Ahead {
+    next: *const u8,
+    /// Lines a chunk; 0 when there is nothing left to do.
+    lines: usize,
+    /// Lines left.
+    left: usize,
+}
+
+impl Ahead {
+    const LINE: usize = 64;
+
+    /// `count` elements from `first` on, over the next `chunks` chunks of tiles.
+    #[inline(always)]
+    fn over<E>(first: *const E, count: usize, chunks: usize) -> Self {
+        let left = (count * size_of::<E>()).div_ceil(Self::LINE);
+        Self { next: first.cast(), lines: left.div_ceil(chunks.max(1)), left }
+    }
+
+    /// Passes what `chunks` chunks brought.
+    #[inline(always)]
+    fn advance(&mut self, chunks: usize) {
+        let lines = chunks * self.lines;
+        self.next = self.next.wrapping_add(lines * Self::LINE);
+        self.left = self.left.saturating_sub(lines);
+        self.lines = if self.left == 0 { 0 } else { self.lines };
+    }
 }
 
 impl<E: Element> Tile<E> {
@@ -370,6 +422,9 @@ impl<E: Element> Tile<E> {
         unsafe {
             for chunk in 0..self.chunks {
                 let (x, w) = (self.x.add(chunk * 2 * S::LANES), self.w.add(chunk * 2 * S::LANES));
+                for line in chunk * self.ahead.lines..(chunk + 1) * self.ahead.lines {
+                    s.prefetch(self.ahead.next.wrapping_add(line * Ahead::LINE));
+                }
                 let mut wide = [s.splat(0.0); N];
                 for j in 0..N {
                     wide[j] = E::first(s, w.add(j * self.ldw));
@@ -429,8 +484,6 @@ fn widen<S: Simd, E: Element>(s: S, w: &[E], wide: &mut [f32]) {
 /// Storage types of weights.
 trait Element: Copy {
     const ZERO: Self;
-    /// Stored as it is multiplied.
-    const WIDE: bool;
     /// The first LANES of 2 LANES values, in the order of [`Pack`].
     /// # Safety
     /// `p` must be readable for 2 LANES values.
@@ -443,7 +496,6 @@ trait Element: Copy {
 
 impl Element for f32 {
     const ZERO: Self = 0.0;
-    const WIDE: bool = true;
     #[inline(always)]
     unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.
@@ -458,7 +510,6 @@ impl Element for f32 {
 
 impl Element for bf16 {
     const ZERO: Self = Self::ZERO;
-    const WIDE: bool = false;
     #[inline(always)]
     unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.
@@ -473,7 +524,6 @@ impl Element for bf16 {
 
 impl Element for f16 {
     const ZERO: Self = Self::ZERO;
-    const WIDE: bool = false;
     #[inline(always)]
     unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.

@@ -1,0 +1,187 @@
+//! The CPU kernels through their public door, on every instruction set of the machine, against
+//! plain f64 arithmetic.
+
+mod common;
+
+use common::model::cast;
+use ladle::kernels::{
+    AttentionShape, Batch, Dtype, HostTensor, KernelError, Kernels, Product, Segment,
+    cpu::{BLOCK, CpuKernels, Isa, KvPool, KvShape},
+};
+use proptest::prelude::*;
+
+/// Values in −1..1, different for each seed.
+fn random(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn weight(dtype: Dtype, shape: [usize; 2], seed: u64) -> HostTensor {
+    let values = random(shape[0] * shape[1], seed);
+    cast(&HostTensor::from_f32(&values, shape.to_vec()).unwrap(), dtype)
+}
+
+fn dtypes() -> impl Strategy<Value = Dtype> {
+    prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_are_right_to_f32_rounding_and_rows_do_not_feel_each_other(
+        rows in 1usize..40,
+        inputs in prop_oneof![1usize..80, 760usize..1700],
+        outputs in 1usize..75,
+        dtype in dtypes(),
+        seed in any::<u64>(),
+        add in any::<bool>(),
+    ) {
+        let w = weight(dtype, [outputs, inputs], seed);
+        let (x, y) = (random(rows * inputs, !seed), random(rows * outputs, seed ^ 77));
+        let wide = w.to_f32();
+        for isa in Isa::available() {
+            let kernels = CpuKernels::with_isa(2, isa);
+            let product = |rows: std::ops::Range<usize>| {
+                let part = &x[rows.start * inputs..rows.end * inputs];
+                let x = kernels.tensor(rows.len(), part).unwrap();
+                let y = &y[rows.start * outputs..rows.end * outputs];
+                let onto = add.then(|| kernels.tensor(rows.len(), y).unwrap());
+                kernels.products(vec![Product { x: &x, weight: &w, onto }]).unwrap().remove(0)
+            };
+            let got = product(0..rows);
+            for (t, got) in got.data().chunks_exact(outputs).enumerate() {
+                for (o, got) in got.iter().enumerate() {
+                    let x = &x[t * inputs..(t + 1) * inputs];
+                    let w = &wide[o * inputs..(o + 1) * inputs];
+                    let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
+                    let expected =
+                        terms.sum::<f64>() + if add { f64::from(y[t * outputs + o]) } else { 0.0 };
+                    let error = (f64::from(*got) - expected).abs();
+                    prop_assert!(error < 2e-6 * size, "{}: {got} for {expected}", isa.name());
+                }
+            }
+            for t in [0, rows / 2, rows - 1] {
+                let alone = product(t..t + 1);
+                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_right_over_scattered_blocks_and_windows(
+        cached in 0usize..1100,
+        rows in 1usize..9,
+        kv_heads in 1usize..3,
+        group in 1usize..5,
+        half_dim in 1usize..40,
+        window in prop_oneof![Just(None), (1usize..700).prop_map(Some)],
+        narrow in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let head_dim = 2 * half_dim;
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, window };
+        let length = cached + rows;
+        let dtype = if narrow { Dtype::Bf16 } else { Dtype::F32 };
+        let needed = length.div_ceil(BLOCK);
+        let blocks: Vec<u32> = (0..needed as u32).rev().collect();
+        let pool = KvShape { layers: 2, kv_heads, head_dim, blocks: needed, dtype };
+        let width = kv_heads * head_dim;
+        let (k, v) = (random(length * width, seed), random(length * width, !seed));
+        let q: Vec<f32> =
+            random(length * shape.heads * head_dim, seed ^ 5).iter().map(|q| q * 3.0).collect();
+        let rounded = |values: &[f32]| -> Vec<f64> {
+            let values = HostTensor::from_f32(values, vec![values.len()]).unwrap();
+            cast(&values, dtype).to_f32().iter().map(|v| f64::from(*v)).collect()
+        };
+        let (wide_k, wide_v) = (rounded(&k), rounded(&v));
+        for isa in Isa::available() {
+            let kernels = CpuKernels::with_isa(2, isa);
+            let mut cache = KvPool::new(pool).unwrap();
+            let mut feed = |from: usize, to: usize| {
+                let part = |values: &[f32], width: usize| {
+                    kernels.tensor(to - from, &values[from * width..to * width]).unwrap()
+                };
+                let segments =
+                    vec![Segment { rows: 0..to - from, cached: from, blocks: blocks.clone() }];
+                let batch = Batch { segments, ..Batch::default() };
+                let (q, k, v) = (part(&q, shape.heads * head_dim), part(&k, width), part(&v, width));
+                kernels.attention(q, k, v, 1, shape, &batch, &mut cache).unwrap()
+            };
+            if cached > 0 {
+                feed(0, cached);
+            }
+            let got = feed(cached, length);
+            for (index, got) in got.data().chunks_exact(head_dim).enumerate() {
+                let (position, head) = (cached + index / shape.heads, index % shape.heads);
+                let q = &q[(position * shape.heads + head) * head_dim..][..head_dim];
+                let first = window.map_or(0, |w| (position + 1).saturating_sub(w));
+                let at = |p: usize| p * width + head / group * head_dim;
+                let scores: Vec<f64> = (first..=position)
+                    .map(|p| {
+                        let k = &wide_k[at(p)..at(p) + head_dim];
+                        let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum();
+                        dot / (head_dim as f64).sqrt()
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (d, got) in got.iter().enumerate() {
+                    let values = weights.iter().zip(first..).map(|(w, p)| w * wide_v[at(p) + d]);
+                    let expected = values.sum::<f64>() / total;
+                    let error = (f64::from(*got) - expected).abs();
+                    prop_assert!(error < 1e-5, "{}: {got} for {expected}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_that_do_not_fit_are_named() {
+    let kernels = CpuKernels::new(1);
+    let x = kernels.tensor(2, &[0.0; 6]).unwrap();
+    let w = weight(Dtype::F32, [4, 5], 1);
+    let error = kernels.linear(&x, &w).unwrap_err();
+    assert_eq!(error.to_string(), "linear: width of the input is 3, expected 5");
+    let error = kernels.embed(&w, &[1, 4]).unwrap_err();
+    assert_eq!(error.to_string(), "embed: token id (at most) is 4, expected 3");
+    let error = kernels.select_rows(&x, &[2]).unwrap_err();
+    assert_eq!(error.to_string(), "select_rows: row (below) is 2, expected 2");
+}
+
+#[test]
+fn attention_refuses_blocks_that_are_missing_or_not_of_the_pool() {
+    let kernels = CpuKernels::new(1);
+    let pool = KvShape { layers: 1, kv_heads: 1, head_dim: 4, blocks: 2, dtype: Dtype::F32 };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, window: None };
+    let attend = |cached: usize, blocks: Vec<u32>| -> Result<_, KernelError> {
+        let mut cache = KvPool::new(pool)?;
+        let x = kernels.tensor(1, &[0.5; 4])?;
+        let segments = vec![Segment { rows: 0..1, cached, blocks }];
+        let batch = Batch { segments, ..Batch::default() };
+        kernels.attention(x.clone(), x.clone(), x, 0, shape, &batch, &mut cache)
+    };
+    let error = attend(BLOCK, vec![0]).unwrap_err();
+    let missing = "attention: number of cache blocks (at least) is 1, expected 2";
+    assert_eq!(error.to_string(), missing);
+    let error = attend(0, vec![2]).unwrap_err();
+    assert_eq!(error.to_string(), "attention: cache block (below) is 2, expected 2");
+    assert!(attend(BLOCK, vec![1, 0]).is_ok());
+}
+
+#[test]
+fn a_pool_that_cannot_exist_is_refused() {
+    let shape =
+        KvShape { layers: usize::MAX, kv_heads: 8, head_dim: 128, blocks: 1, dtype: Dtype::Bf16 };
+    let error = KvPool::new(shape).unwrap_err();
+    assert_eq!(error.to_string(), "kv pool: cannot reserve None bytes: the size overflows");
+    assert!(KvPool::new(KvShape { layers: 1, dtype: Dtype::F16, ..shape }).is_err());
+}

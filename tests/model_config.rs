@@ -1,0 +1,148 @@
+//! What a `config.json` becomes, and what is said of one that cannot be served.
+
+use ladle::model::config::ModelConfig;
+use serde_json::{Value, json};
+
+fn llama() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 100,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "eos_token_id": 2,
+    })
+}
+
+fn with(mut config: Value, changes: Value) -> Value {
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+fn read(config: Value) -> ModelConfig {
+    ModelConfig::from_json(&config).unwrap()
+}
+
+#[test]
+fn absent_keys_take_the_defaults_of_transformers() {
+    let config = read(llama());
+    assert_eq!((config.kv_heads, config.head_dim), (8, 8));
+    assert_eq!((config.tied, config.qkv_bias, config.mlp_bias), (false, false, false));
+    assert_eq!(config.rope.inv_freq[1], 1.0 / 10_000f32.powf(0.25));
+    assert_eq!(config.windows, [None; 3]);
+    assert_eq!(config.eos, [2]);
+    let config = read(with(llama(), json!({"eos_token_id": null, "num_key_value_heads": null})));
+    assert_eq!((config.eos.as_slice(), config.kv_heads), ([].as_slice(), 8));
+    let config = read(with(llama(), json!({"eos_token_id": [3, 7]})));
+    assert_eq!(config.eos, [3, 7]);
+}
+
+#[test]
+fn rotary_constants_are_the_same_in_the_spelling_of_transformers_4_and_5() {
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    });
+    let four = with(llama(), json!({"rope_theta": 500000.0, "rope_scaling": scaling}));
+    let parameters = with(scaling, json!({"rope_theta": 500000.0}));
+    let five = with(llama(), json!({"rope_parameters": parameters}));
+    assert_eq!(read(four.clone()).rope, read(five).rope);
+    assert_ne!(read(four).rope, read(with(llama(), json!({"rope_theta": 500000.0}))).rope);
+    // The oldest spelling of the type.
+    let old = read(with(llama(), json!({"rope_scaling": {"type": "linear", "factor": 4.0}})));
+    let plain = read(llama());
+    assert_eq!(old.rope.inv_freq[0] * 4.0, plain.rope.inv_freq[0]);
+}
+
+#[test]
+fn windows_follow_each_family_s_keys() {
+    let mistral = with(llama(), json!({"model_type": "mistral", "num_key_value_heads": 4}));
+    let windows = |changes| read(with(mistral.clone(), changes)).windows;
+    assert_eq!(windows(json!({})), [Some(4096); 3]);
+    assert_eq!(windows(json!({"sliding_window": null})), [None; 3]);
+    assert_eq!(windows(json!({"sliding_window": 32})), [Some(32); 3]);
+    let qwen = with(mistral.clone(), json!({"model_type": "qwen2", "sliding_window": 16}));
+    let windows = |changes| read(with(qwen.clone(), changes)).windows;
+    assert_eq!(windows(json!({})), [None; 3]);
+    let on = json!({"use_sliding_window": true, "max_window_layers": 2});
+    assert_eq!(windows(on), [None, None, Some(16)]);
+    let types = ["sliding_attention", "full_attention", "sliding_attention"];
+    let on = json!({"use_sliding_window": true, "layer_types": types});
+    assert_eq!(windows(on), [Some(16), None, Some(16)]);
+}
+
+#[test]
+fn families_have_the_tensors_that_transformers_gives_them() {
+    let qwen2 = read(with(llama(), json!({"model_type": "qwen2", "num_key_value_heads": 2})));
+    assert!(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.qk_norm);
+    let qwen3 = read(with(llama(), json!({"model_type": "qwen3", "num_key_value_heads": 2})));
+    assert!(!qwen3.qkv_bias && qwen3.qk_norm);
+    assert_eq!(qwen3.head_dim, 128);
+    let shapes: std::collections::HashMap<_, _> = qwen3.tensors().into_iter().collect();
+    assert_eq!(shapes["model.layers.0.self_attn.q_proj.weight"], [8 * 128, 64]);
+    assert_eq!(shapes["model.layers.2.self_attn.k_norm.weight"], [128]);
+    let biased = read(with(llama(), json!({"attention_bias": true, "mlp_bias": true})));
+    assert!(biased.qkv_bias && biased.output_bias && biased.mlp_bias);
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
+    for (changes, expected) in [
+        (
+            json!({"model_type": "gemma"}),
+            "config.json: model_type: is \"gemma\", which is not served; must be one of llama, \
+             mistral, qwen2, qwen3",
+        ),
+        (
+            json!({"hidden_size": null}),
+            "config.json: hidden_size: is missing, must be an integer to 1048576",
+        ),
+        (
+            json!({"hidden_size": -64}),
+            "config.json: hidden_size: is -64, must be an integer to 1048576",
+        ),
+        (
+            json!({"vocab_size": 0}),
+            "config.json: vocab_size: is 0, must be an integer from 1 to 16777216",
+        ),
+        (
+            json!({"intermediate_size": 1e300}),
+            "config.json: intermediate_size: is 1e+300, must be an integer to 1048576",
+        ),
+        (
+            json!({"num_key_value_heads": 3}),
+            "config.json: num_key_value_heads: is 3, must divide num_attention_heads = 8",
+        ),
+        (
+            json!({"head_dim": 7}),
+            "config.json: head_dim: is 7, must be even: rotary pairs halve it",
+        ),
+        (json!({"hidden_act": "gelu"}), "config.json: hidden_act: is \"gelu\", must be \"silu\""),
+        (json!({"rms_norm_eps": 0}), "config.json: rms_norm_eps: is 0, must be a number above 0"),
+        (
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+            "config.json: rope_scaling.rope_type: is \"yarn\", must be \"default\", \"linear\" or \
+             \"llama3\"",
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "linear"}}),
+            "config.json: rope_parameters.factor: is missing, must be a number above 0",
+        ),
+        (
+            json!({"eos_token_id": [2, 100]}),
+            "config.json: eos_token_id: 100 is not a token id below vocab_size = 100",
+        ),
+        (
+            json!({"tie_word_embeddings": "yes"}),
+            "config.json: tie_word_embeddings: is \"yes\", must be true or false",
+        ),
+        (
+            json!({"quantization_config": {"bits": 4}}),
+            "config.json: quantization_config: quantised and mixture-of-experts checkpoints are \
+             not served",
+        ),
+    ] {
+        let error = ModelConfig::from_json(&with(llama(), changes)).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+    assert!(ModelConfig::from_json(&json!([1, 2])).is_err());
+}
