@@ -3,16 +3,18 @@
 //! A flag beats its environment variable (`LADLE_…`), which beats the file (`--config FILE.toml`,
 //! the same names with underscores), which beats the default. Every limit of the server is here.
 
+mod values;
+
 use std::{
-    fmt,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
+
+pub use values::{ApiKey, ByteSize};
 
 /// Why options don't make a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -77,75 +79,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// A number of bytes, written as `1073741824`, `512MiB`, `2GiB` or `1.5GB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(pub u64);
-
-impl FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let refuse =
-            || format!("{text:?} is no size; write bytes as 1073741824, 512MiB, 2GiB or 1.5GB");
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
-            "" | "b" => 1,
-            "kb" => 1_000,
-            "mb" => 1_000_000,
-            "gb" => 1_000_000_000,
-            "k" | "kib" => 1 << 10,
-            "m" | "mib" => 1 << 20,
-            "g" | "gib" => 1 << 30,
-            "t" | "tib" => 1 << 40,
-            _ => return Err(refuse()),
-        };
-        let digits = digits.trim();
-        if let Ok(whole) = digits.parse::<u64>() {
-            return whole.checked_mul(unit).map(Self).ok_or_else(refuse);
-        }
-        let bytes = digits.parse::<f64>().map_err(|_| refuse())? * unit as f64;
-        if bytes.is_finite() && (0.0..9e18).contains(&bytes) {
-            Ok(Self(bytes as u64))
-        } else {
-            Err(refuse())
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Bytes(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Bytes(bytes) => Ok(Self(bytes)),
-            Form::Text(text) => text.parse().map_err(de::Error::custom),
-        }
-    }
-}
-
-/// A bearer key. Its text is in neither `Debug` output nor logs.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct ApiKey(pub String);
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
-}
-
-impl FromStr for ApiKey {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
 macro_rules! options {
     ($($(#[$attribute:meta])* $name:ident: $type:ty,)*) => {
         /// Options as given, before defaults and checks; the keys of the configuration file.
@@ -166,12 +99,12 @@ macro_rules! options {
 
 options! {
     /// The soup directory (holds soup.toml).
-    #[arg(value_name = "SOUP", env = "LADLE_SOUP")]
+    #[arg(long, env = "LADLE_SOUP", value_name = "DIR")]
     soup: PathBuf,
-    /// Address to listen on.
+    /// Address to listen on [default: 127.0.0.1].
     #[arg(long, env = "LADLE_HOST")]
     host: String,
-    /// Port to listen on; 0 takes a free one.
+    /// Port to listen on; 0 takes a free one [default: 8080].
     #[arg(long, env = "LADLE_PORT")]
     port: u16,
     /// Directory of the base model, instead of the one that the soup names.
@@ -380,7 +313,7 @@ impl ServeOptions {
         Ok(ServeConfig {
             soup: self.soup.ok_or(ConfigError::Missing {
                 option: "soup",
-                hint: "name its directory, as in `ladle serve backbones/default`",
+                hint: "name its directory, as in `ladle serve --soup backbones`",
             })?,
             host: self.host.unwrap_or_else(|| "127.0.0.1".into()),
             port: self.port.unwrap_or(8080),
@@ -507,16 +440,5 @@ mod tests {
         let config = options.check().unwrap();
         assert_eq!(config.api_keys, [ApiKey("secret-a".into()), ApiKey("secret-b".into())]);
         assert!(!format!("{config:?}").contains("secret"));
-    }
-
-    #[test]
-    fn sizes_parse_with_units_and_never_overflow() {
-        let parse = |text: &str| text.parse::<ByteSize>().map(|size| size.0);
-        assert_eq!(parse("1073741824"), Ok(1 << 30));
-        assert_eq!(parse("2GiB"), Ok(2 << 30));
-        assert_eq!(parse("1.5GB"), Ok(1_500_000_000));
-        for bad in ["", "GiB", "-1", "12XB", "99999999999TiB", "nan", "1e400"] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
     }
 }

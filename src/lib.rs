@@ -19,6 +19,7 @@
 pub mod chat;
 pub mod config;
 pub mod engine;
+pub mod http;
 pub mod kernels;
 pub mod merge;
 pub mod model;

@@ -70,13 +70,13 @@ metrics_table! {
     WAITING "ladle_requests_waiting" Kind::Gauge, Count, "Sequences in the queue.";
     REJECTED "ladle_requests_rejected_total" Kind::Counter, Count,
         "Requests refused before they ran, by reason.";
-    PROMPT_TOKENS "ladle_prompt_tokens_total" Kind::Counter, Count, "Prompt tokens of finished sequences.";
+    PROMPT_TOKENS "ladle_prompt_tokens_total" Kind::Counter, Count, "Prompt tokens computed, without those from the prefix cache.";
     GENERATED_TOKENS "ladle_generated_tokens_total" Kind::Counter, Count, "Tokens generated.";
     MERGE "ladle_merge_seconds" Kind::Histogram(FIRST_TOKEN_SECONDS), Seconds,
         "Building one set of fused weights.";
     MERGE_HITS "ladle_merge_cache_hits_total" Kind::Counter, Count, "Look-ups that found fused weights.";
     MERGE_MISSES "ladle_merge_cache_misses_total" Kind::Counter, Count,
-        "Look-ups that found no fused weights.";
+        "Look-ups that began a merge.";
     MERGE_EVICTIONS "ladle_merge_cache_evictions_total" Kind::Counter, Count,
         "Fused weights dropped to make room.";
     MERGE_BYTES "ladle_merge_cache_bytes" Kind::Gauge, Bytes, "Bytes of fused weights held.";
@@ -132,7 +132,7 @@ pub struct Telemetry {
     pub running: Gauge,
     /// Sequences in the queue.
     pub waiting: Gauge,
-    /// Prompt tokens of finished sequences.
+    /// Prompt tokens computed, without those from the prefix cache.
     pub prompt_tokens: Counter,
     /// Tokens generated.
     pub generated_tokens: Counter,
@@ -140,7 +140,7 @@ pub struct Telemetry {
     pub merge: Histogram,
     /// Look-ups that found fused weights.
     pub merge_hits: Counter,
-    /// Look-ups that found none.
+    /// Look-ups that began a merge.
     pub merge_misses: Counter,
     /// Fused weights dropped to make room.
     pub merge_evictions: Counter,

@@ -159,6 +159,13 @@ impl Tokenizer {
         &self.0.eos
     }
 
+    /// The bytes that `id` stands for; part of a character where the vocabulary splits one.
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.push_bytes(id, &mut bytes);
+        bytes
+    }
+
     /// Appends the bytes that `id` stands for.
     fn push_bytes(&self, id: u32, out: &mut Vec<u8>) {
         let Some(token) = self.token(id) else { return };

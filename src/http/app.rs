@@ -1,0 +1,101 @@
+//! What the handlers share: the served soup once it is loaded, limits, keys and metrics.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::{auth::Keys, error::ApiError, limits::Buckets, preference::Menu};
+use crate::{
+    chat::ChatTemplate,
+    config::{Limits, ServeConfig},
+    engine::EngineHandle,
+    preference::MixingMatrix,
+    telemetry::Telemetry,
+    tokenizer::Tokenizer,
+};
+
+/// A soup that is loaded and running.
+pub struct Served {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// The soup's name: the model id.
+    pub name: String,
+    /// The soup's digest.
+    pub digest: String,
+    /// Objectives, presets, defaults and bounds.
+    pub menu: Menu,
+    /// B.
+    pub mixing: MixingMatrix,
+    /// The base's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The base's chat template; `None`: it takes prompts only.
+    pub chat: Option<ChatTemplate>,
+    /// The answer of `GET /v1/soup`.
+    pub description: Value,
+    /// When it was loaded, seconds since 1970.
+    pub created: u64,
+}
+
+impl Served {
+    /// Longest prompt and answer together, in tokens.
+    pub fn context(&self) -> usize {
+        let bounds = self.engine.bounds();
+        bounds.context.min(bounds.kv_blocks.saturating_mul(bounds.block_tokens))
+    }
+}
+
+/// The state of one server.
+pub struct App {
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// Accepted API keys.
+    pub keys: Keys,
+    /// Rates of the clients, where they are limited.
+    pub rates: Option<Buckets>,
+    /// One permit per request in progress.
+    pub permits: Arc<Semaphore>,
+    /// Metrics.
+    pub telemetry: Arc<Telemetry>,
+    served: OnceLock<Served>,
+    draining: AtomicBool,
+}
+
+impl App {
+    /// The state of a server that has loaded nothing yet.
+    pub fn new(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Self {
+        Self {
+            keys: Keys::new(&config.api_keys),
+            rates: config.limits.rate_limit.map(Buckets::new),
+            permits: Arc::new(Semaphore::new(config.limits.max_in_flight)),
+            limits: config.limits.clone(),
+            telemetry,
+            served: OnceLock::new(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes a loaded soup available; the first one stays.
+    pub fn publish(&self, served: Served) {
+        // A server loads once, so there is nothing to replace.
+        let _ = self.served.set(served);
+    }
+
+    /// The soup, or that it is not loaded yet.
+    pub fn served(&self) -> Result<&Served, ApiError> {
+        self.served.get().ok_or(ApiError::Loading)
+    }
+
+    /// Whether new work is refused.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Refuses new work from now on; what runs goes on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+}

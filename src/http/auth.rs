@@ -1,0 +1,84 @@
+//! Bearer keys.
+
+use axum::http::{HeaderMap, header::AUTHORIZATION};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use super::error::ApiError;
+use crate::config::ApiKey;
+
+/// Digests of the accepted keys. Comparing digests of equal length in constant time tells a client
+/// neither how long a key is nor how much of it was right.
+pub struct Keys(Vec<[u8; 32]>);
+
+/// Position of a key in the configuration; identifies a client without naming its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyId(pub u32);
+
+impl Keys {
+    /// The accepted keys; none: every request is.
+    pub fn new(keys: &[ApiKey]) -> Self {
+        Self(keys.iter().map(|key| digest(key.0.as_bytes())).collect())
+    }
+
+    /// The key that a request presents; `None` where none is asked for.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Option<KeyId>, ApiError> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let header = headers.get(AUTHORIZATION).ok_or(ApiError::Unauthorized(
+            "no API key: send the header `Authorization: Bearer KEY`",
+        ))?;
+        let (scheme, given) = header
+            .to_str()
+            .ok()
+            .and_then(|text| text.split_once(' '))
+            .ok_or(ApiError::Unauthorized("the header Authorization is not `Bearer KEY`"))?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(ApiError::Unauthorized("the header Authorization is not `Bearer KEY`"));
+        }
+        let given = digest(given.trim().as_bytes());
+        let (mut found, mut which) = (Choice::from(0), 0u32);
+        for (index, known) in (0u32..).zip(&self.0) {
+            let same = known.ct_eq(&given);
+            which.conditional_assign(&index, same);
+            found |= same;
+        }
+        if bool::from(found) {
+            Ok(Some(KeyId(which)))
+        } else {
+            Err(ApiError::Unauthorized("the API key is not known"))
+        }
+    }
+}
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(header: Option<&str>) -> Result<Option<KeyId>, ApiError> {
+        let keys = Keys::new(&[ApiKey("alpha".into()), ApiKey("Beta".into())]);
+        let mut headers = HeaderMap::new();
+        if let Some(value) = header {
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+        }
+        keys.check(&headers)
+    }
+
+    #[test]
+    fn only_a_known_key_in_the_right_case_passes() {
+        assert_eq!(check(Some("Bearer alpha")), Ok(Some(KeyId(0))));
+        assert_eq!(check(Some("bearer Beta")), Ok(Some(KeyId(1))));
+        for bad in
+            ["Bearer beta", "Bearer alph", "Bearer alphaa", "Bearer ", "Basic alpha", "alpha"]
+        {
+            assert!(check(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(check(None).is_err());
+        assert_eq!(Keys::new(&[]).check(&HeaderMap::new()), Ok(None));
+    }
+}

@@ -1,0 +1,293 @@
+//! The one table from an error to a status, and the one shape in which errors leave the server:
+//! `{"error": {"message", "type", "param", "code"}}`, as OpenAI's clients expect it.
+
+use std::any::Any;
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::telemetry::Rejection;
+
+/// Why a request gets no answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not JSON.
+    #[error("the body is not valid JSON: {0}")]
+    Json(String),
+    /// The body is not declared as JSON.
+    #[error("content-type is {got}, expected application/json")]
+    ContentType {
+        /// The header as sent.
+        got: String,
+    },
+    /// A value is not acceptable.
+    #[error("{message}")]
+    Value {
+        /// The field, with its path, or the header.
+        param: String,
+        /// Field, value and what would be right.
+        message: String,
+    },
+    /// A field that this route doesn't know.
+    #[error("unknown field {name:?}; the fields are {known}")]
+    UnknownField {
+        /// The field, with its path.
+        name: String,
+        /// The known ones, comma-separated.
+        known: String,
+    },
+    /// A field of OpenAI's API whose effect this server doesn't have.
+    #[error("{param} is not supported: {reason}")]
+    Unsupported {
+        /// The field.
+        param: String,
+        /// What the server would have to do, or what to use instead.
+        reason: &'static str,
+    },
+    /// The prompt, or prompt and answer, do not fit the model's context.
+    #[error("{message}")]
+    ContextLength {
+        /// The field that is too long.
+        param: String,
+        /// Lengths and limit.
+        message: String,
+    },
+    /// No key, or none that is known.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// No such model.
+    #[error("model {name:?} does not exist; this server has {known:?}")]
+    Model {
+        /// The model asked for.
+        name: String,
+        /// The model served.
+        known: String,
+    },
+    /// No such route.
+    #[error("no route {path}; /openapi.json lists the routes")]
+    Route {
+        /// The path asked for.
+        path: String,
+    },
+    /// The route has other methods.
+    #[error("method {method} is not allowed on {path}")]
+    Method {
+        /// The method used.
+        method: String,
+        /// The path.
+        path: String,
+    },
+    /// The body did not arrive in time.
+    #[error("the body did not arrive within {seconds} s")]
+    BodyTimeout {
+        /// The limit, seconds.
+        seconds: f64,
+    },
+    /// The connection broke while the body arrived.
+    #[error("the body could not be read: {0}")]
+    BodyRead(String),
+    /// The body is too large.
+    #[error("the body is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The limit, bytes.
+        limit: u64,
+    },
+    /// The client is over its rate.
+    #[error("more than {limit} requests per minute; retry in {retry_after} s")]
+    RateLimited {
+        /// Requests per minute.
+        limit: usize,
+        /// Seconds until the next request is admitted.
+        retry_after: u64,
+    },
+    /// The queue, or the server, is full.
+    #[error("{message}; retry in {retry_after} s")]
+    Overloaded {
+        /// What is full.
+        message: String,
+        /// Seconds until a place is likely to be free.
+        retry_after: u64,
+    },
+    /// The model is still being loaded.
+    #[error("the model is being loaded; retry later")]
+    Loading,
+    /// The server is about to stop.
+    #[error("the server is draining; retry elsewhere")]
+    Draining,
+    /// The deadline passed.
+    #[error("the request did not finish within its deadline of {seconds} s")]
+    Deadline {
+        /// The deadline, seconds after arrival.
+        seconds: f64,
+    },
+    /// The server's fault.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// What a client sees of an error besides its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// OpenAI's `type`.
+    pub kind: &'static str,
+    /// OpenAI's `code`.
+    pub code: &'static str,
+    /// Label in the metrics, for requests that were refused before they ran.
+    pub rejection: Option<Rejection>,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl ApiError {
+    /// A value that is not acceptable: `param` is `got`, expected `expected`.
+    pub fn value(
+        param: impl Into<String>,
+        got: impl std::fmt::Display,
+        expected: impl std::fmt::Display,
+    ) -> Self {
+        let param = param.into();
+        let message = format!("{param} is {got}, expected {expected}");
+        Self::Value { param, message }
+    }
+
+    /// The table.
+    pub fn row(&self) -> Row {
+        use Rejection::*;
+        let row = |status, kind, code, rejection| Row { status, kind, code, rejection };
+        match self {
+            Self::Json(_) => row(StatusCode::BAD_REQUEST, INVALID, "invalid_json", Some(Invalid)),
+            Self::Value { .. } => {
+                row(StatusCode::BAD_REQUEST, INVALID, "invalid_value", Some(Invalid))
+            }
+            Self::UnknownField { .. } => {
+                row(StatusCode::BAD_REQUEST, INVALID, "unknown_field", Some(Invalid))
+            }
+            Self::Unsupported { .. } => {
+                row(StatusCode::BAD_REQUEST, INVALID, "unsupported", Some(Invalid))
+            }
+            Self::ContextLength { .. } => {
+                row(StatusCode::BAD_REQUEST, INVALID, "context_length_exceeded", Some(Invalid))
+            }
+            Self::BodyRead(_) => {
+                row(StatusCode::BAD_REQUEST, INVALID, "body_not_read", Some(Invalid))
+            }
+            Self::Unauthorized(_) => row(
+                StatusCode::UNAUTHORIZED,
+                "authentication_error",
+                "invalid_api_key",
+                Some(Unauthorized),
+            ),
+            Self::Model { .. } => {
+                row(StatusCode::NOT_FOUND, INVALID, "model_not_found", Some(Invalid))
+            }
+            Self::Route { .. } => {
+                row(StatusCode::NOT_FOUND, INVALID, "route_not_found", Some(Invalid))
+            }
+            Self::Method { .. } => {
+                row(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", Some(Invalid))
+            }
+            Self::BodyTimeout { .. } => {
+                row(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout", Some(Invalid))
+            }
+            Self::TooLarge { .. } => {
+                row(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", Some(Invalid))
+            }
+            Self::ContentType { .. } => row(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                INVALID,
+                "unsupported_content_type",
+                Some(Invalid),
+            ),
+            Self::RateLimited { .. } => row(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                Some(RateLimited),
+            ),
+            Self::Overloaded { .. } => {
+                row(StatusCode::SERVICE_UNAVAILABLE, SERVER, "overloaded", Some(Overloaded))
+            }
+            Self::Loading => {
+                row(StatusCode::SERVICE_UNAVAILABLE, SERVER, "loading", Some(Unavailable))
+            }
+            Self::Draining => {
+                row(StatusCode::SERVICE_UNAVAILABLE, SERVER, "draining", Some(Unavailable))
+            }
+            Self::Deadline { .. } => {
+                row(StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded", None)
+            }
+            Self::Internal(_) => {
+                row(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error", None)
+            }
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Value { param, .. }
+            | Self::Unsupported { param, .. }
+            | Self::ContextLength { param, .. } => Some(param),
+            Self::UnknownField { name, .. } => Some(name),
+            Self::ContentType { .. } => Some("content-type"),
+            Self::Model { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// Seconds after which trying again makes sense.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::Overloaded { retry_after, .. } => {
+                Some(*retry_after)
+            }
+            Self::Loading => Some(1),
+            Self::Draining => Some(5),
+            _ => None,
+        }
+    }
+
+    /// The JSON of the error, also used for an error in the middle of a stream.
+    pub fn body(&self) -> serde_json::Value {
+        let Row { kind, code, .. } = self.row();
+        json!({"error": {
+            "message": self.to_string(),
+            "type": kind,
+            "param": self.param(),
+            "code": code,
+        }})
+    }
+
+    /// What a panic in a handler becomes. The panic's text stays in the log.
+    pub fn from_panic(panic: Box<dyn Any + Send>) -> Response {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        tracing::error!(panic = text, "a request handler panicked");
+        Self::Internal("the request's handler failed".into()).into_response()
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let row = self.row();
+        if row.status.is_server_error() {
+            tracing::warn!(code = row.code, "{self}");
+        }
+        let mut response = (row.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after() {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if row.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert("www-authenticate", HeaderValue::from_static("Bearer"));
+        }
+        // The layer that counts requests reads the reason from here.
+        response.extensions_mut().insert(row);
+        response
+    }
+}

@@ -1,0 +1,128 @@
+//! The native route, `POST /generate`.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response, sse},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    error::ApiError,
+    incoming::Incoming,
+    run::{Choice, Echo, Run, collect},
+    stream::{self, Dialect},
+    tokens::{TokenText, describe},
+    validate,
+};
+use crate::{
+    engine::{Event, Usage},
+    tokenizer::Tokenizer,
+};
+
+/// The native answer.
+#[derive(Debug, Serialize)]
+struct Answer {
+    text: String,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<Vec<TokenText>>,
+    usage: Value,
+    #[serde(flatten)]
+    echo: Echo,
+    /// All choices, where there are several; the first one stands above as well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    choices: Vec<Value>,
+}
+
+fn usage_json(usage: Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    })
+}
+
+fn answer(run: &Run, tokenizer: &Tokenizer, choices: Vec<Choice>, logprobs: bool) -> Answer {
+    let tokens = |choice: &Choice| logprobs.then(|| describe(tokenizer, &choice.tokens));
+    let several = if choices.len() > 1 {
+        let one = |(index, choice): (usize, &Choice)| {
+            let mut value =
+                json!({"index": index, "text": choice.text, "finish_reason": choice.reason()});
+            if let Some(tokens) = tokens(choice) {
+                value["tokens"] = json!(tokens);
+            }
+            value
+        };
+        choices.iter().enumerate().map(one).collect()
+    } else {
+        Vec::new()
+    };
+    let first = choices.into_iter().next().unwrap_or_default();
+    Answer {
+        finish_reason: first.reason(),
+        tokens: tokens(&first),
+        text: first.text,
+        usage: usage_json(run.usage()),
+        echo: run.echo(),
+        choices: several,
+    }
+}
+
+/// `POST /generate`.
+pub async fn handle(mut request: Incoming) -> Result<Response, ApiError> {
+    let checked = request.check(validate::generate).await?;
+    let (stream, logprobs) = (checked.stream, checked.wants_logprobs());
+    let mut run = Run::start(request.app.clone(), checked).await?;
+    if stream {
+        let choices = vec![Choice::default(); run.len()];
+        let tokenizer = request.app.served()?.tokenizer.clone();
+        return Ok(stream::respond(run, Native { choices, tokenizer, logprobs, started: false }));
+    }
+    let choices = collect(&mut run).await?;
+    let tokenizer = &request.app.served()?.tokenizer;
+    Ok(Json(answer(&run, tokenizer, choices, logprobs)).into_response())
+}
+
+/// The native stream: `start`, one `token` per piece of text, `done` with the whole answer, or
+/// `error`.
+struct Native {
+    choices: Vec<Choice>,
+    tokenizer: Tokenizer,
+    logprobs: bool,
+    started: bool,
+}
+
+impl Dialect for Native {
+    fn event(&mut self, run: &Run, index: usize, event: Event) -> Vec<sse::Event> {
+        let mut out = Vec::new();
+        match &event {
+            Event::Started(_) if !self.started => {
+                self.started = true;
+                out.push(stream::json(&run.echo()).event("start"));
+            }
+            Event::Token(token) if self.logprobs || !token.text.is_empty() => {
+                let mut value = json!({"index": index, "text": token.text, "id": token.id});
+                if self.logprobs {
+                    value["token"] = json!(TokenText::new(&self.tokenizer, token));
+                }
+                out.push(stream::json(&value).event("token"));
+            }
+            _ => {}
+        }
+        if let Some(choice) = self.choices.get_mut(index) {
+            choice.push(event, self.logprobs);
+        }
+        out
+    }
+
+    fn end(&mut self, run: &Run) -> Vec<sse::Event> {
+        let choices = std::mem::take(&mut self.choices);
+        let answer = answer(run, &self.tokenizer, choices, self.logprobs);
+        vec![stream::json(&answer).event("done")]
+    }
+
+    fn failure(&mut self, error: &ApiError) -> Vec<sse::Event> {
+        vec![stream::json(&error.body()).event("error")]
+    }
+}

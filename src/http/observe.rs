@@ -1,0 +1,149 @@
+//! Around every request: its id, its span, its place in the metrics, and the guards that are held
+//! until the last byte of its answer is sent or its client has gone.
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderValue},
+    middleware::Next,
+    response::Response,
+};
+use futures::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument, Span};
+
+use super::{app::App, error::Row};
+use crate::{
+    engine::{EngineStats, Mode, Observer, StepReport},
+    merge::CacheEvent,
+    telemetry::Telemetry,
+};
+
+/// Header that carries a request's id in both directions.
+const REQUEST_ID: &str = "x-request-id";
+/// Longest id that is taken over from a client.
+const MAX_ID: usize = 128;
+
+/// The permit of a request in progress, on its way from the limits to the response's end.
+#[derive(Clone)]
+pub struct Permit(#[expect(dead_code, reason = "held, not read")] pub Arc<OwnedSemaphorePermit>);
+
+/// What is done when an answer's last byte is sent, or its client has gone.
+struct Tail {
+    app: Arc<App>,
+    route: String,
+    status: u16,
+    started: Instant,
+    span: Span,
+    _permit: Option<Permit>,
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        self.app.telemetry.request(&self.route, self.status, took);
+        tracing::info!(parent: &self.span, status = self.status, seconds = took.as_secs_f64(), "answered");
+    }
+}
+
+/// The outermost layer.
+pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(request.headers());
+    // The pattern, not the path: a client must not be able to make up labels.
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unmatched", MatchedPath::as_str)
+        .to_owned();
+    let shown = id.to_str().unwrap_or_default();
+    let span = tracing::info_span!("request", id = shown, method = %request.method(), route);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    if let Some(reason) = response.extensions().get::<Row>().and_then(|row| row.rejection) {
+        app.telemetry.rejected(reason);
+    }
+    let permit = response.extensions_mut().remove::<Permit>();
+    let tail =
+        Tail { app, route, status: response.status().as_u16(), started, span, _permit: permit };
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    response.map(|body| {
+        Body::from_stream(body.into_data_stream().map(move |chunk| {
+            let _held = &tail;
+            chunk
+        }))
+    })
+}
+
+/// The client's id where it is a sensible one, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let sensible = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        (1..=MAX_ID).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    if let Some(given) = headers.get(REQUEST_ID).filter(sensible) {
+        return given.clone();
+    }
+    static PROCESS: OnceLock<u64> = OnceLock::new();
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    // The standard library's hasher is seeded by the system: enough to tell processes apart.
+    let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()));
+    let id = format!("{process:016x}-{:x}", NEXT.fetch_add(1, Ordering::Relaxed));
+    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+impl Observer for Telemetry {
+    fn step(&self, report: &StepReport, _: &EngineStats) {
+        self.step_rows.record(report.rows as f64);
+        self.step_preferences.record(report.distinct as f64);
+        for forward in &report.forwards {
+            match forward.mode {
+                Mode::Fused => self.steps_fused.increment(1),
+                Mode::Mixed => self.steps_mixed.increment(1),
+            }
+        }
+    }
+}
+
+/// Counts what happens in the cache of merged models.
+pub fn cache_event(telemetry: &Telemetry, event: CacheEvent) {
+    match event {
+        CacheEvent::Hit => telemetry.merge_hits.increment(1),
+        CacheEvent::Miss => telemetry.merge_misses.increment(1),
+        CacheEvent::Evicted => telemetry.merge_evictions.increment(1),
+        CacheEvent::Built { elapsed } => telemetry.merge.record(elapsed.as_secs_f64()),
+        // Those that joined a build, found no room or failed ask again and are counted then.
+        CacheEvent::Joined | CacheEvent::NoRoom | CacheEvent::Failed | CacheEvent::Abandoned => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sensible_id_is_kept_and_another_replaced() {
+        let id = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
+            request_id(&headers)
+        };
+        assert_eq!(id(b"abc-123"), "abc-123");
+        for bad in [&b""[..], b"has space", b"\xff", &[b'x'; 129]] {
+            assert_ne!(id(bad).as_bytes(), bad);
+        }
+        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+    }
+}

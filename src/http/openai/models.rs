@@ -1,0 +1,45 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use serde_json::{Value, json};
+
+use crate::http::{
+    app::{App, Served},
+    error::ApiError,
+    json::shorten,
+};
+
+fn describe(served: &Served, id: &str) -> Value {
+    json!({"id": id, "object": "model", "created": served.created, "owned_by": "ladle"})
+}
+
+/// The ids: the soup, and each of its presets as `NAME:preset`.
+fn ids(served: &Served) -> impl Iterator<Item = String> {
+    let presets = served.menu.presets.iter().map(|(preset, _)| format!("{}:{preset}", served.name));
+    std::iter::once(served.name.clone()).chain(presets)
+}
+
+/// All models.
+pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let served = app.served()?;
+    let data: Vec<Value> = ids(served).map(|id| describe(served, &id)).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
+}
+
+/// One of them.
+pub async fn get(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let served = app.served()?;
+    if ids(served).any(|known| known == id) {
+        Ok(Json(describe(served, &id)))
+    } else {
+        Err(ApiError::Model { name: shorten(&id), known: served.name.clone() })
+    }
+}

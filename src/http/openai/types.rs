@@ -1,0 +1,80 @@
+//! Shapes that the OpenAI routes share.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{engine::Usage, http::run::Echo};
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct UsageBody {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct PromptDetails {
+    cached_tokens: usize,
+}
+
+impl From<Usage> for UsageBody {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens },
+        }
+    }
+}
+
+/// What all answers and chunks of one request have in common.
+#[derive(Debug, Clone, Serialize)]
+pub struct Envelope {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+}
+
+impl Envelope {
+    /// A new answer: `prefix` begins its id, `object` names its kind.
+    pub fn new(prefix: &str, object: &'static str, echo: &Echo) -> Self {
+        // Unique within the process; the start time tells processes apart.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let digest = &echo.soup.digest;
+        Self {
+            id: format!("{prefix}-{:x}-{number:x}", now.as_micros()),
+            object,
+            created: now.as_secs(),
+            model: echo.soup.name.clone(),
+            system_fingerprint: format!("ladle-{}", digest.get(..12).unwrap_or(digest)),
+        }
+    }
+}
+
+/// An answer or a chunk.
+#[derive(Debug, Clone, Serialize)]
+pub struct Body<'a> {
+    /// Id, kind, time and model.
+    #[serde(flatten)]
+    pub envelope: &'a Envelope,
+    /// The choices, in the route's own shape.
+    pub choices: Vec<Value>,
+    /// Outer `None`: absent; inner `None`: `null`, as in all chunks before the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<UsageBody>>,
+    /// What was solved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ladle: Option<Echo>,
+}

@@ -1,0 +1,187 @@
+//! The forms of a prompt: text, token ids, several of either, or a conversation.
+
+use serde_json::Value;
+
+use super::{
+    app::Served,
+    error::ApiError,
+    json::{Fields, show, whole},
+};
+use crate::{
+    chat::{ChatError, Message},
+    tokenizer::Tokenizer,
+};
+
+/// What a prompt of `/v1/completions` may be.
+pub const FORMS: &str = "a string, a list of token ids, or a list of either";
+const MAX_MESSAGES: usize = 4096;
+
+/// A tokenised prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// Its tokens; at least one.
+    pub ids: Vec<u32>,
+    /// The field it came from.
+    pub param: &'static str,
+    text: Option<String>,
+}
+
+impl Prompt {
+    /// The text as given, or that of the ids.
+    pub fn text(&self, tokenizer: &Tokenizer) -> String {
+        self.text.clone().unwrap_or_else(|| tokenizer.decode(&self.ids, false))
+    }
+}
+
+/// One prompt: a string or a list of token ids.
+pub fn single(served: &Served, value: Value) -> Result<Prompt, ApiError> {
+    match value {
+        Value::String(text) => encode(served, text),
+        Value::Array(items) => ids(served, "prompt", &items),
+        other => Err(ApiError::value("prompt", show(&other), "a string or a list of token ids")),
+    }
+}
+
+/// At most `limit` prompts.
+pub fn several(served: &Served, value: Value, limit: usize) -> Result<Vec<Prompt>, ApiError> {
+    let items = match value {
+        Value::Array(items) if items.iter().all(|item| item.is_string() || item.is_array()) => {
+            items
+        }
+        other => return single(served, other).map(|prompt| vec![prompt]),
+    };
+    if items.is_empty() || items.len() > limit {
+        let expected = format!("1 to {limit} prompts");
+        return Err(ApiError::value(
+            "prompt",
+            format!("a list of {} prompts", items.len()),
+            expected,
+        ));
+    }
+    items.into_iter().map(|item| single(served, item)).collect()
+}
+
+/// The prompt that the chat template makes of `messages`.
+pub fn chat(served: &Served, messages: Value) -> Result<Prompt, ApiError> {
+    let Some(template) = &served.chat else {
+        let reason = "the base model has no chat template; use prompt";
+        return Err(ApiError::Unsupported { param: "messages".into(), reason });
+    };
+    let items = match messages {
+        Value::Array(items) if (1..=MAX_MESSAGES).contains(&items.len()) => items,
+        other => {
+            let expected =
+                format!("a list of 1 to {MAX_MESSAGES} messages, each {{\"role\", \"content\"}}");
+            return Err(ApiError::value("messages", show(&other), expected));
+        }
+    };
+    let messages = items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| message(format!("messages[{index}]"), item))
+        .collect::<Result<Vec<_>, _>>()?;
+    let text = template.render(&messages, true).map_err(|error| match error {
+        ChatError::Refused(_) | ChatError::Limit { .. } => {
+            ApiError::Value { param: "messages".into(), message: format!("messages: {error}") }
+        }
+        other => ApiError::Internal(other.to_string()),
+    })?;
+    let ids = served.tokenizer.encode(&text, false).map_err(|error| ApiError::Value {
+        param: "messages".into(),
+        message: format!("messages: {error}"),
+    })?;
+    if ids.is_empty() {
+        return Err(ApiError::value(
+            "messages",
+            "empty after the chat template",
+            "at least one token",
+        ));
+    }
+    Ok(Prompt { ids, param: "messages", text: Some(text) })
+}
+
+fn message(path: String, value: Value) -> Result<Message, ApiError> {
+    let mut fields = Fields::of(path, value)?;
+    // A name tells speakers of one role apart; templates of the served family have no place for it.
+    fields.ignore(&["name", "refusal", "annotations", "reasoning_content"]);
+    for name in ["tool_calls", "function_call", "tool_call_id", "audio"] {
+        let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+        fields.without(name, empty, "this server generates text only, without tools")?;
+    }
+    let expected = "\"system\", \"developer\", \"user\" or \"assistant\"";
+    let role = match fields.take("role") {
+        Some(Value::String(role)) => match role.as_str() {
+            "system" | "developer" => "system",
+            "user" => "user",
+            "assistant" => "assistant",
+            _ => return Err(fields.refuse("role", &Value::String(role), expected)),
+        },
+        other => return Err(fields.refuse("role", &other.unwrap_or_default(), expected)),
+    };
+    let content = match fields.take("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => parts
+            .into_iter()
+            .enumerate()
+            .map(|(index, part)| text_part(format!("{}[{index}]", fields.path("content")), part))
+            .collect::<Result<Vec<_>, _>>()?
+            .join("\n"),
+        None if role == "assistant" => String::new(),
+        other => {
+            let expected = "a string or a list of {\"type\": \"text\", \"text\"} parts";
+            return Err(fields.refuse("content", &other.unwrap_or_default(), expected));
+        }
+    };
+    fields.finish()?;
+    Ok(Message { role: role.into(), content })
+}
+
+fn text_part(path: String, value: Value) -> Result<String, ApiError> {
+    let mut part = Fields::of(path, value)?;
+    let kind = part.take("type").unwrap_or_default();
+    if kind != "text" {
+        return Err(part.refuse("type", &kind, "\"text\", the only kind of content"));
+    }
+    let text = part.text("text")?.ok_or_else(|| part.refuse("text", &Value::Null, "a string"))?;
+    part.finish()?;
+    Ok(text)
+}
+
+fn encode(served: &Served, text: String) -> Result<Prompt, ApiError> {
+    if text.is_empty() {
+        return Err(ApiError::value("prompt", "\"\"", "at least one character"));
+    }
+    let ids = served.tokenizer.encode(&text, true).map_err(|error| ApiError::Value {
+        param: "prompt".into(),
+        message: format!("prompt: {error}"),
+    })?;
+    if ids.is_empty() {
+        return Err(ApiError::value(
+            "prompt",
+            show(&Value::String(text)),
+            "text of at least one token",
+        ));
+    }
+    Ok(Prompt { ids, param: "prompt", text: Some(text) })
+}
+
+/// A prompt of token ids.
+pub fn ids(served: &Served, param: &'static str, items: &[Value]) -> Result<Prompt, ApiError> {
+    let vocabulary = served.engine.bounds().vocabulary;
+    if items.is_empty() {
+        return Err(ApiError::value(param, "an empty list", "at least one token id"));
+    }
+    let id = |(index, item): (usize, &Value)| {
+        whole(item).filter(|id| *id < vocabulary).and_then(|id| u32::try_from(id).ok()).ok_or_else(
+            || {
+                ApiError::value(
+                    format!("{param}[{index}]"),
+                    show(item),
+                    format!("a token id below {vocabulary}"),
+                )
+            },
+        )
+    };
+    let ids = items.iter().enumerate().map(id).collect::<Result<_, _>>()?;
+    Ok(Prompt { ids, param, text: None })
+}

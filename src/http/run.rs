@@ -1,0 +1,288 @@
+//! A checked request runs: its choices are submitted, their events merged into one sequence, and
+//! what is common to all answers is summed up. Dropping a [`Run`] cancels everything it started.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{
+    StreamExt,
+    stream::{BoxStream, SelectAll},
+};
+use serde::Serialize;
+
+use super::{app::App, error::ApiError, preference::Solved, validate::Checked};
+use crate::engine::{
+    CacheOutcome, EngineError, EngineHandle, Event, FinishReason, Finished, Generation, Started,
+    SubmitError, Token, TokenLogprob, Usage,
+};
+
+/// Times of an answer, milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct TimingsMs {
+    /// Waiting in the queue.
+    pub queue_ms: f64,
+    /// Waiting for merged weights.
+    pub merge_ms: f64,
+    /// From submission to the first token.
+    pub first_token_ms: f64,
+    /// From submission to the end.
+    pub total_ms: f64,
+}
+
+/// Which soup answered.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SoupId {
+    /// Its name.
+    pub name: String,
+    /// Its digest.
+    pub digest: String,
+}
+
+/// What every answer says about the model that gave it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Echo {
+    /// Preference, α, λ and c.
+    #[serde(flatten)]
+    pub solved: Solved,
+    /// `fused` or `mixed`; `null` before the first step.
+    pub mode: Option<&'static str>,
+    /// `hit` or `miss` in fused mode; of several choices, `miss` if one missed.
+    pub cache: Option<&'static str>,
+    /// Times; absent until the answer is complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timings: Option<TimingsMs>,
+    /// The soup.
+    pub soup: SoupId,
+}
+
+/// The choices of one request while they run.
+pub struct Run {
+    app: Arc<App>,
+    events: SelectAll<BoxStream<'static, (usize, Event)>>,
+    first: Option<(usize, Event)>,
+    choices: Vec<Progress>,
+    n: usize,
+    submitted: Instant,
+    seconds: f64,
+    echo: Echo,
+}
+
+#[derive(Default)]
+struct Progress {
+    last_token: Option<Instant>,
+    finished: Option<Finished>,
+}
+
+impl Run {
+    /// Submits all choices and waits until one of them starts, so that what fails before has its
+    /// own status.
+    pub async fn start(app: Arc<App>, checked: Checked) -> Result<Self, ApiError> {
+        let served = app.served()?;
+        let echo = Echo {
+            solved: Solved::new(&served.menu, &checked.solution),
+            mode: None,
+            cache: None,
+            timings: None,
+            soup: SoupId { name: served.name.clone(), digest: served.digest.clone() },
+        };
+        app.telemetry.preference(&served.menu.objectives, checked.solution.preference.weights());
+        let count = checked.requests.len();
+        let submitted = Instant::now();
+        // A choice that is refused drops, and so cancels, those before it.
+        let generations: Vec<Generation> = checked
+            .requests
+            .into_iter()
+            .map(|request| {
+                served.engine.submit(request).map_err(|error| refused(&served.engine, error))
+            })
+            .collect::<Result<_, _>>()?;
+        let events = generations
+            .into_iter()
+            .enumerate()
+            .map(|(index, generation)| generation.map(move |event| (index, event)).boxed());
+        let mut run = Self {
+            events: futures::stream::select_all(events),
+            first: None,
+            choices: (0..count).map(|_| Progress::default()).collect(),
+            n: checked.n,
+            submitted,
+            seconds: checked.timeout.as_secs_f64(),
+            echo,
+            app,
+        };
+        run.first = run.next().await.transpose()?;
+        Ok(run)
+    }
+
+    /// The next event of any choice; `None` when all are complete.
+    pub async fn next(&mut self) -> Option<Result<(usize, Event), ApiError>> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok(first));
+        }
+        let Some((index, event)) = self.events.next().await else {
+            return if self.is_complete() {
+                None
+            } else {
+                Some(Err(ApiError::Internal("the engine has stopped".into())))
+            };
+        };
+        match self.observe(index, &event) {
+            Ok(()) => Some(Ok((index, event))),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn observe(&mut self, index: usize, event: &Event) -> Result<(), ApiError> {
+        let Some(choice) = self.choices.get_mut(index) else { return Ok(()) };
+        let telemetry = &self.app.telemetry;
+        match event {
+            Event::Started(started) => {
+                telemetry.queue.record(started.queue.as_secs_f64());
+                self.echo.mode = Some(started.mode.as_str());
+                self.echo.cache = worse(self.echo.cache, started);
+            }
+            Event::Prompt(_) => {}
+            Event::Token(_) => {
+                let now = Instant::now();
+                match choice.last_token.replace(now) {
+                    None => telemetry.first_token.record((now - self.submitted).as_secs_f64()),
+                    Some(last) => telemetry.inter_token.record((now - last).as_secs_f64()),
+                }
+            }
+            Event::Finished(finished) => choice.finished = Some(finished.clone()),
+            Event::Failed(error) => return Err(failed(error, self.seconds)),
+        }
+        Ok(())
+    }
+
+    /// What is known of the model so far; with timings once all choices are complete.
+    pub fn echo(&self) -> Echo {
+        let finished: Option<Vec<&Finished>> =
+            self.choices.iter().map(|choice| choice.finished.as_ref()).collect();
+        let timings = finished.filter(|finished| !finished.is_empty()).map(|finished| {
+            let of = |time: fn(&Finished) -> Duration| {
+                finished.iter().map(move |f| time(f).as_secs_f64() * 1e3)
+            };
+            TimingsMs {
+                queue_ms: of(|f| f.timings.queue).fold(0.0, f64::max),
+                merge_ms: of(|f| f.timings.merge).fold(0.0, f64::max),
+                first_token_ms: of(|f| f.timings.first_token).fold(f64::INFINITY, f64::min),
+                total_ms: of(|f| f.timings.total).fold(0.0, f64::max),
+            }
+        });
+        Echo { timings, ..self.echo.clone() }
+    }
+
+    /// Tokens of all choices; a prompt counts once however many choices it has.
+    pub fn usage(&self) -> Usage {
+        let finished = self
+            .choices
+            .iter()
+            .enumerate()
+            .filter_map(|(i, choice)| Some((i, choice.finished.as_ref()?)));
+        finished.fold(Usage::default(), |sum, (index, finished)| {
+            let first = index % self.n == 0;
+            let of_prompt = |tokens| if first { tokens } else { 0 };
+            Usage {
+                prompt_tokens: sum.prompt_tokens + of_prompt(finished.usage.prompt_tokens),
+                cached_tokens: sum.cached_tokens + of_prompt(finished.usage.cached_tokens),
+                completion_tokens: sum.completion_tokens + finished.usage.completion_tokens,
+            }
+        })
+    }
+
+    /// Whether all choices are complete.
+    pub fn is_complete(&self) -> bool {
+        self.choices.iter().all(|choice| choice.finished.is_some())
+    }
+
+    /// Number of choices.
+    pub fn len(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Whether there is no choice; never.
+    pub fn is_empty(&self) -> bool {
+        self.choices.is_empty()
+    }
+}
+
+fn worse(so_far: Option<&'static str>, started: &Started) -> Option<&'static str> {
+    match (so_far, started.cache) {
+        (Some("miss"), _) | (_, Some(CacheOutcome::Miss)) => Some("miss"),
+        (_, Some(CacheOutcome::Hit)) => Some("hit"),
+        (so_far, None) => so_far,
+    }
+}
+
+fn refused(engine: &EngineHandle, error: SubmitError) -> ApiError {
+    match error {
+        SubmitError::QueueFull { .. } => ApiError::Overloaded {
+            message: error.to_string(),
+            retry_after: engine.retry_after().as_secs().max(1),
+        },
+        SubmitError::Draining | SubmitError::Stopped => ApiError::Draining,
+        SubmitError::Invalid { field, reason } => {
+            ApiError::Value { param: field.into(), message: format!("{field} {reason}") }
+        }
+    }
+}
+
+fn failed(error: &EngineError, seconds: f64) -> ApiError {
+    match error {
+        EngineError::Deadline { .. } => ApiError::Deadline { seconds },
+        EngineError::Stopped => ApiError::Draining,
+        EngineError::NotFinite(_) | EngineError::Merge(_) | EngineError::Forward(_) => {
+            ApiError::Internal(error.to_string())
+        }
+    }
+}
+
+/// One complete choice.
+#[derive(Debug, Clone, Default)]
+pub struct Choice {
+    /// Its text.
+    pub text: String,
+    /// Its tokens with their log-probabilities.
+    pub tokens: Vec<Token>,
+    /// The prompt's tokens with theirs, when asked for.
+    pub prompt: Vec<TokenLogprob>,
+    /// Why it ended.
+    pub reason: Option<FinishReason>,
+}
+
+impl Choice {
+    /// Takes in an event of this choice.
+    pub fn push(&mut self, event: Event, keep_tokens: bool) {
+        match event {
+            Event::Token(token) => {
+                self.text.push_str(&token.text);
+                if keep_tokens {
+                    self.tokens.push(token);
+                }
+            }
+            Event::Prompt(prompt) => self.prompt = prompt,
+            Event::Finished(finished) => self.reason = Some(finished.reason),
+            Event::Started(_) | Event::Failed(_) => {}
+        }
+    }
+
+    /// `stop` or `length`.
+    pub fn reason(&self) -> Option<&'static str> {
+        self.reason.map(FinishReason::as_str)
+    }
+}
+
+/// Runs a request to its end.
+pub async fn collect(run: &mut Run) -> Result<Vec<Choice>, ApiError> {
+    let mut choices = vec![Choice::default(); run.len()];
+    while let Some(event) = run.next().await {
+        let (index, event) = event?;
+        if let Some(choice) = choices.get_mut(index) {
+            choice.push(event, true);
+        }
+    }
+    Ok(choices)
+}

@@ -1,0 +1,76 @@
+//! Server-sent events: one engine event in, the dialect's events out. The response body owns the
+//! [`Run`], so a client that goes away drops it and frees its work.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::response::{
+    IntoResponse, Response, Sse,
+    sse::{self, KeepAlive},
+};
+use futures::StreamExt;
+use serde::Serialize;
+
+use super::{
+    error::ApiError,
+    openai::types::{Body, Envelope},
+    run::Run,
+};
+use crate::engine::{Event, Usage};
+
+/// A comment is sent after this much silence, so that proxies keep the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How a route writes its stream.
+pub trait Dialect: Send + 'static {
+    /// An event of choice `index`.
+    fn event(&mut self, run: &Run, index: usize, event: Event) -> Vec<sse::Event>;
+    /// All choices are complete.
+    fn end(&mut self, run: &Run) -> Vec<sse::Event>;
+    /// The answer will not be completed.
+    fn failure(&mut self, error: &ApiError) -> Vec<sse::Event>;
+}
+
+/// Answers with the events of `run`.
+pub fn respond(run: Run, dialect: impl Dialect) -> Response {
+    let batches = futures::stream::unfold(Some((run, dialect)), |state| async {
+        let (mut run, mut dialect) = state?;
+        match run.next().await {
+            Some(Ok((index, event))) => {
+                let events = dialect.event(&run, index, event);
+                Some((events, Some((run, dialect))))
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "a stream failed");
+                Some((dialect.failure(&error), None))
+            }
+            None => Some((dialect.end(&run), None)),
+        }
+    });
+    let events = batches
+        .flat_map(|events| futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>)));
+    let mut response =
+        Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    // nginx would collect the answer before passing it on.
+    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    response
+}
+
+/// An event whose data is `value` as JSON.
+pub fn json(value: &impl Serialize) -> sse::Event {
+    // What is sent here has string keys and no failing serialisers; should one fail after all, the
+    // client gets an event without data rather than half an answer without an end.
+    serde_json::to_string(value).map(|text| sse::Event::default().data(text)).unwrap_or_default()
+}
+
+/// The end of an OpenAI stream.
+pub fn done() -> sse::Event {
+    sse::Event::default().data("[DONE]")
+}
+
+/// The last events of an OpenAI stream: the usage where it was asked for, and `[DONE]`.
+pub fn close(envelope: &Envelope, usage: Option<Usage>) -> Vec<sse::Event> {
+    let usage = usage.map(|usage| {
+        json(&Body { envelope, choices: Vec::new(), usage: Some(Some(usage.into())), ladle: None })
+    });
+    usage.into_iter().chain([done()]).collect()
+}

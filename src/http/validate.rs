@@ -1,0 +1,262 @@
+//! Raw request → checked request, in one place. What leaves here is solved, tokenised and within
+//! every bound; later stages never see what the client wrote.
+
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderMap;
+use serde_json::Value;
+
+use super::{
+    app::Served,
+    error::ApiError,
+    json::{Fields, shorten},
+    knobs::{Knobs, Length},
+    preference::Form,
+    prompt,
+};
+use crate::{config::Limits, engine::GenerateRequest, preference::Solution};
+
+/// Most alternatives that log-probabilities are reported for.
+const MAX_TOP: usize = 20;
+/// The `max_tokens` of a completion that names none (OpenAI's API).
+const COMPLETION_TOKENS: usize = 16;
+/// Header with a preference, for clients that can add no field.
+pub const PREFERENCE_HEADER: &str = "x-preference";
+
+/// What a request is checked against.
+pub struct Context<'a> {
+    /// The served soup.
+    pub served: &'a Served,
+    /// Bounds.
+    pub limits: &'a Limits,
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+    /// When it arrived.
+    pub arrived: Instant,
+}
+
+/// A checked generation.
+#[derive(Debug)]
+pub struct Checked {
+    /// One request per choice: prompt-major, `n` for each prompt.
+    pub requests: Vec<GenerateRequest>,
+    /// Choices per prompt.
+    pub n: usize,
+    /// What the preference was solved to.
+    pub solution: Solution,
+    /// Answer as a stream of events.
+    pub stream: bool,
+    /// End a stream with the usage (OpenAI's `stream_options`).
+    pub include_usage: bool,
+    /// Time from arrival to the deadline.
+    pub timeout: Duration,
+    /// Prompts to put before the answers (`echo`), one per prompt; empty: none.
+    pub echo: Vec<String>,
+    /// Only the prompt is wanted (`max_tokens: 0`): the one token that is generated is dropped.
+    pub prompt_only: bool,
+}
+
+impl Checked {
+    /// Whether log-probabilities were asked for.
+    pub fn wants_logprobs(&self) -> bool {
+        self.requests.iter().any(|request| request.sampling.logprobs.is_some())
+    }
+}
+
+/// `POST /generate`.
+pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let prompt = match (fields.take("prompt"), fields.take("messages")) {
+        (Some(prompt), None) => prompt::single(context.served, prompt)?,
+        (None, Some(messages)) => prompt::chat(context.served, messages)?,
+        (given, _) => {
+            let got = if given.is_some() { "given beside messages" } else { "absent" };
+            return Err(ApiError::value("prompt", got, "either prompt or messages"));
+        }
+    };
+    let logprobs = fields.integer("logprobs", 0..=MAX_TOP)?;
+    let max_tokens = fields.integer("max_tokens", 1..=max_tokens(context))?;
+    let solution = solve(context, &mut fields, None)?;
+    let knobs = Knobs::take(context, &mut fields, logprobs)?;
+    fields.finish()?;
+    let length = Length { given: max_tokens, default: context.limits.default_max_tokens };
+    knobs.into_checked(context, vec![prompt], solution, length)
+}
+
+/// `POST /v1/chat/completions`.
+pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    openai_only(&mut fields)?;
+    let spec = model(context.served, fields.text("model")?)?;
+    let messages = fields
+        .take("messages")
+        .ok_or_else(|| ApiError::value("messages", "absent", "a list of messages"))?;
+    let prompt = prompt::chat(context.served, messages)?;
+    let limit = max_tokens(context);
+    let given = match (
+        fields.integer("max_tokens", 1..=limit)?,
+        fields.integer("max_completion_tokens", 1..=limit)?,
+    ) {
+        (Some(old), Some(new)) if old != new => {
+            return Err(ApiError::value(
+                "max_completion_tokens",
+                new,
+                format!("max_tokens ({old}), its older name"),
+            ));
+        }
+        (old, new) => new.or(old),
+    };
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let logprobs = match fields.integer("top_logprobs", 0..=MAX_TOP)? {
+        Some(top) if !wanted && top > 0 => {
+            return Err(ApiError::value("top_logprobs", top, "logprobs to be true beside it"));
+        }
+        top => wanted.then(|| top.unwrap_or(0)),
+    };
+    let solution = solve(context, &mut fields, spec)?;
+    let include_usage = stream_options(&mut fields)?;
+    let knobs = Knobs::take(context, &mut fields, logprobs)?;
+    fields.finish()?;
+    let length = Length { given, default: context.limits.default_max_tokens };
+    Ok(Checked { include_usage, ..knobs.into_checked(context, vec![prompt], solution, length)? })
+}
+
+/// `POST /v1/completions`.
+pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    openai_only(&mut fields)?;
+    let spec = model(context.served, fields.text("model")?)?;
+    let prompt =
+        fields.take("prompt").ok_or_else(|| ApiError::value("prompt", "absent", prompt::FORMS))?;
+    let prompts = prompt::several(context.served, prompt, context.limits.max_n)?;
+    let echo = fields.flag("echo")?.unwrap_or(false);
+    let logprobs = fields.integer("logprobs", 0..=MAX_TOP)?;
+    let given = fields.integer("max_tokens", usize::from(!echo)..=max_tokens(context))?;
+    let best_of = fields.integer("best_of", 1..=context.limits.max_n)?;
+    let solution = solve(context, &mut fields, spec)?;
+    let include_usage = stream_options(&mut fields)?;
+    let knobs = Knobs::take(context, &mut fields, logprobs)?;
+    if best_of.is_some_and(|best_of| best_of != knobs.n) {
+        let reason = "all n choices are returned, so it must equal n";
+        return Err(ApiError::Unsupported { param: "best_of".into(), reason });
+    }
+    fields.finish()?;
+    let prompt_only = given == Some(0);
+    let texts: Vec<String> = match echo {
+        true => prompts.iter().map(|prompt| prompt.text(&context.served.tokenizer)).collect(),
+        false => Vec::new(),
+    };
+    let length = Length { given: given.map(|given| given.max(1)), default: COMPLETION_TOKENS };
+    let mut checked = knobs.into_checked(context, prompts, solution, length)?;
+    if echo {
+        for request in &mut checked.requests {
+            request.prompt_logprobs = logprobs;
+        }
+    }
+    Ok(Checked { include_usage, echo: texts, prompt_only, ..checked })
+}
+
+/// `POST /v1/solve`: the preference alone.
+pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let spec = model(context.served, fields.text("model")?)?;
+    let solution = solve(context, &mut fields, spec)?;
+    fields.finish()?;
+    Ok(solution)
+}
+
+/// Which preference counts, and its λ and c.
+fn solve(
+    context: &Context<'_>,
+    fields: &mut Fields,
+    model: Option<String>,
+) -> Result<Solution, ApiError> {
+    let menu = &context.served.menu;
+    let preference = if let Some(value) = fields.take("preference") {
+        menu.preference("preference", Form::from_json("preference", value)?)?
+    } else if let Some(spec) = model {
+        menu.preference("model", Form::from_text("model", &spec)?)?
+    } else if let Some(header) = context.headers.get(PREFERENCE_HEADER) {
+        let text = header.to_str().map_err(|_| {
+            ApiError::value(
+                "X-Preference",
+                "not ASCII",
+                "a preference such as helpful=0.7,harmless=0.3",
+            )
+        })?;
+        menu.preference("X-Preference", Form::from_text("X-Preference", text)?)?
+    } else {
+        menu.default_preference.clone()
+    };
+    let alpha = match fields.take("alpha") {
+        Some(value) => menu.alpha(value)?,
+        None => menu.default_alpha.clone(),
+    };
+    Ok(context.served.mixing.solve(&preference, &alpha))
+}
+
+/// The preference in a model id, after its colon.
+fn model(served: &Served, name: Option<String>) -> Result<Option<String>, ApiError> {
+    let Some(name) = name else { return Ok(None) };
+    match name.strip_prefix(&served.name) {
+        Some("") => Ok(None),
+        Some(rest) if rest.starts_with(':') => Ok(Some(rest[1..].to_owned())),
+        _ => Err(ApiError::Model { name: shorten(&name), known: served.name.clone() }),
+    }
+}
+
+/// What `max_tokens` may be: the configured limit, else what the context leaves beside one token
+/// of prompt.
+fn max_tokens(context: &Context<'_>) -> usize {
+    let room = context.served.context().saturating_sub(1).max(1);
+    context.limits.max_tokens.map_or(room, |limit| limit.min(room))
+}
+
+/// `stream_options`: whether the usage is wanted at the end.
+fn stream_options(fields: &mut Fields) -> Result<bool, ApiError> {
+    let Some(value) = fields.take("stream_options") else { return Ok(false) };
+    let mut options = Fields::of("stream_options", value)?;
+    let include_usage = options.flag("include_usage")?.unwrap_or(false);
+    options.ignore(&["include_obfuscation"]);
+    options.finish()?;
+    Ok(include_usage)
+}
+
+/// Fields of OpenAI's API that have no counterpart here: harmless ones are dropped, those that
+/// would change the answer's meaning are refused unless they ask for what happens anyway.
+fn openai_only(fields: &mut Fields) -> Result<(), ApiError> {
+    fields.ignore(&[
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "prediction",
+        "reasoning_effort",
+        "verbosity",
+    ]);
+    let empty = |value: &Value| match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    };
+    for name in ["tools", "functions", "logit_bias", "suffix", "audio", "web_search_options"] {
+        fields.without(name, empty, "this server generates text only, without tools or biases")?;
+    }
+    for name in ["tool_choice", "function_call"] {
+        fields.without(
+            name,
+            |value| value == "none" || value == "auto",
+            "there are no tools to choose from",
+        )?;
+    }
+    let text_only = |value: &Value| *value == serde_json::json!(["text"]);
+    fields.without("modalities", text_only, "only [\"text\"] is generated")?;
+    let reason = "output cannot be constrained; only {\"type\": \"text\"} is possible";
+    fields.without("response_format", |value| value["type"] == "text", reason)?;
+    Ok(())
+}

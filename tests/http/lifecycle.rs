@@ -1,0 +1,107 @@
+use std::{thread, time::Duration};
+
+use ladle::config::ServeOptions;
+use serde_json::json;
+
+use crate::server::{Server, events, fixture, greedy, options, with};
+
+/// A stream that is larger than what sockets buffer: it goes on until the client has read it.
+fn long() -> serde_json::Value {
+    with(greedy(), json!({"max_tokens": 240, "stream": true, "n": 16, "logprobs": 20}))
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_work() {
+    let server = Server::start(options());
+    let before = server.generate(greedy())["text"].clone();
+    for path in ["/generate", "/v1/completions"] {
+        let mut stream = events(server.send(path, long()));
+        stream.next().unwrap();
+        drop(stream);
+        server.wait_until_idle();
+    }
+    // One that waits for a whole answer is noticed as well.
+    let impatient =
+        reqwest::blocking::Client::builder().timeout(Duration::from_millis(20)).build().unwrap();
+    let body = with(greedy(), json!({"max_tokens": 240, "n": 16}));
+    let gone = impatient.post(format!("{}/generate", server.url)).json(&body).send();
+    assert!(gone.is_err_and(|error| error.is_timeout()), "16 × 240 tokens within 20 ms");
+    server.wait_until_idle();
+    assert_eq!(server.generate(greedy())["text"], before);
+}
+
+#[test]
+fn draining_finishes_what_runs_and_refuses_what_is_new() {
+    let mut server = Server::start(options());
+    let whole = server.generate(with(greedy(), json!({"max_tokens": 240})))["text"].clone();
+    let mut stream = events(server.send("/generate", long()));
+    stream.next().unwrap();
+    server.stop();
+    server.wait_until("draining", |server| server.get("/ready").status == 503);
+    let reply = server.post("/generate", greedy());
+    assert_eq!((reply.status, reply.error().0), (503, "draining"), "{}", reply.body);
+    assert!(reply.headers.contains_key("retry-after"));
+    assert_eq!(server.get("/health").status, 200);
+    let (name, data) = stream.last().unwrap();
+    assert_eq!(name, "done");
+    let done: serde_json::Value = serde_json::from_str(&data).unwrap();
+    assert_eq!(done["choices"][15]["text"], whole);
+    server.join().unwrap();
+    assert!(
+        server.client.get(format!("{}/health", server.url)).send().is_err(),
+        "the port is closed"
+    );
+}
+
+#[test]
+fn what_outlives_the_drain_timeout_is_told_so() {
+    let mut server = Server::start(ServeOptions { drain_timeout: Some(0.001), ..options() });
+    let mut stream = events(server.send("/generate", long()));
+    stream.next().unwrap();
+    server.stop();
+    let (name, data) = stream.last().unwrap();
+    assert_eq!(name, "error", "{data}");
+    assert!(data.contains("draining"), "{data}");
+    server.join().unwrap();
+}
+
+#[test]
+fn a_soup_that_cannot_be_served_ends_the_server_with_its_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = ServeOptions { soup: Some(directory.path().into()), ..options() }.check().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let outcome = runtime.block_on(async {
+        let listener = ladle::http::bind(&config).await.unwrap();
+        ladle::http::serve(config, listener, std::future::pending()).await
+    });
+    assert!(outcome.unwrap_err().to_string().contains("soup.toml"));
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let server = Server::shared();
+    let port: u16 = server.url.rsplit(':').next().unwrap().parse().unwrap();
+    let config =
+        ServeOptions { soup: Some(fixture("soup-tiny")), port: Some(port), ..Default::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let error = runtime.block_on(ladle::http::bind(&config.check().unwrap())).unwrap_err();
+    assert!(error.to_string().contains(&format!("cannot listen on 127.0.0.1:{port}")), "{error}");
+}
+
+#[test]
+fn requests_in_flight_do_not_mix_their_answers() {
+    let server = Server::shared();
+    let body = |index: usize| {
+        let preference = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]][index % 4];
+        let prompt = ["The soup is", "A spoon", "Hello there, "][index % 3];
+        with(greedy(), json!({"preference": preference, "prompt": prompt, "max_tokens": 16}))
+    };
+    let alone: Vec<_> = (0..12).map(|index| server.generate(body(index))["text"].clone()).collect();
+    let together: Vec<_> = thread::scope(|scope| {
+        let handles: Vec<_> = (0..12)
+            .map(|index| scope.spawn(move || server.generate(body(index))["text"].clone()))
+            .collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}

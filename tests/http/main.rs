@@ -1,0 +1,12 @@
+//! The server through its own door: a real socket, the real engine, the tiny soup.
+
+mod bad_input;
+mod description;
+mod generate;
+mod lifecycle;
+mod limits;
+mod metrics;
+mod openai;
+mod preference;
+mod sdk;
+mod server;

@@ -1,0 +1,72 @@
+use serde_json::json;
+
+use crate::server::{Server, greedy, options, with};
+
+#[test]
+fn counters_follow_the_requests() {
+    let server = Server::start(options());
+    let answer = server.generate(with(greedy(), json!({"preference": [1, 0, 0]})));
+    server.post("/generate", json!({"prompt": ""}));
+    server.get("/nowhere");
+    server.wait_until_idle();
+    let metric = |name: &str| server.metric(name);
+    assert_eq!(metric("ladle_generated_tokens_total"), 8.0);
+    assert_eq!(
+        metric("ladle_prompt_tokens_total"),
+        answer["usage"]["prompt_tokens"].as_f64().unwrap()
+    );
+    assert_eq!(metric("ladle_time_to_first_token_seconds_count"), 1.0);
+    assert_eq!(metric("ladle_inter_token_latency_seconds_count"), 7.0);
+    assert_eq!(metric("ladle_queue_time_seconds_count"), 1.0);
+    assert_eq!(metric("ladle_preference_weight_bucket{objective=\"helpful\",le=\"0.9\"}"), 0.0);
+    assert_eq!(metric("ladle_preference_weight_bucket{objective=\"helpful\",le=\"1\"}"), 1.0);
+    assert_eq!(
+        metric("ladle_request_duration_seconds_count{route=\"/generate\",status=\"200\"}"),
+        1.0
+    );
+    assert_eq!(
+        metric("ladle_request_duration_seconds_count{route=\"/generate\",status=\"400\"}"),
+        1.0
+    );
+    assert_eq!(
+        metric("ladle_request_duration_seconds_count{route=\"unmatched\",status=\"404\"}"),
+        1.0
+    );
+    assert_eq!(metric("ladle_requests_rejected_total{reason=\"invalid\"}"), 2.0);
+    let steps =
+        metric("ladle_steps_total{mode=\"fused\"}") + metric("ladle_steps_total{mode=\"mixed\"}");
+    assert!(steps >= 8.0);
+    assert!(
+        metric("ladle_step_rows_count") >= 8.0 && metric("ladle_step_preferences_count") >= 8.0
+    );
+}
+
+#[test]
+fn no_preference_and_no_prompt_becomes_a_label() {
+    let server = Server::shared();
+    server.generate(with(
+        greedy(),
+        json!({"preference": [0.123, 0.456, 0.421], "prompt": "secret words"}),
+    ));
+    let text = server.client.get(format!("{}/metrics", server.url)).send().unwrap().text().unwrap();
+    assert!(!text.contains("0.123") && !text.contains("secret"));
+    let labels: std::collections::BTreeSet<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once('{'))
+        .flat_map(|(_, rest)| rest.split('}').next().unwrap().split(','))
+        .filter_map(|pair| pair.split_once('=').map(|(name, _)| name))
+        .collect();
+    let known = ["le", "mode", "objective", "reason", "route", "status"];
+    assert!(labels.iter().all(|label| known.contains(label)), "{labels:?}");
+}
+
+#[test]
+fn every_answer_carries_a_request_id() {
+    let server = Server::shared();
+    let request =
+        server.client.get(format!("{}/health", server.url)).header("x-request-id", "mine-1");
+    assert_eq!(request.send().unwrap().headers()["x-request-id"], "mine-1");
+    let reply = server.get("/nowhere");
+    assert!(!reply.headers["x-request-id"].is_empty());
+}

@@ -1,0 +1,89 @@
+use serde_json::{Value, json};
+
+use crate::server::{Reply, Server, greedy, with};
+
+fn solve(body: Value) -> Value {
+    Server::shared().post("/v1/solve", body).ok()
+}
+
+fn chat_model(model: &str, header: Option<&str>, body: Value) -> Reply {
+    let server = Server::shared();
+    let mut request = server.client.post(format!("{}/v1/solve", server.url));
+    if let Some(header) = header {
+        request = request.header("X-Preference", header);
+    }
+    Reply::of(request.json(&with(json!({"model": model}), body)).send().unwrap())
+}
+
+#[test]
+fn every_form_of_a_preference_means_the_same() {
+    let expected = solve(json!({"preference": {"helpful": 0.2, "brief": 0.8}}));
+    assert_eq!(expected["preference"], json!({"helpful": 0.2, "harmless": 0.0, "brief": 0.8}));
+    assert_eq!(solve(json!({"preference": [1, 0, 4]})), expected);
+    assert_eq!(solve(json!({"preference": "terse"})), expected);
+    assert_eq!(chat_model("soup-tiny:terse", None, json!({})).ok(), expected);
+    assert_eq!(chat_model("soup-tiny:brief=4,helpful=1", None, json!({})).ok(), expected);
+    assert_eq!(chat_model("soup-tiny:1,0,4", None, json!({})).ok(), expected);
+    assert_eq!(chat_model("soup-tiny", Some("helpful=1, brief=4"), json!({})).ok(), expected);
+    assert_eq!(chat_model("soup-tiny", Some("terse"), json!({})).ok(), expected);
+}
+
+#[test]
+fn body_beats_model_beats_header_beats_default() {
+    let mu = |reply: Reply| reply.ok()["preference"].clone();
+    let only = |name: &str| {
+        with(json!({"helpful": 0.0, "harmless": 0.0, "brief": 0.0}), json!({name: 1.0}))
+    };
+    let body = json!({"preference": {"brief": 1}});
+    assert_eq!(mu(chat_model("soup-tiny:harmless=1", Some("helpful=1"), body)), only("brief"));
+    assert_eq!(
+        mu(chat_model("soup-tiny:harmless=1", Some("helpful=1"), json!({}))),
+        only("harmless")
+    );
+    assert_eq!(mu(chat_model("soup-tiny", Some("helpful=1"), json!({}))), only("helpful"));
+    let default = mu(chat_model("soup-tiny", None, json!({})));
+    assert!((default["brief"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12, "{default}");
+}
+
+#[test]
+fn a_vertex_of_the_simplex_gives_negative_coefficients() {
+    // ALGORITHMS §1, closed form with n = 3, β = 0.7: λ = (2(1) − 0.3)/1.1, −0.3/1.1, −0.3/1.1.
+    let solved = solve(json!({"preference": {"helpful": 1}}));
+    for (objective, lambda) in
+        [("helpful", 1.7 / 1.1), ("harmless", -0.3 / 1.1), ("brief", -0.3 / 1.1)]
+    {
+        assert!((solved["lambda"][objective].as_f64().unwrap() - lambda).abs() < 1e-12, "{solved}");
+    }
+}
+
+#[test]
+fn a_sweep_of_eleven_preferences_moves_lambda_and_the_text() {
+    let server = Server::shared();
+    let mut texts = std::collections::BTreeSet::new();
+    let mut last = f64::NEG_INFINITY;
+    for step in 0..=10 {
+        let mu = f64::from(step) / 10.0;
+        let preference = json!({"helpful": mu, "brief": 1.0 - mu});
+        let answer =
+            server.generate(with(greedy(), json!({"preference": preference, "max_tokens": 32})));
+        let lambda = answer["lambda"]["helpful"].as_f64().unwrap();
+        assert!(lambda > last, "λ rises with μ");
+        last = lambda;
+        texts.insert(answer["text"].as_str().unwrap().to_owned());
+    }
+    assert!(texts.len() >= 5, "{} different texts", texts.len());
+}
+
+#[test]
+fn the_soup_describes_itself() {
+    let soup = Server::shared().get("/v1/soup").ok();
+    assert_eq!(soup["name"], "soup-tiny");
+    assert_eq!(soup["objectives"][2]["name"], "brief");
+    assert_eq!(soup["objectives"][2]["description"], "Says it in few words.");
+    let row: Vec<f64> =
+        soup["matrix"][1].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    assert!((row[0] - 0.15).abs() < 1e-12 && (row[1] - 0.7).abs() < 1e-12, "{row:?}");
+    assert_eq!(soup["presets"]["terse"], json!({"helpful": 0.2, "harmless": 0.0, "brief": 0.8}));
+    assert_eq!((&soup["alpha"]["min"], &soup["alpha"]["max"]), (&json!(0.0), &json!(2.0)));
+    assert_eq!(soup["front"], Value::Null);
+}

@@ -1,0 +1,29 @@
+use std::{path::PathBuf, process::Command};
+
+use ladle::config::{ApiKey, ServeOptions};
+
+use crate::server::{Server, options};
+
+#[test]
+fn the_official_openai_client_works_unmodified() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let python =
+        std::env::var_os("LADLE_TEST_PYTHON").map_or(root.join(".venv/bin/python"), PathBuf::from);
+    assert!(
+        python.exists(),
+        "no Python with the openai package at {}: run scripts/test, which makes it, or set LADLE_TEST_PYTHON",
+        python.display()
+    );
+    let key = "sk-test-key";
+    let server =
+        Server::start(ServeOptions { api_keys: Some(vec![ApiKey(key.into())]), ..options() });
+    let output = Command::new(python)
+        .arg(root.join("tests/sdk/test_openai.py"))
+        .args([server.url.as_str(), key])
+        .env("NO_PROXY", "127.0.0.1")
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+}
