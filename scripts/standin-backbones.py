@@ -46,10 +46,10 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--gguf", required=True, type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=17)
     args = parser.parse_args()
     print({m.__name__: m.__version__ for m in (torch, transformers, peft)}, flush=True)
@@ -113,6 +113,7 @@ def main():
             optimizer.step()
             print(f"{name} step {step + 1}/{args.steps} loss {loss.item():.4f} {time.time() - start:.0f} s", flush=True)
         partial = args.out / f".{name}.partial"
+        model.peft_config["default"].base_model_name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
         model.save_pretrained(partial)
         weights = partial / "adapter_model.safetensors"
         tensors = {key: value.to(torch.bfloat16).contiguous() for key, value in load_file(weights).items()}
