@@ -8,7 +8,10 @@
 use candle_core::quantized::gguf_file::Value as Meta;
 use serde_json::{Map, Value, json};
 
-use super::gguf::{Gguf, GgufError};
+use super::{
+    gguf::{Gguf, GgufError},
+    gguf_sentencepiece as sentencepiece,
+};
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -74,8 +77,20 @@ const FAMILIES: [Family; 5] = [
 ];
 
 /// The token types of GGUF that stand whole in a text.
+const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
+
+/// Everything of a `tokenizer.json` but its added tokens and post-processor.
+struct Pipeline {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    /// The BPE model, without its vocabulary.
+    model: Value,
+    /// Texts start with the begin-of-sequence token unless the file says otherwise.
+    adds_bos: bool,
+}
 
 /// The two tokenizer files of a checkpoint.
 #[derive(Debug)]
@@ -88,28 +103,11 @@ pub struct TokenizerFiles {
 
 /// Rebuilds the tokenizer of a file.
 pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles, GgufError> {
-    let model = gguf.string("tokenizer.ggml.model")?.unwrap_or_default();
-    if model != "gpt2" {
-        return Err(gguf.unsupported("tokenizer.ggml.model".to_owned(), model, "gpt2".to_owned()));
-    }
-    let pre = gguf.string("tokenizer.ggml.pre")?.unwrap_or_default();
-    let Some(family) = FAMILIES.iter().find(|family| family.names.contains(&pre.as_str())) else {
-        let known = FAMILIES.map(|family| family.names.join(", ")).join(", ");
-        return Err(gguf.unsupported("tokenizer.ggml.pre".to_owned(), pre, known));
-    };
     let tokens = gguf.array("tokenizer.ggml.tokens", "a list of strings", text)?;
     let types = gguf.array("tokenizer.ggml.token_type", "a list of i32", |value| match value {
         Meta::I32(kind) => Some(*kind),
         _ => None,
     })?;
-    let merges = gguf.array("tokenizer.ggml.merges", "a list of pairs of tokens", |value| {
-        let (left, right) = match value {
-            Meta::String(pair) => pair.split_once(' ')?,
-            _ => return None,
-        };
-        Some(json!([left, right]))
-    })?;
-
     let named = |key: &str| -> Result<Option<(u64, &String)>, GgufError> {
         let key = format!("tokenizer.ggml.{key}_token_id");
         let Some(id) = gguf.optional(&key)? else { return Ok(None) };
@@ -120,38 +118,43 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles, GgufError> {
     };
     let (bos, eos) = (named("bos")?, named("eos")?);
     let (unknown, padding) = (named("unknown")?, named("padding")?);
-    let add_bos = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(family.adds_bos);
+    let pipeline = match gguf.string("tokenizer.ggml.model")?.as_deref() {
+        Some("gpt2") => byte_level_pipeline(gguf)?,
+        Some("llama") => sentencepiece_pipeline(gguf, &tokens, unknown.map(|(_, token)| token))?,
+        other => {
+            let (key, known) = ("tokenizer.ggml.model".to_owned(), "gpt2, llama".to_owned());
+            return Err(gguf.unsupported(key, other.unwrap_or_default(), known));
+        }
+    };
+    let add_bos = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(pipeline.adds_bos);
     let add_eos = gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
 
     let whole: Vec<Value> = tokens
         .iter()
         .zip(&types)
         .enumerate()
-        .filter(|(_, (_, kind))| matches!(**kind, CONTROL | USER_DEFINED))
+        .filter(|(_, (_, kind))| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
         .map(|(id, (token, kind))| {
             json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": *kind == CONTROL,
+                "rstrip": false, "normalized": false, "special": *kind != USER_DEFINED,
             })
         })
         .collect();
     let vocabulary: Map<String, Value> =
         tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+    let mut model = pipeline.model;
+    model["vocab"] = Value::Object(vocabulary);
     let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
         "added_tokens": whole,
-        "normalizer": family.nfc.then(|| json!({"type": "NFC"})),
-        "pre_tokenizer": pre_tokenizer(family),
+        "normalizer": pipeline.normalizer,
+        "pre_tokenizer": pipeline.pre_tokenizer,
         "post_processor": post_processor(bos.filter(|_| add_bos), eos.filter(|_| add_eos)),
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null,
-            "continuing_subword_prefix": null, "end_of_word_suffix": null,
-            "fuse_unk": false, "byte_fallback": false, "ignore_merges": family.ignore_merges,
-            "vocab": vocabulary, "merges": merges,
-        },
+        "decoder": pipeline.decoder,
+        "model": model,
     });
 
     let mut config = json!({
@@ -171,6 +174,68 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles, GgufError> {
         config["chat_template"] = json!(template);
     }
     Ok(TokenizerFiles { tokenizer, config })
+}
+
+/// Byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM), by the name of its pre-tokenizer.
+fn byte_level_pipeline(gguf: &Gguf) -> Result<Pipeline, GgufError> {
+    let pre = gguf.string("tokenizer.ggml.pre")?.unwrap_or_default();
+    let Some(family) = FAMILIES.iter().find(|family| family.names.contains(&pre.as_str())) else {
+        let known = FAMILIES.map(|family| family.names.join(", ")).join(", ");
+        return Err(gguf.unsupported("tokenizer.ggml.pre".to_owned(), pre, known));
+    };
+    Ok(Pipeline {
+        normalizer: json!(family.nfc.then(|| json!({"type": "NFC"}))),
+        pre_tokenizer: pre_tokenizer(family),
+        decoder: byte_level(true),
+        model: bpe(merges(gguf)?, None, family.ignore_merges),
+        adds_bos: family.adds_bos,
+    })
+}
+
+/// SentencePiece BPE (Llama 2, Mistral 7B), its merges in the file or in the scores.
+fn sentencepiece_pipeline(
+    gguf: &Gguf,
+    tokens: &[String],
+    unknown: Option<&String>,
+) -> Result<Pipeline, GgufError> {
+    let adds_space = gguf.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let merges = if gguf.has("tokenizer.ggml.merges") {
+        merges(gguf)?
+    } else {
+        let scores = gguf.array("tokenizer.ggml.scores", "a list of f32", |value| match value {
+            Meta::F32(score) => Some(*score),
+            _ => None,
+        })?;
+        sentencepiece::merges(tokens, &scores)
+    };
+    Ok(Pipeline {
+        normalizer: sentencepiece::normalizer(adds_space),
+        pre_tokenizer: Value::Null,
+        decoder: sentencepiece::decoder(adds_space),
+        model: bpe(merges, unknown, false),
+        adds_bos: true,
+    })
+}
+
+fn merges(gguf: &Gguf) -> Result<Vec<Value>, GgufError> {
+    gguf.array("tokenizer.ggml.merges", "a list of pairs of tokens", |value| {
+        let (left, right) = match value {
+            Meta::String(pair) => pair.split_once(' ')?,
+            _ => return None,
+        };
+        Some(json!([left, right]))
+    })
+}
+
+/// The BPE model without its vocabulary. One that has a token for the unknown falls back to bytes
+/// before it uses it.
+fn bpe(merges: Vec<Value>, unknown: Option<&String>, ignore_merges: bool) -> Value {
+    json!({
+        "type": "BPE", "dropout": null, "unk_token": unknown,
+        "continuing_subword_prefix": null, "end_of_word_suffix": null,
+        "fuse_unk": unknown.is_some(), "byte_fallback": unknown.is_some(),
+        "ignore_merges": ignore_merges, "merges": merges,
+    })
 }
 
 fn text(value: &Meta) -> Option<String> {

@@ -8,6 +8,8 @@ pub mod base;
 pub mod checkpoint;
 mod digest;
 pub mod gguf;
+mod gguf_sentencepiece;
+mod gguf_tensors;
 mod gguf_tokenizer;
 mod hub;
 pub mod import;

@@ -5,6 +5,7 @@
 - tiny-llama.gguf   llama with Llama 3's rotary factors and pre-tokenizer; one storage type a tensor
                     (blocks of random bits with sane scales, as no Python writer makes k-quants)
 - tiny-qwen2.gguf   qwen2: biases, an output head, Qwen2's pre-tokenizer
+- tiny-llama2.gguf  llama with a SentencePiece vocabulary (scores, byte tokens), as Llama 2 has
 - tiny.json         sha256 of each dequantised tensor by Hugging Face name, the expected
                     configuration, and ids of some texts
 """
@@ -24,6 +25,7 @@ import transformers
 from gguf import GGMLQuantizationType as Q
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
+from transformers.tokenization_utils_base import generate_merges
 
 SEED = 20261121
 HIDDEN, HEADS, KV_HEADS, FF, VOCAB = 256, 8, 2, 256, 320
@@ -68,6 +70,23 @@ def vocabulary(split: str, normalizer):
     return tokenizer, tokens, types, [" ".join(pair) for pair in model["merges"]]
 
 
+def sentencepiece():
+    """Pieces learned from the corpus, with scores that fall; merges as transformers derives them."""
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCAB - 259))
+    learned = json.loads(learner.to_str())["model"]["vocab"]
+    pieces = sorted(learned, key=lambda piece: (len(piece) == 1, learned[piece]))
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)] + pieces
+    types = [2, 3, 3] + [6] * 256 + [1] * len(pieces)
+    scores = [0.0] * 259 + [-float(index) for index in range(len(pieces))]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    merges = generate_merges(vocab, dict(zip(tokens, scores)))
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    return tokenizer, tokens, types, scores
+
+
 def llama3_factors(theta: float, width: int, factor: float) -> numpy.ndarray:
     wavelengths = 2 * numpy.pi * theta ** (numpy.arange(0, width, 2) / width)
     smooth = numpy.clip((8192 / wavelengths - 1) / 3, 0, 1)
@@ -86,13 +105,20 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(500000.0)
-    tokenizer, tokens, types, merges = vocabulary(split, normalizer)
-    writer.add_tokenizer_model("gpt2")
+    scored = pre == "default"
+    if scored:
+        tokenizer, tokens, types, scores = sentencepiece()
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(scores)
+        writer.add_unk_token_id(0)
+    else:
+        tokenizer, tokens, types, merges = vocabulary(split, normalizer)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_merges(merges)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    begin, end = tokens.index("<|begin|>"), tokens.index("<|end|>")
+    begin, end = (1, 2) if scored else (tokens.index("<|begin|>"), tokens.index("<|end|>"))
     writer.add_bos_token_id(begin)
     writer.add_eos_token_id(end)
     writer.add_chat_template("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
@@ -138,7 +164,7 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
     for part, rows, columns in (("gate", FF, HIDDEN), ("up", FF, HIDDEN), ("down", HIDDEN, FF)):
         add(f"blk.0.ffn_{part}.weight", f"{layer}mlp.{part}_proj.weight", (rows, columns))
     scaling = None
-    if arch == "llama":
+    if arch == "llama" and not scored:
         writer.add_tensor("rope_freqs.weight", llama3_factors(500000.0, width, 8.0))
         scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                    "original_max_position_embeddings": 8192}
@@ -175,8 +201,11 @@ def main() -> None:
         "attn_v.weight": Q.F32, "attn_output.weight": Q.F16, "ffn_gate.weight": Q.Q4_0, "ffn_up.weight": Q.Q8_0, "ffn_down.weight": Q.Q5_0,
     }
     qwen = make(out / "tiny-qwen2.gguf", "qwen2", "qwen2", mapping._QWEN2_SPLIT, normalizers.NFC(), kinds, True, False)
+    kinds = {name: Q.Q4_0 for name in ("token_embd.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight",
+                                       "attn_output.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")}
+    llama2 = make(out / "tiny-llama2.gguf", "llama", "default", "", None, kinds, False, True)
     versions = {name: importlib.metadata.version(name) for name in ("gguf", "numpy", "tokenizers", "transformers")}
-    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen]}
+    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2]}
     (out / "tiny.json").write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
