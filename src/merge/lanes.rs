@@ -84,7 +84,7 @@ element!(
 /// Every method may only run where the set's features were detected; loads and stores touch
 /// [`LANES`] elements, and a store with `STREAM` needs an address aligned to what it writes.
 pub(super) trait Lanes: Copy {
-    /// Rows that the low-rank product keeps in registers at once.
+    /// Rows that the low-rank product keeps in registers at once: 4 or 8.
     const ROWS: usize;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -97,9 +97,12 @@ pub(super) trait Lanes: Copy {
     unsafe fn store_bf16<const STREAM: bool>(self, to: *mut u16);
 }
 
-/// Work that is written once and run on any instruction set.
+/// Work that any instruction set can do.
 pub(super) trait Kernel {
-    /// Runs on the lanes of one set.
+    /// Does what lies from index `from` on, in plain code that compilers vectorise: all of it where
+    /// there are no lanes, else the rest that fills no vector.
+    fn plain(self, from: usize);
+    /// Does all of it on the lanes of one set.
     ///
     /// # Safety
     /// The features of `L` were detected.
@@ -149,7 +152,7 @@ impl Level {
         // SAFETY: only `available` makes levels other than the portable one, from detection.
         unsafe {
             match self.0 {
-                Set::Portable => kernel.run::<Portable>(),
+                Set::Portable => kernel.plain(0),
                 #[cfg(target_arch = "x86_64")]
                 Set::Avx2 => x86::run_avx2(kernel),
                 #[cfg(target_arch = "x86_64")]
@@ -243,77 +246,6 @@ fn narrow_f16(value: f32) -> u16 {
     let nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
     let value = if magnitude > 0x7f80_0000 { nan } else { infinite };
     (value | ((bits >> 16) & 0x8000)) as u16
-}
-
-/// An array that the compiler vectorises with whatever the target has.
-#[derive(Clone, Copy)]
-pub(super) struct Portable([f32; LANES]);
-
-impl Portable {
-    #[inline(always)]
-    fn each(f: impl Fn(usize) -> f32) -> Self {
-        let mut out = [0.0; LANES];
-        for (lane, value) in out.iter_mut().enumerate() {
-            *value = f(lane);
-        }
-        Self(out)
-    }
-}
-
-impl Lanes for Portable {
-    const ROWS: usize = 2;
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        Self([value; LANES])
-    }
-    #[inline(always)]
-    unsafe fn mul(self, other: Self) -> Self {
-        Self::each(|lane| self.0[lane] * other.0[lane])
-    }
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        Self::each(|lane| self.0[lane] + other.0[lane])
-    }
-    #[inline(always)]
-    unsafe fn load_f32(from: *const f32) -> Self {
-        // SAFETY: the trait's contract.
-        Self(unsafe { from.cast::<[f32; LANES]>().read() })
-    }
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u16) -> Self {
-        // SAFETY: the trait's contract.
-        let bits = unsafe { from.cast::<[u16; LANES]>().read() };
-        Self::each(|lane| widen_f16(bits[lane]))
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self {
-        // SAFETY: the trait's contract.
-        let bits = unsafe { from.cast::<[u16; LANES]>().read() };
-        Self::each(|lane| widen_bf16(bits[lane]))
-    }
-    #[inline(always)]
-    unsafe fn store_f32<const STREAM: bool>(self, to: *mut f32) {
-        // SAFETY: the trait's contract.
-        unsafe { to.cast::<[f32; LANES]>().write(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn store_f16<const STREAM: bool>(self, to: *mut u16) {
-        let mut bits = [0; LANES];
-        for lane in 0..LANES {
-            bits[lane] = narrow_f16(self.0[lane]);
-        }
-        // SAFETY: the trait's contract.
-        unsafe { to.cast::<[u16; LANES]>().write(bits) }
-    }
-    #[inline(always)]
-    unsafe fn store_bf16<const STREAM: bool>(self, to: *mut u16) {
-        let mut bits = [0; LANES];
-        for lane in 0..LANES {
-            bits[lane] = narrow_bf16(self.0[lane]);
-        }
-        // SAFETY: the trait's contract.
-        unsafe { to.cast::<[u16; LANES]>().write(bits) }
-    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -58,16 +58,17 @@ impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
     /// a cache line when `STREAM`.
     #[inline(always)]
     unsafe fn body<L: Lanes, const STREAM: bool>(self) {
-        let Self { out, sources, coefficients } = self;
-        // SAFETY: the loops stay below out.len(), which bounds every source too; iterations of
-        // STEP elements keep the alignment.
+        let (sources, coefficients) = (self.sources, self.coefficients);
+        let (out, len) = (self.out.as_mut_ptr(), self.out.len());
+        // SAFETY: the loop stays below `len`, which bounds every source too; iterations of STEP
+        // elements keep the alignment.
         unsafe {
             let mut c = [L::splat(0.0); N];
             for k in 0..N {
                 c[k] = L::splat(coefficients[k]);
             }
             let mut i = 0;
-            while i + STEP <= out.len() {
+            while i + STEP <= len {
                 for source in sources {
                     let line = source.add(i).cast::<u8>().wrapping_add(AHEAD_BYTES);
                     prefetch(line);
@@ -81,27 +82,37 @@ impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
                     low = low.add(E::load::<L>(sources[k].add(i)).mul(c[k]));
                     high = high.add(E::load::<L>(sources[k].add(i + LANES)).mul(c[k]));
                 }
-                let to = out.as_mut_ptr().add(i);
+                let to = out.add(i);
                 E::store::<L, STREAM>(low, to);
                 E::store::<L, STREAM>(high, to.add(LANES));
                 i += STEP;
             }
-            while i < out.len() {
-                let mut sum = (*sources[0].add(i)).widen() * coefficients[0];
-                for k in 1..N {
-                    sum += (*sources[k].add(i)).widen() * coefficients[k];
-                }
-                out[i] = E::narrow(sum);
-                i += 1;
-            }
             if STREAM {
                 fence();
             }
+            self.plain(i);
         }
     }
 }
 
 impl<E: Element, const N: usize> Kernel for WeightedSum<'_, E, N> {
+    fn plain(self, from: usize) {
+        let Self { out, sources, coefficients } = self;
+        let len = out.len();
+        let out = out.as_mut_ptr();
+        for i in from..len {
+            // SAFETY: `len` bounds the output and every source. Pointers, because a bounds check
+            // per source keeps the loop from being vectorised.
+            unsafe {
+                let mut sum = (*sources[0].add(i)).widen() * coefficients[0];
+                for k in 1..N {
+                    sum += (*sources[k].add(i)).widen() * coefficients[k];
+                }
+                *out.add(i) = E::narrow(sum);
+            }
+        }
+    }
+
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         // SAFETY: the caller's promise, and the alignment is looked at here.
@@ -138,27 +149,30 @@ struct Accumulate<'a, E, const FIRST: bool> {
 }
 
 impl<E: Element, const FIRST: bool> Kernel for Accumulate<'_, E, FIRST> {
+    fn plain(self, from: usize) {
+        for (sum, value) in self.sums[from..].iter_mut().zip(&self.source[from..]) {
+            let term = value.widen() * self.c;
+            *sum = if FIRST { term } else { *sum + term };
+        }
+    }
+
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Self { sums, source, c } = self;
-        // SAFETY: the loops stay below the common length.
+        let (sums, len) = (self.sums.as_mut_ptr(), self.sums.len());
+        // SAFETY: the loop stays below the common length.
         unsafe {
-            let factor = L::splat(c);
+            let factor = L::splat(self.c);
             let mut i = 0;
-            while i + LANES <= sums.len() {
-                let from = source.as_ptr().add(i);
+            while i + LANES <= len {
+                let from = self.source.as_ptr().add(i);
                 prefetch(from.cast::<u8>().wrapping_add(AHEAD_BYTES));
-                let to = sums.as_mut_ptr().add(i);
+                let to = sums.add(i);
                 let term = E::load::<L>(from).mul(factor);
                 let sum = if FIRST { term } else { L::load_f32(to).add(term) };
                 sum.store_f32::<false>(to);
                 i += LANES;
             }
-            while i < sums.len() {
-                let term = source[i].widen() * c;
-                sums[i] = if FIRST { term } else { sums[i] + term };
-                i += 1;
-            }
+            self.plain(i);
         }
     }
 }
@@ -237,28 +251,35 @@ impl AddProduct<'_> {
 }
 
 impl Kernel for AddProduct<'_> {
+    /// Columns from `from` on.
+    fn plain(self, from: usize) {
+        if from == self.width {
+            return;
+        }
+        for (row, sums) in self.sums.chunks_exact_mut(self.width).enumerate() {
+            let up = &self.up[row * self.ranks..(row + 1) * self.ranks];
+            for (b, down) in up.iter().zip(self.down.chunks_exact(self.width)) {
+                for (sum, a) in sums[from..].iter_mut().zip(&down[from..]) {
+                    *sum += b * a;
+                }
+            }
+        }
+    }
+
     #[inline(always)]
     unsafe fn run<L: Lanes>(mut self) {
         let whole = self.width / LANES * LANES;
         for column in (0..whole).step_by(LANES) {
             // SAFETY: column + LANES ≤ width.
             unsafe {
-                match L::ROWS {
-                    8 => self.column::<L, 8>(column),
-                    4 => self.column::<L, 4>(column),
-                    _ => self.column::<L, 2>(column),
+                if L::ROWS == 8 {
+                    self.column::<L, 8>(column);
+                } else {
+                    self.column::<L, 4>(column);
                 }
             }
         }
-        for row in 0..self.rows {
-            for column in whole..self.width {
-                let mut sum = self.sums[row * self.width + column];
-                for rank in 0..self.ranks {
-                    sum += self.up[row * self.ranks + rank] * self.down[rank * self.width + column];
-                }
-                self.sums[row * self.width + column] = sum;
-            }
-        }
+        self.plain(whole);
     }
 }
 
@@ -278,29 +299,31 @@ impl<E: Element> Round<'_, E> {
     /// The features of `L` were detected; `out` is aligned to a cache line when `STREAM`.
     #[inline(always)]
     unsafe fn body<L: Lanes, const STREAM: bool>(self) {
-        let Self { out, sums } = self;
-        // SAFETY: the loops stay below the common length; STEP keeps the alignment.
+        let (out, len) = (self.out.as_mut_ptr(), self.out.len());
+        // SAFETY: the loop stays below the common length; STEP keeps the alignment.
         unsafe {
             let mut i = 0;
-            while i + STEP <= out.len() {
-                let from = sums.as_ptr().add(i);
-                let to = out.as_mut_ptr().add(i);
+            while i + STEP <= len {
+                let (from, to) = (self.sums.as_ptr().add(i), out.add(i));
                 E::store::<L, STREAM>(L::load_f32(from), to);
                 E::store::<L, STREAM>(L::load_f32(from.add(LANES)), to.add(LANES));
                 i += STEP;
             }
-            while i < out.len() {
-                out[i] = E::narrow(sums[i]);
-                i += 1;
-            }
             if STREAM {
                 fence();
             }
+            self.plain(i);
         }
     }
 }
 
 impl<E: Element> Kernel for Round<'_, E> {
+    fn plain(self, from: usize) {
+        for (out, sum) in self.out[from..].iter_mut().zip(&self.sums[from..]) {
+            *out = E::narrow(*sum);
+        }
+    }
+
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         // SAFETY: the caller's promise, and the alignment is looked at here.
