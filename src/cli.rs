@@ -14,7 +14,8 @@ use ladle::{
         preference::{Form, Menu, Solved},
     },
     kernels::Dtype,
-    preference::{Alpha, MixingMatrix, Preference},
+    merge::export::{export_adapter, export_model},
+    preference::{Alpha, MixingMatrix, Preference, Solution},
     soup::{
         self, OpenOptions, Soup,
         base::default_models_dir,
@@ -51,6 +52,8 @@ pub enum Command {
     Init(InitArgs),
     /// Print what is in a soup.
     Inspect(InspectArgs),
+    /// Write the merged model of a preference, as a checkpoint or as one PEFT adapter.
+    Merge(MergeArgs),
     /// Solve a preference for its merging coefficients, as JSON.
     Solve(SolveArgs),
 }
@@ -153,6 +156,32 @@ pub struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// The soup directory.
+    soup: PathBuf,
+    /// helpful=0.7,harmless=0.3, or 0.7,0.3, or the name of a preset [default: the soup's].
+    #[arg(long, allow_hyphen_values = true)]
+    preference: Option<String>,
+    /// Extrapolation: a number, or JSON by objective.
+    #[arg(long, allow_hyphen_values = true)]
+    alpha: Option<String>,
+    /// Directory to write; must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Write one PEFT adapter for the base, instead of a whole model (soups of adapters).
+    #[arg(long)]
+    adapter: bool,
+    /// Storage type of the whole model, instead of the base's: bf16, f16 or f32.
+    #[arg(long, value_parser = dtype, conflicts_with = "adapter")]
+    dtype: Option<Dtype>,
+    /// Directory of the base, instead of the one that the soup names.
+    #[arg(long)]
+    base: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct SolveArgs {
     /// helpful=0.7,harmless=0.3, or 0.7,0.3, or the name of a preset.
     preference: String,
@@ -248,9 +277,37 @@ pub fn solve(args: SolveArgs) -> anyhow::Result<()> {
             (menu, mixing)
         }
     };
-    let form = Form::from_text("preference", &args.preference).map_err(|e| anyhow!("{e}"))?;
-    let preference = menu.preference("preference", form).map_err(|e| anyhow!("{e}"))?;
-    let alpha = match &args.alpha {
+    let solution = choose(&menu, &mixing, Some(&args.preference), args.alpha.as_deref())?;
+    print_json(&Solved::new(&menu, &solution))
+}
+
+pub fn merge(args: MergeArgs) -> anyhow::Result<()> {
+    let soup = Soup::open(&args.soup, &args.store.open_options(args.base)?)?;
+    let menu = Menu::of(&soup.manifest)?;
+    let solution = choose(&menu, &soup.mixing, args.preference.as_deref(), args.alpha.as_deref())?;
+    if args.adapter {
+        export_adapter(&soup, &solution.coefficients, &args.out)?;
+    } else {
+        export_model(&soup, &solution.coefficients, args.dtype, &args.out)?;
+    }
+    print_json(&Solved::new(&menu, &solution))
+}
+
+/// What the texts of a command line choose from the menu, solved.
+fn choose(
+    menu: &Menu,
+    mixing: &MixingMatrix,
+    preference: Option<&str>,
+    alpha: Option<&str>,
+) -> anyhow::Result<Solution> {
+    let preference = match preference {
+        None => menu.default_preference.clone(),
+        Some(text) => {
+            let form = Form::from_text("preference", text).map_err(|e| anyhow!("{e}"))?;
+            menu.preference("preference", form).map_err(|e| anyhow!("{e}"))?
+        }
+    };
+    let alpha = match alpha {
         None => menu.default_alpha.clone(),
         Some(text) => {
             let value = serde_json::from_str(text)
@@ -258,7 +315,7 @@ pub fn solve(args: SolveArgs) -> anyhow::Result<()> {
             menu.alpha(value).map_err(|e| anyhow!("{e}"))?
         }
     };
-    print_json(&Solved::new(&menu, &mixing.solve(&preference, &alpha)))
+    Ok(mixing.solve(&preference, &alpha))
 }
 
 fn dtype(text: &str) -> Result<Dtype, String> {

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Import(args) => cli::import(args),
         Command::Init(args) => cli::init(args),
         Command::Inspect(args) => cli::inspect(args),
+        Command::Merge(args) => cli::merge(args),
         Command::Solve(args) => cli::solve(args),
     };
     match done {

@@ -1,28 +1,16 @@
 //! What is wrong on disk is refused when the soup is opened, and the message names the file, the
 //! tensor or key, what was expected and what was found.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+#[path = "common/soup.rs"]
+mod common;
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use ladle::soup::{Adapter, Checkpoint, Manifest, OpenOptions, Soup, weights::WeightFile};
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-fn options() -> OpenOptions {
-    OpenOptions {
-        base: None,
-        models_dir: PathBuf::from("/nonexistent"),
-        offline: true,
-        verify_digests: true,
-    }
-}
+use common::{SOUPS, copy_tree, fixture, options};
 
 /// All three fixtures side by side, so that their relative base paths hold.
 struct Kitchen(tempfile::TempDir);
@@ -30,7 +18,7 @@ struct Kitchen(tempfile::TempDir);
 impl Kitchen {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["soup-tiny", "soup-tiny-full", "soup-tiny-mixed"] {
+        for name in SOUPS {
             copy_tree(&fixture(name), &dir.path().join(name));
         }
         Self(dir)
@@ -83,19 +71,6 @@ impl Kitchen {
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-fn copy_tree(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 const HELPFUL: &str = "soup-tiny/backbones/helpful/adapter_model.safetensors";
 const HELPFUL_CONFIG: &str = "soup-tiny/backbones/helpful/adapter_config.json";
 const FULL: &str = "soup-tiny-full/backbones/helpful/model.safetensors";
@@ -106,7 +81,7 @@ const Q_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weigh
 #[test]
 fn untouched_fixtures_open() {
     let kitchen = Kitchen::new();
-    for soup in ["soup-tiny", "soup-tiny-full", "soup-tiny-mixed"] {
+    for soup in SOUPS {
         Soup::open(&kitchen.path(soup), &options()).unwrap();
     }
 }
@@ -463,7 +438,7 @@ fn manifests_are_refused_by_key_and_value() {
         ("name = \"soup-tiny\"", "name = \"a:b\"", &["name", "A-Z a-z", "a:b"]),
         ("name = \"soup-tiny\"", "", &["missing field `name`"]),
         ("default = \"balanced\"", "default = \"sweet\"", &["default", "balanced, terse", "sweet"]),
-        ("path = \"base\"", "path = \"cellar\"", &["cellar", "not found", "ladle import"]),
+        ("path = \"base\"", "path = \"cellar\"", &["cellar", "nothing at", "ladle import"]),
         ("path = \"base\"", "id = \"a/b/c\"", &["base.id", "OWNER/NAME", "a/b/c"]),
         ("path = \"base\"", "id = \"../base\"", &["base.id", "../base"]),
         ("path = \"base\"", "path = \"base\"\nid = \"x\"", &["base", "one of path, id and gguf"]),

@@ -8,10 +8,11 @@
 //! [`plan`] says of which terms each tensor is the sum, and what coefficient c gives each of them.
 //! [`dense`] computes such sums in one pass, into the recycled memory of [`slab`]; [`fused`] does it
 //! for a whole model and [`cache`] keeps the results within a budget. [`mixed`] merges nothing: it
-//! gives the decoder all the terms.
+//! gives the decoder all the terms. [`export`] writes the merged model out for others.
 
 pub mod cache;
 pub mod dense;
+pub mod export;
 pub mod fused;
 mod lanes;
 pub mod mixed;

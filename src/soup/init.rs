@@ -13,6 +13,7 @@ use super::{
         self, BackboneEntry, BackboneKind, BaseEntry, Extrapolation, Manifest, ManifestError,
         Mixing, Objective, SftEntry,
     },
+    same_model,
     weights::WeightFile,
 };
 
@@ -47,8 +48,8 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
         Some(base) => base.clone(),
         None => find_base(dir, &base.source().map_err(refuse)?, options)?,
     };
-    let base_files = Checkpoint::open(&base_dir)?;
-    base.sha256 = digest::of_files(&base_dir, base_files.files().iter());
+    let base_model = Checkpoint::open(&base_dir)?;
+    base.sha256 = digest::of_files(&base_dir, base_model.files().iter());
 
     let names = recipe.backbones.iter().map(|(name, _)| name.clone());
     let objectives =
@@ -85,13 +86,13 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
     let root = fs::canonicalize(staging.path()).map_err(WeightError::io(staging.path()))?;
     let mut copied = Vec::new();
     if let Some(sft) = &recipe.sft {
-        copied.extend(copy_adapter(sft, &root.join("sft"))?);
+        copied.extend(copy_adapter(sft, &root.join("sft"), &base_model)?);
     }
     for (entry, (_, from)) in manifest.backbones.iter().zip(&recipe.backbones) {
         let to = root.join(&entry.path);
         copied.extend(match entry.kind {
-            BackboneKind::Adapter => copy_adapter(from, &to)?,
-            BackboneKind::Full => copy_checkpoint(from, &to)?,
+            BackboneKind::Adapter => copy_adapter(from, &to, &base_model)?,
+            BackboneKind::Full => copy_checkpoint(from, &to, &base_model)?,
         });
     }
     manifest.sha256 = digest::of_files(&root, copied.iter());
@@ -112,19 +113,25 @@ fn kind(path: &Path) -> BackboneKind {
     }
 }
 
-fn copy_adapter(from: &Path, to: &Path) -> Result<Vec<WeightFile>, WeightError> {
-    // Opening first gives the clear error where `from` holds no adapter.
-    Adapter::open(from)?;
+// Both check the source first, so that errors name the path that was given.
+
+fn copy_adapter(from: &Path, to: &Path, base: &Checkpoint) -> Result<Vec<WeightFile>, SoupError> {
+    Adapter::open(from)?.check(base)?;
     copy(from, to, &[adapter::CONFIG.into(), adapter::WEIGHTS.into()])?;
     Ok(vec![Adapter::open(to)?.file().clone()])
 }
 
-fn copy_checkpoint(from: &Path, to: &Path) -> Result<Vec<WeightFile>, WeightError> {
+fn copy_checkpoint(
+    from: &Path,
+    to: &Path,
+    base: &Checkpoint,
+) -> Result<Vec<WeightFile>, SoupError> {
     let source = Checkpoint::open(from)?;
+    same_model(&source, base)?;
     let weights = source.files().iter().filter_map(|file| file.path.file_name());
     let mut names: Vec<PathBuf> = weights.map(PathBuf::from).collect();
     names.push("config.json".into());
-    if names.len() > 2 || !from.join(checkpoint::SINGLE).exists() {
+    if !from.join(checkpoint::SINGLE).is_file() {
         names.push(checkpoint::INDEX.into());
     }
     copy(from, to, &names)?;

@@ -113,14 +113,19 @@ pub enum SoupError {
         /// The backbone's.
         got: String,
     },
-    /// The base is not there.
-    #[error("base {base:?}: {reason}")]
+    /// The base is not where the manifest says.
+    #[error(
+        "base: nothing at {at}, expected a Hugging Face directory or a GGUF file; name another in \
+         soup.toml, or fetch one with `ladle import`",
+        at = at.display()
+    )]
     Base {
-        /// The source as the manifest names it.
-        base: String,
-        /// Why, and what would help.
-        reason: String,
+        /// Where it should be.
+        at: PathBuf,
     },
+    /// The base could not be found or imported.
+    #[error("base: {0}")]
+    Import(#[from] import::ImportError),
 }
 
 /// How to open a soup.
@@ -282,23 +287,23 @@ pub fn read_manifest(dir: &Path) -> Result<(String, Manifest), SoupError> {
     }
 }
 
+/// The directory of the base; what is not there yet is imported.
 fn find_base(dir: &Path, source: &BaseSource, options: &OpenOptions) -> Result<PathBuf, SoupError> {
-    let missing = |base: String, at: &Path| SoupError::Base {
-        base,
-        reason: format!("not found at {}; import it with `ladle import`", at.display()),
-    };
-    let resolve = |spec: String| {
-        base::resolve_base(&spec, &options.models_dir, options.offline)
-            .map_err(|error| SoupError::Base { base: spec, reason: error.to_string() })
-    };
+    let import = |spec: &str| base::resolve_base(spec, &options.models_dir, options.offline);
     match source {
         BaseSource::Path(path) => {
             let at = dir.join(path);
-            if at.is_dir() { Ok(at) } else { Err(missing(path.display().to_string(), &at)) }
+            if at.is_dir() { Ok(at) } else { Err(SoupError::Base { at }) }
         }
-        BaseSource::Id { id, revision: None } => resolve(id.clone()),
-        BaseSource::Id { id, revision: Some(revision) } => resolve(format!("{id}@{revision}")),
-        BaseSource::Gguf(path) => resolve(dir.join(path).display().to_string()),
+        BaseSource::Id { id, revision: None } => Ok(import(id)?),
+        BaseSource::Id { id, revision: Some(revision) } => Ok(import(&format!("{id}@{revision}"))?),
+        BaseSource::Gguf(path) => {
+            let at = dir.join(path);
+            if !at.is_file() {
+                return Err(SoupError::Base { at });
+            }
+            Ok(import(&at.to_string_lossy())?)
+        }
     }
 }
 
@@ -327,8 +332,7 @@ fn open_full(root: &Path, path: &Path, base: &Checkpoint) -> Result<Checkpoint, 
     for file in checkpoint.files() {
         stay_inside(root, &file.path)?;
     }
-    same_architecture(&checkpoint, base)?;
-    same_tensors(&checkpoint, base)?;
+    same_model(&checkpoint, base)?;
     Ok(checkpoint)
 }
 
@@ -352,6 +356,12 @@ const FUNCTION_KEYS: [&str; 17] = [
     "sliding_window",
     "tie_word_embeddings",
 ];
+
+/// Refuses a checkpoint that is not a model of the base's kind.
+fn same_model(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupError> {
+    same_architecture(checkpoint, base)?;
+    same_tensors(checkpoint, base)
+}
 
 fn same_architecture(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupError> {
     for key in FUNCTION_KEYS {

@@ -248,7 +248,7 @@ fn offsets(entry: &Value) -> Option<(u64, u64)> {
     Some((pair.get(0)?.as_u64()?, pair.get(1)?.as_u64()?))
 }
 
-/// Bytes that an entry's shape and dtype need: `None` for a dtype not known here, `Some(None)`
+/// Bytes that an entry's shape and dtype need: `None` where either cannot be read, `Some(None)`
 /// where the product overflows.
 fn size(entry: &Value) -> Option<Option<u64>> {
     let width: u64 = match entry.get("dtype")?.as_str()? {
@@ -256,8 +256,9 @@ fn size(entry: &Value) -> Option<Option<u64>> {
         "F16" | "BF16" => 2,
         _ => return None,
     };
-    let shape = entry.get("shape")?.as_array()?;
-    Some(shape.iter().try_fold(width, |product, dim| product.checked_mul(dim.as_u64()?)))
+    let shape: Option<Vec<u64>> =
+        entry.get("shape")?.as_array()?.iter().map(Value::as_u64).collect();
+    Some(shape?.into_iter().try_fold(width, u64::checked_mul))
 }
 
 /// Reads a JSON file of bounded size.

@@ -1,0 +1,225 @@
+//! `ladle init`, `inspect`, `solve` and `merge` as programs: what they write is what PEFT and torch
+//! make of the same weights, and what they refuse they explain.
+
+#[path = "common/soup.rs"]
+mod common;
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use ladle::{
+    preference::Coefficients,
+    soup::{Adapter, Checkpoint, Soup},
+};
+use serde_json::Value;
+
+use common::{SOUPS, fixture, merged, numbers, options, reference, values, with_adapter};
+
+fn ladle(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ladle"));
+    command.args(args).env("LADLE_HOME", "/nonexistent").output().unwrap()
+}
+
+fn answer(args: &[&str]) -> Value {
+    let output = ladle(args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {error}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn refusal(args: &[&str]) -> String {
+    let output = ladle(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}");
+    assert!(output.stdout.is_empty());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A vector as `--preference` takes it; `--alpha` takes JSON.
+fn vector(value: &Value) -> String {
+    numbers(value).iter().map(f64::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn worst(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn a_merged_model_is_the_sum_that_torch_makes() {
+    for name in SOUPS {
+        let (document, stored) = reference(name);
+        for (i, case) in document["cases"].as_array().unwrap().iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("merged");
+            let (soup, preference, alpha) =
+                (fixture(name), vector(&case["preference"]), case["alpha"].to_string());
+            let answer = answer(&[
+                "merge",
+                text(&soup),
+                "--preference",
+                &preference,
+                "--alpha",
+                &alpha,
+                "--out",
+                text(&out),
+            ]);
+            let c = answer["coefficients"].as_object().unwrap();
+            let sum: f64 = c.values().map(|c| c.as_f64().unwrap()).sum();
+            assert!((sum - 1.0).abs() < 1e-9, "{answer}");
+            let sft = case["sft"].as_f64().unwrap();
+            assert!((c["sft"].as_f64().unwrap() - sft).abs() < 1e-9);
+
+            let merged = Checkpoint::open(&out).unwrap();
+            let base = Soup::open(&soup, &options()).unwrap().base;
+            assert!(merged.names().eq(base.names()));
+            assert_eq!(merged.config(), base.config());
+            assert!(out.join("tokenizer.json").is_file());
+            for tensor in document["tensors"].as_array().unwrap() {
+                let tensor = tensor.as_str().unwrap();
+                let want = values(&stored[&format!("case{i}.{tensor}")]);
+                let off = worst(&values(&merged.get(tensor).unwrap()), &want);
+                assert!(off < 5e-6, "{name} case {i} {tensor}: off by {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_merged_adapter_is_the_change_that_peft_makes() {
+    let base = Checkpoint::open(&fixture("soup-tiny/base")).unwrap();
+    let (document, stored) = reference("soup-tiny");
+    for (i, case) in document["cases"].as_array().unwrap().iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("adapter");
+        let (preference, alpha) = (vector(&case["preference"]), case["alpha"].to_string());
+        answer(&[
+            "merge",
+            text(&fixture("soup-tiny")),
+            "--preference",
+            &preference,
+            "--alpha",
+            &alpha,
+            "--adapter",
+            "--out",
+            text(&out),
+        ]);
+        let adapter = Adapter::open(&out).unwrap();
+        adapter.check(&base).unwrap();
+        // 4 + 8 of q, 4 + 8 + 3 of one v, 8 + 6 of down: one rank for all, scale 1.
+        assert!(adapter.modules.values().all(|m| m.down.shape()[0] == 15 && m.scale == 1.0));
+        assert_eq!(adapter.document()["r"], 15);
+        for tensor in document["tensors"].as_array().unwrap() {
+            let tensor = tensor.as_str().unwrap();
+            let got = with_adapter(&values(&base.get(tensor).unwrap()), &adapter, tensor);
+            let off = worst(&got, &values(&stored[&format!("case{i}.{tensor}")]));
+            assert!(off < 5e-6, "case {i} {tensor}: off by {off}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_over_sft_and_saved_modules_is_exact_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (soup_dir, out) = (dir.path().join("soup"), dir.path().join("adapter"));
+    let mixed = fixture("soup-tiny-mixed");
+    let backbone = |name: &str| format!("{name}={}", text(&mixed.join("backbones").join(name)));
+    answer(&[
+        "init",
+        text(&soup_dir),
+        "--name",
+        "pair",
+        "--base",
+        text(&mixed.join("base")),
+        "--sft",
+        text(&mixed.join("sft")),
+        "--backbone",
+        &backbone("helpful"),
+        "--backbone",
+        &backbone("brief"),
+        "--beta",
+        "0.8",
+    ]);
+    answer(&[
+        "merge",
+        text(&soup_dir),
+        "--preference",
+        "helpful=1",
+        "--alpha",
+        "0.5",
+        "--adapter",
+        "--out",
+        text(&out),
+    ]);
+    let soup = Soup::open(&soup_dir, &options()).unwrap();
+    // λ of (1, 0) at β = 0.8, then 1 + α.
+    let c = Coefficients { backbones: vec![1.5 * 4.0 / 3.0, -1.5 / 3.0], sft: -0.5 };
+    let adapter = Adapter::open(&out).unwrap();
+    adapter.check(&soup.base).unwrap();
+    assert!(adapter.saved.contains_key("lm_head.weight"));
+    for (name, tensor) in soup.base.tensors() {
+        let got = with_adapter(&values(tensor), &adapter, name);
+        let off = worst(&got, &merged(&soup, &c, name));
+        assert!(off < 1e-5, "{name}: off by {off}");
+    }
+}
+
+#[test]
+fn solve_prints_lambda_and_coefficients() {
+    let circulant = ["solve", "0.9,0.1", "--objectives", "a,b", "--beta", "0.7"];
+    let solved = answer(&circulant);
+    let close = |value: &Value, want: f64| (value.as_f64().unwrap() - want).abs() < 1e-9;
+    assert!(close(&solved["lambda"]["a"], 1.5) && close(&solved["lambda"]["b"], -0.5));
+    let tiny = fixture("soup-tiny");
+    let solved = answer(&["solve", "terse", "--soup", text(&tiny)]);
+    assert!(close(&solved["preference"]["brief"], 0.8));
+    let by_name = "brief=0.5,helpful=0.2,harmless=0.3";
+    let solved = answer(&["solve", by_name, "--soup", text(&tiny)]);
+    assert!(close(&solved["lambda"]["helpful"], 1.0 / 11.0));
+    assert!(close(&solved["coefficients"]["sft"], 0.0));
+}
+
+#[test]
+fn inspect_speaks_to_people_and_programs() {
+    let tiny = fixture("soup-tiny");
+    let json = answer(&["inspect", text(&tiny), "--json"]);
+    assert_eq!(json["name"], "soup-tiny");
+    assert_eq!(json["digest"], Soup::open(&tiny, &options()).unwrap().digest);
+    let plain = String::from_utf8(ladle(&["inspect", text(&tiny)]).stdout).unwrap();
+    assert!(plain.contains("condition number 1.8182"), "{plain}");
+}
+
+#[test]
+fn what_is_asked_wrongly_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tiny, out) = (fixture("soup-tiny"), dir.path().join("out"));
+    let merge =
+        |extra: &[&str]| refusal(&[&["merge", text(&tiny), "--out", text(&out)], extra].concat());
+    let cases: [(&[&str], &[&str]); 8] = [
+        (&["--preference", "sweet=1"], &["\"sweet\"", "helpful, harmless, brief"]),
+        (&["--preference", "sweet"], &["\"sweet\"", "balanced, terse"]),
+        (&["--preference", "1,2"], &["2 weights", "expected 3"]),
+        (&["--preference", "0,0,0"], &["all zero"]),
+        (&["--preference", "-1,0,0"], &["preference.helpful is -1", "≥ 0"]),
+        (&["--preference", "nan,0,1"], &["preference.helpful is NaN"]),
+        (&["--preference", "brief=1,brief=2"], &["\"brief\" twice"]),
+        (&["--alpha", "2.5"], &["alpha is 2.5", "[0, 2]"]),
+    ];
+    for (extra, parts) in cases {
+        let message = merge(extra);
+        assert!(parts.iter().all(|part| message.contains(part)), "{extra:?}: {message}");
+        assert!(!out.exists());
+    }
+    let full = fixture("soup-tiny-full");
+    let message = refusal(&["merge", text(&full), "--adapter", "--out", text(&out)]);
+    assert!(message.contains("helpful is a full checkpoint"), "{message}");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("precious"), "").unwrap();
+    assert!(merge(&[]).contains("already exists"));
+    assert!(refusal(&["inspect", "/nonexistent"]).contains("/nonexistent/soup.toml"));
+}
