@@ -29,10 +29,12 @@ use tempfile::TempDir;
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const CHUNK: usize = 32 << 20;
 
+type Files = BTreeMap<String, Vec<u8>>;
+
 /// What the server has, and what it was asked for.
 #[derive(Default)]
 struct Repository {
-    files: BTreeMap<String, Vec<u8>>,
+    files: Files,
     /// GET requests for contents: file and first byte.
     served: Vec<(String, usize)>,
     /// Refuse contents from this byte of this file on.
@@ -44,7 +46,7 @@ struct Repository {
 type Shared = Arc<Mutex<Repository>>;
 
 /// Serves `owner/tiny`, with `main` and [`COMMIT`] as revisions.
-fn serve(files: BTreeMap<String, Vec<u8>>) -> (Shared, String) {
+fn serve(files: Files) -> (Shared, String) {
     let shared: Shared = Arc::new(Mutex::new(Repository { files, ..Repository::default() }));
     let router = Router::new().fallback(answer).with_state(shared.clone());
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -112,7 +114,7 @@ async fn answer(State(shared): State<Shared>, request: Request<Body>) -> Respons
 }
 
 /// The files of a small model, in one file or in shards.
-fn model(sharded: bool) -> BTreeMap<String, Vec<u8>> {
+fn model(sharded: bool) -> Files {
     let dir = tempfile::tempdir().expect("a directory");
     let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/tiny-qwen2.gguf");
     let options = ImportOptions { dtype: Dtype::F32, ..ImportOptions::new(dir.path()) };
@@ -208,7 +210,7 @@ fn an_interrupted_download_goes_on_where_it_stopped() {
 
 #[test]
 fn what_cannot_be_served_is_refused_before_its_weights_are_fetched() {
-    let refused = |change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>), expected: &str| {
+    let refused = |change: &dyn Fn(&mut Files), expected: &str| {
         let mut files = model(false);
         change(&mut files);
         let (server, endpoint) = serve(files);
