@@ -75,7 +75,7 @@ pub async fn handle(mut request: Incoming) -> Result<Response, ApiError> {
     let (stream, logprobs) = (checked.stream, checked.wants_logprobs());
     let mut run = Run::start(request.app.clone(), checked).await?;
     if stream {
-        let choices = vec![Choice::default(); run.len()];
+        let choices = run.blank();
         let tokenizer = request.app.served()?.tokenizer.clone();
         return Ok(stream::respond(run, Native { choices, tokenizer, logprobs, started: false }));
     }

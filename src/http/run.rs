@@ -198,14 +198,9 @@ impl Run {
         self.choices.iter().all(|choice| choice.finished.is_some())
     }
 
-    /// Number of choices.
-    pub fn len(&self) -> usize {
-        self.choices.len()
-    }
-
-    /// Whether there is no choice; never.
-    pub fn is_empty(&self) -> bool {
-        self.choices.is_empty()
+    /// An empty choice for each of those that run.
+    pub fn blank(&self) -> Vec<Choice> {
+        vec![Choice::default(); self.choices.len()]
     }
 }
 
@@ -277,7 +272,7 @@ impl Choice {
 
 /// Runs a request to its end.
 pub async fn collect(run: &mut Run) -> Result<Vec<Choice>, ApiError> {
-    let mut choices = vec![Choice::default(); run.len()];
+    let mut choices = run.blank();
     while let Some(event) = run.next().await {
         let (index, event) = event?;
         if let Some(choice) = choices.get_mut(index) {

@@ -152,11 +152,11 @@ pub async fn handle(mut request: Incoming) -> Result<Response, ApiError> {
     let mut checked = request.check(validate::completions).await?;
     let (stream, include_usage) = (checked.stream, checked.include_usage);
     let format = Format::new(request.app.served()?.tokenizer.clone(), &mut checked);
-    let prompt_only = checked.prompt_only;
+    let (prompt_only, count) = (checked.prompt_only, checked.requests.len());
     let mut run = Run::start(request.app.clone(), checked).await?;
     let envelope = Envelope::new("cmpl", "text_completion", &run.echo());
     if stream {
-        let offsets = vec![0; run.len()];
+        let offsets = vec![0; count];
         return Ok(stream::respond(
             run,
             Completions { envelope, format, include_usage, offsets, echoed: false },
