@@ -21,6 +21,8 @@ use crate::kernels::{Dtype, HostTensor};
 
 /// Outputs of a block: its scratch of [`STRETCH`] inputs takes a tenth of a second-level cache.
 const BLOCK_OUTPUTS: usize = 32;
+/// Rows up to which weights are widened in registers, anew for each tile: beyond, the scratch pays.
+const DIRECT_ROWS: usize = 16;
 /// Rows of a block, when there are many.
 const BLOCK_ROWS: usize = 192;
 /// Inputs (at most) between two summings of lanes: a tile's rows of them fit the first-level cache.
@@ -254,10 +256,10 @@ impl Block<'_> {
     fn typed<S: Simd, E: Element>(self, s: S, w: &[E]) {
         let whole = self.inputs % (2 * S::LANES) == 0;
         let chunks = self.inputs.div_ceil(2 * S::LANES);
-        let tiles = self.rows.len().div_ceil(S::ROWS);
+        let tiles = self.rows.len().div_ceil(E::ROWS.min(S::ROWS));
         let stretches = self.inputs.div_ceil(STRETCH).max(1);
         let stretch = |i: usize| i * chunks / stretches..(i + 1) * chunks / stretches;
-        if whole && self.rows.len() <= 2 * S::ROWS {
+        if whole && self.rows.len() <= DIRECT_ROWS {
             // SAFETY: the rows outs of w, each of whole chunks.
             unsafe {
                 let w = w.as_ptr().add(self.outs.start * self.inputs);
@@ -319,7 +321,7 @@ impl Block<'_> {
         skipped: usize,
         ahead: &mut Ahead,
     ) {
-        let tiles = self.rows.len().div_ceil(S::ROWS);
+        let tiles = self.rows.len().div_ceil(E::ROWS.min(S::ROWS));
         for tile in 0..tiles {
             let first = self.rows.start + tile * self.rows.len() / tiles;
             let last = self.rows.start + (tile + 1) * self.rows.len() / tiles;
@@ -484,6 +486,8 @@ fn widen<S: Simd, E: Element>(s: S, w: &[E], wide: &mut [f32]) {
 /// Storage types of weights.
 trait Element: Copy {
     const ZERO: Self;
+    /// Rows of a tile (at most): widening takes registers too.
+    const ROWS: usize;
     /// The first LANES of 2 LANES values, in the order of [`Pack`].
     /// # Safety
     /// `p` must be readable for 2 LANES values.
@@ -496,6 +500,7 @@ trait Element: Copy {
 
 impl Element for f32 {
     const ZERO: Self = 0.0;
+    const ROWS: usize = 6;
     #[inline(always)]
     unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.
@@ -510,6 +515,7 @@ impl Element for f32 {
 
 impl Element for bf16 {
     const ZERO: Self = Self::ZERO;
+    const ROWS: usize = 4;
     #[inline(always)]
     unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.
@@ -524,6 +530,7 @@ impl Element for bf16 {
 
 impl Element for f16 {
     const ZERO: Self = Self::ZERO;
+    const ROWS: usize = 4;
     #[inline(always)]
     unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.
