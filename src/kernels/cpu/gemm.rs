@@ -10,12 +10,11 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use half::{bf16, f16};
-
 use super::{
     pool::Pool,
     simd::{Isa, Simd, Vectorised},
     tensor::{LINE, Line, Recycler, Tensor, values_mut, zeroed},
+    tile::{Element, LINE_BYTES, Tile, widen},
 };
 use crate::kernels::{Dtype, HostTensor};
 
@@ -100,7 +99,6 @@ pub(super) fn products(
             fresh: job.fresh,
             block_rows: rows.div_ceil(row_blocks),
             row_blocks,
-            threads: pool.threads(),
             end: tasks,
         });
     }
@@ -188,7 +186,6 @@ struct Grid<'a> {
     fresh: bool,
     block_rows: usize,
     row_blocks: usize,
-    threads: usize,
     /// One past the last task of this job.
     end: usize,
 }
@@ -197,17 +194,12 @@ impl Grid<'_> {
     /// Block number `index`; `x` is the input as packed.
     fn block<'a>(&'a self, index: usize, x: &'a Tensor, scratch: &'a mut Vec<Line>) -> Block<'a> {
         let (row, output) = (index % self.row_blocks, index / self.row_blocks);
-        let outs = |block: usize| {
-            let first = (block * BLOCK_OUTPUTS).min(self.outputs);
-            first..self.outputs.min(first + BLOCK_OUTPUTS)
-        };
         Block {
             x,
             rows: row * self.block_rows..self.x.rows().min((row + 1) * self.block_rows),
             w: self.w,
             inputs: self.x.width(),
-            outs: outs(output),
-            ahead: outs(output + self.threads),
+            outs: output * BLOCK_OUTPUTS..self.outputs.min((output + 1) * BLOCK_OUTPUTS),
             y: self.y,
             outputs: self.outputs,
             fresh: self.fresh,
@@ -223,8 +215,6 @@ struct Block<'a> {
     w: &'a HostTensor,
     inputs: usize,
     outs: Range<usize>,
-    /// Outputs that this thread is likely to do next.
-    ahead: Range<usize>,
     y: SharedMut,
     outputs: usize,
     fresh: bool,
@@ -241,304 +231,126 @@ impl Vectorised for Block<'_> {
                 unsafe { self.y.slice(start, self.outs.len()).fill(0.0) }
             }
         }
-        if let Some(w) = self.w.as_f32() {
-            self.typed(s, w);
+        let chunks = self.inputs.div_ceil(2 * S::LANES);
+        let stretches = self.inputs.div_ceil(STRETCH).max(1);
+        let stretches =
+            (0..stretches).map(|i| i * chunks / stretches..(i + 1) * chunks / stretches);
+        if self.inputs % (2 * S::LANES) != 0 || self.rows.len() > DIRECT_ROWS {
+            self.widened(s, stretches);
+        } else if let Some(w) = self.w.as_f32() {
+            self.direct(s, w, stretches);
         } else if let Some(w) = self.w.as_bf16() {
-            self.typed(s, w);
+            self.direct(s, w, stretches);
         } else if let Some(w) = self.w.as_f16() {
-            self.typed(s, w);
+            self.direct(s, w, stretches);
         }
     }
 }
 
 impl Block<'_> {
+    /// Widens weights in registers, four outputs at a time.
     #[inline(always)]
-    fn typed<S: Simd, E: Element>(self, s: S, w: &[E]) {
-        let whole = self.inputs % (2 * S::LANES) == 0;
-        let chunks = self.inputs.div_ceil(2 * S::LANES);
+    fn direct<S: Simd, E: Element>(
+        &self,
+        s: S,
+        w: &[E],
+        stretches: impl Iterator<Item = Range<usize>> + Clone,
+    ) {
         let tiles = self.rows.len().div_ceil(E::ROWS.min(S::ROWS));
-        let stretches = self.inputs.div_ceil(STRETCH).max(1);
-        let stretch = |i: usize| i * chunks / stretches..(i + 1) * chunks / stretches;
-        if whole && self.rows.len() <= DIRECT_ROWS {
-            // SAFETY: the rows outs of w, each of whole chunks.
-            unsafe {
-                let w = w.as_ptr().add(self.outs.start * self.inputs);
-                for out in (0..self.outs.len()).step_by(4) {
-                    let outs = out..self.outs.len().min(out + 4);
-                    // The next four rows of the weight lie right behind these.
-                    let mut ahead = Ahead::over(
-                        w.wrapping_add(outs.end * self.inputs),
-                        outs.len() * self.inputs,
-                        chunks * tiles,
-                    );
-                    for chunks in (0..stretches).map(stretch) {
-                        self.sweep(s, w, self.inputs, &chunks, outs.clone(), 0, &mut ahead);
+        for first in self.outs.clone().step_by(4) {
+            let outs = first - self.outs.start..self.outs.len().min(first - self.outs.start + 4);
+            for chunks in stretches.clone() {
+                let start = first * self.inputs + chunks.start * 2 * S::LANES;
+                // The next four outputs' weights lie right behind these.
+                let next = w.as_ptr().wrapping_add((first + 4) * self.inputs);
+                // SAFETY: the block's outputs are rows of w, each of whole chunks.
+                unsafe {
+                    let w = w.as_ptr().add(start);
+                    // Together the tiles bring four lines a chunk: that many bf16 weights.
+                    if tiles == 1 {
+                        self.sweep::<S, E, 4>(s, w, self.inputs, &chunks, outs.clone(), next);
+                    } else {
+                        self.sweep::<S, E, 2>(s, w, self.inputs, &chunks, outs.clone(), next);
                     }
                 }
             }
-            return;
         }
-        let Self { ref outs, inputs, .. } = self;
-        let widest = (0..stretches).map(|i| stretch(i).len()).max().unwrap_or(0) * 2 * S::LANES;
-        let mut ahead = Ahead::over(
-            w.as_ptr().wrapping_add(self.ahead.start * inputs),
-            self.ahead.len() * inputs,
-            chunks * tiles * outs.len().div_ceil(4),
-        );
+    }
+
+    /// Widens a stretch of all outputs into the scratch, then multiplies.
+    #[inline(always)]
+    fn widened<S: Simd>(self, s: S, stretches: impl Iterator<Item = Range<usize>> + Clone) {
+        let widest = stretches.clone().map(|s| s.len()).max().unwrap_or(0) * 2 * S::LANES;
         let mut scratch = std::mem::take(self.scratch);
-        if scratch.len() * LINE < outs.len() * widest {
-            scratch = zeroed((outs.len() * widest).div_ceil(LINE));
+        if scratch.len() * LINE < self.outs.len() * widest {
+            scratch = zeroed((self.outs.len() * widest).div_ceil(LINE));
         }
-        for chunks in (0..stretches).map(stretch) {
+        for chunks in stretches {
             let wide = values_mut(&mut scratch);
-            for (row, wide) in outs.clone().zip(wide.chunks_exact_mut(widest.max(1))) {
-                let start = row * inputs + chunks.start * 2 * S::LANES;
-                let end = (row + 1) * inputs;
-                let end = end.min(row * inputs + chunks.end * 2 * S::LANES);
-                widen(s, &w[start..end], wide);
+            for (row, wide) in self.outs.clone().zip(wide.chunks_exact_mut(widest.max(1))) {
+                let start = row * self.inputs;
+                let end = self.inputs.min(chunks.end * 2 * S::LANES);
+                let part = start + chunks.start * 2 * S::LANES..start + end;
+                if let Some(w) = self.w.as_f32() {
+                    widen(s, &w[part], wide);
+                } else if let Some(w) = self.w.as_bf16() {
+                    widen(s, &w[part], wide);
+                } else if let Some(w) = self.w.as_f16() {
+                    widen(s, &w[part], wide);
+                }
             }
-            // SAFETY: the scratch holds outs rows of these chunks.
-            unsafe {
-                let (skipped, w) = (chunks.start, scratch.as_ptr().cast::<f32>());
-                self.sweep(s, w, widest, &chunks, 0..outs.len(), skipped, &mut ahead);
-            }
+            let w = scratch.as_ptr().cast::<f32>();
+            // SAFETY: the scratch holds the block's outputs over these chunks.
+            unsafe { self.sweep::<S, f32, 0>(s, w, widest, &chunks, 0..self.outs.len(), w) };
         }
         *self.scratch = scratch;
     }
 
-    /// All rows × `outs` (counted from the block's first) over some chunks of the inputs.
+    /// All rows × `outs` (counted from the block's first) over some chunks of the inputs, while
+    /// `AHEAD` lines a chunk of what `next` points to come nearer.
     /// # Safety
-    /// `w` holds rows of at least `chunks.end − skipped` chunks, `ldw` apart, for all `outs`.
-    #[allow(clippy::too_many_arguments)] // the innermost level: all of it is needed at once
+    /// `w` holds rows of at least `chunks.len()` chunks, `ldw` apart, for all `outs`.
     #[inline(always)]
-    unsafe fn sweep<S: Simd, E: Element>(
+    unsafe fn sweep<S: Simd, E: Element, const AHEAD: usize>(
         &self,
         s: S,
         w: *const E,
         ldw: usize,
         chunks: &Range<usize>,
         outs: Range<usize>,
-        skipped: usize,
-        ahead: &mut Ahead,
+        next: *const E,
     ) {
         let tiles = self.rows.len().div_ceil(E::ROWS.min(S::ROWS));
         for tile in 0..tiles {
             let first = self.rows.start + tile * self.rows.len() / tiles;
             let last = self.rows.start + (tile + 1) * self.rows.len() / tiles;
+            let done = (chunks.start * tiles + tile * chunks.len()) * AHEAD * LINE_BYTES;
             // SAFETY: rows lie in x and y; x has whole chunks; w as promised by the caller.
             unsafe {
                 let x = self.x.data().as_ptr();
                 let mut tile = Tile {
                     x: x.add(first * self.x.width() + chunks.start * 2 * S::LANES),
                     ldx: self.x.width(),
-                    w: w.add(outs.start * ldw + (chunks.start - skipped) * 2 * S::LANES),
+                    w,
                     ldw,
                     y: self.y.0.add(first * self.outputs + self.outs.start + outs.start),
                     ldy: self.outputs,
                     chunks: chunks.len(),
-                    ahead: *ahead,
+                    next: next.cast::<u8>().wrapping_add(done),
                 };
                 let mut left = outs.len();
                 while left >= 4 {
-                    tile.rows::<S, 4>(s, last - first);
-                    tile.ahead.advance(chunks.len());
+                    tile.rows::<S, 4, AHEAD>(s, last - first);
                     tile.w = tile.w.add(4 * ldw);
                     tile.y = tile.y.add(4);
                     left -= 4;
                 }
                 for _ in 0..left {
-                    tile.rows::<S, 1>(s, last - first);
+                    tile.rows::<S, 1, 0>(s, last - first);
                     tile.w = tile.w.add(ldw);
                     tile.y = tile.y.add(1);
                 }
-                *ahead = tile.ahead;
             }
         }
-    }
-}
-
-/// A register tile: `y[i, j] += Σ x[i, ·] w[j, ·]`.
-struct Tile<E> {
-    x: *const f32,
-    ldx: usize,
-    w: *const E,
-    ldw: usize,
-    y: *mut f32,
-    ldy: usize,
-    chunks: usize,
-    ahead: Ahead,
-}
-
-/// Weights to bring nearer while tiles compute, some cache lines a chunk: spread evenly, since more
-/// than the memory delivers would stall the computation instead of hiding behind it.
-#[derive(Clone, Copy)]
-struct Ahead {
-    next: *const u8,
-    /// Lines a chunk; 0 when there is nothing left to do.
-    lines: usize,
-    /// Lines left.
-    left: usize,
-}
-
-impl Ahead {
-    const LINE: usize = 64;
-
-    /// `count` elements from `first` on, over the next `chunks` chunks of tiles.
-    #[inline(always)]
-    fn over<E>(first: *const E, count: usize, chunks: usize) -> Self {
-        let left = (count * size_of::<E>()).div_ceil(Self::LINE);
-        Self { next: first.cast(), lines: left.div_ceil(chunks.max(1)), left }
-    }
-
-    /// Passes what `chunks` chunks brought.
-    #[inline(always)]
-    fn advance(&mut self, chunks: usize) {
-        let lines = chunks * self.lines;
-        self.next = self.next.wrapping_add(lines * Self::LINE);
-        self.left = self.left.saturating_sub(lines);
-        self.lines = if self.left == 0 { 0 } else { self.lines };
-    }
-}
-
-impl<E: Element> Tile<E> {
-    #[inline(always)]
-    unsafe fn rows<S: Simd, const N: usize>(&self, s: S, rows: usize) {
-        // SAFETY: the caller's; rows ≤ S::ROWS by the cut into tiles.
-        unsafe {
-            match rows {
-                1 => self.sum::<S, 1, N>(s),
-                2 => self.sum::<S, 2, N>(s),
-                3 if S::ROWS >= 3 => self.sum::<S, 3, N>(s),
-                4 if S::ROWS >= 4 => self.sum::<S, 4, N>(s),
-                5 if S::ROWS >= 5 => self.sum::<S, 5, N>(s),
-                6 if S::ROWS >= 6 => self.sum::<S, 6, N>(s),
-                _ => unreachable!("a tile of {rows} rows"),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn sum<S: Simd, const M: usize, const N: usize>(&self, s: S) {
-        let mut sums = [[s.splat(0.0); N]; M];
-        // SAFETY: the caller's.
-        unsafe {
-            for chunk in 0..self.chunks {
-                let (x, w) = (self.x.add(chunk * 2 * S::LANES), self.w.add(chunk * 2 * S::LANES));
-                for line in chunk * self.ahead.lines..(chunk + 1) * self.ahead.lines {
-                    s.prefetch(self.ahead.next.wrapping_add(line * Ahead::LINE));
-                }
-                let mut wide = [s.splat(0.0); N];
-                for j in 0..N {
-                    wide[j] = E::first(s, w.add(j * self.ldw));
-                }
-                for i in 0..M {
-                    let x = s.load(x.add(i * self.ldx));
-                    for j in 0..N {
-                        sums[i][j] = s.fma(x, wide[j], sums[i][j]);
-                    }
-                }
-                for j in 0..N {
-                    wide[j] = E::second(s, w.add(j * self.ldw));
-                }
-                for i in 0..M {
-                    let x = s.load(x.add(i * self.ldx + S::LANES));
-                    for j in 0..N {
-                        sums[i][j] = s.fma(x, wide[j], sums[i][j]);
-                    }
-                }
-            }
-            for i in 0..M {
-                let y = self.y.add(i * self.ldy);
-                if N == 4 {
-                    s.add_sums([sums[i][0], sums[i][1], sums[i][2], sums[i][3]], y);
-                } else {
-                    for j in 0..N {
-                        let mut sum = [0.0; 4];
-                        s.add_sums([sums[i][j]; 4], sum.as_mut_ptr());
-                        *y.add(j) += sum[0];
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Widens `w` into chunks ordered as [`Element::first`] and [`Element::second`] give them, the last
-/// one padded with zeros.
-#[inline(always)]
-fn widen<S: Simd, E: Element>(s: S, w: &[E], wide: &mut [f32]) {
-    let mut tail = [E::ZERO; 64];
-    for (w, wide) in w.chunks(2 * S::LANES).zip(wide.chunks_exact_mut(2 * S::LANES)) {
-        let w = if w.len() < 2 * S::LANES {
-            tail[..w.len()].copy_from_slice(w);
-            &tail[..2 * S::LANES]
-        } else {
-            w
-        };
-        // SAFETY: both slices have 2 LANES elements.
-        unsafe {
-            s.store(wide.as_mut_ptr(), E::first(s, w.as_ptr()));
-            s.store(wide.as_mut_ptr().add(S::LANES), E::second(s, w.as_ptr()));
-        }
-    }
-}
-
-/// Storage types of weights.
-trait Element: Copy {
-    const ZERO: Self;
-    /// Rows of a tile (at most): widening takes registers too.
-    const ROWS: usize;
-    /// The first LANES of 2 LANES values, in the order of [`Pack`].
-    /// # Safety
-    /// `p` must be readable for 2 LANES values.
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V;
-    /// The other LANES values.
-    /// # Safety
-    /// `p` must be readable for 2 LANES values.
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V;
-}
-
-impl Element for f32 {
-    const ZERO: Self = 0.0;
-    const ROWS: usize = 6;
-    #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load(p) }
-    }
-    #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load(p.add(S::LANES)) }
-    }
-}
-
-impl Element for bf16 {
-    const ZERO: Self = Self::ZERO;
-    const ROWS: usize = 4;
-    #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_bf16_even(p) }
-    }
-    #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_bf16_odd(p) }
-    }
-}
-
-impl Element for f16 {
-    const ZERO: Self = Self::ZERO;
-    const ROWS: usize = 4;
-    #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_f16(p) }
-    }
-    #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_f16(p.add(S::LANES)) }
     }
 }

@@ -10,6 +10,7 @@ mod kv;
 mod pool;
 mod simd;
 mod tensor;
+mod tile;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -365,6 +366,7 @@ fn check_attention(
     fits("key/value heads", pool.kv_heads, shape.kv_heads)?;
     fits("width of a head", pool.head_dim, shape.head_dim)?;
     fits("query heads that no key head serves", 0, shape.heads % shape.kv_heads.max(1))?;
+    fits("rest of the head's width over 2", 0, shape.head_dim % 2)?;
     fits("width of q", shape.heads * shape.head_dim, q.width())?;
     fits("width of k", shape.kv_heads * shape.head_dim, k.width())?;
     fits("width of v", k.width(), v.width())?;

@@ -1,0 +1,173 @@
+//! The register tile of a product, and the storage types of weights.
+
+use half::{bf16, f16};
+
+use super::simd::Simd;
+
+/// Bytes of a cache line.
+pub(super) const LINE_BYTES: usize = 64;
+
+/// A register tile: `y[i, j] += Σ x[i, ·] w[j, ·]`.
+pub(super) struct Tile<E> {
+    pub(super) x: *const f32,
+    pub(super) ldx: usize,
+    pub(super) w: *const E,
+    pub(super) ldw: usize,
+    pub(super) y: *mut f32,
+    pub(super) ldy: usize,
+    pub(super) chunks: usize,
+    /// Bytes to bring nearer meanwhile.
+    pub(super) next: *const u8,
+}
+
+impl<E: Element> Tile<E> {
+    /// `rows` × `N` sums over all chunks, added to `y`; `AHEAD` lines a chunk of `next` come nearer.
+    /// # Safety
+    /// `x` holds `rows` rows, `w` `N` rows of `chunks` chunks; `y` is `rows` × `N`, nobody else's;
+    /// `rows` is in 1..=`S::ROWS`.
+    #[inline(always)]
+    pub(super) unsafe fn rows<S: Simd, const N: usize, const AHEAD: usize>(
+        &self,
+        s: S,
+        rows: usize,
+    ) {
+        // SAFETY: the caller's; rows ≤ S::ROWS by the cut into tiles.
+        unsafe {
+            match rows {
+                1 => self.sum::<S, 1, N, AHEAD>(s),
+                2 => self.sum::<S, 2, N, AHEAD>(s),
+                3 if S::ROWS >= 3 => self.sum::<S, 3, N, AHEAD>(s),
+                4 if S::ROWS >= 4 => self.sum::<S, 4, N, AHEAD>(s),
+                5 if S::ROWS >= 5 => self.sum::<S, 5, N, AHEAD>(s),
+                6 if S::ROWS >= 6 => self.sum::<S, 6, N, AHEAD>(s),
+                _ => unreachable!("a tile of {rows} rows"),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum<S: Simd, const M: usize, const N: usize, const AHEAD: usize>(&self, s: S) {
+        let mut sums = [[s.splat(0.0); N]; M];
+        // SAFETY: the caller's.
+        unsafe {
+            for chunk in 0..self.chunks {
+                let (x, w) = (self.x.add(chunk * 2 * S::LANES), self.w.add(chunk * 2 * S::LANES));
+                for line in 0..AHEAD {
+                    let line = chunk * AHEAD + line;
+                    s.prefetch(self.next.wrapping_add(line * LINE_BYTES));
+                }
+                let mut wide = [s.splat(0.0); N];
+                for j in 0..N {
+                    wide[j] = E::first(s, w.add(j * self.ldw));
+                }
+                for i in 0..M {
+                    let x = s.load(x.add(i * self.ldx));
+                    for j in 0..N {
+                        sums[i][j] = s.fma(x, wide[j], sums[i][j]);
+                    }
+                }
+                for j in 0..N {
+                    wide[j] = E::second(s, w.add(j * self.ldw));
+                }
+                for i in 0..M {
+                    let x = s.load(x.add(i * self.ldx + S::LANES));
+                    for j in 0..N {
+                        sums[i][j] = s.fma(x, wide[j], sums[i][j]);
+                    }
+                }
+            }
+            for i in 0..M {
+                let y = self.y.add(i * self.ldy);
+                if N == 4 {
+                    s.add_sums([sums[i][0], sums[i][1], sums[i][2], sums[i][3]], y);
+                } else {
+                    for j in 0..N {
+                        let mut sum = [0.0; 4];
+                        s.add_sums([sums[i][j]; 4], sum.as_mut_ptr());
+                        *y.add(j) += sum[0];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Widens `w` into chunks ordered as [`Element::first`] and [`Element::second`] give them, the last
+/// one padded with zeros.
+#[inline(always)]
+pub(super) fn widen<S: Simd, E: Element>(s: S, w: &[E], wide: &mut [f32]) {
+    let mut tail = [E::ZERO; 64];
+    for (w, wide) in w.chunks(2 * S::LANES).zip(wide.chunks_exact_mut(2 * S::LANES)) {
+        let w = if w.len() < 2 * S::LANES {
+            tail[..w.len()].copy_from_slice(w);
+            &tail[..2 * S::LANES]
+        } else {
+            w
+        };
+        // SAFETY: both slices have 2 LANES elements.
+        unsafe {
+            s.store(wide.as_mut_ptr(), E::first(s, w.as_ptr()));
+            s.store(wide.as_mut_ptr().add(S::LANES), E::second(s, w.as_ptr()));
+        }
+    }
+}
+
+/// Storage types of weights.
+pub(super) trait Element: Copy {
+    const ZERO: Self;
+    /// Rows of a tile (at most): widening takes registers too.
+    const ROWS: usize;
+    /// The first LANES of 2 LANES values, in the order of [`Pack`].
+    /// # Safety
+    /// `p` must be readable for 2 LANES values.
+    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// The other LANES values.
+    /// # Safety
+    /// `p` must be readable for 2 LANES values.
+    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V;
+}
+
+impl Element for f32 {
+    const ZERO: Self = 0.0;
+    const ROWS: usize = 6;
+    #[inline(always)]
+    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load(p) }
+    }
+    #[inline(always)]
+    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load(p.add(S::LANES)) }
+    }
+}
+
+impl Element for bf16 {
+    const ZERO: Self = Self::ZERO;
+    const ROWS: usize = 4;
+    #[inline(always)]
+    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load_bf16_even(p) }
+    }
+    #[inline(always)]
+    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load_bf16_odd(p) }
+    }
+}
+
+impl Element for f16 {
+    const ZERO: Self = Self::ZERO;
+    const ROWS: usize = 4;
+    #[inline(always)]
+    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load_f16(p) }
+    }
+    #[inline(always)]
+    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load_f16(p.add(S::LANES)) }
+    }
+}
