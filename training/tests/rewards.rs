@@ -147,7 +147,7 @@ fn citations_are_judged_as_in_alce() {
     let none = CitationScore { precision: 0.0, recall: 0.0 };
     assert_eq!(judged("Cats sleep. Dogs bark [7]."), none);
     assert_eq!(judged(""), none);
-    let mixed = judged("Cats sleep [1]. Dogs fly [2].");
+    let mixed = judged("Cats sleep [1]. Dogs swim [2].");
     assert_eq!(mixed, CitationScore { precision: 0.5, recall: 0.5 });
 }
 
