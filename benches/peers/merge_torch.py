@@ -1,6 +1,6 @@
 """Time torch and mergekit on the checkpoints that `benches/merge.rs` wrote. Prints JSON.
 
-usage: merge_torch.py DIR [--reps N] [--mergekit PYTHON]
+usage: merge_torch.py DIR [--reps N] [--dtypes bf16,f16,f32] [--mergekit PYTHON]
 
 DIR/bf16/model{0..3} and so on are Hugging Face checkpoints. Bytes of a merge: one read per source,
 one write. torch adds in place, into tensors that are allocated once, in two ways: in the storage
@@ -83,11 +83,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--reps", type=int, default=7)
+    parser.add_argument("--dtypes", default="bf16,f16,f32")
     parser.add_argument("--mergekit", metavar="PYTHON")
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     rows = []
-    for dtype in ("bf16", "f16", "f32"):
+    for dtype in arguments.dtypes.split(","):
         for n, coefficients in COEFFICIENTS.items():
             folders = [arguments.directory / dtype / f"model{i}" for i in range(n)]
             sources = [load_file(folder / "model.safetensors") for folder in folders]
