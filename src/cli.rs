@@ -241,8 +241,7 @@ pub fn init(args: InitArgs) -> anyhow::Result<()> {
         backbones: args.backbones,
         mixing,
     };
-    soup::init::init(&args.dir, &recipe, &args.store.open_options(None)?)?;
-    print(&format!("wrote {}", args.dir.display()))
+    print_json(&soup::init::init(&args.dir, &recipe, &args.store.open_options(None)?)?)
 }
 
 pub fn inspect(args: InspectArgs) -> anyhow::Result<()> {

@@ -220,7 +220,7 @@ fn widen_f16(bits: u16) -> f32 {
     let exponent = magnitude & EXPONENT;
     let normal = magnitude + (112 << 23);
     let quiet = if magnitude > EXPONENT { 0x0040_0000 } else { 0 };
-    let special = magnitude + (224 << 23) | quiet;
+    let special = (magnitude + (224 << 23)) | quiet;
     let subnormal = (f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
     let value = if exponent == EXPONENT {
         special

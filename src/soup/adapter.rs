@@ -172,7 +172,7 @@ impl Adapter {
                 }
             }
         }
-        for (name, _) in base.tensors() {
+        for name in base.tensors().keys() {
             let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
             if self.config.saves(module) && !self.saved.contains_key(name) {
                 let expected = "it, because modules_to_save names its module".to_owned();

@@ -1,1 +1,3 @@
+//! `train-backbones`: makes the backbones of a soup.
+
 fn main() {}

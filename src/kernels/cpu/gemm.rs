@@ -235,7 +235,7 @@ impl Vectorised for Block<'_> {
         let stretches = self.inputs.div_ceil(STRETCH).max(1);
         let stretches =
             (0..stretches).map(|i| i * chunks / stretches..(i + 1) * chunks / stretches);
-        if self.inputs % (2 * S::LANES) != 0 || self.rows.len() > DIRECT_ROWS {
+        if !self.inputs.is_multiple_of(2 * S::LANES) || self.rows.len() > DIRECT_ROWS {
             self.widened(s, stretches);
         } else if let Some(w) = self.w.as_f32() {
             self.direct(s, w, stretches);

@@ -166,7 +166,11 @@ impl Pool {
         while shared.pending.load(Acquire) != 0 {
             // Others may need this core to finish their chunk.
             turns += 1;
-            if turns % 4096 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if turns.is_multiple_of(4096) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
         }
         if shared.panicked.swap(false, Relaxed) {
             panic!("a kernel panicked on a worker thread");

@@ -270,7 +270,8 @@ impl Balance {
         for (mean, r) in self.mean.iter_mut().zip(batch_mean) {
             *mean += (r - *mean) / t;
         }
-        if self.config.strategy == Strategy::Average || self.step % self.config.every != 0 {
+        if self.config.strategy == Strategy::Average || !self.step.is_multiple_of(self.config.every)
+        {
             return Ok(None);
         }
         let (proposed, floored) = self.propose();
