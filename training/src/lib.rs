@@ -6,10 +6,18 @@
 //! [`rl::remax`]) → checkpoint → sweep over preferences → front and report ([`measure`]).
 
 pub mod checkpoint;
+pub mod config;
 pub mod data;
 pub mod draw;
+pub mod export;
 pub mod measure;
 pub mod metrics;
 pub mod optimizer;
+pub mod plan;
 pub mod rewards;
 pub mod rl;
+pub mod run;
+pub mod select;
+pub mod setup;
+pub mod sft;
+pub mod trainer;

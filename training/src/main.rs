@@ -1,3 +1,151 @@
-//! `train-backbones`: makes the backbones of a soup.
+//! `train-backbones`: command line → configuration → stage.
 
-fn main() {}
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use ladle::soup::base::{default_models_dir, resolve_base};
+use ladle_training::{
+    config::Config,
+    plan::Plan,
+    run::{Places, Run},
+    select,
+};
+
+/// Multi-objective reinforcement learning that makes the backbones of a soup.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Supervised tuning only.
+    Sft(Source),
+    /// Every stage to the soup: supervised tuning, all backbones, soup.toml.
+    Run {
+        #[command(flatten)]
+        source: Source,
+        /// Train this backbone only (one process of an array).
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    /// Goes on with a run where it was stopped.
+    Resume {
+        /// The run's directory.
+        run: PathBuf,
+        #[command(flatten)]
+        at: At,
+        /// Go on with this backbone only.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    /// Trains a fifth of the steps for each β and prints their hypervolumes on validation prompts.
+    SelectBeta {
+        #[command(flatten)]
+        source: Source,
+        /// Values of β.
+        #[arg(long, value_delimiter = ',', default_value = "0.6,0.7,0.8")]
+        betas: Vec<f64>,
+        /// Validation prompts that are answered for each preference.
+        #[arg(long, default_value_t = 64)]
+        prompts: usize,
+    },
+    /// Evaluates a finished run's soup over extrapolations on validation prompts.
+    SelectAlpha {
+        /// The run's directory.
+        run: PathBuf,
+        #[command(flatten)]
+        at: At,
+        /// Values of α (a/(1−a) for a in 0..0.5: the authors' grid, with 0).
+        #[arg(long, value_delimiter = ',', default_value = "0,0.111,0.25,0.429,0.667,1")]
+        alphas: Vec<f64>,
+        /// Validation prompts that are answered for each preference.
+        #[arg(long, default_value_t = 64)]
+        prompts: usize,
+    },
+}
+
+/// A new run.
+#[derive(Args)]
+struct Source {
+    /// The run's configuration.
+    config: PathBuf,
+    /// Directory that the run writes.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    at: At,
+    /// Print the plan with the estimated tokens, time and memory, and stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Where things are on this machine.
+#[derive(Args)]
+struct At {
+    /// Directory that the configuration's data paths are relative to.
+    #[arg(long, env = "LADLE_DATA", value_name = "DIR", default_value = ".")]
+    data: PathBuf,
+    /// Directory of imported models.
+    #[arg(long, env = "LADLE_MODELS", value_name = "DIR")]
+    models: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Cli::parse().command {
+        Command::Sft(source) => {
+            let Some(run) = open(&source)? else { return Ok(()) };
+            if run.sft()?.is_none() {
+                bail!("the configuration has no [sft] section");
+            }
+        }
+        Command::Run { source, only } => {
+            let Some(run) = open(&source)? else { return Ok(()) };
+            run.train(only.as_deref())?;
+        }
+        Command::Resume { run, at, only } => reopen(run, at)?.train(only.as_deref())?,
+        Command::SelectBeta { source, betas, prompts } => {
+            let Some(run) = open(&source)? else { return Ok(()) };
+            print!("{}", select::betas(run, &betas, prompts)?);
+        }
+        Command::SelectAlpha { run, at, alphas, prompts } => {
+            print!("{}", select::alphas(&reopen(run, at)?, &alphas, prompts)?);
+        }
+    }
+    Ok(())
+}
+
+/// Opens a new run and claims its directory; `None` after a dry run.
+fn open(source: &Source) -> Result<Option<Run>> {
+    let config = Config::read(&source.config)?;
+    let run = Run::open(config.clone(), places(source.out.clone(), &source.at, &config.base)?)?;
+    if source.dry_run {
+        println!("{}", Plan::of(&run));
+        return Ok(None);
+    }
+    run.claim()?;
+    Ok(Some(run))
+}
+
+/// Opens a run by its directory.
+fn reopen(run: PathBuf, at: At) -> Result<Run> {
+    let config = Config::read(&run.join("config.toml"))?;
+    let places = places(run, &at, &config.base)?;
+    Ok(Run::open(config, places)?)
+}
+
+fn places(run: PathBuf, at: &At, base: &str) -> Result<Places> {
+    let data = fs::canonicalize(&at.data).with_context(|| at.data.display().to_string())?;
+    let models = match &at.models {
+        Some(models) => models.clone(),
+        None => default_models_dir().context("no home directory: give --models DIR")?,
+    };
+    let base = resolve_base(base, &models, false)?;
+    Ok(Places { run, data, base })
+}

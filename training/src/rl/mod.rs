@@ -7,4 +7,5 @@ pub mod packing;
 pub mod ppo;
 pub mod remax;
 pub mod rollout;
+pub mod update;
 pub mod value_head;

@@ -1,0 +1,413 @@
+//! The one file that describes a run. Unknown keys are refused; every default is stated with its
+//! source ([BS] = Bone Soups, Table 8; [DRBO] = Dynamic Reward Balancing).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    optimizer::AdamWConfig,
+    rewards::registry::RewardSpec,
+    rl::{balance::BalanceConfig, lora::LoraConfig},
+};
+
+/// Why a configuration is no plan for a run.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML of this shape.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Key, line and reason.
+        source: Box<toml::de::Error>,
+    },
+    /// A value out of range.
+    #[error("{key} is {got}, expected {expected}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Its value.
+        got: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+}
+
+/// Everything about a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the soup.
+    pub name: String,
+    /// Seed of everything that is drawn.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// The base model: a directory, or an imported or hub id.
+    pub base: String,
+    /// Prompts and references.
+    pub data: DataConfig,
+    /// Shape of the backbones' adapters.
+    #[serde(default)]
+    pub lora: LoraConfig,
+    /// The optimiser of both stages.
+    #[serde(default)]
+    pub optimizer: AdamWConfig,
+    /// Supervised tuning before the reinforcement learning; left out, the base is θ_sft.
+    #[serde(default)]
+    pub sft: Option<SftConfig>,
+    /// Sampling of responses.
+    #[serde(default)]
+    pub rollout: RolloutConfig,
+    /// The policy updates.
+    #[serde(default)]
+    pub rl: RlConfig,
+    /// How reward weights follow the rewards (DRBO).
+    #[serde(default)]
+    pub balance: BalanceConfig,
+    /// The reward-mixing matrix B.
+    #[serde(default)]
+    pub mixing: MixingConfig,
+    /// What the backbones are tuned for, at least two.
+    pub objectives: Vec<ObjectiveConfig>,
+}
+
+/// Prompts and references. Paths are relative to the data directory of the command line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Format of the files.
+    pub format: DataFormat,
+    /// Training rows.
+    pub train: PathBuf,
+    /// Rows that choices are made on.
+    #[serde(default)]
+    pub validation: Option<PathBuf>,
+    /// Rows that only `evaluate` looks at.
+    #[serde(default)]
+    pub test: Option<PathBuf>,
+    /// minijinja template around the person's last turn (`prompt`, `fields`, `id`), or the whole
+    /// prompt from a row's columns for format `jsonl`.
+    #[serde(default)]
+    pub template: Option<String>,
+    /// Column of the reference answers, for format `jsonl`.
+    #[serde(default)]
+    pub reference: Option<String>,
+    /// Column of the id, for format `jsonl`.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Documents put into a prompt, for format `alce` (5: ALCE's vanilla setting).
+    #[serde(default = "DataConfig::documents")]
+    pub documents: usize,
+    /// Rows with a longer prompt are left out, in tokens (they are counted in the log).
+    #[serde(default = "DataConfig::max_prompt_tokens")]
+    pub max_prompt_tokens: usize,
+}
+
+impl DataConfig {
+    fn documents() -> usize {
+        5
+    }
+
+    fn max_prompt_tokens() -> usize {
+        512
+    }
+}
+
+/// Formats that have a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataFormat {
+    /// SciTLDR-A JSONL.
+    Scitldr,
+    /// QA-Feedback JSONL.
+    QaFeedback,
+    /// hh-rlhf dialogue pairs.
+    HhRlhf,
+    /// TL;DR posts.
+    Tldr,
+    /// ALCE JSON.
+    Alce,
+    /// ECInstruct records.
+    Ecinstruct,
+    /// Any JSONL with `template`.
+    Jsonl,
+}
+
+/// Supervised tuning. Its adapter becomes part of θ_sft, with weight 1 in every merge.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftConfig {
+    /// Shape of the adapter.
+    pub lora: LoraConfig,
+    /// Passes over the data (3: usual for a few thousand rows).
+    pub epochs: u64,
+    /// Sequences of one update.
+    pub batch: usize,
+    /// Peak learning rate, linear decay (1e-4 to 2e-4: QLoRA, table 9).
+    pub learning_rate: f64,
+    /// Updates of linear warm-up.
+    pub warmup: u64,
+    /// Longest response in tokens; longer targets are left out.
+    pub max_response_tokens: usize,
+    /// Updates between two measurements of the validation loss.
+    pub evaluate_every: u64,
+}
+
+impl Default for SftConfig {
+    fn default() -> Self {
+        Self {
+            lora: LoraConfig::default(),
+            epochs: 3,
+            batch: 32,
+            learning_rate: 2e-4,
+            warmup: 10,
+            max_response_tokens: 128,
+            evaluate_every: 25,
+        }
+    }
+}
+
+/// Sampling of responses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutConfig {
+    /// Logits are divided by it, in sampling and in the losses (1: on-policy; see ALGORITHMS §2).
+    pub temperature: f64,
+    /// Longest response in tokens (64: one-sentence answers).
+    pub max_new_tokens: usize,
+    /// Sequences decoded at once.
+    pub slots: usize,
+    /// Responses of each prompt of a batch.
+    pub samples: usize,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self { temperature: 1.0, max_new_tokens: 64, slots: 32, samples: 1 }
+    }
+}
+
+/// How the policy is updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// Clipped policy and value losses, GAE ([BS]).
+    #[default]
+    Ppo,
+    /// Baseline from the greedy response, no value model ([DRBO]).
+    ReMax,
+}
+
+/// The policy updates.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RlConfig {
+    /// PPO or ReMax.
+    pub algorithm: Algorithm,
+    /// Batches of responses.
+    pub steps: u64,
+    /// Responses of one batch (64: [BS]).
+    pub batch: usize,
+    /// Responses of one optimiser update (16: four minibatches, as PPO's reference code has).
+    pub minibatch: usize,
+    /// Passes over a batch (4: [BS]); ReMax makes one.
+    pub epochs: usize,
+    /// Rows (tokens) of one forward and backward: bounds memory, changes no result but rounding.
+    pub rows: usize,
+    /// Peak learning rate, linear decay (1e-5: [BS]).
+    pub learning_rate: f64,
+    /// KL coefficient η at the start (0.2: [BS]).
+    pub kl: f64,
+    /// KL per response, in nats, that an adaptive η aims at; 0 keeps η fixed (3: the authors' code).
+    pub kl_target: f64,
+    /// Responses over which η may double (10000: Ziegler et al. 2019).
+    pub kl_horizon: f64,
+    /// A batch's updates stop when its mean KL to the sampling policy passes this, in nats per
+    /// response (5: [BS], Helpful and Summary).
+    pub kl_stop: f64,
+    /// Discount γ ([BS]).
+    pub gamma: f64,
+    /// GAE's λ ([BS]).
+    pub lambda: f64,
+    /// Clip of ratio and value change ([BS]).
+    pub clip: f64,
+    /// Weight of the value loss (0.1: the authors' code).
+    pub value_weight: f64,
+    /// Learning rate of the value head over that of the adapters.
+    pub value_rate: f64,
+    /// ReMax's advantages are clipped to ± this (20: the authors' code).
+    pub advantage_clip: f64,
+    /// Responses that the rewards are standardised on, of the initial policy (200: [DRBO]).
+    pub standardise_on: usize,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+impl Default for RlConfig {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::Ppo,
+            steps: 100,
+            batch: 64,
+            minibatch: 16,
+            epochs: 4,
+            rows: 2048,
+            learning_rate: 1e-5,
+            kl: 0.2,
+            kl_target: 3.0,
+            kl_horizon: 10_000.0,
+            kl_stop: 5.0,
+            gamma: 1.0,
+            lambda: 0.95,
+            clip: 0.2,
+            value_weight: 0.1,
+            value_rate: 10.0,
+            advantage_clip: 20.0,
+            standardise_on: 200,
+            checkpoint_every: 5,
+        }
+    }
+}
+
+/// The reward-mixing matrix: `beta`, `matrix` or `identity`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MixingConfig {
+    /// Symmetric circulant: β on the diagonal, (1−β)/(n−1) elsewhere ([BS] eq. 8).
+    Beta(f64),
+    /// Rows of B.
+    Matrix(Vec<Vec<f64>>),
+    /// B = I: Rewarded Soup. The value is always true.
+    Identity(bool),
+}
+
+impl Default for MixingConfig {
+    /// β = 0.6, the middle of the paper's usual values for n = 3.
+    fn default() -> Self {
+        Self::Beta(0.6)
+    }
+}
+
+/// One objective: what it means to a person, and the reward that measures it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectiveConfig {
+    /// Name in requests.
+    pub name: String,
+    /// What more of it means.
+    #[serde(default)]
+    pub description: String,
+    /// The reward.
+    pub reward: RewardSpec,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let io = |source| ConfigError::Io { path: path.to_owned(), source };
+        let text = fs::read_to_string(path).map_err(io)?;
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that no run could use.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let (rl, rollout) = (&self.rl, &self.rollout);
+        let counts = [
+            ("rl.steps", rl.steps),
+            ("rl.batch", rl.batch as u64),
+            ("rl.minibatch", rl.minibatch as u64),
+            ("rl.epochs", rl.epochs as u64),
+            ("rl.rows", rl.rows as u64),
+            ("rl.standardise_on", rl.standardise_on as u64),
+            ("rl.checkpoint_every", rl.checkpoint_every),
+            ("rollout.max_new_tokens", rollout.max_new_tokens as u64),
+            ("rollout.slots", rollout.slots as u64),
+            ("rollout.samples", rollout.samples as u64),
+            ("data.max_prompt_tokens", self.data.max_prompt_tokens as u64),
+        ];
+        let sft = self.sft.iter().flat_map(|sft| {
+            [
+                ("sft.epochs", sft.epochs),
+                ("sft.batch", sft.batch as u64),
+                ("sft.max_response_tokens", sft.max_response_tokens as u64),
+                ("sft.evaluate_every", sft.evaluate_every),
+            ]
+        });
+        for (key, value) in counts.into_iter().chain(sft) {
+            if value == 0 {
+                return Err(value_error(key, value, "at least 1"));
+            }
+        }
+        let numbers = [
+            ("rollout.temperature", rollout.temperature),
+            ("rl.learning_rate", rl.learning_rate),
+            ("rl.kl_horizon", rl.kl_horizon),
+            ("rl.kl_stop", rl.kl_stop),
+            ("rl.clip", rl.clip),
+            ("rl.value_rate", rl.value_rate),
+            ("rl.advantage_clip", rl.advantage_clip),
+            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
+            ("optimizer.epsilon", self.optimizer.epsilon),
+            ("lora.alpha", self.lora.alpha),
+        ];
+        let sft = self.sft.iter().map(|sft| ("sft.learning_rate", sft.learning_rate));
+        for (key, value) in numbers.into_iter().chain(sft) {
+            if !positive(value) {
+                return Err(value_error(key, value, "a number above 0"));
+            }
+        }
+        for (key, value) in
+            [("rl.kl", rl.kl), ("rl.kl_target", rl.kl_target), ("rl.value_weight", rl.value_weight)]
+        {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(value_error(key, value, "a number of at least 0"));
+            }
+        }
+        for (key, value) in [("rl.gamma", rl.gamma), ("rl.lambda", rl.lambda)] {
+            if !share(value) {
+                return Err(value_error(key, value, "a number from 0 to 1"));
+            }
+        }
+        if rl.batch % rollout.samples != 0 {
+            return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
+        }
+        if self.objectives.len() < 2 {
+            return Err(value_error("objectives", self.objectives.len(), "at least 2"));
+        }
+        for (index, objective) in self.objectives.iter().enumerate() {
+            let name = &objective.name;
+            if name.is_empty() || self.objectives[..index].iter().any(|o| o.name == *name) {
+                let key = format!("objectives[{index}].name");
+                return Err(value_error(&key, name, "a name that no other objective has"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn value_error(key: &str, got: impl ToString, expected: &'static str) -> ConfigError {
+    ConfigError::Value { key: key.to_owned(), got: got.to_string(), expected }
+}

@@ -1,0 +1,387 @@
+//! A run on disk and its stages: supervised tuning, the scale of the rewards, one backbone after
+//! another, the soup.
+//!
+//! ```text
+//! DIR/config.toml            what the run was started with
+//! DIR/state/NAME.safetensors where a stage stands
+//! DIR/metrics/NAME/          metrics.jsonl and TensorBoard events
+//! DIR/standardiser.toml      the frozen scale of the rewards
+//! DIR/adapters/NAME/         finished PEFT adapters (`sft` and one per objective)
+//! DIR/soup/                  the soup, once all are there
+//! ```
+//!
+//! Every file is whole or absent, so any stage can be killed and taken up again; processes that
+//! train different backbones (`--only`) can share a directory once `sft` is done.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ladle::{
+    kernels::HostTensor,
+    preference::{MixingError, MixingMatrix},
+    soup::{Adapter, SoupError, WeightError, manifest::BaseEntry},
+};
+
+use crate::{
+    checkpoint::{CheckpointError, write_atomically},
+    config::{Config, ConfigError, MixingConfig},
+    draw::{self, Purpose},
+    export,
+    rewards::{RewardError, RewardSet},
+    rl::{
+        advantage::AdvantageError,
+        balance::{BalanceError, Standardiser},
+        lora::{HostFactor, PolicyError},
+        rollout::{self, Request, RolloutError},
+        update::UpdateError,
+    },
+    setup::{Base, Prompt, SetupError, host_factors, merged},
+    sft,
+    trainer::{self, Start, Task, Trainer},
+};
+
+/// Why a run stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Base model or data.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The mixing matrix.
+    #[error("mixing: {0}")]
+    Mixing(#[from] MixingError),
+    /// A file of the run.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// An adapter.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The soup.
+    #[error(transparent)]
+    Soup(#[from] SoupError),
+    /// A reward.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Sampling.
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
+    /// An update.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// Advantages.
+    #[error(transparent)]
+    Advantage(#[from] AdvantageError),
+    /// The balance of the objectives.
+    #[error(transparent)]
+    Balance(#[from] BalanceError),
+    /// A kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] ladle::kernels::KernelError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A text that the tokenizer refuses.
+    #[error("row {row}: {reason}")]
+    Text {
+        /// Its id.
+        row: String,
+        /// Why.
+        reason: String,
+    },
+    /// The numbers ran away.
+    #[error("{stage} diverged at step {step}: the {what} is {value}")]
+    Diverged {
+        /// Stage.
+        stage: String,
+        /// Step.
+        step: u64,
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// The directory holds something else than this run.
+    #[error("{path}: {reason}")]
+    Directory {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// `--only` names no objective.
+    #[error("no objective {name:?}; the config has {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, RunError>;
+
+/// Where a run finds things.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The run's own directory.
+    pub run: PathBuf,
+    /// What data paths of the config are relative to.
+    pub data: PathBuf,
+    /// The base model's directory.
+    pub base: PathBuf,
+}
+
+/// A run, opened and checked: base, data, rewards and matrix are all usable.
+pub struct Run {
+    /// Its configuration.
+    pub config: Config,
+    /// Its places.
+    pub places: Places,
+    /// The base model.
+    pub base: Base,
+    /// Training prompts.
+    pub train: Vec<Prompt>,
+    /// Prompts that choices are made on.
+    pub validation: Vec<Prompt>,
+    /// The objectives' rewards.
+    pub rewards: RewardSet,
+    /// B.
+    pub mixing: MixingMatrix,
+}
+
+impl Run {
+    /// Opens everything that the configuration names.
+    pub fn open(config: Config, places: Places) -> Result<Self> {
+        config.check()?;
+        let n = config.objectives.len();
+        let mixing = match &config.mixing {
+            MixingConfig::Beta(beta) => MixingMatrix::circulant(n, *beta)?,
+            MixingConfig::Matrix(rows) => MixingMatrix::from_rows(rows)?,
+            MixingConfig::Identity(_) => MixingMatrix::identity(n),
+        };
+        if mixing.len() != n {
+            return Err(ConfigError::Value {
+                key: "mixing.matrix".into(),
+                got: format!("{0} × {0}", mixing.len()),
+                expected: "one row and column per objective",
+            }
+            .into());
+        }
+        let rewards = config.objectives.iter().map(|o| o.reward.build(&o.name));
+        let rewards = RewardSet::new(rewards.collect::<std::result::Result<_, _>>()?);
+        let base = Base::open(&places.base)?;
+        let read = |path: &Path| {
+            let path = places.data.join(path);
+            let (prompts, long) = base.prompts(&config.data, &path)?;
+            let limit = config.data.max_prompt_tokens;
+            tracing::info!(
+                rows = prompts.len(),
+                long,
+                "{}: over {limit} tokens left out",
+                path.display()
+            );
+            Ok::<_, RunError>(prompts)
+        };
+        let train = read(&config.data.train)?;
+        let validation = config.data.validation.as_deref().map(read).transpose()?;
+        let validation = validation.unwrap_or_default();
+        Ok(Self { config, places, base, train, validation, rewards, mixing })
+    }
+
+    /// Claims the run's directory: writes the configuration there, or checks that it is the same.
+    pub fn claim(&self) -> Result<()> {
+        let path = self.places.run.join("config.toml");
+        let text = toml::to_string(&self.config).map_err(|error| CheckpointError::Format {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        match fs::read_to_string(&path) {
+            Ok(found) if found == text => Ok(()),
+            Ok(_) => Err(RunError::Directory {
+                path,
+                reason: "holds a run with another configuration; choose another directory, or \
+                         `train-backbones resume` to go on with that one"
+                    .into(),
+            }),
+            Err(_) => Ok(write_atomically(&path, text.as_bytes())?),
+        }
+    }
+
+    fn state(&self, stage: &str) -> PathBuf {
+        self.places.run.join("state").join(format!("{stage}.safetensors"))
+    }
+
+    fn metrics(&self, stage: &str) -> PathBuf {
+        self.places.run.join("metrics").join(stage)
+    }
+
+    fn adapter(&self, stage: &str) -> PathBuf {
+        self.places.run.join("adapters").join(stage)
+    }
+
+    fn finished(&self, stage: &str) -> bool {
+        self.adapter(stage).join(export::WEIGHTS).is_file()
+    }
+
+    /// The supervised adapter: trained, taken up, or read if it is finished.
+    pub fn sft(&self) -> Result<Option<BTreeMap<String, HostFactor>>> {
+        let Some(settings) = &self.config.sft else { return Ok(None) };
+        if !self.finished("sft") {
+            let task = sft::Task {
+                base: &self.base,
+                config: &self.config,
+                sft: settings,
+                train: &self.train,
+                validation: &self.validation,
+                state: &self.state("sft"),
+                metrics: &self.metrics("sft"),
+            };
+            let policy = task.train()?;
+            export::write_adapter(&policy, &self.adapter("sft"), &self.config.base)?;
+        }
+        Ok(Some(host_factors(&Adapter::open(&self.adapter("sft"))?)))
+    }
+
+    /// The frozen scale of the rewards: fitted on the first responses of θ_sft, or read.
+    pub fn standardiser(&self, sft: Option<&BTreeMap<String, HostFactor>>) -> Result<Standardiser> {
+        let path = self.places.run.join("standardiser.toml");
+        let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
+        if let Ok(text) = fs::read_to_string(&path) {
+            return Ok(toml::from_str(&text).map_err(|error| format(error.to_string()))?);
+        }
+        let (config, base) = (&self.config, &self.base);
+        let adapters: Vec<_> = sft.into_iter().collect();
+        let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;
+        let seed = draw::derive(config.seed, Purpose::Standardise);
+        let chosen = draw::batch(seed, self.train.len(), config.rl.standardise_on, 0);
+        let prompts: Vec<_> =
+            chosen.into_iter().filter_map(|index| self.train.get(index)).collect();
+        let requests: Vec<_> = prompts
+            .iter()
+            .zip(0..)
+            .map(|(prompt, stream)| Request {
+                prompt: prompt.tokens.clone(),
+                greedy: false,
+                stream,
+            })
+            .collect();
+        let sampling = trainer::sampling(base, config, seed, false);
+        let rollouts = trainer::sampler(base, config)?.sample(&decoder, &requests, &sampling)?;
+        let samples: Vec<_> = prompts
+            .iter()
+            .zip(&rollouts)
+            .map(|(prompt, rollout)| base.sample(prompt, rollout))
+            .collect();
+        let standardiser = Standardiser::fit(&self.rewards.score(&samples)?)?;
+        let text = toml::to_string(&standardiser).map_err(|error| format(error.to_string()))?;
+        write_atomically(&path, text.as_bytes())?;
+        Ok(standardiser)
+    }
+
+    /// Trains every backbone (or the one named), and makes the soup once all are there.
+    pub fn train(&self, only: Option<&str>) -> Result<()> {
+        let names: Vec<&str> = self.config.objectives.iter().map(|o| o.name.as_str()).collect();
+        if let Some(name) = only.filter(|name| !names.contains(name)) {
+            return Err(RunError::Unknown { name: name.into(), known: names.join(", ") });
+        }
+        let sft = self.sft()?;
+        let standardiser = self.standardiser(sft.as_ref())?;
+        let frozen: BTreeMap<String, HostTensor> = match &sft {
+            None => self.base.weights.clone(),
+            Some(adapter) => merged(&self.base.weights, adapter)?,
+        };
+        for (index, name) in names.iter().enumerate() {
+            if only.is_some_and(|only| only != *name) || self.finished(name) {
+                continue;
+            }
+            let start = Start { base: &self.base, frozen: &frozen, sft: sft.as_ref() };
+            let (state, metrics) = (self.state(name), self.metrics(name));
+            let task = Task {
+                name,
+                // Every backbone sees its own prompts and noise.
+                seed: self.config.seed.wrapping_add((index as u64 + 1) << 32),
+                config: &self.config,
+                start,
+                prompts: &self.train,
+                rewards: &self.rewards,
+                standardiser: &standardiser,
+                state: &state,
+                metrics: &metrics,
+            };
+            // Pre-set weights W = n·wᵢ: column i of B (ALGORITHMS §3).
+            let n = names.len() as f64;
+            let preset = self.mixing.column(index).into_iter().map(|w| n * w).collect();
+            let outcome = Trainer::new(task, preset, index)?.run()?;
+            let realised = toml::to_string(&BTreeMap::from([("realised", &outcome.realised)]));
+            let directory = self.adapter(name);
+            let path = directory.join(REALISED);
+            let realised = realised.map_err(|error| CheckpointError::Format {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
+            write_atomically(&path, realised.as_bytes())?;
+            export::write_adapter(&outcome.policy, &directory, &self.config.base)?;
+        }
+        if names.iter().all(|name| self.finished(name)) {
+            self.write_soup(&names)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over the supervised adapter and the standardiser of another run of the same settings.
+    pub fn share(&self, other: &Self) -> Result<()> {
+        let files = ["adapter_config.json", export::WEIGHTS];
+        let files = files.map(|file| PathBuf::from("adapters/sft").join(file));
+        let files = files.into_iter().chain([PathBuf::from("standardiser.toml")]);
+        for file in files {
+            let (from, to) = (other.places.run.join(&file), self.places.run.join(&file));
+            if from.is_file() && !to.exists() {
+                let bytes = fs::read(&from)
+                    .map_err(|source| CheckpointError::Io { path: from.clone(), source })?;
+                write_atomically(&to, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_soup(&self, names: &[&str]) -> Result<()> {
+        let mut columns = Vec::with_capacity(names.len());
+        for name in names {
+            let path = self.adapter(name).join(REALISED);
+            let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
+            let text = fs::read_to_string(&path)
+                .map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+            let mut read: BTreeMap<String, Vec<f64>> =
+                toml::from_str(&text).map_err(|error| format(error.to_string()))?;
+            let column = read.remove("realised").filter(|column| column.len() == names.len());
+            columns.push(column.ok_or_else(|| format("no realised weights".into()))?);
+        }
+        let realised = (0..names.len())
+            .map(|row| columns.iter().map(|column| column[row]).collect())
+            .collect();
+        let base = match fs::canonicalize(&self.config.base) {
+            Ok(path) => BaseEntry { path: Some(path), ..BaseEntry::default() },
+            Err(_) => BaseEntry { id: Some(self.config.base.clone()), ..BaseEntry::default() },
+        };
+        export::write_soup(
+            &self.config,
+            base,
+            &self.places.base,
+            &self.places.run.join("adapters"),
+            realised,
+            self.mixing.rows(),
+            &self.places.run.join("soup"),
+        )
+    }
+}
+
+/// The step-weighted mean of a backbone's reward weights, beside its adapter.
+const REALISED: &str = "realised.toml";

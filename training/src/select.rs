@@ -1,0 +1,184 @@
+//! The choice of β and of α on validation prompts.
+
+use std::{collections::BTreeMap, fmt};
+
+use ladle::{
+    kernels::HostTensor,
+    model::decoder::Decoder,
+    preference::{Alpha, Coefficients, MixingMatrix, Preference, PreferenceError},
+    soup::Adapter,
+};
+
+use crate::{
+    config::MixingConfig,
+    draw::{self, Purpose},
+    measure::{
+        front::{FrontError, grid},
+        select::{Candidate, Selection, by_hypervolume, by_testing_reward},
+    },
+    rl::{
+        balance::Standardiser,
+        lora::HostFactor,
+        rollout::{self, Request, Sampler},
+    },
+    run::{Places, Run, RunError},
+    setup::{Prompt, host_factors},
+    trainer,
+};
+
+/// Why nothing could be selected.
+#[derive(Debug, thiserror::Error)]
+pub enum SelectError {
+    /// A run stopped.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The measure cannot be computed.
+    #[error(transparent)]
+    Front(#[from] FrontError),
+    /// A point of the grid that is no preference.
+    #[error(transparent)]
+    Preference(#[from] PreferenceError),
+    /// There are no validation prompts.
+    #[error("data.validation: the configuration names no file, and choices are made on it")]
+    NoValidation,
+}
+
+type Result<T> = std::result::Result<T, SelectError>;
+
+/// Candidates with their scores, for people.
+pub struct Table {
+    name: &'static str,
+    score: &'static str,
+    values: Vec<f64>,
+    selection: Selection,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:>8}  {}", self.name, self.score)?;
+        for (index, (value, score)) in self.values.iter().zip(&self.selection.scores).enumerate() {
+            let mark = if index == self.selection.best { "  <- best" } else { "" };
+            writeln!(f, "{value:>8}  {score:.5}{mark}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Trains a fifth of the steps for each β (BS §3.2) and compares the hypervolumes of their fronts.
+/// Each β is a run of its own inside the run's directory, so a stopped selection goes on.
+pub fn betas(run: Run, betas: &[f64], prompts: usize) -> Result<Table> {
+    let sft = run.sft()?;
+    let standardiser = run.standardiser(sft.as_ref())?;
+    let mut candidates = Vec::new();
+    for &beta in betas {
+        let mut config = run.config.clone();
+        config.mixing = MixingConfig::Beta(beta);
+        config.rl.steps = (config.rl.steps / 5).max(1);
+        let places =
+            Places { run: run.places.run.join(format!("beta-{beta}")), ..run.places.clone() };
+        let trial = Run::open(config, places)?;
+        trial.claim()?;
+        trial.share(&run)?;
+        trial.train(None)?;
+        let solutions = front(&trial, &standardiser, &Alpha::Scalar(0.0), prompts)?;
+        candidates.push(Candidate { value: beta, solutions });
+    }
+    let selection = by_hypervolume(&candidates)?;
+    Ok(Table { name: "beta", score: "hypervolume", values: betas.to_vec(), selection })
+}
+
+/// Compares extrapolations of a finished run by the mean testing reward Σ μᵢ rᵢ over the grid.
+pub fn alphas(run: &Run, alphas: &[f64], prompts: usize) -> Result<Table> {
+    run.train(None)?;
+    let standardiser = run.standardiser(run.sft()?.as_ref())?;
+    let mut candidates = Vec::new();
+    for &alpha in alphas {
+        let solutions = front(run, &standardiser, &Alpha::Scalar(alpha), prompts)?;
+        candidates.push(Candidate { value: alpha, solutions });
+    }
+    let selection = by_testing_reward(&candidates, &preferences(run))?;
+    Ok(Table { name: "alpha", score: "mean testing reward", values: alphas.to_vec(), selection })
+}
+
+/// The grid of a selection: 11 points for two objectives, spacing 0.25 from three on.
+fn preferences(run: &Run) -> Vec<Vec<f64>> {
+    let n = run.config.objectives.len();
+    grid(n, if n == 2 { 10 } else { 4 })
+}
+
+/// Mean standardised rewards of the soup over the grid, one row a preference; the same prompts and
+/// random numbers for all.
+fn front(
+    run: &Run,
+    standardiser: &Standardiser,
+    alpha: &Alpha,
+    prompts: usize,
+) -> Result<Vec<Vec<f64>>> {
+    if run.validation.is_empty() {
+        return Err(SelectError::NoValidation);
+    }
+    let chosen = draw::batch(run.config.seed, run.validation.len(), prompts, 0);
+    let chosen: Vec<&Prompt> = chosen.into_iter().filter_map(|i| run.validation.get(i)).collect();
+    let sft = run.sft()?;
+    let adapter = |name: &str| -> Result<BTreeMap<String, HostFactor>> {
+        let directory = run.places.run.join("adapters").join(name);
+        Ok(host_factors(&Adapter::open(&directory).map_err(RunError::from)?))
+    };
+    let backbones = run.config.objectives.iter().map(|o| adapter(&o.name));
+    let backbones = backbones.collect::<Result<Vec<_>>>()?;
+    let mut sampler = trainer::sampler(&run.base, &run.config)?;
+    let mut rows = Vec::new();
+    for weights in preferences(run) {
+        let coefficients = solve(&run.mixing, &weights, alpha)?;
+        let decoder = soup(run, sft.as_ref(), &backbones, &coefficients)?;
+        let rewards = answer(run, &mut sampler, &decoder, &chosen)?;
+        rows.push(standardiser.apply(&rewards).map_err(RunError::from)?);
+    }
+    Ok(rows)
+}
+
+fn solve(mixing: &MixingMatrix, weights: &[f64], alpha: &Alpha) -> Result<Coefficients> {
+    let preference = Preference::new(weights, mixing.len())?;
+    Ok(mixing.solve(&preference, alpha).coefficients)
+}
+
+/// θ_sft + Σ cᵢ Δᵢ, nothing merged: each backbone's scale times its coefficient.
+fn soup(
+    run: &Run,
+    sft: Option<&BTreeMap<String, HostFactor>>,
+    backbones: &[BTreeMap<String, HostFactor>],
+    coefficients: &Coefficients,
+) -> Result<Decoder<HostTensor>> {
+    let scaled: Vec<BTreeMap<String, HostFactor>> = backbones
+        .iter()
+        .zip(&coefficients.backbones)
+        .map(|(backbone, c)| {
+            let scale = |f: &HostFactor| HostFactor { scale: f.scale * c, ..f.clone() };
+            backbone.iter().map(|(module, factor)| (module.clone(), scale(factor))).collect()
+        })
+        .collect();
+    let adapters: Vec<_> = sft.into_iter().chain(&scaled).collect();
+    let decoder = rollout::decoder(&run.base.model, &run.base.weights, &adapters);
+    Ok(decoder.map_err(RunError::from)?)
+}
+
+/// Mean rewards of one response a prompt.
+fn answer(
+    run: &Run,
+    sampler: &mut Sampler,
+    decoder: &Decoder<HostTensor>,
+    prompts: &[&Prompt],
+) -> Result<Vec<f64>> {
+    let requests: Vec<Request> = prompts
+        .iter()
+        .zip(0..)
+        .map(|(prompt, stream)| Request { prompt: prompt.tokens.clone(), greedy: false, stream })
+        .collect();
+    let seed = draw::derive(run.config.seed, Purpose::Validation);
+    let sampling = trainer::sampling(&run.base, &run.config, seed, false);
+    let rollouts = sampler.sample(decoder, &requests, &sampling).map_err(RunError::from)?;
+    let samples: Vec<_> =
+        prompts.iter().zip(&rollouts).map(|(prompt, r)| run.base.sample(prompt, r)).collect();
+    let scores = run.rewards.score(&samples).map_err(RunError::from)?;
+    Ok(scores.iter().map(|s| s.iter().sum::<f64>() / s.len().max(1) as f64).collect())
+}

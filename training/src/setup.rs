@@ -1,0 +1,241 @@
+//! What a run works with, opened and checked before anything is computed: the base model, the
+//! prompts, the rewards.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{Device, Tensor};
+use ladle::{
+    chat::{ChatTemplate, Message as ChatMessage},
+    kernels::HostTensor,
+    model::config::ModelConfig,
+    soup::{Adapter, Checkpoint},
+    tokenizer::{TextDecoder, Tokenizer},
+};
+
+use crate::{
+    config::{DataConfig, DataFormat},
+    data::{self, Example, general::Columns, prompt::PromptTemplate, rows::OnMalformed},
+    rewards::Sample,
+    rl::{lora::HostFactor, rollout::Rollout},
+};
+
+/// Why a run cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The base model cannot be used.
+    #[error("base {dir}: {reason}")]
+    Base {
+        /// Its directory.
+        dir: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The data cannot be used.
+    #[error("{path}: {reason}")]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+type Result<T> = std::result::Result<T, SetupError>;
+
+/// A base model with what turns text into its tokens and back.
+pub struct Base {
+    /// Where it was opened.
+    pub dir: PathBuf,
+    /// Its configuration.
+    pub model: ModelConfig,
+    /// Its tensors by Hugging Face name, as stored.
+    pub weights: BTreeMap<String, HostTensor>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+}
+
+/// A tokenised prompt with the example that it came from.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// Tokens up to where the response begins.
+    pub tokens: Vec<u32>,
+    /// The example.
+    pub example: Example,
+}
+
+impl Base {
+    /// Opens a Hugging Face directory.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let error = |reason: String| SetupError::Base { dir: dir.to_owned(), reason };
+        let checkpoint = Checkpoint::open(dir).map_err(|e| error(e.to_string()))?;
+        let model =
+            ModelConfig::from_json(checkpoint.config()).map_err(|e| error(e.to_string()))?;
+        let mut weights = BTreeMap::new();
+        for (name, shape) in model.tensors() {
+            let tensor = checkpoint.get(&name).ok_or_else(|| error(format!("no tensor {name}")))?;
+            if tensor.shape() != shape {
+                let got = tensor.shape();
+                return Err(error(format!("{name} has shape {got:?}, expected {shape:?}")));
+            }
+            weights.insert(name, tensor);
+        }
+        let tokenizer = Tokenizer::from_dir(dir).map_err(|e| error(e.to_string()))?;
+        if tokenizer.eos().is_empty() {
+            return Err(error(
+                "no end-of-sequence token is named, so no response could end".into(),
+            ));
+        }
+        let chat = ChatTemplate::from_dir(dir).map_err(|e| error(e.to_string()))?;
+        Ok(Self { dir: dir.to_owned(), model, weights, tokenizer, chat })
+    }
+
+    /// The tokens of an example's conversation, up to where the answer begins.
+    pub fn prompt(&self, example: &Example) -> std::result::Result<Vec<u32>, String> {
+        let Some(chat) = &self.chat else {
+            return self.tokenizer.encode(example.prompt(), true).map_err(|e| e.to_string());
+        };
+        let messages: Vec<_> = example.messages.iter().map(chat_message).collect();
+        let text = chat.render(&messages, true).map_err(|e| e.to_string())?;
+        self.tokenizer.encode(&text, false).map_err(|e| e.to_string())
+    }
+
+    /// The tokens of a written response, end of sequence included.
+    pub fn response(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
+        let mut tokens = self.tokenizer.encode(text, false).map_err(|e| e.to_string())?;
+        tokens.extend(self.tokenizer.eos().first());
+        Ok(tokens)
+    }
+
+    /// Reads a file of the configured format, puts the template around each prompt and tokenises
+    /// it. Rows whose prompt is too long are left out; their number is the second result.
+    pub fn prompts(&self, config: &DataConfig, path: &Path) -> Result<(Vec<Prompt>, usize)> {
+        let error = |reason: String| SetupError::Data { path: path.to_owned(), reason };
+        let examples = read_examples(config, path).map_err(error)?;
+        let mut prompts = Vec::with_capacity(examples.len());
+        let mut long = 0;
+        for example in examples {
+            let named = |reason: String| error(format!("row {}: {reason}", example.id));
+            let tokens = self.prompt(&example).map_err(named)?;
+            if tokens.len() > config.max_prompt_tokens {
+                long += 1;
+                continue;
+            }
+            prompts.push(Prompt { tokens, example });
+        }
+        if prompts.is_empty() {
+            let limit = config.max_prompt_tokens;
+            return Err(error(format!("no row has a prompt of at most {limit} tokens")));
+        }
+        Ok((prompts, long))
+    }
+
+    /// What rewards see of a response.
+    pub fn sample(&self, prompt: &Prompt, rollout: &Rollout) -> Sample {
+        Sample {
+            prompt: prompt.example.prompt().to_owned(),
+            response: self.tokenizer.decode(&rollout.tokens, true),
+            finished: rollout.finished,
+            references: prompt.example.references.clone(),
+            fields: prompt.example.fields.clone(),
+        }
+    }
+
+    /// For each token of a response, how many bytes of its text are written once it is.
+    pub fn ends(&self, tokens: &[u32]) -> Vec<usize> {
+        let mut decoder = TextDecoder::new(&self.tokenizer, true);
+        let mut written = 0;
+        let mut ends: Vec<usize> = tokens
+            .iter()
+            .map(|&token| {
+                written += decoder.push(token).len();
+                written
+            })
+            .collect();
+        if let Some(last) = ends.last_mut() {
+            *last += decoder.finish().len();
+        }
+        ends
+    }
+}
+
+fn chat_message(message: &data::Message) -> ChatMessage {
+    let role = match message.role {
+        data::Role::System => "system",
+        data::Role::User => "user",
+        data::Role::Assistant => "assistant",
+    };
+    ChatMessage { role: role.to_owned(), content: message.content.clone() }
+}
+
+fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Example>, String> {
+    let mode = OnMalformed::Fail;
+    let template = match (&config.template, config.format) {
+        (None, DataFormat::Jsonl) => return Err("format jsonl needs data.template".to_owned()),
+        (Some(_), DataFormat::Jsonl) => None, // the reader renders it itself
+        (Some(source), _) => Some(PromptTemplate::new(source).map_err(|e| e.to_string())?),
+        (None, _) => None,
+    };
+    let read = match config.format {
+        DataFormat::Scitldr => data::scitldr::read(path, mode).map(|rows| rows.rows),
+        DataFormat::Tldr => data::tldr::read(path, mode).map(|rows| rows.rows),
+        DataFormat::Ecinstruct => data::shopping::read_ecinstruct(path, mode).map(|rows| rows.rows),
+        DataFormat::QaFeedback => data::qa_feedback::read(path, mode)
+            .map(|rows| rows.rows.into_iter().map(|row| row.example).collect()),
+        DataFormat::HhRlhf => data::hh_rlhf::read(path, mode).map(|rows| {
+            let example = |pair: data::Pair| Example {
+                id: pair.id,
+                messages: pair.messages,
+                references: vec![pair.chosen],
+                fields: serde_json::Map::new(),
+            };
+            rows.rows.into_iter().map(example).collect()
+        }),
+        DataFormat::Alce => data::alce::read(path, config.documents, mode).map(|rows| rows.rows),
+        DataFormat::Jsonl => {
+            let prompt = config.template.clone().unwrap_or_default();
+            let (reference, id) = (config.reference.clone(), config.id.clone());
+            data::general::read(path, &Columns { prompt, reference, id }, mode)
+                .map(|rows| rows.rows)
+        }
+    };
+    let examples = read.map_err(|e| e.to_string())?;
+    match template {
+        None => Ok(examples),
+        Some(template) => examples.iter().map(|example| template.apply(example)).collect(),
+    }
+}
+
+/// The low-rank terms of a PEFT adapter.
+pub fn host_factors(adapter: &Adapter) -> BTreeMap<String, HostFactor> {
+    let factor = |module: &ladle::soup::LoraModule| HostFactor {
+        down: module.down.clone(),
+        up: module.up.clone(),
+        scale: module.scale,
+    };
+    adapter.modules.iter().map(|(name, module)| (name.clone(), factor(module))).collect()
+}
+
+/// The weights with an adapter added, `W + s B A` in f32: θ_sft as the frozen network of training.
+pub fn merged(
+    weights: &BTreeMap<String, HostTensor>,
+    adapter: &BTreeMap<String, HostFactor>,
+) -> Result<BTreeMap<String, HostTensor>> {
+    let tensor = |host: &HostTensor| Tensor::from_vec(host.to_f32(), host.shape(), &Device::Cpu);
+    let mut merged = weights.clone();
+    for (module, factor) in adapter {
+        let Some(weight) = merged.get_mut(&format!("{module}.weight")) else { continue };
+        let delta = tensor(&factor.up)?.matmul(&tensor(&factor.down)?)?;
+        let sum = (tensor(weight)? + (delta * factor.scale)?)?;
+        let values = sum.flatten_all()?.to_vec1::<f32>()?;
+        *weight = HostTensor::from_f32(&values, weight.shape().to_vec())
+            .map_err(candle_core::Error::wrap)?;
+    }
+    Ok(merged)
+}

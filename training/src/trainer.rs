@@ -1,0 +1,408 @@
+//! The reinforcement learning of one backbone: prompts → rollout → rewards → balance → advantages →
+//! update → checkpoint, one call a stage.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::Device;
+use ladle::{kernels::HostTensor, model::decoder::Decoder};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint,
+    config::{Algorithm, Config},
+    draw::{self, Purpose},
+    metrics::Recorder,
+    optimizer::{AdamW, learning_rate},
+    rewards::RewardSet,
+    rl::{
+        advantage::{TokenScore, gae, log_ratio, token_rewards, whiten},
+        balance::{Balance, Standardiser, Update},
+        lora::{HostFactor, Policy},
+        packing::Sequence,
+        ppo::KlController,
+        remax::remax_advantages,
+        rollout::{self, Request, Rollout, Sampler, Sampling},
+        update::{Experience, Report, Updater},
+        value_head::ValueHead,
+    },
+    run::RunError,
+    setup::{Base, Prompt},
+};
+
+type Result<T> = std::result::Result<T, RunError>;
+
+/// θ_sft as training and sampling see it.
+pub struct Start<'a> {
+    /// The base model.
+    pub base: &'a Base,
+    /// Base and supervised adapter in one: what is frozen in the updates.
+    pub frozen: &'a BTreeMap<String, HostTensor>,
+    /// The supervised adapter, a low-rank term of rollouts.
+    pub sft: Option<&'a BTreeMap<String, HostFactor>>,
+}
+
+/// What one backbone is trained with.
+pub struct Task<'a> {
+    /// Name of the backbone.
+    pub name: &'a str,
+    /// Seed of the backbone.
+    pub seed: u64,
+    /// The run.
+    pub config: &'a Config,
+    /// θ_sft.
+    pub start: Start<'a>,
+    /// Training prompts.
+    pub prompts: &'a [Prompt],
+    /// The objectives' rewards.
+    pub rewards: &'a RewardSet,
+    /// Their frozen scale.
+    pub standardiser: &'a Standardiser,
+    /// Where state is kept.
+    pub state: &'a Path,
+    /// Where metrics go.
+    pub metrics: &'a Path,
+}
+
+/// Everything of a run that is not a tensor; draws follow from seed and step.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    step: u64,
+    updates: u64,
+    kl: KlController,
+    balance: Balance,
+}
+
+/// A trained backbone.
+pub struct Outcome {
+    /// The policy with its adapter.
+    pub policy: Policy,
+    /// Step-weighted mean of the reward weights: its column of the realised B.
+    pub realised: Vec<f64>,
+}
+
+/// One batch of responses with what the rewards say.
+struct Judged {
+    responses: Vec<Response>,
+    /// Mean raw reward of each objective over the sampled responses.
+    raw: Vec<f64>,
+    /// Mean standardised reward of each objective.
+    standardised: Vec<f64>,
+}
+
+struct Response {
+    sequence: Sequence,
+    rollout: Rollout,
+    /// Weighted rewards at their tokens.
+    scores: Vec<TokenScore>,
+    /// Total of the greedy response to the same prompt (ReMax).
+    baseline: f64,
+}
+
+/// The loop and its state.
+pub struct Trainer<'a> {
+    task: Task<'a>,
+    policy: Policy,
+    value_head: ValueHead,
+    updater: Updater,
+    sampler: Sampler,
+    reference: Decoder<HostTensor>,
+    state: State,
+}
+
+impl<'a> Trainer<'a> {
+    /// Starts the backbone whose rewards are mixed by `preset` (`own` must stay the largest weight),
+    /// or goes on from its state on disk.
+    pub fn new(task: Task<'a>, preset: Vec<f64>, own: usize) -> Result<Self> {
+        let (config, base) = (task.config, task.start.base);
+        let factors = draw::derive(task.seed, Purpose::Factors);
+        let policy =
+            Policy::new(&base.model, task.start.frozen, &config.lora, &Device::Cpu, factors)?;
+        let value_head = ValueHead::new(base.model.hidden_size, &Device::Cpu)?;
+        let mut updater = Updater {
+            adapters: AdamW::new(policy.variables(), config.optimizer)?,
+            values: AdamW::new(value_head.variables(), config.optimizer)?,
+        };
+        let rl = &config.rl;
+        let mut state = State {
+            step: 0,
+            updates: 0,
+            kl: KlController {
+                coefficient: rl.kl,
+                target: (rl.kl_target > 0.0).then_some(rl.kl_target),
+                horizon: rl.kl_horizon,
+            },
+            balance: Balance::new(preset, Some(own), config.balance.clone())?,
+        };
+        if task.state.exists() {
+            let (mut tensors, saved) = checkpoint::load::<State>(task.state, &Device::Cpu)?;
+            for optimizer in [&mut updater.adapters, &mut updater.values] {
+                let take =
+                    |name: &str, shape: &[usize]| checkpoint::take(&mut tensors, name, shape);
+                optimizer.restore(take, saved.updates)?;
+            }
+            state = saved;
+        }
+        let sampler = sampler(base, config)?;
+        let adapters: Vec<_> = task.start.sft.into_iter().collect();
+        let reference = rollout::decoder(&base.model, &base.weights, &adapters)?;
+        Ok(Self { task, policy, value_head, updater, sampler, reference, state })
+    }
+
+    /// Trains to the end.
+    pub fn run(mut self) -> Result<Outcome> {
+        let rl = &self.task.config.rl;
+        let mut recorder =
+            Recorder::open(self.task.metrics, self.task.name, self.state.step, rl.steps)?;
+        while self.state.step < rl.steps {
+            let prompts = self.prompts();
+            let (sampled, greedy) = self.respond(&prompts)?;
+            let judged = self.judge(&prompts, sampled, greedy)?;
+            let (batch, kl) = self.experience(&judged)?;
+            let eta = self.state.kl.coefficient;
+            let report = self.update(&batch)?;
+            let moved = self.balance(&judged)?;
+            self.state.kl.update(kl, batch.len());
+            self.record(&mut recorder, &judged, &report, kl, eta)?;
+            if let Some(Update { floored, moved, weights }) = moved {
+                recorder
+                    .note(&format!("weights {weights:.4?} ({floored} floored, moved {moved:.3})"));
+            }
+            self.state.step += 1;
+            if self.state.step == rl.steps || self.state.step.is_multiple_of(rl.checkpoint_every) {
+                self.save()?;
+            }
+        }
+        Ok(Outcome { policy: self.policy, realised: self.state.balance.realised() })
+    }
+
+    fn prompts(&self) -> Vec<&'a Prompt> {
+        let (config, prompts) = (self.task.config, self.task.prompts);
+        let size = config.rl.batch / config.rollout.samples;
+        let batch = draw::batch(self.task.seed, prompts.len(), size, self.state.step);
+        batch.into_iter().filter_map(|index| prompts.get(index)).collect()
+    }
+
+    /// Samples every prompt, and with ReMax answers it greedily once.
+    fn respond(&mut self, prompts: &[&Prompt]) -> Result<(Vec<Rollout>, Vec<Rollout>)> {
+        let Config { rollout, rl, .. } = self.task.config;
+        let factors = self.policy.host_factors()?;
+        let adapters: Vec<_> = self.task.start.sft.into_iter().chain([&factors]).collect();
+        let base = self.task.start.base;
+        let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;
+        let first = self.state.step * rl.batch as u64;
+        let mut requests: Vec<Request> = prompts
+            .iter()
+            .flat_map(|prompt| std::iter::repeat_n(prompt, rollout.samples))
+            .zip(first..)
+            .map(|(prompt, stream)| Request {
+                prompt: prompt.tokens.clone(),
+                greedy: false,
+                stream,
+            })
+            .collect();
+        let sampled = requests.len();
+        if rl.algorithm == Algorithm::ReMax {
+            let greedy = |prompt: &&Prompt| Request {
+                prompt: prompt.tokens.clone(),
+                greedy: true,
+                stream: 0,
+            };
+            requests.extend(prompts.iter().map(greedy));
+        }
+        let seed = draw::derive(self.task.seed, Purpose::Tokens);
+        let keep_hidden = rl.algorithm == Algorithm::Ppo;
+        let sampling = sampling(base, self.task.config, seed, keep_hidden);
+        let mut responses = self.sampler.sample(&decoder, &requests, &sampling)?;
+        let greedy = responses.split_off(sampled);
+        Ok((responses, greedy))
+    }
+
+    /// Scores the responses and weighs the rewards.
+    fn judge(
+        &self,
+        prompts: &[&Prompt],
+        sampled: Vec<Rollout>,
+        greedy: Vec<Rollout>,
+    ) -> Result<Judged> {
+        let base = self.task.start.base;
+        let samples = self.task.config.rollout.samples;
+        let prompt_of = |index: usize| prompts[index / samples];
+        let texts: Vec<_> = sampled
+            .iter()
+            .enumerate()
+            .map(|(index, rollout)| base.sample(prompt_of(index), rollout))
+            .collect();
+        let baselines: Vec<_> = prompts
+            .iter()
+            .zip(&greedy)
+            .map(|(prompt, rollout)| base.sample(prompt, rollout))
+            .collect();
+        let spans = self.task.rewards.spans(&texts)?;
+        let baselines = self.totals(&self.task.rewards.score(&baselines)?)?;
+        let count = texts.len() as f64;
+        let raw: Vec<f64> = spans
+            .iter()
+            .map(|reward| reward.iter().flatten().map(|span| span.score).sum::<f64>() / count)
+            .collect();
+        let standardised = self.task.standardiser.apply(&raw)?;
+        let Standardiser { mean, std } = self.task.standardiser;
+        let weights = self.state.balance.weights();
+        let mut responses = Vec::with_capacity(sampled.len());
+        for (index, (rollout, text)) in sampled.into_iter().zip(&texts).enumerate() {
+            let ends = base.ends(&rollout.tokens);
+            let last = rollout.tokens.len().saturating_sub(1);
+            let mut scores = Vec::new();
+            for (((weight, mean), std), spans) in weights.iter().zip(mean).zip(std).zip(&spans) {
+                // w·(Σ scores − mean)/std: each part at its own end, the mean at the last token.
+                scores.push(TokenScore { token: last, score: -weight * mean / std });
+                for span in &spans[index] {
+                    let whole = span.end == text.response.len();
+                    let at = ends.iter().position(|&end| end >= span.end);
+                    let token = if whole { last } else { at.unwrap_or(last) };
+                    scores.push(TokenScore { token, score: weight * span.score / std });
+                }
+            }
+            let prompt = prompt_of(index).tokens.clone();
+            let sequence = Sequence { prompt, response: rollout.tokens.clone() };
+            let baseline = baselines.get(index / samples).copied().unwrap_or(0.0);
+            responses.push(Response { sequence, rollout, scores, baseline });
+        }
+        Ok(Judged { responses, raw, standardised })
+    }
+
+    /// Weighted standardised rewards of samples, from `[reward][sample]`.
+    fn totals(&self, scores: &[Vec<f64>]) -> Result<Vec<f64>> {
+        let count = scores.first().map_or(0, Vec::len);
+        let totals = (0..count).map(|sample| {
+            let raw: Vec<f64> = scores.iter().filter_map(|r| r.get(sample)).copied().collect();
+            Ok(self.state.balance.combine(&self.task.standardiser.apply(&raw)?)?)
+        });
+        totals.collect()
+    }
+
+    /// Advantages and returns of the batch, and the mean KL of a response to the reference.
+    fn experience(&mut self, judged: &Judged) -> Result<(Vec<Experience>, f64)> {
+        let Config { rl, rollout, .. } = self.task.config;
+        let sequences: Vec<_> = judged.responses.iter().map(|r| r.sequence.clone()).collect();
+        let reference = self.sampler.score(&self.reference, &sequences, rollout.temperature)?;
+        let eta = self.state.kl.coefficient;
+        let (mut batch, mut total_kl) = (Vec::with_capacity(sequences.len()), 0.0);
+        for (response, reference) in judged.responses.iter().zip(&reference) {
+            let kl = log_ratio(&response.rollout.log_probs, reference)?;
+            total_kl += kl.iter().map(|&kl| f64::from(kl)).sum::<f64>();
+            let (values, gae) = match rl.algorithm {
+                Algorithm::Ppo => {
+                    let values = self.value_head.host_values(&response.rollout.hidden)?;
+                    let rewards = token_rewards(&kl, eta, &response.scores)?;
+                    let gae = gae(&rewards, &values, rl.gamma, rl.lambda)?;
+                    (values, (gae.advantages, gae.returns))
+                }
+                Algorithm::ReMax => {
+                    let sampled: f64 = response.scores.iter().map(|score| score.score).sum();
+                    let mut advantages = remax_advantages(sampled, response.baseline, &kl, eta)?;
+                    let limit = rl.advantage_clip as f32;
+                    advantages.iter_mut().for_each(|a| *a = a.clamp(-limit, limit));
+                    (Vec::new(), (advantages, Vec::new()))
+                }
+            };
+            batch.push(Experience {
+                sequence: response.sequence.clone(),
+                log_probs: response.rollout.log_probs.clone(),
+                values,
+                advantages: gae.0,
+                returns: gae.1,
+            });
+        }
+        if rl.algorithm == Algorithm::Ppo {
+            let mut advantages: Vec<_> =
+                batch.iter_mut().map(|e| std::mem::take(&mut e.advantages)).collect();
+            whiten(&mut advantages);
+            for (experience, advantages) in batch.iter_mut().zip(advantages) {
+                experience.advantages = advantages;
+            }
+        }
+        Ok((batch, total_kl / sequences.len().max(1) as f64))
+    }
+
+    fn update(&mut self, batch: &[Experience]) -> Result<Report> {
+        let config = self.task.config;
+        let rate = learning_rate(config.rl.learning_rate, self.state.step, 0, config.rl.steps);
+        let seed = draw::derive(self.task.seed, Purpose::Minibatches);
+        let report = self.updater.update(
+            &self.policy,
+            &self.value_head,
+            batch,
+            config,
+            rate,
+            (seed, self.state.step),
+        )?;
+        self.state.updates = self.updater.adapters.steps();
+        Ok(report)
+    }
+
+    /// Counts the step in the balance of the objectives (DRBO).
+    fn balance(&mut self, judged: &Judged) -> Result<Option<Update>> {
+        let uniform = draw::uniform(self.task.seed, Purpose::Objective, self.state.step);
+        let drawn = self.state.balance.draw(uniform);
+        Ok(self.state.balance.advance(drawn, &judged.standardised)?)
+    }
+
+    fn record(
+        &self,
+        recorder: &mut Recorder,
+        judged: &Judged,
+        report: &Report,
+        kl: f64,
+        eta: f64,
+    ) -> Result<()> {
+        let count = judged.responses.len().max(1) as f64;
+        let mean = |f: fn(&Response) -> f64| judged.responses.iter().map(f).sum::<f64>() / count;
+        let objectives = &self.task.config.objectives;
+        let named = |prefix: &str| -> Vec<String> {
+            objectives.iter().map(|o| format!("{prefix}/{}", o.name)).collect()
+        };
+        let (rewards, weights) = (named("reward"), named("weight"));
+        let mut metrics: Vec<(&str, f64)> = vec![
+            ("score", mean(|r| r.scores.iter().map(|score| score.score).sum())),
+            ("kl", kl),
+            ("kl_coefficient", eta),
+            ("response_tokens", mean(|r| r.rollout.tokens.len() as f64)),
+            ("finished", mean(|r| f64::from(u8::from(r.rollout.finished)))),
+            ("entropy", report.entropy),
+            ("policy_loss", report.policy_loss),
+            ("value_loss", report.value_loss),
+            ("clip_fraction", report.clip_fraction),
+            ("update_kl", report.kl),
+            ("grad_norm", report.grad_norm),
+            ("updates", report.updates as f64),
+        ];
+        metrics.extend(rewards.iter().map(String::as_str).zip(judged.raw.iter().copied()));
+        let current = self.state.balance.weights().iter().copied();
+        metrics.extend(weights.iter().map(String::as_str).zip(current));
+        Ok(recorder.record(self.state.step, &metrics)?)
+    }
+
+    fn save(&self) -> Result<()> {
+        let mut tensors = self.updater.adapters.tensors();
+        tensors.extend(self.updater.values.tensors());
+        Ok(checkpoint::save(self.task.state, &tensors, &self.state)?)
+    }
+}
+
+/// A sampler with room for the configured prompts and responses.
+pub fn sampler(base: &Base, config: &Config) -> Result<Sampler> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens;
+    Ok(Sampler::new(&base.model, threads, config.rollout.slots, longest)?)
+}
+
+/// The configured sampling.
+pub fn sampling(base: &Base, config: &Config, seed: u64, keep_hidden: bool) -> Sampling {
+    Sampling {
+        temperature: config.rollout.temperature,
+        max_new_tokens: config.rollout.max_new_tokens,
+        end: base.tokenizer.eos().to_vec(),
+        seed,
+        keep_hidden,
+    }
+}

@@ -1,0 +1,293 @@
+//! Whole runs of the binary on a tiny model: interrupted ones, known optima, bad input.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use ladle::soup::{OpenOptions, Soup};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+
+fn base() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/soup-tiny/base")
+}
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train-backbones"));
+    command.env("RUST_LOG", "warn").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn finish(command: &mut Command) -> Output {
+    command.output().expect("the binary starts")
+}
+
+#[track_caller]
+fn succeed(command: &mut Command) -> String {
+    let output = finish(command);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[track_caller]
+fn refuse(command: &mut Command, parts: &[&str]) {
+    let output = finish(command);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "it succeeded");
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+/// A directory with data and a configuration; `settings` are further lines of TOML.
+fn task(directory: &Path, settings: &str) -> PathBuf {
+    let rows: String = (0..24)
+        .map(|row| {
+            let (question, answer) = (format!("What is {row} and why?"), format!("It is {row}."));
+            format!("{}\n", serde_json::json!({"question": question, "answer": answer}))
+        })
+        .collect();
+    fs::write(directory.join("rows.jsonl"), rows).unwrap();
+    let base = base();
+    let config = format!(
+        r#"
+name = "tiny"
+base = {base:?}
+{settings}
+[data]
+format = "jsonl"
+template = "{{{{ question }}}}"
+reference = "answer"
+train = "rows.jsonl"
+validation = "rows.jsonl"
+"#
+    );
+    let path = directory.join("config.toml");
+    fs::write(&path, config).unwrap();
+    path
+}
+
+fn start(config: &Path, out: &Path) -> Command {
+    let mut command = command();
+    command.arg("run").arg(config).arg("--out").arg(out);
+    command.arg("--data").arg(config.parent().unwrap());
+    command
+}
+
+const OBJECTIVES: &str = r#"
+[[objectives]]
+name = "short"
+reward = { kind = "brevity", full = 1, span = 8, least = 0 }
+[[objectives]]
+name = "plain"
+reward = { kind = "regex", pattern = "[aeiou]" }
+"#;
+
+/// Weights of every adapter that a run left.
+fn adapters(run: &Path) -> Vec<(String, Vec<u8>)> {
+    let names = ["sft", "short", "plain"];
+    let read = |name: &str| {
+        fs::read(run.join("adapters").join(name).join("adapter_model.safetensors")).unwrap()
+    };
+    names.map(|name| (name.to_owned(), read(name))).to_vec()
+}
+
+fn killed_and_whole(settings: &str, seed: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = task(directory.path(), settings);
+    let (whole, killed) = (directory.path().join("whole"), directory.path().join("killed"));
+    succeed(&mut start(&config, &whole));
+
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut kills = 0;
+    loop {
+        // `run` again on its own directory goes on, as `resume` does.
+        let mut child = start(&config, &killed).spawn().unwrap();
+        // More time on every attempt, so that the test ends on a slow machine too.
+        let patience = Duration::from_millis(rng.random_range(5..60) * (2 + kills));
+        thread::sleep(patience);
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                let output = child.wait_with_output().unwrap();
+                assert!(status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                break;
+            }
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+            }
+        }
+    }
+    assert!(kills > 2, "the run ended after {kills} kills: too few to show anything");
+    for ((name, whole), (_, killed)) in adapters(&whole).iter().zip(&adapters(&killed)) {
+        assert!(whole == killed, "{name} differs after {kills} kills");
+    }
+    let lines = |run: &Path| fs::read_to_string(run.join("metrics/plain/metrics.jsonl")).unwrap();
+    assert_eq!(lines(&whole), lines(&killed));
+}
+
+#[test]
+fn a_killed_ppo_run_ends_with_the_weights_of_an_undisturbed_one() {
+    killed_and_whole(
+        &format!(
+            r#"
+lora = {{ rank = 4, alpha = 8.0 }}
+sft = {{ epochs = 2, batch = 8, lora = {{ rank = 4, alpha = 8.0 }} }}
+rollout = {{ max_new_tokens = 6, slots = 8 }}
+rl = {{ steps = 6, batch = 8, minibatch = 4, epochs = 2, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 2 }}
+balance = {{ strategy = "delta", every = 2 }}
+{OBJECTIVES}"#
+        ),
+        1,
+    );
+}
+
+#[test]
+fn a_killed_remax_run_ends_with_the_weights_of_an_undisturbed_one() {
+    killed_and_whole(
+        &format!(
+            r#"
+lora = {{ rank = 4, alpha = 8.0 }}
+sft = {{ epochs = 1, batch = 8, lora = {{ rank = 4, alpha = 8.0 }} }}
+rollout = {{ max_new_tokens = 6, slots = 8, samples = 2 }}
+rl = {{ algorithm = "remax", steps = 7, batch = 8, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 3 }}
+balance = {{ strategy = "inverse", every = 2 }}
+{OBJECTIVES}"#
+        ),
+        2,
+    );
+}
+
+#[test]
+fn a_finished_run_leaves_a_soup_that_opens() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        r#"
+lora = {{ rank = 2, alpha = 4.0 }}
+rollout = {{ max_new_tokens = 4 }}
+rl = {{ steps = 1, batch = 4, standardise_on = 4 }}
+balance = {{ strategy = "inverse", every = 1 }}
+mixing = {{ beta = 0.8 }}
+{OBJECTIVES}"#
+    );
+    let config = task(directory.path(), &settings);
+    let run = directory.path().join("run");
+    // One process a backbone, as an array of jobs runs them; the last one makes the soup.
+    succeed(start(&config, &run).args(["--only", "plain"]));
+    assert!(!run.join("soup").exists());
+    succeed(start(&config, &run).args(["--only", "short"]));
+    let options = OpenOptions {
+        base: None,
+        models_dir: directory.path().to_owned(),
+        offline: true,
+        verify_digests: true,
+    };
+    let soup = Soup::open(&run.join("soup"), &options).unwrap();
+    assert_eq!(soup.backbones.len(), 2);
+    assert!((soup.mixing.column(0)[0] - 0.8).abs() < 1e-12);
+    let realised = soup.manifest.mixing.realised.unwrap();
+    assert!((realised[0][0] + realised[1][0] - 1.0).abs() < 1e-9);
+}
+
+/// Reward of objective `name` in the last steps of backbone `backbone`.
+fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
+    let path = run.join("metrics").join(backbone).join("metrics.jsonl");
+    let text = fs::read_to_string(path).unwrap();
+    let steps: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = &steps[steps.len() - 5..];
+    let reward = format!("reward/{name}");
+    last.iter().map(|step| step[&reward].as_f64().unwrap()).sum::<f64>() / 5.0
+}
+
+/// A bandit in language: a response earns 1 by its first token alone, so the optimum of each
+/// backbone (B = I) is to say it always.
+#[test]
+fn backbones_reach_a_known_optimum_over_five_seeds() {
+    for algorithm in ["ppo", "remax"] {
+        for seed in 1..=5 {
+            let directory = tempfile::tempdir().unwrap();
+            let settings = format!(
+                r#"
+seed = {seed}
+lora = {{ rank = 4, alpha = 8.0 }}
+rollout = {{ max_new_tokens = 1, slots = 32 }}
+rl = {{ algorithm = "{algorithm}", steps = 60, batch = 64, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
+mixing = {{ identity = true }}
+[[objectives]]
+name = "vowels"
+reward = {{ kind = "regex", pattern = "^ ?[aeiou]" }}
+[[objectives]]
+name = "others"
+reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
+"#
+            );
+            let config = task(directory.path(), &settings);
+            let run = directory.path().join("run");
+            succeed(&mut start(&config, &run));
+            for name in ["vowels", "others"] {
+                let reward = reached(&run, name, name);
+                assert!(reward > 0.95, "{algorithm}, seed {seed}, {name}: {reward}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = task(directory.path(), &format!("sft = {{}}\n{OBJECTIVES}"));
+    let run = directory.path().join("run");
+    let plan = succeed(start(&config, &run).arg("--dry-run"));
+    for part in ["sft", "short", "plain", "parameters", "memory", "minutes"] {
+        assert!(plan.contains(part), "{part:?} is not in: {plan}");
+    }
+    assert!(!run.exists());
+}
+
+#[test]
+fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    let cases: [(&str, &[&str]); 7] = [
+        ("colour = 1", &["colour", "unknown field"]),
+        ("rl = { step = 3 }", &["step", "unknown field"]),
+        ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
+        ("mixing = { beta = 0.3 }", &["0.3"]),
+        ("mixing = { matrix = [[0.5, 0.5], [0.5, 0.5]] }", &["mixing"]),
+        ("rollout = { samples = 3 }", &["rl.batch is 64", "rollout.samples"]),
+        ("lora = { targets = [\"q\"] }", &["q", "q_proj"]),
+    ];
+    for (settings, parts) in cases {
+        let config = task(directory.path(), &format!("{settings}\n{OBJECTIVES}"));
+        refuse(&mut start(&config, &run), parts);
+    }
+    let unknown = OBJECTIVES.replace("regex", "regexp");
+    let config = task(directory.path(), &unknown);
+    refuse(&mut start(&config, &run), &["regexp"]);
+    let config = task(directory.path(), OBJECTIVES);
+    refuse(start(&config, &run).args(["--only", "long"]), &["long", "short, plain"]);
+    fs::write(directory.path().join("rows.jsonl"), "{\"question\": \"a\", \"answer\": \"b\"}\n{\n")
+        .unwrap();
+    refuse(&mut start(&config, &run), &["rows.jsonl", ":2"]);
+    fs::remove_file(directory.path().join("rows.jsonl")).unwrap();
+    refuse(&mut start(&config, &run), &["rows.jsonl"]);
+}
+
+#[test]
+fn another_configuration_in_the_same_directory_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    let settings = |steps: u64| {
+        format!(
+            "rl = {{ steps = {steps}, batch = 4, standardise_on = 4 }}\nrollout = {{ max_new_tokens = 2 }}\n{OBJECTIVES}"
+        )
+    };
+    succeed(&mut start(&task(directory.path(), &settings(1)), &run));
+    refuse(&mut start(&task(directory.path(), &settings(2)), &run), &["config.toml", "resume"]);
+}
