@@ -160,13 +160,16 @@ pub fn sample(
     params: &SamplingParams,
     uniform: f64,
 ) -> Result<Sampled, SampleError> {
-    maximum(logits)?;
+    let mut max = maximum(logits)?;
     let report = params.logprobs.map(|n| (logits.to_vec(), n));
     if params.has_penalties() {
         history.penalise(logits, params);
+        max = maximum(logits)?;
     }
-    let id =
-        if params.temperature == 0.0 { argmax(logits) } else { draw(logits, params, uniform)? };
+    let id = match params.temperature {
+        0.0 => first_of(logits, max),
+        _ => draw(logits, max, params, uniform),
+    };
     let (logprob, top) = match report {
         None => (None, Vec::new()),
         Some((raw, n)) => {
@@ -188,14 +191,21 @@ pub fn logprobs(logits: &[f32], id: u32, n: usize) -> Result<(f32, Vec<(u32, f32
     Ok((normal(own), top))
 }
 
-/// The largest logit, or why there is none.
+/// The largest logit, or why there is none. In lanes, as a chain of comparisons would be slow.
 fn maximum(logits: &[f32]) -> Result<f32, SampleError> {
-    let (mut max, mut bad) = (f32::NEG_INFINITY, false);
-    for &x in logits {
-        max = if x > max { x } else { max };
-        bad |= x.is_nan();
-    }
-    if bad || max == f32::INFINITY {
+    const LANES: usize = 32;
+    let (mut most, mut bad) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
+    let mut take = |chunk: &[f32]| {
+        for ((most, bad), &x) in most.iter_mut().zip(&mut bad).zip(chunk) {
+            *most = if x > *most { x } else { *most };
+            *bad |= x.is_nan();
+        }
+    };
+    let mut chunks = logits.chunks_exact(LANES);
+    (&mut chunks).for_each(&mut take);
+    take(chunks.remainder());
+    let max = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::INFINITY || bad.contains(&true) {
         let broken = |x: &f32| x.is_nan() || *x == f32::INFINITY;
         let id = logits.iter().position(broken).unwrap_or_default();
         return Err(SampleError::NotFinite { id, value: logits[id] });
@@ -206,18 +216,20 @@ fn maximum(logits: &[f32]) -> Result<f32, SampleError> {
     Ok(max)
 }
 
-/// The most likely token; of equals the lowest id.
-fn argmax(logits: &[f32]) -> u32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().position(|&x| x == max).unwrap_or_default() as u32
+/// The lowest id whose logit is `value`.
+fn first_of(logits: &[f32], value: f32) -> u32 {
+    const CHUNK: usize = 256;
+    let has = |chunk: &[f32]| chunk.iter().fold(false, |found, &x| found | (x == value));
+    let chunk = logits.chunks(CHUNK).position(has).unwrap_or_default();
+    let rest = logits.iter().skip(chunk * CHUNK);
+    (chunk * CHUNK + rest.into_iter().position(|&x| x == value).unwrap_or_default()) as u32
 }
 
-fn draw(logits: &mut [f32], params: &SamplingParams, uniform: f64) -> Result<u32, SampleError> {
-    let max = maximum(logits)?;
+fn draw(logits: &mut [f32], max: f32, params: &SamplingParams, uniform: f64) -> u32 {
     let inverse = 1.0 / params.temperature.max(f32::MIN_POSITIVE);
     let top_k = params.top_k.filter(|&k| k < logits.len());
     let candidates = match (top_k, params.top_p < 1.0) {
-        (None, false) => return Ok(draw_all(logits, max, inverse, params.min_p, uniform)),
+        (None, false) => return draw_all(logits, max, inverse, params.min_p, uniform),
         (Some(k), _) => weights(most_likely(logits, k), max, inverse),
         (None, true) => {
             let mass = weight_sum(logits, max, inverse) * f64::from(params.top_p);
@@ -242,7 +254,7 @@ fn draw(logits: &mut [f32], params: &SamplingParams, uniform: f64) -> Result<u32
         rest -= f64::from(w);
         rest < 0.0
     });
-    Ok(chosen.unwrap_or(&candidates[kept - 1]).0)
+    chosen.unwrap_or(&candidates[kept - 1]).0
 }
 
 /// Draws from the whole vocabulary (or what `min_p` leaves of it) in the order of ids.

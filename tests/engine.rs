@@ -215,7 +215,7 @@ fn a_burst_of_a_thousand_preferences_stays_within_the_budget_of_merged_weights()
         options.on_cache_event = Some(Arc::new(move |event| {
             let change = match event {
                 CacheEvent::Miss => 1,
-                CacheEvent::Evicted | CacheEvent::Failed | CacheEvent::Abandoned => -1,
+                CacheEvent::Evicted { .. } | CacheEvent::Failed | CacheEvent::Abandoned => -1,
                 _ => 0,
             };
             let now = count.0.fetch_add(change, Ordering::SeqCst) + change;

@@ -349,6 +349,20 @@ async fn an_aborted_engine_says_so_to_everybody() {
 }
 
 #[test]
+fn an_engine_without_handles_completes_what_is_awaited_and_ends() {
+    let controls = Arc::new(Controls { step: Duration::from_millis(1), ..Controls::default() });
+    let engine = engine(&controls, config(MergeMode::Fused));
+    let generation = engine.submit(request(&nth(0), prompt(0, 10), 30)).unwrap();
+    drop(engine);
+    assert_eq!(collect(generation).ids(), greedy(&nth(0), &prompt(0, 10), 30));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !controls.dropped.load(Ordering::Relaxed) {
+        assert!(Instant::now() < deadline, "the thread lives on");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
 fn a_panic_or_a_refusal_fails_those_involved_and_nobody_else() {
     for mode in MODES {
         let controls = Arc::new(Controls { step: Duration::from_millis(1), ..Controls::default() });

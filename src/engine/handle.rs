@@ -161,12 +161,12 @@ impl Shared {
 /// The engine as the rest of the program sees it.
 #[derive(Clone)]
 pub struct EngineHandle {
-    messages: mpsc::Sender<Message>,
+    messages: Arc<mpsc::Sender<Message>>,
     shared: Arc<Shared>,
 }
 
 impl EngineHandle {
-    pub(super) fn new(messages: mpsc::Sender<Message>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(messages: Arc<mpsc::Sender<Message>>, shared: Arc<Shared>) -> Self {
         Self { messages, shared }
     }
 
@@ -245,7 +245,7 @@ impl EngineHandle {
 /// The events of one request; a [`futures::Stream`] of them. Dropping it cancels the request.
 pub struct Generation {
     events: events::UnboundedReceiver<Event>,
-    messages: mpsc::Sender<Message>,
+    messages: Arc<mpsc::Sender<Message>>,
 }
 
 impl Generation {

@@ -22,6 +22,7 @@ mod models;
 pub mod request;
 pub mod scheduler;
 
+mod start;
 pub mod stats;
 mod step;
 mod worker;
@@ -34,5 +35,5 @@ pub use request::{
     Started, SubmitError, Timings, Token, TokenLogprob, Usage,
 };
 pub use scheduler::Limits;
+pub use start::{EngineConfig, StartError, start};
 pub use stats::{EngineStats, ForwardReport, Observer, StepReport};
-pub use worker::{EngineConfig, StartError, start};

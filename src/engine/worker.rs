@@ -14,16 +14,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     answer::Answer,
     backend::Backend,
-    blocks::BlockPool,
-    cost::{CostModel, Machine},
-    handle::{Bounds, EngineHandle, EngineState, Message, Shared, Submission, WaitingSlot},
+    handle::{EngineState, Message, Shared, Submission, WaitingSlot},
     models::{Key, Models, Readiness},
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
-    scheduler::{Limits, Scheduler, SeqId, Task},
+    scheduler::{Scheduler, SeqId, Task},
     stats::{EngineStats, Observer},
 };
 use crate::{
-    config::MergeMode,
     rng,
     sampling::{History, SamplingParams},
     tokenizer::Tokenizer,
@@ -32,146 +29,6 @@ use crate::{
 /// How often a waiting engine looks for clients that left, deadlines and finished merges; all of
 /// them also wake it.
 const POLL: Duration = Duration::from_millis(10);
-
-/// Settings of the engine.
-#[derive(Clone)]
-pub struct EngineConfig {
-    /// Budgets of a step.
-    pub limits: Limits,
-    /// Requests that may wait.
-    pub max_waiting: usize,
-    /// Longest prompt + answer in tokens; the model's own context if that is shorter.
-    pub max_context: usize,
-    /// Who chooses the execution mode.
-    pub merge_mode: MergeMode,
-    /// Starting point of the cost model.
-    pub machine: Machine,
-    /// Told of every step.
-    pub observer: Option<Arc<dyn Observer>>,
-}
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        let limits = Limits {
-            step_tokens: 512,
-            prefill_chunk: 256,
-            lanes: 64,
-            logit_rows: 64,
-            aging: Duration::from_secs(10),
-            prefix_cache: true,
-        };
-        Self {
-            limits,
-            max_waiting: 256,
-            max_context: usize::MAX,
-            merge_mode: MergeMode::Auto,
-            machine: Machine::default(),
-            observer: None,
-        }
-    }
-}
-
-/// Settings that cannot work together, or with this soup.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A setting is outside its range.
-    #[error("{name} is {got}, expected {expected}")]
-    Setting {
-        /// The setting.
-        name: &'static str,
-        /// Its value.
-        got: String,
-        /// What would be right.
-        expected: String,
-    },
-    /// The system gave no thread.
-    #[error("the engine's thread cannot be started: {0}")]
-    Thread(#[from] std::io::Error),
-}
-
-/// Starts an engine on its own thread. It ends after [`EngineHandle::drain`] or
-/// [`EngineHandle::abort`], or when all handles are gone.
-pub fn start<B: Backend>(
-    backend: B,
-    tokenizer: Tokenizer,
-    config: EngineConfig,
-) -> Result<EngineHandle, StartError> {
-    let facts = backend.facts();
-    let limits = config.limits;
-    let setting = |name, got: usize, expected: String| {
-        Err(StartError::Setting { name, got: got.to_string(), expected })
-    };
-    if limits.lanes == 0 {
-        return setting("lanes", 0, "at least 1".to_owned());
-    }
-    if limits.step_tokens < limits.lanes {
-        let expected = format!("at least the {} lanes: each decodes in every step", limits.lanes);
-        return setting("step_tokens", limits.step_tokens, expected);
-    }
-    if limits.prefill_chunk == 0 {
-        return setting("prefill_chunk", 0, "at least 1".to_owned());
-    }
-    if facts.blocks == 0 {
-        return setting("kv blocks", 0, "at least 1".to_owned());
-    }
-    let (mode, impossible) = match config.merge_mode {
-        MergeMode::Fused if facts.merged_models == 0 => (config.merge_mode, true),
-        MergeMode::Mixed if !facts.mixes => (config.merge_mode, true),
-        MergeMode::Auto if !facts.mixes => (MergeMode::Fused, facts.merged_models == 0),
-        MergeMode::Auto if facts.merged_models == 0 => (MergeMode::Mixed, false),
-        mode => (mode, false),
-    };
-    if impossible {
-        return Err(StartError::Setting {
-            name: "merge_mode",
-            got: format!("{mode:?}"),
-            expected: "a mode that this soup and its cache allow".to_owned(),
-        });
-    }
-    let lanes = match mode {
-        MergeMode::Fused => limits.lanes.min(facts.merged_models),
-        _ => limits.lanes,
-    };
-    let bounds = Bounds {
-        vocabulary: facts.vocabulary,
-        backbones: facts.backbones,
-        context: config.max_context.min(facts.context),
-        kv_blocks: facts.blocks,
-        block_tokens: facts.block_tokens,
-        lanes,
-    };
-    let shared = Arc::new(Shared::new(bounds, config.max_waiting));
-    let (messages, inbox) = mpsc::channel();
-    let handle = EngineHandle::new(messages.clone(), shared.clone());
-
-    let pool = BlockPool::new(facts.blocks, facts.block_tokens);
-    let eos = tokenizer.eos().to_vec().into();
-    let cost = CostModel::new(facts.footprint, config.machine);
-    let mut worker = Worker {
-        backend,
-        tokenizer,
-        eos,
-        scheduler: Scheduler::new(limits, pool),
-        models: Models::new(mode, facts.digest, cost),
-        live: HashMap::new(),
-        shared,
-        observer: config.observer,
-        stats: EngineStats {
-            kv_blocks: facts.blocks,
-            block_tokens: facts.block_tokens,
-            ..EngineStats::default()
-        },
-        started: Instant::now(),
-        was_busy: false,
-    };
-    // A merge that ends after the engine did wakes nobody.
-    let waker = std::sync::Mutex::new(messages);
-    worker.backend.set_waker(Arc::new(move || {
-        let _ = waker.lock().unwrap_or_else(PoisonError::into_inner).send(Message::Wake);
-    }));
-    std::thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run(&inbox))?;
-    Ok(handle)
-}
 
 /// An accepted request.
 pub(super) struct Live {
@@ -225,7 +82,37 @@ impl Drop for Stopped {
 }
 
 impl<B: Backend> Worker<B> {
-    fn run(&mut self, inbox: &mpsc::Receiver<Message>) {
+    /// A worker with nothing to do; `outside` is who is told of its state and steps.
+    pub(super) fn new(
+        backend: B,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        models: Models<B>,
+        outside: (Arc<Shared>, Option<Arc<dyn Observer>>),
+    ) -> Self {
+        let stats = EngineStats {
+            kv_blocks: scheduler.pool().len(),
+            block_tokens: scheduler.pool().block_tokens(),
+            ..EngineStats::default()
+        };
+        let (shared, observer) = outside;
+        Self {
+            backend,
+            eos: tokenizer.eos().into(),
+            tokenizer,
+            scheduler,
+            models,
+            live: HashMap::new(),
+            shared,
+            observer,
+            stats,
+            started: Instant::now(),
+            was_busy: false,
+        }
+    }
+
+    /// The thread's whole life.
+    pub(super) fn run(&mut self, inbox: &mpsc::Receiver<Message>) {
         let _stopped = Stopped(self.shared.clone());
         while self.turn(inbox) {}
         let rest: Vec<SeqId> = self.live.keys().copied().collect();

@@ -122,8 +122,14 @@ pub fn cache_event(telemetry: &Telemetry, event: CacheEvent) {
     match event {
         CacheEvent::Hit => telemetry.merge_hits.increment(1),
         CacheEvent::Miss => telemetry.merge_misses.increment(1),
-        CacheEvent::Evicted => telemetry.merge_evictions.increment(1),
-        CacheEvent::Built { elapsed } => telemetry.merge.record(elapsed.as_secs_f64()),
+        CacheEvent::Evicted { bytes } => {
+            telemetry.merge_evictions.increment(1);
+            telemetry.merge_bytes.decrement(bytes as f64);
+        }
+        CacheEvent::Built { elapsed, bytes } => {
+            telemetry.merge.record(elapsed.as_secs_f64());
+            telemetry.merge_bytes.increment(bytes as f64);
+        }
         // Those that joined a build, found no room or failed ask again and are counted then.
         CacheEvent::Joined | CacheEvent::NoRoom | CacheEvent::Failed | CacheEvent::Abandoned => {}
     }

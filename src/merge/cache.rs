@@ -70,11 +70,16 @@ pub enum CacheEvent {
     /// A request found no room.
     NoRoom,
     /// A model was given up for another.
-    Evicted,
+    Evicted {
+        /// Bytes that it held.
+        bytes: usize,
+    },
     /// A build ended and its tickets are ready.
     Built {
         /// How long it took.
         elapsed: Duration,
+        /// Bytes that the model holds.
+        bytes: usize,
     },
     /// A build failed; its tickets have the error, and the next request tries anew.
     Failed,
@@ -120,10 +125,10 @@ impl CacheStats {
             CacheEvent::Miss => self.misses += 1,
             CacheEvent::Joined => self.joined += 1,
             CacheEvent::NoRoom => self.no_room += 1,
-            CacheEvent::Evicted => self.evictions += 1,
+            CacheEvent::Evicted { .. } => self.evictions += 1,
             CacheEvent::Failed => self.failures += 1,
             CacheEvent::Abandoned => self.abandoned += 1,
-            CacheEvent::Built { elapsed } => {
+            CacheEvent::Built { elapsed, .. } => {
                 self.builds += 1;
                 self.build_seconds += elapsed.as_secs_f64();
             }
@@ -291,7 +296,7 @@ impl<B: Build> Cache<B> {
                 }
             } else {
                 if state.entries.len() >= self.shared.capacity {
-                    evicted = state.evict();
+                    evicted = state.evict(self.shared.builder.bytes());
                 }
                 if state.entries.len() >= self.shared.capacity {
                     (Fetch::NoRoom, CacheEvent::NoRoom)
@@ -306,9 +311,9 @@ impl<B: Build> Cache<B> {
             (fetch, event)
         };
         // Its memory is given back before the build that needs it is asked for.
-        if let Some(model) = evicted {
+        if let Some((model, event)) = evicted {
             drop(model);
-            (self.shared.on_event)(CacheEvent::Evicted);
+            (self.shared.on_event)(event);
         }
         (self.shared.on_event)(event);
         if let (Some(job), Some(jobs)) = (job, &self.jobs)
@@ -334,12 +339,16 @@ impl<B: Build> Cache<B> {
         let mut evicted = Vec::new();
         {
             let mut state = self.shared.lock();
-            while let Some(model) = state.evict() {
+            while let Some(model) = state.evict(self.shared.builder.bytes()) {
                 evicted.push(model);
             }
         }
-        evicted.iter().for_each(|_| (self.shared.on_event)(CacheEvent::Evicted));
-        evicted.len()
+        let count = evicted.len();
+        for (model, event) in evicted {
+            drop(model);
+            (self.shared.on_event)(event);
+        }
+        count
     }
 
     /// Most models at a time.
@@ -372,12 +381,14 @@ impl<B: Build> Drop for Cache<B> {
 }
 
 impl<B: Build> State<B> {
-    /// Takes out the model that was asked for longest ago among those that nobody holds.
-    fn evict(&mut self) -> Option<Entry<B::Value>> {
+    /// Takes out the model, of `bytes`, that was asked for longest ago among those that nobody
+    /// holds.
+    fn evict(&mut self, bytes: usize) -> Option<(Entry<B::Value>, CacheEvent)> {
         let free = self.entries.iter().filter(|(_, entry)| !entry.is_held());
         let key = free.min_by_key(|(_, entry)| entry.used)?.0.clone();
-        self.counters.count(CacheEvent::Evicted);
-        self.entries.remove(&key)
+        let event = CacheEvent::Evicted { bytes };
+        self.counters.count(event);
+        Some((self.entries.remove(&key)?, event))
     }
 }
 
@@ -431,7 +442,7 @@ impl<B: Build> Shared<B> {
     ) -> CacheEvent {
         let mut state = self.lock();
         let event = match outcome {
-            Ok(_) => CacheEvent::Built { elapsed },
+            Ok(_) => CacheEvent::Built { elapsed, bytes: self.builder.bytes() },
             Err(_) => {
                 state.entries.remove(&job.key);
                 CacheEvent::Failed

@@ -86,6 +86,7 @@ fn fused_and_mixed_give_the_same_text_and_say_how_they_ran() {
     assert_eq!(first["text"], second["text"]);
     assert_eq!(first["text"], other["text"]);
     assert_eq!(fused.metric("ladle_merge_cache_misses_total"), 1.0);
+    assert!(fused.metric("ladle_merge_cache_bytes") > 0.0);
     assert!(fused.metric("ladle_steps_total{mode=\"fused\"}") >= 32.0);
     assert_eq!(fused.metric("ladle_steps_total{mode=\"mixed\"}"), 0.0);
 }

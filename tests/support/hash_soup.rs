@@ -53,8 +53,8 @@ pub struct Controls {
     pub most_alive: AtomicUsize,
     pub resets: AtomicUsize,
     pub forwards: AtomicUsize,
-    /// Positions of rows whose logits were computed, by call.
-    pub rows: AtomicUsize,
+    /// The soup was let go of.
+    pub dropped: AtomicBool,
 }
 
 impl Default for Controls {
@@ -70,7 +70,7 @@ impl Default for Controls {
             most_alive: AtomicUsize::new(0),
             resets: AtomicUsize::new(0),
             forwards: AtomicUsize::new(0),
-            rows: AtomicUsize::new(0),
+            dropped: AtomicBool::new(false),
         }
     }
 }
@@ -123,6 +123,12 @@ impl HashSoup {
     pub fn new(controls: Arc<Controls>) -> Self {
         let memory = vec![[None; BLOCK]; controls.blocks];
         Self { controls, memory, cache: Arc::default(), wake: Arc::new(|| ()) }
+    }
+}
+
+impl Drop for HashSoup {
+    fn drop(&mut self) {
+        self.controls.dropped.store(true, Ordering::Relaxed);
     }
 }
 
@@ -267,7 +273,6 @@ impl Backend for HashSoup {
     ) -> Result<Vec<f32>, KernelError> {
         std::thread::sleep(self.controls.step);
         self.controls.forwards.fetch_add(1, Ordering::Relaxed);
-        self.controls.rows.fetch_add(batch.tokens.len(), Ordering::Relaxed);
         assert_eq!(merged.is_none(), batch.coefficients.is_some());
         let mut out = Vec::new();
         let mut outputs = batch.outputs.iter().peekable();
