@@ -1,0 +1,143 @@
+"""Serving speed of ladle, llama.cpp's server and vLLM's CPU build on the same model, adapters and load.
+
+usage: serve.py ENV [--cases ladle/shared,llama.cpp/none] [--clients 1,4,8,16] [--out FILE] [--list]
+
+ENV is the directory that `benches/peers/setup` made. Each case starts its server, warms it up, then
+runs the load for each number of clients: prompts of about 100 tokens, 64 new ones, greedy. Results go
+into FILE run by run; a case measured again replaces what FILE had of it. LADLE names ladle's binary.
+"""
+
+import argparse
+import asyncio
+import datetime
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import aiohttp
+
+import load
+import machine
+import report
+from servers import CASES, ROOT
+
+TOKENS = 64
+ARRIVING = 16
+# Requests that each client sends, by the number of clients.
+EACH = {1: 5, 2: 3, 4: 3, 8: 2, 16: 2}
+START_TIMEOUT = 900
+
+
+def say(*words):
+    print(*words, file=sys.stderr, flush=True)
+
+
+async def wait_ready(session, server, process, log):
+    start = time.monotonic()
+    while time.monotonic() - start < START_TIMEOUT:
+        if process.poll() is not None:
+            log.seek(0)
+            raise SystemExit(f"the server ended with {process.returncode}:\n{log.read()[-3000:]}")
+        try:
+            async with session.get(server.url + server.ready) as response:
+                if response.status == 200:
+                    return round(time.monotonic() - start, 1)
+        except aiohttp.ClientError:
+            pass
+        await asyncio.sleep(0.2)
+    raise SystemExit(f"the server was not ready after {START_TIMEOUT} s")
+
+
+async def play(session, server, case, clients, seed):
+    """One measured run after a warm-up. Returns what report.py keeps of it."""
+    mixes = case["mixes"]
+    mix_of = (lambda client: client % load.MIXES) if mixes in ("distinct", "adapters") else (lambda client: 0)
+    # No prompt comes twice to a server, which may keep what it computed.
+    warm = load.Run(session, server, seed, 1000 * clients)
+    await warm.closed_loop(clients, 1, 24, mix_of)
+    run, extra = load.Run(session, server, seed, 1000 * clients + 500), {}
+    before = machine.Usage(server.pid)
+    if mixes == "fresh":
+        # Hot and never-seen preferences in turn, nothing else running.
+        for k in range(12):
+            await run.ask(0, 0, 8)
+            await run.ask(1, 1000 + k, 8)
+    elif mixes.startswith("arrivals"):
+        fresh = mixes == "arrivals"
+        window = await run.arrivals(8, ARRIVING, lambda k: 2000 + k if fresh else 0)
+        extra["window_ms"] = [round(1e3 * at, 1) for at in window]
+    else:
+        await run.closed_loop(clients, EACH.get(clients, 2), TOKENS, mix_of)
+    extra["usage"] = before.since()
+    return extra | {"requests": [load.read(answer, server) for answer in run.answers]}
+
+
+async def measure(name, clients, options):
+    """Starts the server of a case and runs it for each number of clients."""
+    case, rows = CASES[name], []
+    server = case["server"](options.env, options.port, case, max(clients))
+    if hasattr(server, "prepare"):
+        server.prepare(options.seed)
+    command, version = [str(part) for part in server.command()], server.version()
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | server.env, start_new_session=True
+        )
+        server.pid = process.pid
+        try:
+            async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+                start_s = await wait_ready(session, server, process, log)
+                for n in clients:
+                    row = await play(session, server, case, n, options.seed)
+                    row = {
+                        "case": name, "clients": n, "dtype": case["dtype"],
+                        "command": " ".join(command).replace(str(options.env), "ENV").replace(str(ROOT), "."),
+                        "env": {k: v.replace(str(options.env), "ENV") for k, v in server.env.items()},
+                        "version": version, "at": datetime.datetime.now().isoformat(timespec="seconds"),
+                        "start_s": start_s, "weights_bytes": server.weights(),
+                        "memory": machine.memory(process.pid), **row,
+                    }
+                    row["summary"] = report.summarise(row)
+                    say(report.line(row))
+                    rows.append(row)
+        finally:
+            machine.stop(process)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("env", type=lambda p: pathlib.Path(p).resolve())
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--clients", default="1,4,8,16")
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--port", type=int, default=18990)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--list", action="store_true", help="print the cases and end")
+    options = parser.parse_args()
+    if options.list:
+        raise SystemExit("\n".join(CASES))
+    unknown = set(options.cases.split(",")) - set(CASES)
+    if unknown:
+        parser.error(f"--cases {','.join(sorted(unknown))}: no such case; --list prints them")
+    out = options.out or ROOT / "benches" / "results" / f"serve-{datetime.date.today()}-{machine.slug()}.json"
+    result = report.Result(out, options.seed)
+    clients = [int(n) for n in options.clients.split(",")]
+    for name in options.cases.split(","):
+        wanted = [1] if CASES[name]["mixes"] in ("fresh", "arrivals", "arrivals-hot") else clients
+        groups = [[n] for n in wanted] if CASES[name]["server"].per_clients else [wanted]
+        for group in groups:
+            say(f"== {name}, {'/'.join(map(str, group))} clients")
+            result.add(asyncio.run(measure(name, group, options)))
+    print(result.table())
+    say(out)
+
+
+if __name__ == "__main__":
+    main()
