@@ -25,6 +25,8 @@ const STEPS: usize = 24;
 /// Low-rank terms and their rank in the mixed runs.
 const TERMS: usize = 3;
 const RANK: usize = 16;
+/// The stacked rank as a soup's decoder has it: filled up to whole vectors.
+const RANKS: usize = (TERMS * RANK).next_multiple_of(32);
 
 fn main() {
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
@@ -70,8 +72,8 @@ fn measure(
         let mut parameter = Parameter::merged(random.tensor(dtype, &shape));
         if let (true, [out, inputs]) = (mixed && name.contains("proj"), shape.as_slice()) {
             parameter.low_rank = Some(LowRank {
-                down: random.tensor(dtype, &[TERMS * RANK, *inputs]),
-                up: random.tensor(dtype, &[*out, TERMS * RANK]),
+                down: random.tensor(dtype, &[RANKS, *inputs]),
+                up: random.tensor(dtype, &[*out, RANKS]),
                 scales: (0..TERMS)
                     .map(|term| ColumnScale {
                         columns: term * RANK..(term + 1) * RANK,

@@ -47,45 +47,69 @@ fn main() -> Result<()> {
     let reps = option("--reps").map_or(Ok(15), |reps| reps.parse())?;
     let scratch = tempfile::tempdir()?;
     let dir = option("--dir").map_or(scratch.path().to_owned(), PathBuf::from);
-    let level = Level::detect();
 
     let mut merges = Vec::new();
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
         let models = checkpoints(&dir.join(dtype.to_string()), dtype)?;
         for n in 2..=BACKBONES {
-            merges.push(full(&models[..n], dtype, level, reps)?);
+            merges.push(full(&models[..n], dtype, reps)?);
         }
     }
     let bf16 = checkpoints(&dir.join("bf16"), Dtype::Bf16)?;
     let report = json!({
         "bench": "merge",
-        "level": level.to_string(),
+        "level": Level::detect().to_string(),
         "threads": rayon::current_num_threads(),
         "reps": reps,
         "seed": SEED,
         "full": merges,
-        "lora": lora(&bf16[0], level, reps)?,
+        "lora": lora(&bf16[0], reps)?,
         "first_use": first_use(&bf16[..3])?,
     });
     println!("{report:#}");
     Ok(())
 }
 
+/// Something to time, and its name.
+type Variant<'a> = (String, Box<dyn FnMut() + 'a>);
+
 /// Milliseconds of every variant, `reps` rounds of each in turn, so that a noisy neighbour meets
 /// all of them alike; the first round is not counted.
-fn rounds(reps: usize, variants: &mut [(&str, &mut dyn FnMut())]) -> BTreeMap<String, Vec<f64>> {
+fn rounds(reps: usize, mut variants: Vec<Variant<'_>>) -> BTreeMap<String, Vec<f64>> {
     let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for round in 0..=reps {
-        for (name, run) in &mut *variants {
+        for (name, run) in &mut variants {
             let start = Instant::now();
             run();
             let elapsed = start.elapsed().as_secs_f64() * 1e3;
             if round > 0 {
-                times.entry((*name).to_owned()).or_default().push(elapsed);
+                times.entry(name.clone()).or_default().push(elapsed);
             }
         }
     }
     times
+}
+
+/// A merge on every instruction set of this machine, under its name; the best is `fast`.
+fn levels<'a>(fast: &'a Merger, merge: &'a dyn Fn(&Merger)) -> Vec<Variant<'a>> {
+    let (best, mut variants) = (Level::detect(), Vec::new());
+    for level in Level::available() {
+        let name = if level == best { "fast".to_owned() } else { level.to_string() };
+        let merger = fast.clone().with_level(level);
+        variants.push((name, Box::new(move || merge(&merger)) as Box<dyn FnMut()>));
+    }
+    variants
+}
+
+/// How many times slower than the best each other instruction set is.
+fn slower(times: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, f64> {
+    let others = Level::available().into_iter().map(|level| level.to_string());
+    let ratio = |name: String| {
+        let own = times.get(&name)?;
+        let ratios = own.iter().zip(&times["fast"]).map(|(own, fast)| own / fast);
+        Some((name, round(median(ratios))))
+    };
+    others.filter_map(ratio).collect()
 }
 
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -99,7 +123,7 @@ fn round(value: f64) -> f64 {
 }
 
 /// n full checkpoints into one.
-fn full(models: &[Model], dtype: Dtype, level: Level, reps: usize) -> Result<Value> {
+fn full(models: &[Model], dtype: Dtype, reps: usize) -> Result<Value> {
     let soup = Ingredients {
         base: models[0].tensors(),
         sft: None,
@@ -107,8 +131,7 @@ fn full(models: &[Model], dtype: Dtype, level: Level, reps: usize) -> Result<Val
     };
     let plan = SoupPlan::new(soup, &models[0].config)?;
     let c = coefficients(models.len());
-    let fast = Merger::new(plan, None)?.with_level(level);
-    let portable = fast.clone().with_level(Level::PORTABLE);
+    let fast = Merger::new(plan, None)?;
     let size = fast.layout().bytes();
     let pool = SlabPool::new(size, 3);
     let (mut source, mut target) = (pool.take()?, pool.take()?);
@@ -117,20 +140,16 @@ fn full(models: &[Model], dtype: Dtype, level: Level, reps: usize) -> Result<Val
     let merge = |merger: &Merger| {
         merger.merge(&c, &mut slab.borrow_mut()).expect("a merge of checked weights");
     };
-    let mut copied = || copy_streaming(source.as_ref(), target.as_mut());
-    let times = rounds(
-        reps,
-        &mut [
-            ("fast", &mut || merge(&fast)),
-            ("portable", &mut || merge(&portable)),
-            ("copy", &mut copied),
-            ("fresh", &mut || {
-                let mut fresh = SlabPool::new(size, 1).take().expect("memory for a slab");
-                fast.merge(&c, &mut fresh).expect("a merge of checked weights");
-                black_box(&fresh);
-            }),
-        ],
-    );
+    let mut variants = levels(&fast, &merge);
+    let copied = || copy_streaming(source.as_ref(), target.as_mut());
+    variants.push(("copy".to_owned(), Box::new(copied)));
+    let fresh = || {
+        let mut fresh = SlabPool::new(size, 1).take().expect("memory for a slab");
+        fast.merge(&c, &mut fresh).expect("a merge of checked weights");
+        black_box(&fresh);
+    };
+    variants.push(("fresh".to_owned(), Box::new(fresh)));
+    let times = rounds(reps, variants);
     let bytes = (models.len() + 1) * size;
     let rate = |bytes: usize, name: &str| bytes as f64 / median(times[name].iter().copied()) / 1e6;
     let ratio = |name: &str, over: &str| {
@@ -142,18 +161,17 @@ fn full(models: &[Model], dtype: Dtype, level: Level, reps: usize) -> Result<Val
         "bytes": bytes,
         "merge_ms": round(median(times["fast"].iter().copied())),
         "merge_gb_s": round(rate(bytes, "fast")),
-        "portable_gb_s": round(rate(bytes, "portable")),
         "fresh_memory_gb_s": round(rate(bytes, "fresh")),
         "copy_gb_s": round(rate(2 * size, "copy")),
         "merge_over_copy": round(ratio("fast", "copy") * bytes as f64 / (2 * size) as f64),
-        "portable_times_slower": round(1.0 / ratio("portable", "fast")),
+        "times_slower": slower(&times),
         "fresh_times_slower": round(1.0 / ratio("fresh", "fast")),
         "raw_ms": times,
     }))
 }
 
 /// A base and three adapters of rank 16 on all linear layers into one model.
-fn lora(base: &Model, level: Level, reps: usize) -> Result<Value> {
+fn lora(base: &Model, reps: usize) -> Result<Value> {
     let adapters: Vec<BTreeMap<String, LoraModule>> =
         (0..3).map(|i| adapter(&base.config, SEED + 100 + i)).collect::<Result<_>>()?;
     let saved = Tensors::new();
@@ -163,21 +181,19 @@ fn lora(base: &Model, level: Level, reps: usize) -> Result<Value> {
         sft: None,
         backbones: adapters.iter().map(change).collect(),
     };
-    let fast = Merger::new(SoupPlan::new(soup, &base.config)?, None)?.with_level(level);
-    let portable = fast.clone().with_level(Level::PORTABLE);
+    let fast = Merger::new(SoupPlan::new(soup, &base.config)?, None)?;
     let c = coefficients(3);
     let pool = SlabPool::new(fast.layout().bytes(), 1);
     let slab = RefCell::new(pool.take()?);
     let merge = |merger: &Merger| {
         merger.merge(&c, &mut slab.borrow_mut()).expect("a merge of checked weights");
     };
-    let times =
-        rounds(reps, &mut [("fast", &mut || merge(&fast)), ("portable", &mut || merge(&portable))]);
+    let times = rounds(reps, levels(&fast, &merge));
     Ok(json!({
         "adapters": 3,
         "rank": RANK,
         "merge_ms": round(median(times["fast"].iter().copied())),
-        "portable_ms": round(median(times["portable"].iter().copied())),
+        "times_slower": slower(&times),
         "raw_ms": times,
     }))
 }

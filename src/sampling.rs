@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use crate::math::exp;
+
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
@@ -354,39 +356,9 @@ fn most_likely(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     best
 }
 
-/// eˣ for x ≤ 0, relative error below 3e-7; 0 where the result would be subnormal. Branchless, so
-/// that loops over it vectorise (the C library's cannot).
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    // eˣ = 2ᵏ · eʳ with k = round(x / ln 2); ln 2 in two parts keeps r exact (Cephes' expf).
-    let clamped = x.max(-87.0);
-    let k = (clamped * std::f32::consts::LOG2_E - 0.5) as i32;
-    let kf = k as f32;
-    let r = clamped - kf * 0.693_359_4 + kf * 2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let value = (p * r * r + r + 1.0) * f32::from_bits(((k + 127) << 23) as u32);
-    if x < -87.0 { 0.0 } else { value }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_within_its_bound() {
-        for i in 0..=870_000 {
-            let x = -(i as f32) * 1e-4;
-            let expected = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - expected).abs() / expected;
-            assert!(error < 3e-7, "exp({x}): {} vs {expected}, error {error}", exp(x));
-        }
-        assert_eq!((exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
-    }
 
     #[test]
     fn partial_selection_agrees_with_sorting() {

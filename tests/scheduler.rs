@@ -43,6 +43,8 @@ fn task(tokens: Vec<u32>, arrived: u64) -> Task {
 struct Driver {
     scheduler: Scheduler,
     limits: Limits,
+    /// Rows of prefill allowed beside decoding rows.
+    beside: usize,
     now: u64,
     /// Tokens left to generate.
     left: HashMap<SeqId, usize>,
@@ -58,6 +60,7 @@ impl Driver {
         Self {
             scheduler: Scheduler::new(limits, BlockPool::new(blocks, BLOCK)),
             limits,
+            beside: usize::MAX,
             now: 0,
             left: HashMap::new(),
             lanes: HashMap::new(),
@@ -83,7 +86,7 @@ impl Driver {
     /// One step of 10 ms; `ready` as in [`Scheduler::plan`].
     fn step_if(&mut self, ready: impl FnMut(SeqId) -> bool) -> StepPlan {
         self.now += 10;
-        let plan = self.scheduler.plan(Duration::from_millis(self.now), ready);
+        let plan = self.scheduler.plan(Duration::from_millis(self.now), |_| self.beside, ready);
         self.computed.retain(|id, _| !plan.preempted.contains(id));
         self.check(&plan);
         self.preemptions += plan.preempted.len();
@@ -190,9 +193,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn budgets_hold_nobody_shares_what_is_written_and_everybody_finishes(arrivals in arrivals()) {
+    fn budgets_hold_nobody_shares_what_is_written_and_everybody_finishes(
+        arrivals in arrivals(),
+        beside in 0usize..20,
+    ) {
         // 63 tokens at most in 3 lanes: 48 blocks; so one sequence fits alone, hardly two.
         let mut driver = Driver::new(limits(), 50);
+        driver.beside = beside;
         for arrival in arrivals {
             for _ in 0..arrival.after_steps {
                 driver.step();
@@ -234,6 +241,24 @@ fn a_long_prompt_does_not_stall_who_decodes() {
         assert_eq!(plan.items[0].id, decoding);
         assert!(plan.items.iter().any(|item| item.id == long && item.range.len() == 8));
     }
+}
+
+#[test]
+fn many_prompts_share_what_is_allowed_beside_those_who_decode() {
+    let mut driver = Driver::new(limits(), 300);
+    driver.beside = BLOCK + 1;
+    driver.add(task(vec![1, 2, 3], 0), 60);
+    driver.step();
+    let prompts: Vec<SeqId> =
+        (0..3).map(|n| driver.add(task((100 * n + 10..100 * n + 20).collect(), 0), 1)).collect();
+    let mut steps = 0;
+    while !prompts.iter().all(|id| driver.finished.contains(id)) {
+        let plan = driver.step();
+        let rows: usize = plan.items.iter().skip(1).map(|item| item.range.len()).sum();
+        assert!((1..=BLOCK + 1).contains(&rows), "{rows} rows of prompts");
+        steps += 1;
+    }
+    assert_eq!(steps, 3 * 10 / (BLOCK + 1));
 }
 
 #[test]

@@ -1,14 +1,17 @@
 //! Which execution mode a step uses: a pure model of what a forward pass costs.
 //!
-//! A pass streams its weights once and does its products for every row, whichever takes longer:
+//! A pass streams its weights once and does its products for every row. With
+//! `read = bytes(mode) / bandwidth` and `compute = rows · flops(mode) / peak`,
 //!
-//! `t(mode, rows) = overhead + max(bytes(mode) / bandwidth, rows · flops(mode) / peak)`, times a
-//! factor per mode that is learned from measured steps.
+//! `t(mode, rows) = overhead + max(read, compute) + (1 − overlap) · min(read, compute)`,
+//!
+//! times a factor per mode that is learned from measured steps. Accelerators overlap the two; CPU
+//! cores, as measured (`benches/decode.rs`), hardly.
 //!
 //! Fused, each distinct c is its own pass over its own merged weights; mixed, all c share one pass
 //! over the base, the low-rank factors and the full backbones. A merge reads every source and
-//! writes the result once: `bytes(merge) / bandwidth`. Attention is left out: it costs the same in
-//! both modes.
+//! writes the result once, and multiplies out low-rank terms. Attention is left out: it costs the
+//! same in both modes.
 //!
 //! *Promotion* is ski rental: every step, each mixed c is credited with the time that merged
 //! weights would have saved it; when the credit reaches the price of the merge, it is merged, in
@@ -18,6 +21,9 @@
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use super::request::Mode;
+
+/// How much longer a step of decoding rows may become for the sake of prompts.
+const STALL: f64 = 2.0;
 
 /// What a forward pass moves and computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +43,8 @@ pub struct Footprint {
     pub mixed: Pass,
     /// Bytes that one merge reads and writes.
     pub merge_bytes: f64,
+    /// Floating-point operations of one merge's low-rank products.
+    pub merge_flops: f64,
 }
 
 /// What a machine can do.
@@ -48,12 +56,14 @@ pub struct Machine {
     pub peak: f64,
     /// Fixed time of a pass, seconds.
     pub overhead: f64,
+    /// How far reading and computing go on at once, from 0 (one after the other) to 1.
+    pub overlap: f64,
 }
 
 impl Default for Machine {
     /// Two current server cores; the learned factors correct it within some steps.
     fn default() -> Self {
-        Self { bandwidth: 20e9, peak: 150e9, overhead: 0.5e-3 }
+        Self { bandwidth: 20e9, peak: 150e9, overhead: 0.5e-3, overlap: 0.0 }
     }
 }
 
@@ -90,14 +100,36 @@ impl CostModel {
             Mode::Fused => self.footprint.fused,
             Mode::Mixed => self.footprint.mixed,
         };
-        let read = pass.bytes / self.machine.bandwidth;
-        let compute = rows as f64 * pass.flops_per_row / self.machine.peak;
-        self.factor(mode) * (self.machine.overhead + read.max(compute))
+        let busy = self.busy(pass.bytes, rows as f64 * pass.flops_per_row);
+        self.factor(mode) * (self.machine.overhead + busy)
+    }
+
+    /// Seconds of reading and computing so much.
+    fn busy(&self, bytes: f64, flops: f64) -> f64 {
+        let (read, compute) = (bytes / self.machine.bandwidth, flops / self.machine.peak);
+        read.max(compute) + (1.0 - self.machine.overlap) * read.min(compute)
+    }
+
+    /// Rows of prefill that may join `decoding` rows so that the step takes at most [`STALL`] times
+    /// as long as without them. (For merged weights; in mixed mode both sides grow alike.)
+    pub fn rows_beside(&self, decoding: usize) -> usize {
+        let limit = STALL * self.pass(Mode::Fused, decoding);
+        let (mut fits, mut beyond) = (decoding, decoding + 1);
+        while self.pass(Mode::Fused, beyond) <= limit && beyond < usize::MAX / 2 {
+            (fits, beyond) = (beyond, 2 * beyond);
+        }
+        while beyond - fits > 1 {
+            let middle = fits + (beyond - fits) / 2;
+            let within = self.pass(Mode::Fused, middle) <= limit;
+            (fits, beyond) = if within { (middle, beyond) } else { (fits, middle) };
+        }
+        fits - decoding
     }
 
     /// Predicted seconds of one merge, as slow beside its bandwidth as the passes are.
     pub fn merge(&self) -> f64 {
-        self.factor(Mode::Fused) * self.footprint.merge_bytes / self.machine.bandwidth
+        let Footprint { merge_bytes, merge_flops, .. } = self.footprint;
+        self.factor(Mode::Fused) * self.busy(merge_bytes, merge_flops)
     }
 
     fn factor(&self, mode: Mode) -> f64 {
@@ -205,6 +237,7 @@ mod tests {
             fused: Pass { bytes: 270e6, flops_per_row: 270e6 },
             mixed: Pass { bytes: 285e6, flops_per_row: 285e6 },
             merge_bytes: 555e6,
+            merge_flops: 13e9,
         };
         CostModel::new(footprint, Machine::default())
     }
@@ -215,6 +248,7 @@ mod tests {
             fused: Pass { bytes: 270e6, flops_per_row: 270e6 },
             mixed: Pass { bytes: 1080e6, flops_per_row: 1080e6 },
             merge_bytes: 1350e6,
+            merge_flops: 0.0,
         };
         CostModel::new(footprint, Machine::default())
     }
@@ -222,6 +256,18 @@ mod tests {
     fn modes(model: &CostModel, groups: &[(usize, bool)]) -> Vec<Mode> {
         let group = |&(rows, fused): &(usize, bool)| Group { rows, fused };
         model.partition(&groups.iter().map(group).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn prompts_at_most_double_the_step_of_those_that_decode() {
+        for model in [lora(), full()] {
+            for decoding in [1, 4, 16, 64, 500] {
+                let alone = model.pass(Mode::Fused, decoding);
+                let rows = decoding + model.rows_beside(decoding);
+                assert!(model.pass(Mode::Fused, rows) <= 2.0 * alone + 1e-9, "{decoding}");
+                assert!(model.pass(Mode::Fused, rows + 1) > 2.0 * alone, "{decoding}");
+            }
+        }
     }
 
     #[test]

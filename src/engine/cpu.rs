@@ -172,7 +172,7 @@ impl CpuBackend {
     /// products only for the rows that are sampled.
     fn footprint(&self) -> Footprint {
         let none = Pass { bytes: 0.0, flops_per_row: 0.0 };
-        let mut cost = Footprint { fused: none, mixed: none, merge_bytes: 0.0 };
+        let mut cost = Footprint { fused: none, mixed: none, merge_bytes: 0.0, merge_flops: 0.0 };
         for tensor in self.plan.tensors() {
             let elements: f64 = tensor.shape().iter().map(|&dim| dim as f64).product();
             let merged = elements * tensor.dtype.size() as f64;
@@ -184,6 +184,8 @@ impl CpuBackend {
                 low_rank += bytes(factor);
                 low_rank_elements += factor.len() as f64;
             }
+            let ranks: usize = tensor.low_rank.iter().map(|term| term.down.shape()[0]).sum();
+            cost.merge_flops += 2.0 * elements * ranks as f64;
             cost.merge_bytes += dense + low_rank + merged;
             let embedding = tensor.name == "model.embed_tokens.weight";
             if embedding && !self.config.tied {

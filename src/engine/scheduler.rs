@@ -6,7 +6,8 @@
 //! preemption are one rule: compute some pending tokens; when none is left, sample.
 //!
 //! - **Decode first.** Every decoding sequence is in every step; prefill gets the rest of
-//!   `step_tokens`, at most `prefill_chunk` per sequence, so a long prompt stalls nobody.
+//!   `step_tokens`, at most `prefill_chunk` per sequence and, beside decoding rows, no more rows
+//!   than the caller's cost model allows: a long prompt, or many, stall nobody.
 //! - **Order.** By class = priority + waited / `aging`, then first come first served. Waiting
 //!   raises the class without bound, so nothing starves; equal priorities stay in order. A head
 //!   of the queue that does not fit stops admission, so the large are not overtaken for ever.
@@ -160,9 +161,15 @@ impl Scheduler {
         id
     }
 
-    /// Plans a step. `ready` is asked about a waiting sequence when all else allows it to join:
-    /// whether its weights are there.
-    pub fn plan(&mut self, now: Duration, mut ready: impl FnMut(SeqId) -> bool) -> StepPlan {
+    /// Plans a step. `beside` says how many rows of prefill may join so many decoding rows (one
+    /// token always may). `ready` is asked about a waiting sequence when all else allows it
+    /// to join: whether its weights are there.
+    pub fn plan(
+        &mut self,
+        now: Duration,
+        beside: impl FnOnce(usize) -> usize,
+        mut ready: impl FnMut(SeqId) -> bool,
+    ) -> StepPlan {
         let mut plan = StepPlan::default();
         let mut budget = Budget { rows: self.limits.step_tokens, logits: self.limits.logit_rows };
         let mut order = self.running.clone();
@@ -188,6 +195,11 @@ impl Scheduler {
                 budget.rows = budget.rows.saturating_sub(sequence.lanes.len());
                 plan.items.push(Item { id, range: sequence.computed..sequence.tokens.len() });
             }
+        }
+        let decoding = self.limits.step_tokens - budget.rows;
+        if decoding > 0 {
+            let widest = self.sequences.values().map(|sequence| sequence.lanes.len()).max();
+            budget.rows = budget.rows.min(beside(decoding).max(widest.unwrap_or(1)));
         }
         for &id in &order {
             if self.sequences[&id].pending() > 1 {

@@ -252,27 +252,32 @@ impl<B: Backend> Worker<B> {
         }
         let Self { scheduler, models, backend, live, started, .. } = self;
         let mut failed = Vec::new();
-        let plan = scheduler.plan(started.elapsed(), |id| {
-            let Some(request) = live.get_mut(&id) else { return false };
-            match models.ready(backend, &request.keys) {
-                Readiness::Ready => {
-                    request.cache.get_or_insert(CacheOutcome::Hit);
-                    if let Some(since) = request.merge_since.take() {
-                        request.merge += since.elapsed();
+        let cost = models.cost.clone();
+        let plan = scheduler.plan(
+            started.elapsed(),
+            |rows| cost.rows_beside(rows),
+            |id| {
+                let Some(request) = live.get_mut(&id) else { return false };
+                match models.ready(backend, &request.keys) {
+                    Readiness::Ready => {
+                        request.cache.get_or_insert(CacheOutcome::Hit);
+                        if let Some(since) = request.merge_since.take() {
+                            request.merge += since.elapsed();
+                        }
+                        true
                     }
-                    true
+                    Readiness::NotYet => {
+                        request.cache.get_or_insert(CacheOutcome::Miss);
+                        request.merge_since.get_or_insert_with(Instant::now);
+                        false
+                    }
+                    Readiness::Failed(reason) => {
+                        failed.push((id, reason));
+                        false
+                    }
                 }
-                Readiness::NotYet => {
-                    request.cache.get_or_insert(CacheOutcome::Miss);
-                    request.merge_since.get_or_insert_with(Instant::now);
-                    false
-                }
-                Readiness::Failed(reason) => {
-                    failed.push((id, reason));
-                    false
-                }
-            }
-        });
+            },
+        );
         for (id, reason) in failed {
             self.fail(id, EngineError::Merge(reason));
         }

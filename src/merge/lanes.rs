@@ -229,18 +229,16 @@ fn widen_f16(bits: u16) -> f32 {
 /// where the addition of ½ puts it.
 #[inline(always)]
 fn narrow_f16(value: f32) -> u16 {
-    let bits = value.to_bits() as i32;
+    let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
-    let normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-    let subnormal = (f32::from_bits(magnitude as u32) + 0.5).to_bits() as i32 - 0x3f00_0000;
-    let is_small = (magnitude - (113 << 23)) >> 31;
-    let is_finite = (magnitude - (143 << 23)) >> 31;
-    let is_nan = (0x7f80_0000 - magnitude) >> 31;
-    let finite = (subnormal & is_small) | (normal & !is_small);
-    let payload = is_nan & (0x0200 | ((magnitude >> 13) & 0x3ff));
-    let value = (finite & is_finite) | (0x7c00 & !is_finite) | payload;
-    // The sign down to bit 15 and above: compilers know how to pack a sign-extended word.
-    (value | ((bits >> 31) << 15)) as u16
+    let normal =
+        magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + ((magnitude >> 13) & 1)) >> 13;
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let finite = if magnitude < 113 << 23 { subnormal } else { normal };
+    let infinite = if magnitude >= 143 << 23 { 0x7c00 } else { finite };
+    let nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
+    let value = if magnitude > 0x7f80_0000 { nan } else { infinite };
+    (value | ((bits >> 16) & 0x8000)) as u16
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -37,14 +37,19 @@ fn parameter(tensor: &TensorPlan) -> Result<Parameter<HostTensor>, MergeError> {
     Ok(Parameter { first, rest, low_rank })
 }
 
-/// Stacks the factors along the rank: A as `[Σr, in]`, B as `[out, Σr]`. They keep their storage
-/// type where it is one, else they are widened to f32; either is exact.
+/// The stacked rank is filled up with zeros to a multiple of this: products take their inputs in
+/// whole vectors.
+const RANK_STEP: usize = 32;
+
+/// Stacks the factors along the rank: A as `[Σr, in]`, B as `[out, Σr]`, Σr filled up to a multiple
+/// of [`RANK_STEP`]. They keep their storage type where it is one, else they are widened to f32;
+/// either is exact.
 fn stack(tensor: &TensorPlan) -> Result<LowRank<HostTensor>, MergeError> {
     let terms = &tensor.low_rank;
+    let (out, width) = (tensor.shape()[0], tensor.shape()[1]);
+    let ranks = terms.iter().map(rank).sum::<usize>().next_multiple_of(RANK_STEP);
     let downs: Vec<&HostTensor> = terms.iter().map(|term| &term.down).collect();
     let ups: Vec<&HostTensor> = terms.iter().map(|term| &term.up).collect();
-    let ranks: usize = terms.iter().map(rank).sum();
-    let (out, width) = (tensor.shape()[0], tensor.shape()[1]);
     let mut scales = Vec::with_capacity(terms.len());
     let mut start = 0;
     for term in terms {
@@ -65,7 +70,7 @@ fn rank(term: &LowRankTerm) -> usize {
 }
 
 /// Cuts each part into `runs` equal runs and lays first the first run of every part, then the
-/// second, and so on.
+/// second, and so on; zeros fill each up to its share of `shape`.
 fn interleave(
     parts: &[&HostTensor],
     runs: usize,
@@ -81,13 +86,14 @@ fn interleave(
         wide = parts.iter().map(widen).collect::<Result<_, _>>()?;
         (wide.iter().collect(), Dtype::F32)
     };
-    let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.bytes().len()).sum());
+    let size = shape.iter().product::<usize>() * dtype.size();
+    let mut bytes = Vec::with_capacity(size);
     for run in 0..runs {
         for part in &parts {
             let len = part.bytes().len() / runs;
             bytes.extend_from_slice(&part.bytes()[run * len..(run + 1) * len]);
         }
+        bytes.resize(size / runs * (run + 1), 0);
     }
-    let len = bytes.len();
-    HostTensor::new(Arc::new(bytes), 0..len, dtype, shape)
+    HostTensor::new(Arc::new(bytes), 0..size, dtype, shape)
 }

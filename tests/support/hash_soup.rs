@@ -198,7 +198,12 @@ impl Backend for HashSoup {
             digest: "hash".to_owned(),
             merged_models: self.controls.merged_models,
             mixes: self.controls.mixes,
-            footprint: Footprint { fused: pass(1e6), mixed: pass(1e9), merge_bytes: 1e6 },
+            footprint: Footprint {
+                fused: pass(1e6),
+                mixed: pass(1e9),
+                merge_bytes: 1e6,
+                merge_flops: 0.0,
+            },
         }
     }
 

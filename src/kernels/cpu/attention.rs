@@ -9,14 +9,16 @@
 use std::{cell::RefCell, ops::Range};
 
 use super::{
-    elementwise::exp,
     gemm::SharedMut,
     kv::{BLOCK, KvElement, KvLayer},
     pool::Pool,
     simd::{Isa, Simd, Vectorised},
     tensor::Tensor,
 };
-use crate::kernels::{AttentionShape, Batch, Segment};
+use crate::{
+    kernels::{AttentionShape, Batch, Segment},
+    math::exp,
+};
 
 /// Tokens of a span: the scores of a tile stay in the first-level cache.
 const SPAN: usize = 512;

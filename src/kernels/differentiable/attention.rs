@@ -10,8 +10,9 @@ use rayon::prelude::*;
 
 use super::{
     AttentionShape, Batch, Result,
-    fused::{dot, exp, max, read, sum, values},
+    fused::{dot, max, read, sum, values},
 };
+use crate::math::exp;
 
 /// Queries of one block: the scores of a block against all its keys stay in the cache.
 const BLOCK: usize = 64;

@@ -10,6 +10,7 @@ use candle_core::{
 use rayon::prelude::*;
 
 use super::{Result, Rope, composed::angles};
+use crate::math::exp;
 
 type Candle<T> = candle_core::Result<T>;
 
@@ -181,24 +182,6 @@ pub(super) fn rope(x: &Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor>
     let forward = move |x: &[f32]| rotate(x, 1.0);
     let backward = move |_: &[f32], grad: &[f32]| back(grad, -1.0);
     Ok(x.contiguous()?.apply_op1(Map { name: "rope", forward, backward })?)
-}
-
-/// `eˣ` to 2 ulp for x in [−87, 88], clamped outside: branch-free, so that loops of it vectorise.
-#[inline]
-pub(super) fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer
-    let x = x.clamp(-87.0, 88.0);
-    let k = x * std::f32::consts::LOG2_E + ROUND - ROUND;
-    // ln 2 in two parts, so that x − k ln 2 is exact to f32.
-    let r = x - k * 0.693_359_4 + k * 2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
-    p * f32::from_bits(((k as i32 + 127) as u32) << 23)
 }
 
 /// Folds a slice in 16 independent lanes: one order for every length, and loops that vectorise.
