@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     optimizer::AdamWConfig,
     rewards::registry::RewardSpec,
-    rl::{balance::BalanceConfig, lora::LoraConfig},
+    rl::{
+        balance::BalanceConfig,
+        lora::{KNOWN, LoraConfig},
+    },
 };
 
 /// Why a configuration is no plan for a run.
@@ -83,7 +86,8 @@ pub struct Config {
     pub objectives: Vec<ObjectiveConfig>,
 }
 
-/// Prompts and references. Paths are relative to the data directory of the command line.
+/// Prompts and references. Paths, as those of rewards, are relative to the data directory of the
+/// command line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
@@ -153,6 +157,8 @@ pub struct SftConfig {
     pub lora: LoraConfig,
     /// Passes over the data (3: usual for a few thousand rows).
     pub epochs: u64,
+    /// Updates, where not all `epochs` are wanted.
+    pub steps: Option<u64>,
     /// Sequences of one update.
     pub batch: usize,
     /// Peak learning rate, linear decay (1e-4 to 2e-4: QLoRA, table 9).
@@ -170,6 +176,7 @@ impl Default for SftConfig {
         Self {
             lora: LoraConfig::default(),
             epochs: 3,
+            steps: None,
             batch: 32,
             learning_rate: 2e-4,
             warmup: 10,
@@ -208,13 +215,16 @@ pub enum Algorithm {
     Ppo,
     /// Baseline from the greedy response, no value model ([DRBO]).
     ReMax,
+    /// Baseline from the other responses to the same prompt, no value model (REINFORCE
+    /// leave-one-out: Ahmadian et al. 2024).
+    Rloo,
 }
 
 /// The policy updates.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RlConfig {
-    /// PPO or ReMax.
+    /// PPO, ReMax or RLOO.
     pub algorithm: Algorithm,
     /// Batches of responses.
     pub steps: u64,
@@ -222,7 +232,7 @@ pub struct RlConfig {
     pub batch: usize,
     /// Responses of one optimiser update (16: four minibatches, as PPO's reference code has).
     pub minibatch: usize,
-    /// Passes over a batch (4: [BS]); ReMax makes one.
+    /// Passes over a batch (4: [BS]); ReMax and RLOO make one, in one update.
     pub epochs: usize,
     /// Rows (tokens) of one forward and backward: bounds memory, changes no result but rounding.
     pub rows: usize,
@@ -247,7 +257,7 @@ pub struct RlConfig {
     pub value_weight: f64,
     /// Learning rate of the value head over that of the adapters.
     pub value_rate: f64,
-    /// ReMax's advantages are clipped to ± this (20: the authors' code).
+    /// Advantages of ReMax and RLOO are clipped to ± this (20: the authors' code).
     pub advantage_clip: f64,
     /// Responses that the rewards are standardised on, of the initial policy (200: [DRBO]).
     pub standardise_on: usize,
@@ -354,6 +364,7 @@ impl Config {
                 ("sft.batch", sft.batch as u64),
                 ("sft.max_response_tokens", sft.max_response_tokens as u64),
                 ("sft.evaluate_every", sft.evaluate_every),
+                ("sft.steps", sft.steps.unwrap_or(1)),
             ]
         });
         for (key, value) in counts.into_iter().chain(sft) {
@@ -391,8 +402,25 @@ impl Config {
                 return Err(value_error(key, value, "a number from 0 to 1"));
             }
         }
+        let adapters =
+            [("lora", Some(&self.lora)), ("sft.lora", self.sft.as_ref().map(|s| &s.lora))];
+        for (key, lora) in adapters {
+            let Some(lora) = lora else { continue };
+            let (rank, targets) = (format!("{key}.rank"), format!("{key}.targets"));
+            if !(1..=1024).contains(&lora.rank) {
+                return Err(value_error(&rank, lora.rank, "1 to 1024"));
+            }
+            if let Some(target) = lora.targets.iter().find(|t| !KNOWN.contains(&t.as_str())) {
+                let expected = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj";
+                return Err(value_error(&targets, target, expected));
+            }
+        }
         if rl.batch % rollout.samples != 0 {
             return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
+        }
+        if rl.algorithm == Algorithm::Rloo && rollout.samples < 2 {
+            let expected = "at least 2 with algorithm rloo";
+            return Err(value_error("rollout.samples", rollout.samples, expected));
         }
         if self.objectives.len() < 2 {
             return Err(value_error("objectives", self.objectives.len(), "at least 2"));

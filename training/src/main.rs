@@ -6,8 +6,15 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ladle::soup::base::{default_models_dir, resolve_base};
 use ladle_training::{
+    checkpoint::write_atomically,
     config::Config,
+    data::{hh_rlhf, rows::OnMalformed},
+    measure::{
+        evaluate::{Settings, evaluate},
+        summary,
+    },
     plan::Plan,
+    rewards::fit,
     run::{Places, Run},
     select,
 };
@@ -24,6 +31,33 @@ struct Cli {
 enum Command {
     /// Supervised tuning only.
     Sft(Source),
+    /// Fits a Bradley–Terry reward model on hh-rlhf style pairs: a head on a frozen BERT encoder,
+    /// for the reward `sequence-classifier`.
+    Reward {
+        /// JSONL of `chosen` and `rejected` dialogues.
+        pairs: PathBuf,
+        /// Directory of the encoder, such as all-MiniLM-L6-v2.
+        #[arg(long, value_name = "DIR")]
+        encoder: PathBuf,
+        /// Directory of the reward model.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Passes over the pairs.
+        #[arg(long, default_value_t = 10)]
+        epochs: u64,
+        /// Pairs of one update.
+        #[arg(long, default_value_t = 32)]
+        batch: usize,
+        /// Peak learning rate, linear decay.
+        #[arg(long, default_value_t = 1e-3)]
+        learning_rate: f64,
+        /// Share of the pairs that is kept for testing.
+        #[arg(long, default_value_t = 0.1)]
+        test_share: f64,
+        /// Seed of split, order and first weights.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Every stage to the soup: supervised tuning, all backbones, soup.toml.
     Run {
         #[command(flatten)]
@@ -66,6 +100,32 @@ enum Command {
         #[arg(long, default_value_t = 64)]
         prompts: usize,
     },
+    /// Sweeps the grid of preferences over the test prompts through the served engine and writes
+    /// front.json, samples.csv and report.html.
+    Evaluate {
+        /// The finished run's directory.
+        run: PathBuf,
+        /// Directory that the evaluation writes.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Finished runs to compare with, such as one with `mixing = { identity = true }`.
+        #[arg(long, value_name = "RUN")]
+        against: Vec<PathBuf>,
+        #[command(flatten)]
+        at: At,
+        /// Test prompts of each point.
+        #[arg(long, default_value_t = 64)]
+        prompts: usize,
+        /// The grid's spacing is 1 over this.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+        grid: u16,
+        /// Sampling temperature; 0 is greedy.
+        #[arg(long, default_value_t = 0.0)]
+        temperature: f64,
+        /// Seeds of the sampling.
+        #[arg(long, value_delimiter = ',', default_value = "1")]
+        seeds: Vec<u64>,
+    },
 }
 
 /// A new run.
@@ -84,7 +144,7 @@ struct Source {
 }
 
 /// Where things are on this machine.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct At {
     /// Directory that the configuration's data paths are relative to.
     #[arg(long, env = "LADLE_DATA", value_name = "DIR", default_value = ".")]
@@ -105,6 +165,15 @@ fn main() -> Result<()> {
                 bail!("the configuration has no [sft] section");
             }
         }
+        Command::Reward { pairs, encoder, out, epochs, batch, learning_rate, test_share, seed } => {
+            let rows = hh_rlhf::read(&pairs, OnMalformed::Skip)?;
+            let settings = fit::Settings { epochs, batch, learning_rate, test_share, seed };
+            let fit = fit::fit(rows.rows, &encoder, &out, &settings)?;
+            println!(
+                "{} pairs, loss {:.4}; {} test pairs, accuracy {:.3}",
+                fit.trained, fit.loss, fit.tested, fit.accuracy
+            );
+        }
         Command::Run { source, only } => {
             let Some(run) = open(&source)? else { return Ok(()) };
             run.train(only.as_deref())?;
@@ -116,6 +185,16 @@ fn main() -> Result<()> {
         }
         Command::SelectAlpha { run, at, alphas, prompts } => {
             print!("{}", select::alphas(&reopen(run, at)?, &alphas, prompts)?);
+        }
+        Command::Evaluate { run, out, against, at, prompts, grid, temperature, seeds } => {
+            let run = reopen(run, at.clone())?;
+            let others = against.into_iter().map(|other| reopen(other, at.clone()));
+            let others = others.collect::<Result<Vec<_>>>()?;
+            let settings = Settings { prompts, grid: grid.into(), temperature, seeds };
+            let evaluation = evaluate(&run, &others, &out, &settings)?;
+            let page = summary::report(&run, &evaluation, &settings).html();
+            write_atomically(&out.join("report.html"), page.as_bytes())?;
+            print!("{}", evaluation.front);
         }
     }
     Ok(())

@@ -62,11 +62,13 @@ impl Plan {
         let with_head = forward + 2.0 * head as f64;
         if let Some(sft) = &config.sft {
             let response = sft.max_response_tokens as f64 / 2.0;
-            let trained = sft.epochs as f64 * count * (prompt + response);
-            let outputs = sft.epochs as f64 * count * response;
+            let epoch = (run.train.len() as u64).div_ceil(sft.batch as u64);
+            let steps = sft.steps.unwrap_or(u64::MAX).min(sft.epochs * epoch);
+            let sequences = steps as f64 / epoch as f64 * count;
+            let (trained, outputs) = (sequences * (prompt + response), sequences * response);
             stages.push(Stage {
                 name: "sft".into(),
-                steps: sft.epochs * (run.train.len() as u64).div_ceil(sft.batch as u64),
+                steps,
                 sampled: 0.0,
                 trained,
                 parameters: adapter_parameters(model, &sft.lora),
@@ -78,13 +80,16 @@ impl Plan {
         let (epochs, greedy) = match rl.algorithm {
             Algorithm::Ppo => (rl.epochs as f64, 0.0),
             Algorithm::ReMax => (1.0, 1.0 / rollout.samples as f64),
+            Algorithm::Rloo => (1.0, 0.0),
         };
         let responses = rl.steps as f64 * rl.batch as f64;
         for objective in &config.objectives {
             let sampled = responses * response * (1.0 + greedy);
-            let trained = responses * (prompt + response) * epochs;
+            // Responses to one prompt share its rows.
+            let rows = responses * (prompt / rollout.samples as f64 + response);
+            let trained = rows * epochs;
             let decoded = sampled * with_head;
-            let read = responses * (prompt + response) * (2.0 + greedy) * forward;
+            let read = rows * 2.0 * forward;
             let outputs = responses * response * epochs * 4.0 * head as f64;
             stages.push(Stage {
                 name: objective.name.clone(),

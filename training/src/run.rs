@@ -151,6 +151,8 @@ pub struct Run {
     pub train: Vec<Prompt>,
     /// Prompts that choices are made on.
     pub validation: Vec<Prompt>,
+    /// Prompts that only `evaluate` looks at.
+    pub test: Vec<Prompt>,
     /// The objectives' rewards.
     pub rewards: RewardSet,
     /// B.
@@ -175,7 +177,8 @@ impl Run {
             }
             .into());
         }
-        let rewards = config.objectives.iter().map(|o| o.reward.build(&o.name));
+        let rewards = config.objectives.iter();
+        let rewards = rewards.map(|o| o.reward.clone().located(&places.data).build(&o.name));
         let rewards = RewardSet::new(rewards.collect::<std::result::Result<_, _>>()?);
         let base = Base::open(&places.base)?;
         let read = |path: &Path| {
@@ -191,9 +194,10 @@ impl Run {
             Ok::<_, RunError>(prompts)
         };
         let train = read(&config.data.train)?;
-        let validation = config.data.validation.as_deref().map(read).transpose()?;
-        let validation = validation.unwrap_or_default();
-        Ok(Self { config, places, base, train, validation, rewards, mixing })
+        let optional = |path: &Option<PathBuf>| path.as_deref().map_or(Ok(Vec::new()), read);
+        let validation = optional(&config.data.validation)?;
+        let test = optional(&config.data.test)?;
+        Ok(Self { config, places, base, train, validation, test, rewards, mixing })
     }
 
     /// Claims the run's directory: writes the configuration there, or checks that it is the same.

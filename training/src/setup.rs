@@ -41,6 +41,9 @@ pub enum SetupError {
         /// Why.
         reason: String,
     },
+    /// A data file cannot be read, or a row of it: file and line are named.
+    #[error("{0}")]
+    Rows(String),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -68,6 +71,19 @@ pub struct Prompt {
     pub tokens: Vec<u32>,
     /// The example.
     pub example: Example,
+}
+
+impl Prompt {
+    /// What rewards see of a response to it.
+    pub fn sample(&self, response: String, finished: bool) -> Sample {
+        Sample {
+            prompt: self.example.prompt().to_owned(),
+            response,
+            finished,
+            references: self.example.references.clone(),
+            fields: self.example.fields.clone(),
+        }
+    }
 }
 
 impl Base {
@@ -117,7 +133,7 @@ impl Base {
     /// it. Rows whose prompt is too long are left out; their number is the second result.
     pub fn prompts(&self, config: &DataConfig, path: &Path) -> Result<(Vec<Prompt>, usize)> {
         let error = |reason: String| SetupError::Data { path: path.to_owned(), reason };
-        let examples = read_examples(config, path).map_err(error)?;
+        let examples = read_examples(config, path).map_err(SetupError::Rows)?;
         let mut prompts = Vec::with_capacity(examples.len());
         let mut long = 0;
         for example in examples {
@@ -138,13 +154,7 @@ impl Base {
 
     /// What rewards see of a response.
     pub fn sample(&self, prompt: &Prompt, rollout: &Rollout) -> Sample {
-        Sample {
-            prompt: prompt.example.prompt().to_owned(),
-            response: self.tokenizer.decode(&rollout.tokens, true),
-            finished: rollout.finished,
-            references: prompt.example.references.clone(),
-            fields: prompt.example.fields.clone(),
-        }
+        prompt.sample(self.tokenizer.decode(&rollout.tokens, true), rollout.finished)
     }
 
     /// For each token of a response, how many bytes of its text are written once it is.

@@ -47,7 +47,8 @@ pub struct Task<'a> {
 impl Task<'_> {
     /// Updates of the whole tuning.
     pub fn steps(&self, sequences: usize) -> u64 {
-        self.sft.epochs * (sequences as u64).div_ceil(self.sft.batch as u64)
+        let all = self.sft.epochs * (sequences as u64).div_ceil(self.sft.batch as u64);
+        self.sft.steps.map_or(all, |steps| steps.min(all))
     }
 
     /// Trains (or goes on) to the end; returns the policy with its adapter.

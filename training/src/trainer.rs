@@ -1,10 +1,10 @@
 //! The reinforcement learning of one backbone: prompts → rollout → rewards → balance → advantages →
 //! update → checkpoint, one call a stage.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use candle_core::Device;
-use ladle::{kernels::HostTensor, model::decoder::Decoder};
+use ladle::kernels::HostTensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         advantage::{TokenScore, gae, log_ratio, token_rewards, whiten},
         balance::{Balance, Standardiser, Update},
         lora::{HostFactor, Policy},
-        packing::Sequence,
+        packing::{Sequence, micro_batches, pack},
         ppo::KlController,
         remax::remax_advantages,
         rollout::{self, Request, Rollout, Sampler, Sampling},
@@ -94,8 +94,16 @@ struct Response {
     rollout: Rollout,
     /// Weighted rewards at their tokens.
     scores: Vec<TokenScore>,
-    /// Total of the greedy response to the same prompt (ReMax).
+    /// What its total is compared with: that of the greedy response to the same prompt (ReMax), the
+    /// mean of the others to it (RLOO).
     baseline: f64,
+}
+
+impl Response {
+    /// Weighted rewards of the whole response.
+    fn total(&self) -> f64 {
+        self.scores.iter().map(|score| score.score).sum()
+    }
 }
 
 /// The loop and its state.
@@ -105,7 +113,6 @@ pub struct Trainer<'a> {
     value_head: ValueHead,
     updater: Updater,
     sampler: Sampler,
-    reference: Decoder<HostTensor>,
     state: State,
 }
 
@@ -143,9 +150,7 @@ impl<'a> Trainer<'a> {
             state = saved;
         }
         let sampler = sampler(base, config)?;
-        let adapters: Vec<_> = task.start.sft.into_iter().collect();
-        let reference = rollout::decoder(&base.model, &base.weights, &adapters)?;
-        Ok(Self { task, policy, value_head, updater, sampler, reference, state })
+        Ok(Self { task, policy, value_head, updater, sampler, state })
     }
 
     /// Trains to the end.
@@ -155,11 +160,17 @@ impl<'a> Trainer<'a> {
             Recorder::open(self.task.metrics, self.task.name, self.state.step, rl.steps)?;
         while self.state.step < rl.steps {
             let prompts = self.prompts();
+            let start = Instant::now();
             let (sampled, greedy) = self.respond(&prompts)?;
+            let sampling = start.elapsed();
             let judged = self.judge(&prompts, sampled, greedy)?;
+            let judging = start.elapsed() - sampling;
             let (batch, kl) = self.experience(&judged)?;
+            let scoring = start.elapsed() - sampling - judging;
             let eta = self.state.kl.coefficient;
             let report = self.update(&batch)?;
+            let updating = start.elapsed() - sampling - judging - scoring;
+            tracing::debug!(?sampling, ?judging, ?scoring, ?updating, "step {}", self.state.step);
             let moved = self.balance(&judged)?;
             self.state.kl.update(kl, batch.len());
             self.record(&mut recorder, &judged, &report, kl, eta)?;
@@ -267,6 +278,13 @@ impl<'a> Trainer<'a> {
             let baseline = baselines.get(index / samples).copied().unwrap_or(0.0);
             responses.push(Response { sequence, rollout, scores, baseline });
         }
+        if self.task.config.rl.algorithm == Algorithm::Rloo {
+            for group in responses.chunks_mut(samples) {
+                let sum: f64 = group.iter().map(Response::total).sum();
+                let others = (group.len() - 1) as f64;
+                group.iter_mut().for_each(|r| r.baseline = (sum - r.total()) / others);
+            }
+        }
         Ok(Judged { responses, raw, standardised })
     }
 
@@ -284,7 +302,7 @@ impl<'a> Trainer<'a> {
     fn experience(&mut self, judged: &Judged) -> Result<(Vec<Experience>, f64)> {
         let Config { rl, rollout, .. } = self.task.config;
         let sequences: Vec<_> = judged.responses.iter().map(|r| r.sequence.clone()).collect();
-        let reference = self.sampler.score(&self.reference, &sequences, rollout.temperature)?;
+        let reference = self.reference(&sequences, rollout.temperature)?;
         let eta = self.state.kl.coefficient;
         let (mut batch, mut total_kl) = (Vec::with_capacity(sequences.len()), 0.0);
         for (response, reference) in judged.responses.iter().zip(&reference) {
@@ -297,9 +315,9 @@ impl<'a> Trainer<'a> {
                     let gae = gae(&rewards, &values, rl.gamma, rl.lambda)?;
                     (values, (gae.advantages, gae.returns))
                 }
-                Algorithm::ReMax => {
-                    let sampled: f64 = response.scores.iter().map(|score| score.score).sum();
-                    let mut advantages = remax_advantages(sampled, response.baseline, &kl, eta)?;
+                Algorithm::ReMax | Algorithm::Rloo => {
+                    let (total, baseline) = (response.total(), response.baseline);
+                    let mut advantages = remax_advantages(total, baseline, &kl, eta)?;
                     let limit = rl.advantage_clip as f32;
                     advantages.iter_mut().for_each(|a| *a = a.clamp(-limit, limit));
                     (Vec::new(), (advantages, Vec::new()))
@@ -322,6 +340,20 @@ impl<'a> Trainer<'a> {
             }
         }
         Ok((batch, total_kl / sequences.len().max(1) as f64))
+    }
+
+    /// Log-probabilities of the responses under θ_sft, nats.
+    fn reference(&self, sequences: &[Sequence], temperature: f64) -> Result<Vec<Vec<f32>>> {
+        let mut all = Vec::with_capacity(sequences.len());
+        for run in micro_batches(sequences, self.task.config.rl.rows) {
+            let packed = pack(&sequences[run]);
+            let hidden = self.policy.reference_hidden(&packed.batch)?;
+            let (kernels, head) = (self.policy.kernels(), self.policy.head());
+            let scored = kernels.log_probs(&hidden, head, &packed.targets, temperature)?;
+            let values = scored.values.to_vec1::<f32>()?;
+            all.extend(packed.spans.into_iter().map(|span| values[span].to_vec()));
+        }
+        Ok(all)
     }
 
     fn update(&mut self, batch: &[Experience]) -> Result<Report> {
@@ -363,7 +395,7 @@ impl<'a> Trainer<'a> {
         };
         let (rewards, weights) = (named("reward"), named("weight"));
         let mut metrics: Vec<(&str, f64)> = vec![
-            ("score", mean(|r| r.scores.iter().map(|score| score.score).sum())),
+            ("score", mean(Response::total)),
             ("kl", kl),
             ("kl_coefficient", eta),
             ("response_tokens", mean(|r| r.rollout.tokens.len() as f64)),
@@ -391,7 +423,8 @@ impl<'a> Trainer<'a> {
 
 /// A sampler with room for the configured prompts and responses.
 pub fn sampler(base: &Base, config: &Config) -> Result<Sampler> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // As many as rayon and candle use: RAYON_NUM_THREADS bounds all of them.
+    let threads = rayon::current_num_threads();
     let longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens;
     Ok(Sampler::new(&base.model, threads, config.rollout.slots, longest)?)
 }

@@ -89,6 +89,42 @@ fn log_probs_and_entropy_of_packed_sequences_equal_torch() {
 }
 
 #[test]
+fn a_shared_prompt_gives_the_log_probs_and_gradients_of_separate_ones() {
+    let reference = reference();
+    let prompt = reference.sequences[0].prompt.clone();
+    let sequences: Vec<Sequence> = reference.sequences[..3]
+        .iter()
+        .map(|s| Sequence { prompt: prompt.clone(), response: s.response.clone() })
+        .collect();
+    let run = |batches: &[&[Sequence]]| {
+        let (mut all, mut sums) = (Vec::new(), Vec::<Vec<f32>>::new());
+        for batch in batches {
+            let (log_probs, _) = reference.log_probs(&pack(batch), 1.0);
+            all.extend(values(&log_probs));
+            let grads = log_probs.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let variables = reference.policy.variables();
+            let each = variables.iter().map(|(_, var)| values(grads.get(var).unwrap()));
+            let each: Vec<_> = each.collect();
+            if sums.is_empty() {
+                sums = each;
+            } else {
+                let pairs = sums.iter_mut().flatten().zip(each.iter().flatten());
+                pairs.for_each(|(sum, grad)| *sum += grad);
+            }
+        }
+        (all, sums)
+    };
+    let (shared, gradients) = run(&[&sequences]);
+    let separate: Vec<&[Sequence]> = sequences.chunks(1).collect();
+    let (expected, expected_gradients) = run(&separate);
+    assert_close("log_probs", &shared, &expected, 2e-5);
+    for (got, expected) in gradients.iter().zip(&expected_gradients) {
+        let largest = expected.iter().fold(1e-3f32, |max, g| max.max(g.abs()));
+        assert_close("gradient", got, expected, 1e-4 * largest);
+    }
+}
+
+#[test]
 fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
     let reference = reference();
     let packed = pack(&reference.sequences);

@@ -14,6 +14,10 @@ use ladle_training::rewards::{
     style::{flesch_reading_ease, plain_words},
     words::syllables,
 };
+use ladle_training::{
+    data::{Message, Pair, Role},
+    rewards::fit::{Settings, fit},
+};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -328,10 +332,10 @@ fn sentence_embeddings_equal_transformers_mean_pooling() {
     }
 }
 
-/// Needs the model: `LADLE_MINILM` names its directory.
 #[test]
+#[ignore = "needs all-MiniLM-L6-v2: LADLE_MINILM names its directory"]
 fn minilm_cosines_equal_transformers() {
-    let Some(dir) = std::env::var_os("LADLE_MINILM") else { return };
+    let dir = std::env::var_os("LADLE_MINILM").expect("LADLE_MINILM names the model's directory");
     let bytes = std::fs::read(fixtures().join("minilm.json")).unwrap();
     let expected: Value = serde_json::from_slice(&bytes).unwrap();
     let texts = strings(&expected["texts"]);
@@ -357,4 +361,32 @@ fn a_span_classifier_pays_at_segment_ends_and_sums_to_its_score() {
     assert!(spans[0].iter().all(|s| s.score.abs() == 0.5));
     let total: f64 = spans[0].iter().map(|s| s.score).sum();
     assert_eq!(reward.score(&[sample]).unwrap(), [total]);
+}
+
+#[test]
+fn a_fitted_reward_model_prefers_what_was_preferred() {
+    let pairs: Vec<Pair> = (0..60)
+        .map(|row| Pair {
+            id: format!("row-{row}"),
+            messages: vec![Message { role: Role::User, content: format!("Is {row} right?") }],
+            chosen: format!("Yes, we think that {row} is right."),
+            rejected: format!("No! Why do you ask me {row} times?"),
+        })
+        .collect();
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings { epochs: 20, batch: 8, learning_rate: 3e-2, test_share: 0.2, seed: 1 };
+    let encoder = fixtures().join("models/bert-encoder");
+    let report = fit(pairs.clone(), &encoder, directory.path(), &settings).unwrap();
+    assert_eq!(report.trained + report.tested, 60);
+    assert!(report.tested >= 5, "{report:?}");
+    assert!(report.accuracy > 0.9 && report.loss < 0.5, "{report:?}");
+    // What was written is a reward of the registry.
+    let toml = format!("kind = \"sequence-classifier\"\npath = {:?}", directory.path());
+    let reward = build(&toml).unwrap();
+    let judged = |response: &str| Sample { prompt: "Is 7 right?".into(), ..sample(response) };
+    let scores = [judged(&pairs[7].chosen), judged(&pairs[7].rejected)];
+    let scores = reward.score(&scores).unwrap();
+    assert!(scores[0] > scores[1], "{scores:?}");
+    let few = fit(pairs[..4].to_vec(), &encoder, directory.path(), &settings);
+    assert!(few.unwrap_err().to_string().contains("4 pairs"));
 }

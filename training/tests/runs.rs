@@ -65,6 +65,7 @@ template = "{{{{ question }}}}"
 reference = "answer"
 train = "rows.jsonl"
 validation = "rows.jsonl"
+test = "rows.jsonl"
 "#
     );
     let path = directory.join("config.toml");
@@ -195,6 +196,66 @@ mixing = {{ beta = 0.8 }}
     assert!((realised[0][0] + realised[1][0] - 1.0).abs() < 1e-9);
 }
 
+#[test]
+fn an_evaluation_compares_methods_and_goes_on_where_it_was_stopped() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |name: &str, mixing: &str| {
+        let settings = format!(
+            r#"
+lora = {{ rank = 2, alpha = 4.0 }}
+rollout = {{ max_new_tokens = 6 }}
+rl = {{ steps = 2, batch = 8, minibatch = 8, epochs = 1, learning_rate = 5e-2, standardise_on = 4 }}
+mixing = {{ {mixing} }}
+{OBJECTIVES}"#
+        );
+        let out = directory.path().join(name);
+        succeed(&mut start(&task(directory.path(), &settings), &out));
+        out
+    };
+    let (bone, rewarded) = (run("bone", "beta = 0.7"), run("rewarded", "identity = true"));
+    let evaluate = |out: &Path| {
+        let mut command = command();
+        command.arg("evaluate").arg(&bone).arg("--against").arg(&rewarded).arg("--out").arg(out);
+        command.arg("--data").arg(directory.path()).args(["--prompts", "5", "--grid", "4"]);
+        command
+    };
+    let whole = directory.path().join("whole");
+    succeed(&mut evaluate(&whole));
+    let read = |out: &Path, name: &str| fs::read_to_string(out.join(name)).unwrap();
+    let front: Value = serde_json::from_str(&read(&whole, "front.json")).unwrap();
+    let methods: Vec<&str> = front["methods"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["method"].as_str().unwrap())
+        .collect();
+    assert_eq!(methods, ["bone soup (nominal)", "bone soup (realised)", "aba", "rewarded soup"]);
+    assert_eq!(front["prompts"], 5);
+    for method in front["methods"].as_array().unwrap() {
+        assert_eq!(method["points"].as_array().unwrap().len(), 5);
+        assert!(method["metrics"]["hypervolume"].as_f64().unwrap() >= 0.0);
+    }
+    // With constant weights the realised B is the nominal one.
+    assert_eq!(front["methods"][0]["points"], front["methods"][1]["points"]);
+    let table = read(&whole, "samples.csv");
+    assert!(table.starts_with("method,mu:short,mu:plain,row,seed,finished,reward:short"));
+    assert_eq!(table.matches("\"rewarded soup\"").count(), 25);
+    let page = read(&whole, "report.html");
+    assert!(page.contains("<svg") && page.contains("rewarded soup") && !page.contains("http"));
+
+    // Half of the answers and a line cut short, as a kill leaves them.
+    let stopped = directory.path().join("stopped");
+    fs::create_dir(&stopped).unwrap();
+    fs::copy(whole.join("evaluation.toml"), stopped.join("evaluation.toml")).unwrap();
+    let answers = read(&whole, "answers.jsonl");
+    fs::write(stopped.join("answers.jsonl"), &answers[..answers.len() / 2]).unwrap();
+    succeed(&mut evaluate(&stopped));
+    assert_eq!(read(&whole, "front.json"), read(&stopped, "front.json"));
+    assert_eq!(read(&whole, "samples.csv"), read(&stopped, "samples.csv"));
+
+    refuse(evaluate(&whole).args(["--seeds", "2"]), &["another evaluation"]);
+}
+
 /// Reward of objective `name` in the last steps of backbone `backbone`.
 fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
     let path = run.join("metrics").join(backbone).join("metrics.jsonl");
@@ -208,17 +269,16 @@ fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
 /// A bandit in language: a response earns 1 by its first token alone, so the optimum of each
 /// backbone (B = I) is to say it always.
 #[test]
-#[ignore = "takes minutes, not yet seen to finish"]
 fn backbones_reach_a_known_optimum_over_five_seeds() {
-    for algorithm in ["ppo", "remax"] {
+    for (algorithm, samples) in [("ppo", 1), ("remax", 1), ("rloo", 4)] {
         for seed in 1..=5 {
             let directory = tempfile::tempdir().unwrap();
             let settings = format!(
                 r#"
 seed = {seed}
 lora = {{ rank = 4, alpha = 8.0 }}
-rollout = {{ max_new_tokens = 1, slots = 32 }}
-rl = {{ algorithm = "{algorithm}", steps = 60, batch = 64, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
+rollout = {{ max_new_tokens = 1, slots = 32, samples = {samples} }}
+rl = {{ algorithm = "{algorithm}", steps = 30, batch = 32, minibatch = 32, epochs = 2, learning_rate = 3e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
 mixing = {{ identity = true }}
 [[objectives]]
 name = "vowels"
@@ -252,7 +312,6 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
 }
 
 #[test]
-#[ignore = "fails on one message, not yet looked into"]
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");

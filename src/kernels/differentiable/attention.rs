@@ -1,4 +1,4 @@
-//! Fused causal attention with its backward: f32 on the CPU, parallel over (segment, key/value
+//! Fused causal attention with its backward: f32 on the CPU, parallel over (tree, key/value
 //! head), one block of queries at a time. Nothing but the output is kept; the backward computes the
 //! probabilities again.
 
@@ -9,8 +9,9 @@ use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::{
-    AttentionShape, Batch, Result,
+    AttentionShape, Result,
     fused::{dot, max, read, sum, values},
+    tree::Tree,
 };
 use crate::math::exp;
 
@@ -84,10 +85,10 @@ fn product(out: View<&mut [f32]>, keep: bool, a: View<&[f32]>, b: View<&[f32]>, 
     }
 }
 
-/// The operation: shape, and the rows of each segment.
+/// The operation: shape, and which rows attend to each other.
 struct Attention {
     shape: AttentionShape,
-    segments: Vec<Range<usize>>,
+    trees: Vec<Tree>,
     rows: usize,
 }
 
@@ -112,10 +113,9 @@ impl Attention {
         self.shape.heads / self.shape.kv_heads
     }
 
-    fn tasks(&self) -> Vec<(Range<usize>, usize)> {
+    fn tasks(&self) -> Vec<(&Tree, usize)> {
         let heads = 0..self.shape.kv_heads;
-        let tasks = self.segments.iter().flat_map(|s| heads.clone().map(|head| (s.clone(), head)));
-        tasks.collect()
+        self.trees.iter().flat_map(|tree| heads.clone().map(move |head| (tree, head))).collect()
     }
 
     /// Columns of one head in a packed tensor of `heads` heads, for the given rows.
@@ -130,24 +130,18 @@ impl Attention {
         View::new(&x[rows.start * width + head * d..], rows.len(), d, width)
     }
 
-    /// Keys that the queries `block` (relative to the segment) may see.
-    fn seen(&self, block: &Range<usize>) -> Range<usize> {
-        let first = self.shape.window.map_or(0, |window| (block.start + 1).saturating_sub(window));
-        first..block.end
-    }
-
     /// Attention weights of a block of one query head: `[block, seen]` into `weights`.
     fn weights(
         &self,
         inputs: Inputs<'_>,
-        segment: &Range<usize>,
+        tree: &Tree,
         head: usize,
         block: &Range<usize>,
         weights: &mut Vec<f32>,
     ) {
         let AttentionShape { heads, kv_heads, head_dim, window } = self.shape;
-        let seen = self.seen(block);
-        let offset = |r: &Range<usize>| segment.start + r.start..segment.start + r.end;
+        let seen = tree.seen(block, window);
+        let offset = |r: &Range<usize>| tree.rows.start + r.start..tree.rows.start + r.end;
         let q = self.head(inputs.q, offset(block), head, heads);
         let k = self.head(inputs.k, offset(&seen), head / self.group(), kv_heads);
         weights.clear();
@@ -156,28 +150,36 @@ impl Attention {
         let scores = View::new(&mut weights[..], block.len(), seen.len(), seen.len());
         product(scores, false, q, k.t(), scale);
         for (row, weights) in block.clone().zip(weights.chunks_exact_mut(seen.len())) {
-            let first = window.map_or(0, |window| (row + 1).saturating_sub(window));
-            let (hidden, weights) = weights.split_at_mut(first - seen.start);
-            let (weights, future) = weights.split_at_mut(row + 1 - first);
-            hidden.fill(0.0);
-            future.fill(0.0);
-            let max = max(weights);
-            weights.iter_mut().for_each(|w| *w = exp(*w - max));
-            let inverse = 1.0 / sum(weights);
-            weights.iter_mut().for_each(|w| *w *= inverse);
+            let visible = tree.visible(row, window);
+            let visible = visible.map(|r| r.start.max(seen.start)..r.end.max(seen.start));
+            let visible = visible.map(|r| r.start - seen.start..r.end - seen.start);
+            let largest =
+                |largest: f32, rows: &Range<usize>| largest.max(max(&weights[rows.clone()]));
+            let largest = visible.iter().fold(f32::NEG_INFINITY, largest);
+            let (mut total, mut next) = (0.0, 0);
+            for rows in &visible {
+                weights[next..rows.start].fill(0.0);
+                let weights = &mut weights[rows.clone()];
+                weights.iter_mut().for_each(|w| *w = exp(*w - largest));
+                total += sum(weights);
+                next = rows.end;
+            }
+            weights[next..].fill(0.0);
+            let inverse = 1.0 / total;
+            weights[..next].iter_mut().for_each(|w| *w *= inverse);
         }
     }
 
-    /// Output of all query heads of one key/value head over one segment: `[len, group · d]`.
-    fn attend(&self, inputs: Inputs<'_>, segment: &Range<usize>, kv_head: usize) -> Vec<f32> {
-        let (d, group, len) = (self.shape.head_dim, self.group(), segment.len());
+    /// Output of all query heads of one key/value head over one tree: `[len, group · d]`.
+    fn attend(&self, inputs: Inputs<'_>, tree: &Tree, kv_head: usize) -> Vec<f32> {
+        let (d, group, len) = (self.shape.head_dim, self.group(), tree.rows.len());
         let mut out = vec![0f32; len * group * d];
         let mut weights = Vec::new();
         for member in 0..group {
             for block in blocks(len) {
-                let seen = self.seen(&block);
-                self.weights(inputs, segment, kv_head * group + member, &block, &mut weights);
-                let rows = segment.start + seen.start..segment.start + seen.end;
+                let seen = tree.seen(&block, self.shape.window);
+                self.weights(inputs, tree, kv_head * group + member, &block, &mut weights);
+                let rows = tree.rows.start + seen.start..tree.rows.start + seen.end;
                 let v = self.head(inputs.v, rows, kv_head, self.shape.kv_heads);
                 let w = View::new(&weights[..], block.len(), seen.len(), seen.len());
                 let start = (block.start * group + member) * d;
@@ -196,11 +198,11 @@ impl Attention {
         inputs: Inputs<'_>,
         output: &[f32],
         grad: &[f32],
-        segment: &Range<usize>,
+        tree: &Tree,
         kv_head: usize,
     ) -> Gradients {
         let AttentionShape { heads, kv_heads, head_dim: d, .. } = self.shape;
-        let (group, len) = (self.group(), segment.len());
+        let (group, len) = (self.group(), tree.rows.len());
         let scale = 1.0 / (d as f32).sqrt();
         let mut out = Gradients {
             q: vec![0.0; len * group * d],
@@ -211,11 +213,11 @@ impl Attention {
         for member in 0..group {
             let head = kv_head * group + member;
             for block in blocks(len) {
-                let seen = self.seen(&block);
-                self.weights(inputs, segment, head, &block, &mut weights);
+                let seen = tree.seen(&block, self.shape.window);
+                self.weights(inputs, tree, head, &block, &mut weights);
                 let (m, n) = (block.len(), seen.len());
-                let rows = segment.start + block.start..segment.start + block.end;
-                let keys = segment.start + seen.start..segment.start + seen.end;
+                let rows = tree.rows.start + block.start..tree.rows.start + block.end;
+                let keys = tree.rows.start + seen.start..tree.rows.start + seen.end;
                 let g = self.head(grad, rows.clone(), head, heads);
                 let o = self.head(output, rows.clone(), head, heads);
                 let q = self.head(inputs.q, rows, head, heads);
@@ -275,12 +277,12 @@ impl CustomOp3 for Attention {
             Inputs { q: values(q, q_layout)?, k: values(k, k_layout)?, v: values(v, v_layout)? };
         let tasks = self.tasks();
         let parts: Vec<_> =
-            tasks.par_iter().map(|(segment, head)| self.attend(inputs, segment, *head)).collect();
+            tasks.par_iter().map(|(tree, head)| self.attend(inputs, tree, *head)).collect();
         let (width, part) =
             (self.shape.heads * self.shape.head_dim, self.group() * self.shape.head_dim);
         let mut out = vec![0f32; self.rows * width];
-        for ((segment, head), values) in tasks.iter().zip(&parts) {
-            scatter(&mut out, width, segment.start, head * part, values, part);
+        for ((tree, head), values) in tasks.iter().zip(&parts) {
+            scatter(&mut out, width, tree.rows.start, head * part, values, part);
         }
         Ok((CpuStorage::F32(out), (self.rows, width).into()))
     }
@@ -295,9 +297,8 @@ impl CustomOp3 for Attention {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let tasks = self.tasks();
         let run = |inputs: Inputs<'_>, output: &[f32], grad: &[f32]| -> Vec<Gradients> {
-            let task = |(segment, head): &(Range<usize>, usize)| {
-                self.gradients(inputs, output, grad, segment, *head)
-            };
+            let task =
+                |(tree, head): &(&Tree, usize)| self.gradients(inputs, output, grad, tree, *head);
             tasks.par_iter().map(task).collect()
         };
         let parts = read(q, |q| {
@@ -311,8 +312,8 @@ impl CustomOp3 for Attention {
         let gather = |like: &Tensor, part: usize, pick: fn(&Gradients) -> &[f32]| {
             let width = like.dims()[1];
             let mut out = vec![0f32; self.rows * width];
-            for ((segment, head), values) in tasks.iter().zip(&parts) {
-                scatter(&mut out, width, segment.start, head * part, pick(values), part);
+            for ((tree, head), values) in tasks.iter().zip(&parts) {
+                scatter(&mut out, width, tree.rows.start, head * part, pick(values), part);
             }
             Tensor::from_vec(out, like.shape(), like.device())
         };
@@ -324,15 +325,15 @@ impl CustomOp3 for Attention {
     }
 }
 
-/// Causal grouped-query attention of each segment to itself; shapes are checked by the caller.
+/// Causal grouped-query attention of each tree of segments to itself; shapes are checked by the caller.
 pub(super) fn fused(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     shape: AttentionShape,
-    batch: &Batch,
+    trees: Vec<Tree>,
 ) -> Result<Tensor> {
-    let segments = batch.segments.iter().map(|segment| segment.rows.clone()).collect();
-    let op = Attention { shape, segments, rows: batch.tokens.len() };
+    let rows = trees.last().map_or(0, |tree| tree.rows.end);
+    let op = Attention { shape, trees, rows };
     Ok(q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
 }

@@ -1,7 +1,7 @@
 //! The operations composed of candle's differentiable ones: any device, and the reference that the
 //! fused ones are tested against.
 
-use super::*;
+use super::{tree::Tree, *};
 
 /// `x / √(mean(x²) + ε) · gain` over groups of `group` columns; `gain` is `[group]` or
 /// `[rows, 1, group]`.
@@ -40,20 +40,20 @@ pub(super) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok((gate.silu()? * up)?)
 }
 
-/// Causal grouped-query attention, one segment after another.
+/// Causal grouped-query attention, one tree of segments after another.
 pub(super) fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     shape: AttentionShape,
-    batch: &Batch,
+    trees: &[Tree],
 ) -> Result<Tensor> {
     let AttentionShape { heads, kv_heads, head_dim, window } = shape;
-    let mut outputs = Vec::with_capacity(batch.segments.len());
-    for segment in &batch.segments {
-        let len = segment.rows.len();
+    let mut outputs = Vec::with_capacity(trees.len());
+    for tree in trees {
+        let len = tree.rows.len();
         let take = |x: &Tensor, heads: usize| -> Result<Tensor> {
-            let x = x.narrow(0, segment.rows.start, len)?.reshape((len, heads, head_dim))?;
+            let x = x.narrow(0, tree.rows.start, len)?.reshape((len, heads, head_dim))?;
             Ok(x.transpose(0, 1)?.contiguous()?)
         };
         // Query head h reads key/value head h / (heads / kv_heads).
@@ -65,11 +65,11 @@ pub(super) fn attention(
         let key = repeat(take(k, kv_heads)?)?;
         let value = repeat(take(v, kv_heads)?)?;
         let mask: Vec<f32> = (0..len)
-            .flat_map(|row| (0..len).map(move |column| (row, column)))
-            .map(|(row, column)| {
-                let seen = column <= row && window.is_none_or(|window| column + window > row);
-                if seen { 0.0 } else { f32::NEG_INFINITY }
+            .flat_map(|row| {
+                let visible = tree.visible(row, window);
+                (0..len).map(move |column| visible.iter().any(|rows| rows.contains(&column)))
             })
+            .map(|seen| if seen { 0.0 } else { f32::NEG_INFINITY })
             .collect();
         let mask = Tensor::from_vec(mask, (1, len, len), q.device())?;
         let scores = (query.matmul(&key.t()?)? * (1.0 / (head_dim as f64).sqrt()))?;

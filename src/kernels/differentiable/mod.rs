@@ -9,8 +9,10 @@
 //! a frozen one costs none.
 //!
 //! A batch is packed: the rows of all sequences one after another, each segment attending causally
-//! to itself. Nothing is cached ([`Kernels::Cache`] is `()`), so every segment starts at position
-//! 0 of its sequence.
+//! to itself. Nothing is cached ([`Kernels::Cache`] is `()`): a segment starts at position 0 of its
+//! sequence, or, with `cached` tokens, it continues the last segment that does, whose rows are its
+//! context too. So the responses to one prompt share the prompt's rows, and their gradients meet
+//! there.
 
 mod attention;
 mod composed;
@@ -18,6 +20,7 @@ mod fused;
 mod log_probs;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub use log_probs::LogProbs;
 
@@ -199,17 +202,11 @@ impl Kernels for Differentiable {
             expect("attention", what, heads * shape.head_dim, width)?;
         }
         expect("attention", "heads modulo key/value heads", 0, shape.heads % shape.kv_heads)?;
-        let mut next = 0;
-        for segment in &batch.segments {
-            expect("attention", "first row of a segment", next, segment.rows.start)?;
-            expect("attention", "cached tokens", 0, segment.cached)?;
-            next = segment.rows.end;
-        }
-        expect("attention", "rows in segments", rows, next)?;
+        let trees = tree::trees(batch)?;
         if fused::suits(&q) {
-            return attention::fused(&q, &k, &v, shape, batch);
+            return attention::fused(&q, &k, &v, shape, trees);
         }
-        composed::attention(&q, &k, &v, shape, batch)
+        composed::attention(&q, &k, &v, shape, &trees)
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {

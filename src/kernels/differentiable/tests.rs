@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{attention, composed, fused};
+use super::{attention, composed, fused, tree::trees};
 use crate::kernels::{AttentionShape, Batch, Result, Rope, Segment};
 
 fn random(rng: &mut ChaCha8Rng, rows: usize, columns: usize) -> Var {
@@ -73,26 +73,61 @@ fn fused_gate_equals_composed_gate() {
     );
 }
 
-#[test]
-fn fused_attention_equals_composed_attention() {
-    let mut rng = ChaCha8Rng::seed_from_u64(4);
-    // One segment ends exactly at a block of queries, one is longer than two, one is a single row.
-    let lengths = [64usize, 1, 150, 7];
+/// A batch of segments (rows, tokens of the segment before that they continue).
+fn batch(segments: &[(usize, usize)]) -> Batch {
     let mut batch = Batch::default();
-    for length in lengths {
+    for &(length, cached) in segments {
         let start = batch.tokens.len();
         batch.tokens.extend(vec![0; length]);
         let rows = start..start + length;
-        batch.segments.push(Segment { rows, cached: 0, blocks: Vec::new() });
+        batch.segments.push(Segment { rows, cached, blocks: Vec::new() });
     }
+    batch
+}
+
+#[test]
+fn fused_attention_equals_composed_attention() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    // One segment ends exactly at a block of queries, one is longer than two, one is a single row,
+    // two continue the one before them.
+    let batch = batch(&[(64, 0), (1, 0), (150, 0), (7, 0), (70, 7), (9, 7)]);
     for window in [None, Some(1), Some(20), Some(70)] {
         let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 8, window };
         let rows = batch.tokens.len();
         let (q, k, v) =
             (random(&mut rng, rows, 48), random(&mut rng, rows, 16), random(&mut rng, rows, 16));
+        let trees = trees(&batch).unwrap();
         assert_same(
-            run(&[&q, &k, &v], |x| attention::fused(&x[0], &x[1], &x[2], shape, &batch)),
-            run(&[&q, &k, &v], |x| composed::attention(&x[0], &x[1], &x[2], shape, &batch)),
+            run(&[&q, &k, &v], |x| attention::fused(&x[0], &x[1], &x[2], shape, trees.clone())),
+            run(&[&q, &k, &v], |x| composed::attention(&x[0], &x[1], &x[2], shape, &trees)),
+        );
+    }
+}
+
+#[test]
+fn shared_rows_attend_as_copies_of_them_would() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let shared = batch(&[(40, 0), (50, 40), (1, 40), (12, 0)]);
+    // The same with the 40 rows repeated: whole sequences of 90 and 41 rows.
+    let copied = batch(&[(90, 0), (41, 0), (12, 0)]);
+    let rows: Vec<u32> = (0..90).chain(0..40).chain(90..103).collect();
+    let outputs: Vec<u32> = (0..90).chain(130..143).collect();
+    let (rows, outputs) =
+        [rows, outputs].map(|rows| Tensor::new(rows, &Device::Cpu).unwrap()).into();
+    for window in [None, Some(1), Some(30), Some(60)] {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
+        let (q, k, v) =
+            (random(&mut rng, 103, 32), random(&mut rng, 103, 16), random(&mut rng, 103, 16));
+        let copies = |x: &[Tensor]| -> Result<Tensor> {
+            let x = x.iter().map(|x| x.index_select(&rows, 0)).collect::<Result<Vec<_>, _>>()?;
+            let trees = trees(&copied)?;
+            let y = composed::attention(&x[0], &x[1], &x[2], shape, &trees)?;
+            Ok(y.index_select(&outputs, 0)?)
+        };
+        let trees = trees(&shared).unwrap();
+        assert_same(
+            run(&[&q, &k, &v], |x| attention::fused(&x[0], &x[1], &x[2], shape, trees.clone())),
+            run(&[&q, &k, &v], copies),
         );
     }
 }

@@ -99,6 +99,26 @@ impl FrontFile {
     }
 }
 
+impl std::fmt::Display for FrontFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let titles = ["hypervolume", "inner", "control", "length", "sparsity", "spacing"];
+        writeln!(f, "{:<24}{}", "method", titles.map(|title| format!("{title:>13}")).concat())?;
+        for MethodFront { method, metrics: m, .. } in &self.methods {
+            writeln!(
+                f,
+                "{method:<24}{:>13.6}{:>13.6}{:>13.4}{:>13}{:>13.6}{:>13.6}",
+                m.hypervolume,
+                m.inner_product,
+                m.controllability,
+                m.front_length,
+                m.sparsity,
+                m.spacing
+            )?;
+        }
+        Ok(())
+    }
+}
+
 fn measure(points: &[Point], reference: &[f64]) -> Result<Metrics, FrontError> {
     let preferences: Vec<Vec<f64>> = points.iter().map(|p| p.preference.clone()).collect();
     let solutions: Vec<Vec<f64>> = points.iter().map(|p| p.mean.clone()).collect();

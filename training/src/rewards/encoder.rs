@@ -90,7 +90,7 @@ struct BertConfig {
     #[serde(default = "distilbert_epsilon")]
     layer_norm_eps: f64,
     #[serde(default)]
-    pad_token_id: u32,
+    pad_token_id: Option<u32>,
 }
 
 /// DistilBERT's is not in its config.
@@ -216,7 +216,7 @@ impl Encoder {
         Ok(Self {
             hidden: config.hidden_size,
             longest: config.max_position_embeddings.saturating_sub(names.first_position),
-            pad: config.pad_token_id,
+            pad: config.pad_token_id.unwrap_or(0),
             network: Network::Bert(Box::new(Bert::load(&config, &names, &weights)?)),
         })
     }

@@ -21,6 +21,7 @@ pub mod citation;
 pub mod classifier;
 pub mod embedding;
 pub mod encoder;
+pub mod fit;
 pub mod http;
 pub mod labels;
 pub mod neural;

@@ -14,7 +14,7 @@ use super::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a reward is: `kind` and its settings. Unknown kinds and keys are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,6 +149,22 @@ fn word_share() -> f64 {
 }
 
 impl RewardSpec {
+    /// The same with relative paths taken from `directory`.
+    pub fn located(mut self, directory: &Path) -> Self {
+        let path = match &mut self {
+            Self::EmbeddingCosine { path, .. }
+            | Self::SequenceClassifier { path, .. }
+            | Self::SpanClassifier { path, .. } => Some(path),
+            Self::Citation { nli, .. } => nli.as_mut(),
+            Self::Sentiment { lexicon } => lexicon.as_mut(),
+            _ => None,
+        };
+        if let Some(path) = path {
+            *path = directory.join(&path);
+        }
+        self
+    }
+
     /// Makes the reward: reads models and lexicons, compiles patterns, sends nothing.
     pub fn build(&self, name: &str) -> Result<Box<dyn Reward>, RewardError> {
         let wrong = |reason: String| RewardError::Config { reward: name.into(), reason };

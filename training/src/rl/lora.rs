@@ -73,7 +73,7 @@ pub enum PolicyError {
 type Result<T> = std::result::Result<T, PolicyError>;
 
 /// Linear layers that can be adapted.
-const KNOWN: [&str; 7] =
+pub const KNOWN: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// The two factors of one adapted layer, in f32.

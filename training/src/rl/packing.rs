@@ -18,6 +18,11 @@ impl Sequence {
     pub fn rows(&self) -> usize {
         (self.prompt.len() + self.response.len()).saturating_sub(1)
     }
+
+    /// Prompt tokens whose rows other responses can share: all but the last, whose row predicts.
+    pub fn shareable(&self) -> usize {
+        self.prompt.len().saturating_sub(1)
+    }
 }
 
 /// A batch whose outputs predict the response tokens.
@@ -31,39 +36,64 @@ pub struct Packed {
     pub spans: Vec<Range<usize>>,
 }
 
-/// Packs sequences in the given order.
-pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Packed {
+/// Packs sequences in the given order. Consecutive ones with the same prompt share its rows: a
+/// segment without outputs that each response continues (`cached`).
+pub fn pack(sequences: &[Sequence]) -> Packed {
     let mut packed = Packed::default();
-    for sequence in sequences {
-        let (start, rows) = (packed.batch.tokens.len(), sequence.rows());
-        let tokens = sequence.prompt.iter().chain(&sequence.response).take(rows);
-        packed.batch.tokens.extend(tokens);
-        packed.batch.positions.extend(0..rows as u32);
-        let segment = Segment { rows: start..start + rows, cached: 0, blocks: Vec::new() };
-        packed.batch.segments.push(segment);
-        let outputs = start + rows - sequence.response.len()..start + rows;
-        packed.batch.outputs.extend(outputs);
-        let first = packed.targets.len();
-        packed.targets.extend(&sequence.response);
-        packed.spans.push(first..packed.targets.len());
+    for group in sequences.chunk_by(|a, b| a.prompt == b.prompt) {
+        let shared = match group {
+            [first, _, ..] => first.shareable(),
+            _ => 0,
+        };
+        if shared > 0 {
+            packed.segment(0, group[0].prompt.iter().copied().take(shared));
+        }
+        for sequence in group {
+            let Sequence { prompt, response } = sequence;
+            let tokens = prompt.iter().chain(response).copied().take(sequence.rows());
+            packed.segment(shared, tokens.skip(shared));
+            let end = packed.batch.tokens.len();
+            packed.batch.outputs.extend(end - response.len()..end);
+            let first = packed.targets.len();
+            packed.targets.extend(response);
+            packed.spans.push(first..packed.targets.len());
+        }
     }
     packed
 }
 
-/// Splits `0..sequences.len()` into runs of at most `budget` rows; a sequence longer than that
-/// runs alone.
+impl Packed {
+    /// Adds the rows of a segment after `cached` tokens of its sequence.
+    fn segment(&mut self, cached: usize, tokens: impl Iterator<Item = u32>) {
+        let batch = &mut self.batch;
+        let start = batch.tokens.len();
+        batch.tokens.extend(tokens);
+        let rows = start..batch.tokens.len();
+        batch.positions.extend((cached..).map(|position| position as u32).take(rows.len()));
+        batch.segments.push(Segment { rows, cached, blocks: Vec::new() });
+    }
+}
+
+/// Splits `0..sequences.len()` into runs of at most `budget` rows when packed; a sequence longer than
+/// that runs alone.
 pub fn micro_batches(sequences: &[Sequence], budget: usize) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut rows = 0;
     for (index, sequence) in sequences.iter().enumerate() {
+        let whole = sequence.rows();
+        let before = index.checked_sub(1).and_then(|before| sequences.get(before));
+        let shares = before.is_some_and(|before| before.prompt == sequence.prompt);
+        let added = if shares { whole - sequence.shareable() } else { whole };
         match runs.last_mut() {
-            Some(run) if rows + sequence.rows() <= budget => run.end = index + 1,
+            Some(run) if rows + added <= budget => {
+                run.end = index + 1;
+                rows += added;
+            }
             _ => {
                 runs.push(index..index + 1);
-                rows = 0;
+                rows = whole;
             }
         }
-        rows += sequence.rows();
     }
     runs
 }
@@ -88,10 +118,25 @@ mod tests {
     }
 
     #[test]
+    fn responses_share_the_rows_of_their_prompt() {
+        let same = [sequence(&[1, 2, 3, 4], &[5]), sequence(&[1, 2, 3, 4], &[6, 7])];
+        let packed = pack(&same);
+        assert_eq!(packed.batch.tokens, [1, 2, 3, 4, 4, 6]);
+        assert_eq!(packed.batch.positions, [0, 1, 2, 3, 3, 4]);
+        assert_eq!(packed.batch.outputs, [3, 4, 5]);
+        assert_eq!(packed.targets, [5, 6, 7]);
+        let cached: Vec<_> = packed.batch.segments.iter().map(|s| s.cached).collect();
+        assert_eq!(cached, [0, 3, 3]);
+    }
+
+    #[test]
     fn micro_batches_keep_to_the_budget_and_cover_everything() {
         let lens = [3, 3, 9, 1, 2, 2, 7];
         let all: Vec<_> = lens.iter().map(|&n| sequence(&vec![0; n], &[0])).collect();
         let runs = micro_batches(&all, 6);
         assert_eq!(runs, [0..2, 2..3, 3..6, 6..7]);
+        // Five responses to one prompt of 9: 9 rows, then 1 each.
+        let same: Vec<_> = (0..5).map(|_| sequence(&[0; 9], &[0])).collect();
+        assert_eq!(micro_batches(&same, 11), [0..3, 3..5]);
     }
 }

@@ -3,9 +3,9 @@
 //! The policy is the base with its adapters as low-rank terms, nothing merged. Sequences join and
 //! leave the batch at any step; a row's result does not depend on its neighbours and every
 //! sequence draws from its own stream, so a rollout depends on nothing but weights, prompt, seed
-//! and stream.
+//! and stream. Responses to one prompt share the cache blocks that it fills.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use ladle::{
     kernels::{
@@ -22,10 +22,7 @@ use ladle::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{
-    lora::HostFactor,
-    packing::{Sequence, micro_batches, pack},
-};
+use super::lora::HostFactor;
 
 /// Why sampling stopped.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +146,8 @@ fn stack(factors: &[&HostFactor]) -> Result<LowRank<HostTensor>> {
 pub struct Sampler {
     kernels: CpuKernels,
     cache: KvPool,
+    /// Sequences at once.
+    slots: usize,
     /// Blocks that one sequence may take.
     per_sequence: usize,
     free: Vec<u32>,
@@ -160,6 +159,9 @@ const PREFILL_ROWS: usize = 512;
 /// A sequence being sampled.
 struct Active {
     index: usize,
+    /// Blocks that its prompt fills, shared with other responses to it.
+    prompt: Rc<Vec<u32>>,
+    /// Its own blocks.
     blocks: Vec<u32>,
     /// Tokens in the cache.
     cached: usize,
@@ -167,7 +169,7 @@ struct Active {
 }
 
 impl Sampler {
-    /// Room for `slots` sequences of `max_tokens` tokens (prompt and response) at once.
+    /// Room for `slots` sequences (at least 1) of `max_tokens` tokens (prompt and response) at once.
     pub fn new(
         model: &ModelConfig,
         threads: usize,
@@ -175,7 +177,8 @@ impl Sampler {
         max_tokens: usize,
     ) -> Result<Self> {
         let per_sequence = max_tokens.div_ceil(BLOCK);
-        let blocks = per_sequence * slots.max(1);
+        let slots = slots.max(1);
+        let blocks = per_sequence * slots;
         let cache = KvPool::new(KvShape {
             layers: model.layers,
             kv_heads: model.kv_heads,
@@ -184,7 +187,7 @@ impl Sampler {
             dtype: Dtype::F32,
         })?;
         let free = (0..blocks as u32).rev().collect();
-        Ok(Self { kernels: CpuKernels::new(threads), cache, per_sequence, free })
+        Ok(Self { kernels: CpuKernels::new(threads), cache, slots, per_sequence, free })
     }
 
     fn max_tokens(&self) -> usize {
@@ -211,13 +214,20 @@ impl Sampler {
         let mut active: Vec<Active> = Vec::new();
         while !(active.is_empty() && waiting.is_empty()) {
             let mut joining = 0;
-            while joining < PREFILL_ROWS && self.free.len() >= self.per_sequence {
+            while joining < PREFILL_ROWS && active.len() < self.slots {
                 let Some(index) = waiting.pop() else { break };
-                joining += requests[index].prompt.len();
-                let blocks = self.free.split_off(self.free.len() - self.per_sequence);
+                let Request { prompt, stream, .. } = &requests[index];
+                let same = |other: &&Active| requests[other.index].prompt == *prompt;
+                let found = active.iter().find(same).map(|other| other.prompt.clone());
+                let shared = (prompt.len() - 1) / BLOCK;
+                // What another response has computed (or will in this step) is in the cache.
+                let cached = if found.is_some() { shared * BLOCK } else { 0 };
+                let filled = found.unwrap_or_else(|| Rc::new(self.take(shared)));
+                let blocks = self.take(self.per_sequence - shared);
                 let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-                rng.set_stream(requests[index].stream);
-                active.push(Active { index, blocks, cached: 0, rng });
+                rng.set_stream(*stream);
+                joining += prompt.len() - cached;
+                active.push(Active { index, prompt: filled, blocks, cached, rng });
             }
             let batch = step(&active, requests, &rollouts);
             let hidden = decoder.hidden(&self.kernels, &batch, &mut self.cache)?;
@@ -247,6 +257,10 @@ impl Sampler {
                 let goes_on = !rollout.finished && rollout.tokens.len() < sampling.max_new_tokens;
                 if !goes_on {
                     free.append(&mut sequence.blocks);
+                    // The last response to a prompt gives its blocks back.
+                    if let Some(prompt) = Rc::get_mut(&mut sequence.prompt) {
+                        free.append(prompt);
+                    }
                 }
                 goes_on
             });
@@ -254,42 +268,9 @@ impl Sampler {
         Ok(rollouts)
     }
 
-    /// Log-probabilities in nats of the response tokens of each sequence, at `temperature`.
-    pub fn score(
-        &mut self,
-        decoder: &Decoder<HostTensor>,
-        sequences: &[Sequence],
-        temperature: f64,
-    ) -> Result<Vec<Vec<f32>>> {
-        let mut scores = Vec::with_capacity(sequences.len());
-        let width = decoder.config().hidden_size;
-        for run in micro_batches(sequences, (2 * PREFILL_ROWS).min(self.free.len() * BLOCK / 2)) {
-            let mut packed = pack(&sequences[run.clone()]);
-            let mut next = 0;
-            for (segment, index) in packed.batch.segments.iter_mut().zip(run) {
-                let blocks = segment.rows.len().div_ceil(BLOCK);
-                let taken = self.free.get(next..next + blocks).ok_or(RolloutError::Prompt {
-                    index,
-                    expected: self.free.len() * BLOCK,
-                    got: segment.rows.len(),
-                })?;
-                segment.blocks = taken.to_vec();
-                next += blocks;
-            }
-            let hidden = decoder.hidden(&self.kernels, &packed.batch, &mut self.cache)?;
-            let mut flat = Vec::with_capacity(packed.targets.len());
-            // The logits of a few rows at a time: [rows, vocab] would be the largest tensor of all.
-            for (rows, targets) in hidden.data().chunks(64 * width).zip(packed.targets.chunks(64)) {
-                let rows = self.kernels.tensor(targets.len(), rows)?;
-                let logits = decoder.logits(&self.kernels, &rows, None)?;
-                for (row, &target) in targets.iter().enumerate() {
-                    let logits = logits.row(row).unwrap_or_default();
-                    flat.push(log_prob(logits, temperature, target));
-                }
-            }
-            scores.extend(packed.spans.into_iter().map(|span| flat[span].to_vec()));
-        }
-        Ok(scores)
+    /// Free blocks; there are enough for the longest sequence in every slot.
+    fn take(&mut self, blocks: usize) -> Vec<u32> {
+        self.free.split_off(self.free.len() - blocks)
     }
 }
 
@@ -304,7 +285,8 @@ fn step(active: &[Active], requests: &[Request], rollouts: &[Rollout]) -> Batch 
         let end = batch.tokens.len();
         let first = sequence.cached as u32;
         batch.positions.extend(first..first + (end - start) as u32);
-        let (cached, blocks) = (sequence.cached, sequence.blocks.clone());
+        let cached = sequence.cached;
+        let blocks = [sequence.prompt.as_slice(), &sequence.blocks].concat();
         batch.segments.push(Segment { rows: start..end, cached, blocks });
         batch.outputs.push(end - 1);
     }
@@ -338,13 +320,4 @@ fn draw(logits: &[f32], temperature: f64, uniform: Option<f64>) -> Option<(u32, 
     };
     let log_prob = f64::from((logits[token] - max) * scale) - sum.ln();
     Some((token as u32, log_prob as f32))
-}
-
-/// `log p(target)` in nats; NaN where the logits are not finite or lack the target.
-fn log_prob(logits: &[f32], temperature: f64, target: u32) -> f32 {
-    let scale = 1.0 / temperature as f32;
-    match (normaliser(logits, scale), logits.get(target as usize)) {
-        (Some((max, sum)), Some(logit)) => (f64::from((logit - max) * scale) - sum.ln()) as f32,
-        _ => f32::NAN,
-    }
 }

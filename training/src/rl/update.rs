@@ -93,20 +93,21 @@ impl Updater {
         order: (u64, u64),
     ) -> Result<Report> {
         let rl = &config.rl;
-        // ReMax's gradient is that of the sampling policy only: one update with the whole batch.
+        // REINFORCE's gradient is that of the sampling policy only: one update with the whole batch.
         let (epochs, size) = match rl.algorithm {
             Algorithm::Ppo => (rl.epochs, rl.minibatch),
-            Algorithm::ReMax => (1, batch.len()),
+            Algorithm::ReMax | Algorithm::Rloo => (1, batch.len()),
         };
         let mut rng = generator(order.0, Purpose::Minibatches, order.1);
-        let mut indexes: Vec<usize> = (0..batch.len()).collect();
+        // Responses to one prompt stay together: they share its rows.
+        let mut groups: Vec<&[Experience]> =
+            batch.chunk_by(|a, b| a.sequence.prompt == b.sequence.prompt).collect();
         let mut sum = Report::default();
         'updates: for _ in 0..epochs {
-            indexes.shuffle(&mut rng);
-            for minibatch in indexes.chunks(size.max(1)) {
-                let minibatch: Vec<_> =
-                    minibatch.iter().map(|&index| batch[index].clone()).collect();
-                let report = self.accumulate(policy, value_head, &minibatch, config)?;
+            groups.shuffle(&mut rng);
+            let shuffled = groups.concat();
+            for minibatch in shuffled.chunks(size.max(1)) {
+                let report = self.accumulate(policy, value_head, minibatch, config)?;
                 sum.kl = report.kl;
                 if rl.algorithm == Algorithm::Ppo && report.kl > rl.kl_stop {
                     self.adapters.discard();
@@ -166,7 +167,7 @@ impl Updater {
             let mask = Tensor::ones_like(&scored.values)?;
             let advantages = column(|e| &e.advantages)?;
             let loss = match algorithm {
-                Algorithm::ReMax => {
+                Algorithm::ReMax | Algorithm::Rloo => {
                     let each = Tokens::over(&mask, responses)?;
                     let loss = remax_loss(&scored.values, &advantages, &each)?;
                     sum.policy_loss += loss.value;

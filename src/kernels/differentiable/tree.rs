@@ -1,0 +1,68 @@
+//! Which rows a row of a packed batch attends to: a sequence, or a prompt that several responses
+//! share.
+
+use std::ops::Range;
+
+use super::{Result, expect};
+use crate::kernels::Batch;
+
+/// Consecutive rows that attend to each other: a segment from position 0, and the segments that
+/// continue it, each seeing all of it and itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tree {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// First row of each segment, counted from the tree's; the first is 0.
+    starts: Vec<usize>,
+    /// Rows of the first segment.
+    shared: usize,
+}
+
+impl Tree {
+    /// The rows that row `row` sees, counted from the tree's first: those of the shared segment
+    /// (empty for its own rows), then those of its own segment, itself the last.
+    pub fn visible(&self, row: usize, window: Option<usize>) -> [Range<usize>; 2] {
+        let segment = self.starts.partition_point(|&start| start <= row) - 1;
+        let start = self.starts[segment];
+        let shared = if segment == 0 { 0 } else { self.shared };
+        let position = shared + row - start;
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        [first.min(shared)..shared, start + first.saturating_sub(shared)..row + 1]
+    }
+
+    /// The rows between the first and the last that any of `rows` sees.
+    pub fn seen(&self, rows: &Range<usize>, window: Option<usize>) -> Range<usize> {
+        let first = |row| {
+            let [shared, own] = self.visible(row, window);
+            if shared.is_empty() { own.start } else { shared.start }
+        };
+        // Without a window the first row of a tree is seen by all.
+        let start = window.and_then(|_| rows.clone().map(first).min()).unwrap_or(0);
+        start..rows.end
+    }
+}
+
+/// The trees of a batch. A segment with cached tokens continues the last one without, and must have
+/// all of its rows as context.
+pub(super) fn trees(batch: &Batch) -> Result<Vec<Tree>> {
+    let mut trees: Vec<Tree> = Vec::new();
+    let mut next = 0;
+    for segment in &batch.segments {
+        expect("attention", "first row of a segment", next, segment.rows.start)?;
+        next = segment.rows.end;
+        match trees.last_mut() {
+            Some(tree) if segment.cached > 0 => {
+                expect("attention", "cached tokens", tree.shared, segment.cached)?;
+                tree.starts.push(segment.rows.start - tree.rows.start);
+                tree.rows.end = segment.rows.end;
+            }
+            _ => {
+                expect("attention", "cached tokens of the first segment", 0, segment.cached)?;
+                let (rows, shared) = (segment.rows.clone(), segment.rows.len());
+                trees.push(Tree { rows, starts: vec![0], shared });
+            }
+        }
+    }
+    expect("attention", "rows in segments", batch.tokens.len(), next)?;
+    Ok(trees)
+}

@@ -1,0 +1,153 @@
+//! The answers of an evaluation on disk: one JSON line each, appended point by point, and the table
+//! made of them.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::{CheckpointError, write_atomically},
+    setup::Prompt,
+};
+
+type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// One answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// Digest of the soup.
+    pub soup: String,
+    /// c over the backbones, on the grid of merge keys.
+    pub coefficients: Vec<f64>,
+    /// Seed of the sampling.
+    pub seed: u64,
+    /// Id of the prompt.
+    pub row: String,
+    /// Its text.
+    pub response: String,
+    /// Whether it ended by itself.
+    pub finished: bool,
+    /// One an objective.
+    pub rewards: Vec<f64>,
+}
+
+/// A model: digest of the soup, and the coefficients on the grid of merge keys (1e-6).
+type Key = (String, Vec<i64>);
+
+fn model(soup: &str, coefficients: &[f64]) -> Key {
+    (soup.to_owned(), coefficients.iter().map(|c| (c * 1e6).round() as i64).collect())
+}
+
+/// All answers so far.
+pub struct Book {
+    path: PathBuf,
+    file: File,
+    known: BTreeMap<Key, BTreeMap<(String, u64), Answer>>,
+}
+
+impl Book {
+    /// Reads the whole lines of the file; a line that a kill cut short is dropped.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        write_atomically(path, whole.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path).map_err(io)?;
+        let mut book = Self { path: path.to_owned(), file, known: BTreeMap::new() };
+        for (index, line) in whole.lines().enumerate() {
+            let answer: Answer = serde_json::from_str(line).map_err(|error| {
+                let reason = format!("line {}: {error}", index + 1);
+                CheckpointError::Format { path: path.to_owned(), reason }
+            })?;
+            book.insert(answer);
+        }
+        Ok(book)
+    }
+
+    fn insert(&mut self, answer: Answer) {
+        let key = model(&answer.soup, &answer.coefficients);
+        self.known.entry(key).or_default().insert((answer.row.clone(), answer.seed), answer);
+    }
+
+    /// Appends the answers of one point, on disk when this returns.
+    pub fn add(&mut self, answers: Vec<Answer>) -> Result<()> {
+        let mut text = String::new();
+        for answer in answers {
+            let line = serde_json::to_string(&answer).map_err(|error| CheckpointError::Format {
+                path: self.path.clone(),
+                reason: error.to_string(),
+            })?;
+            text.push_str(&line);
+            text.push('\n');
+            self.insert(answer);
+        }
+        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
+        self.file.write_all(text.as_bytes()).map_err(io)?;
+        self.file.sync_data().map_err(io)
+    }
+
+    /// What has no answer yet.
+    pub fn missing<'p>(
+        &self,
+        soup: &str,
+        coefficients: &[f64],
+        prompts: &[&'p Prompt],
+        seeds: &[u64],
+    ) -> Vec<(&'p Prompt, u64)> {
+        let known = self.known.get(&model(soup, coefficients));
+        let all = prompts.iter().flat_map(|p| seeds.iter().map(move |seed| (*p, *seed)));
+        all.filter(|(prompt, seed)| {
+            known.is_none_or(|known| !known.contains_key(&(prompt.example.id.clone(), *seed)))
+        })
+        .collect()
+    }
+
+    /// The answers of one point, prompt by prompt.
+    pub fn answers(
+        &self,
+        soup: &str,
+        coefficients: &[f64],
+        prompts: &[&Prompt],
+        seeds: &[u64],
+    ) -> Vec<&Answer> {
+        let Some(known) = self.known.get(&model(soup, coefficients)) else { return Vec::new() };
+        let all = prompts
+            .iter()
+            .flat_map(|p| seeds.iter().map(move |seed| (p.example.id.clone(), *seed)));
+        all.filter_map(|key| known.get(&key)).collect()
+    }
+}
+
+/// `samples.csv`.
+pub struct Table {
+    /// The file so far.
+    pub text: String,
+}
+
+impl Table {
+    /// The heading, for the given objectives.
+    pub fn new(objectives: &[String]) -> Self {
+        let columns = |prefix: &str| -> Vec<String> {
+            objectives.iter().map(|name| format!("{prefix}:{name}")).collect()
+        };
+        let (weights, rewards) = (columns("mu").join(","), columns("reward").join(","));
+        Self { text: format!("method,{weights},row,seed,finished,{rewards},response\n") }
+    }
+
+    /// Adds an answer to a preference.
+    pub fn row(&mut self, method: &str, weights: &[f64], answer: &Answer) {
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        let mut cells = vec![quoted(method)];
+        cells.extend(weights.iter().map(f64::to_string));
+        cells.extend([quoted(&answer.row), answer.seed.to_string(), answer.finished.to_string()]);
+        cells.extend(answer.rewards.iter().map(f64::to_string));
+        cells.push(quoted(&answer.response));
+        self.text.push_str(&cells.join(","));
+        self.text.push('\n');
+    }
+}

@@ -1,0 +1,69 @@
+//! The report of an evaluation: its front, the curves of the training that led there, samples.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+use super::{
+    evaluate::{Evaluation, Settings},
+    report::{Curve, Report},
+};
+use crate::{config::MixingConfig, run::Run};
+
+/// Puts the report of a run's evaluation together.
+pub fn report(run: &Run, evaluation: &Evaluation, settings: &Settings) -> Report {
+    let config = &run.config;
+    let mixing = match &config.mixing {
+        MixingConfig::Beta(beta) => format!("β = {beta}"),
+        MixingConfig::Matrix(rows) => format!("B = {rows:?}"),
+        MixingConfig::Identity(_) => "B = I".to_owned(),
+    };
+    let decoding = match settings.temperature {
+        0.0 => "greedy".to_owned(),
+        temperature => format!("sampled at temperature {temperature}"),
+    };
+    let facts = [
+        ("base", config.base.clone()),
+        ("mixing", mixing),
+        (
+            "training",
+            format!("{:?}, {} steps of {}", config.rl.algorithm, config.rl.steps, config.rl.batch),
+        ),
+        ("decoding", format!("{decoding}, at most {} tokens", config.rollout.max_new_tokens)),
+    ];
+    Report {
+        title: format!("{}: the front", config.name),
+        facts: facts.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        front: evaluation.front.clone(),
+        curves: curves(run),
+        samples: evaluation.shown.clone(),
+    }
+}
+
+/// One plot a measured quantity, one line a backbone.
+fn curves(run: &Run) -> Vec<Curve> {
+    let objectives = run.config.objectives.iter().zip(run.rewards.iter());
+    let rewards = objectives.map(|(objective, reward)| {
+        (format!("reward/{}", objective.name), reward.unit().to_owned())
+    });
+    let others = [
+        ("kl".to_owned(), "nats per response".to_owned()),
+        ("response_tokens".to_owned(), "tokens".to_owned()),
+        ("finished".to_owned(), "share of responses".to_owned()),
+    ];
+    let curve = |(key, unit): (String, String)| {
+        let series = run.config.objectives.iter().map(|o| {
+            let path = run.places.run.join("metrics").join(&o.name).join("metrics.jsonl");
+            (o.name.clone(), points(&path, &key))
+        });
+        Curve { title: key.replace('_', " "), unit, series: series.collect() }
+    };
+    rewards.chain(others).map(curve).collect()
+}
+
+/// `(step, value)` of one key of a metrics file; what is not there is left out.
+fn points(path: &Path, key: &str) -> Vec<(f64, f64)> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter_map(|line| Some((line["step"].as_f64()?, line[key].as_f64()?))).collect()
+}

@@ -1,0 +1,100 @@
+//! Rollouts against the network that is trained: same log-probabilities, and no dependence on who
+//! shares the batch or the prompt.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::{Device, Tensor};
+use ladle_training::{
+    rl::{
+        lora::{LoraConfig, Policy},
+        packing::{Sequence, pack},
+        rollout::{Request, Rollout, Sampler, Sampling, decoder},
+    },
+    setup::Base,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn base() -> Base {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/soup-tiny/base");
+    Base::open(&path).unwrap()
+}
+
+/// A policy whose adapters do something.
+fn policy(base: &Base) -> Policy {
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+    let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 3).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let drawn = policy.variables().into_iter().map(|(name, var)| {
+        let values: Vec<f32> =
+            (0..var.elem_count()).map(|_| rng.random_range(-0.3f32..0.3)).collect();
+        (name, Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap())
+    });
+    policy.restore(&drawn.collect::<BTreeMap<_, _>>()).unwrap();
+    policy
+}
+
+/// Four samples of each of three prompts, one of them shorter than a cache block.
+fn requests() -> Vec<Request> {
+    let prompts: [Vec<u32>; 3] =
+        [(3..43).collect(), (5..12).collect(), (9..42).map(|t| t * 2).collect()];
+    let each = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, 4)).zip(0..);
+    each.map(|(prompt, stream)| Request { prompt: prompt.clone(), greedy: false, stream }).collect()
+}
+
+fn sample(base: &Base, policy: &Policy, requests: &[Request], slots: usize) -> Vec<Rollout> {
+    let factors = policy.host_factors().unwrap();
+    let decoder = decoder(&base.model, &base.weights, &[&factors]).unwrap();
+    let mut sampler = Sampler::new(&base.model, 2, slots, 60).unwrap();
+    let sampling = Sampling {
+        temperature: 0.8,
+        max_new_tokens: 12,
+        end: base.tokenizer.eos().to_vec(),
+        seed: 7,
+        keep_hidden: true,
+    };
+    sampler.sample(&decoder, requests, &sampling).unwrap()
+}
+
+#[test]
+fn log_probs_of_rollouts_are_those_of_the_trained_network() {
+    let base = base();
+    let policy = policy(&base);
+    let requests = requests();
+    let rollouts = sample(&base, &policy, &requests, 12);
+    let sequences: Vec<Sequence> = requests
+        .iter()
+        .zip(&rollouts)
+        .map(|(r, o)| Sequence { prompt: r.prompt.clone(), response: o.tokens.clone() })
+        .collect();
+    let packed = pack(&sequences);
+    let hidden = policy.hidden(&packed.batch).unwrap();
+    let scored = policy.kernels().log_probs(&hidden, policy.head(), &packed.targets, 0.8).unwrap();
+    let trained = scored.values.to_vec1::<f32>().unwrap();
+    let sampled: Vec<f32> = rollouts.iter().flat_map(|r| r.log_probs.clone()).collect();
+    assert_eq!(sampled.len(), trained.len());
+    assert!(sampled.len() > 60, "only {} tokens to compare", sampled.len());
+    for (index, (sampled, trained)) in sampled.iter().zip(&trained).enumerate() {
+        assert!((sampled - trained).abs() < 1e-4, "token {index}: {sampled}, expected {trained}");
+    }
+    let kept: Vec<f32> = rollouts.iter().flat_map(|r| r.hidden.clone()).collect();
+    let hidden = hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(kept.len(), hidden.len());
+    for (kept, hidden) in kept.iter().zip(&hidden) {
+        assert!((kept - hidden).abs() < 1e-3, "hidden state: {kept}, expected {hidden}");
+    }
+}
+
+#[test]
+fn a_rollout_is_the_same_alone_in_company_and_with_a_shared_prompt() {
+    let base = base();
+    let policy = policy(&base);
+    let requests = requests();
+    let together = sample(&base, &policy, &requests, 12);
+    // Fewer slots than responses to one prompt: some find its blocks filled, some fill them anew.
+    assert_eq!(together, sample(&base, &policy, &requests, 3));
+    for (request, rollout) in requests.iter().zip(&together) {
+        let alone = sample(&base, &policy, std::slice::from_ref(request), 1);
+        assert_eq!(alone.first(), Some(rollout));
+    }
+}
