@@ -268,17 +268,14 @@ fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
 
 /// A bandit in language: a response earns 1 by its first token alone, so the optimum of each
 /// backbone (B = I) is to say it always.
-#[test]
-fn backbones_reach_a_known_optimum_over_five_seeds() {
-    for (algorithm, samples) in [("ppo", 1), ("remax", 1), ("rloo", 4)] {
-        for seed in 1..=5 {
-            let directory = tempfile::tempdir().unwrap();
-            let settings = format!(
-                r#"
+fn reaches_the_optimum(algorithm: &str, seed: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        r#"
 seed = {seed}
 lora = {{ rank = 4, alpha = 8.0 }}
-rollout = {{ max_new_tokens = 1, slots = 32, samples = {samples} }}
-rl = {{ algorithm = "{algorithm}", steps = 30, batch = 32, minibatch = 32, epochs = 2, learning_rate = 3e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
+rollout = {{ max_new_tokens = 1, slots = 32, samples = 4 }}
+rl = {{ algorithm = "{algorithm}", steps = 24, batch = 32, minibatch = 32, epochs = 2, learning_rate = 4e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
 mixing = {{ identity = true }}
 [[objectives]]
 name = "vowels"
@@ -287,16 +284,25 @@ reward = {{ kind = "regex", pattern = "^ ?[aeiou]" }}
 name = "others"
 reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
 "#
-            );
-            let config = task(directory.path(), &settings);
-            let run = directory.path().join("run");
-            succeed(&mut start(&config, &run));
-            for name in ["vowels", "others"] {
-                let reward = reached(&run, name, name);
-                assert!(reward > 0.95, "{algorithm}, seed {seed}, {name}: {reward}");
-            }
-        }
+    );
+    let config = task(directory.path(), &settings);
+    let run = directory.path().join("run");
+    succeed(start(&config, &run).env("RAYON_NUM_THREADS", "1"));
+    for name in ["vowels", "others"] {
+        let reward = reached(&run, name, name);
+        assert!(reward > 0.9, "{algorithm}, seed {seed}, {name}: {reward}");
     }
+}
+
+#[test]
+fn backbones_reach_a_known_optimum_over_five_seeds() {
+    thread::scope(|scope| {
+        for seed in 1..=5 {
+            scope.spawn(move || {
+                ["ppo", "remax", "rloo"].map(|algorithm| reaches_the_optimum(algorithm, seed));
+            });
+        }
+    });
 }
 
 #[test]

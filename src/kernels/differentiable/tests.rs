@@ -119,7 +119,7 @@ fn shared_rows_attend_as_copies_of_them_would() {
         let (q, k, v) =
             (random(&mut rng, 103, 32), random(&mut rng, 103, 16), random(&mut rng, 103, 16));
         let copies = |x: &[Tensor]| -> Result<Tensor> {
-            let x = x.iter().map(|x| x.index_select(&rows, 0)).collect::<Result<Vec<_>, _>>()?;
+            let x = x.iter().map(|x| Ok(x.index_select(&rows, 0)?)).collect::<Result<Vec<_>>>()?;
             let trees = trees(&copied)?;
             let y = composed::attention(&x[0], &x[1], &x[2], shape, &trees)?;
             Ok(y.index_select(&outputs, 0)?)
