@@ -299,7 +299,9 @@ fn backbones_reach_a_known_optimum_over_five_seeds() {
     thread::scope(|scope| {
         for seed in 1..=5 {
             scope.spawn(move || {
-                ["ppo", "remax", "rloo"].map(|algorithm| reaches_the_optimum(algorithm, seed));
+                for algorithm in ["ppo", "remax", "rloo"] {
+                    reaches_the_optimum(algorithm, seed);
+                }
             });
         }
     });
