@@ -18,7 +18,7 @@ pub mod blocks;
 pub mod cost;
 pub mod cpu;
 pub mod handle;
-mod models;
+pub mod models;
 pub mod request;
 pub mod scheduler;
 

@@ -108,6 +108,11 @@ impl<B: Backend> Models<B> {
         self.entries.len()
     }
 
+    /// Whether no request is accepted.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Name of the empty prefix under a model.
     pub fn root(&self, key: &Key) -> Option<BlockHash> {
         self.entries.get(key).map(|model| model.root)
