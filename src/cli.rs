@@ -13,7 +13,7 @@ use ladle::{
         self,
         preference::{Form, Menu, Solved},
     },
-    kernels::Dtype,
+    kernels::{Dtype, cuda::image},
     merge::export::{export_adapter, export_model},
     preference::{Alpha, MixingMatrix, Preference, Solution},
     soup::{
@@ -56,6 +56,18 @@ pub enum Command {
     Merge(MergeArgs),
     /// Solve a preference for its merging coefficients, as JSON.
     Solve(SolveArgs),
+    /// Compile the GPU kernels; needs NVRTC but no GPU.
+    Kernels(KernelsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct KernelsArgs {
+    /// Architecture to compile for, such as sm_80 or sm_90; repeat.
+    #[arg(long = "arch", required = true, value_name = "sm_NN")]
+    architectures: Vec<String>,
+    /// Directory to write to [default: where `serve` looks].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 /// Where base models are.
@@ -204,6 +216,17 @@ pub struct SolveArgs {
 
 pub fn serve(options: ServeOptions, config: Option<&Path>) -> anyhow::Result<()> {
     Ok(http::command(options, config)?)
+}
+
+pub fn kernels(args: KernelsArgs) -> anyhow::Result<()> {
+    let default = || image::kernel_caches().into_iter().next();
+    let out = args.out.or_else(default).ok_or_else(|| anyhow!("give --out"))?;
+    for architecture in &args.architectures {
+        let path = image::keep(&out, architecture, &image::compile(architecture)?)
+            .with_context(|| format!("writing to {}", out.display()))?;
+        print(&path.display().to_string())?;
+    }
+    Ok(())
 }
 
 pub fn import(args: ImportArgs) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ use std::{
 
 use serde::Deserialize;
 
-pub use values::{ApiKey, ByteSize};
+pub use values::{ApiKey, ByteSize, Processor};
 
 /// Why options don't make a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -122,10 +122,16 @@ options! {
     /// How preferences are executed [default: auto].
     #[arg(long, env = "LADLE_MERGE_MODE")]
     merge_mode: MergeMode,
-    /// Byte budget of fused weights [default: 2GiB].
+    /// What computes: cpu, cuda or cuda:N [default: cpu].
+    #[arg(long, env = "LADLE_DEVICE")]
+    device: Processor,
+    /// GPU memory to use for everything [default: nine tenths of what is free].
+    #[arg(long, env = "LADLE_DEVICE_MEMORY", value_name = "SIZE")]
+    device_memory: ByteSize,
+    /// Byte budget of fused weights [default: 2GiB; on a GPU what is left].
     #[arg(long, env = "LADLE_MERGE_CACHE", value_name = "SIZE")]
     merge_cache: ByteSize,
-    /// Byte budget of keys and values [default: 1GiB].
+    /// Byte budget of keys and values [default: 1GiB; on a GPU a quarter of what is left].
     #[arg(long, env = "LADLE_KV_CACHE", value_name = "SIZE")]
     kv_cache: ByteSize,
     /// Compute threads [default: all cores].
@@ -228,10 +234,14 @@ pub struct ServeConfig {
     pub verify: bool,
     /// How preferences are executed.
     pub merge_mode: MergeMode,
-    /// Byte budget of fused weights.
-    pub merge_cache: u64,
-    /// Byte budget of keys and values.
-    pub kv_cache: u64,
+    /// What computes.
+    pub device: Processor,
+    /// GPU memory to use; `None`: nine tenths of what is free.
+    pub device_memory: Option<u64>,
+    /// Byte budget of fused weights; `None`: the device's default.
+    pub merge_cache: Option<u64>,
+    /// Byte budget of keys and values; `None`: the device's default.
+    pub kv_cache: Option<u64>,
     /// Compute threads; `None`: all cores.
     pub threads: Option<usize>,
     /// Sequences in one batch.
@@ -322,8 +332,10 @@ impl ServeOptions {
             offline: self.offline.unwrap_or(false),
             verify: self.verify.unwrap_or(true),
             merge_mode: self.merge_mode.unwrap_or_default(),
-            merge_cache: self.merge_cache.map_or(2 << 30, |bytes| bytes.0),
-            kv_cache: self.kv_cache.map_or(1 << 30, |bytes| bytes.0),
+            device: self.device.unwrap_or_default(),
+            device_memory: self.device_memory.map(|bytes| bytes.0),
+            merge_cache: self.merge_cache.map(|bytes| bytes.0),
+            kv_cache: self.kv_cache.map(|bytes| bytes.0),
             threads: self.threads.map(NonZeroUsize::get),
             max_sequences: size(self.max_sequences, 64),
             max_step_tokens: size(self.max_step_tokens, 512),
@@ -392,7 +404,9 @@ mod tests {
         let flags = ServeOptions { port: Some(9000), ..Default::default() };
         let text = "soup = \"s\"\nport = 9001\nmerge_cache = \"512MiB\"\nkv_cache = 1048576\nmerge_mode = \"mixed\"";
         let config = flags.over(file(text).unwrap()).check().unwrap();
-        assert_eq!((config.port, config.merge_cache, config.kv_cache), (9000, 512 << 20, 1 << 20));
+        let budgets = (config.merge_cache, config.kv_cache);
+        assert_eq!((config.port, budgets), (9000, (Some(512 << 20), Some(1 << 20))));
+        assert_eq!(config.device, Processor::Cpu);
         assert_eq!(config.merge_mode, MergeMode::Mixed);
         assert_eq!(config.address(), "127.0.0.1:9000");
         assert_eq!(config.limits.request_timeout, Duration::from_secs(600));

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => cli::inspect(args),
         Command::Merge(args) => cli::merge(args),
         Command::Solve(args) => cli::solve(args),
+        Command::Kernels(args) => cli::kernels(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -54,6 +54,37 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Processor {
+    /// The processor's cores.
+    #[default]
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for Processor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) if number.parse::<u8>().is_ok() => {
+                Ok(Self::Cuda(number.parse().unwrap_or_default()))
+            }
+            _ => Err(format!("{text:?} is no device; expected cpu, cuda or cuda:N")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Processor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 /// A bearer key. Its text is in neither `Debug` output nor logs.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -85,6 +116,18 @@ mod tests {
         assert_eq!(parse("1.5GB"), Ok(1_500_000_000));
         for bad in ["", "GiB", "-1", "12XB", "99999999999TiB", "nan", "1e400"] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices_are_named_with_an_optional_number() {
+        for (text, device) in
+            [("cpu", Processor::Cpu), ("cuda", Processor::Cuda(0)), ("cuda:3", Processor::Cuda(3))]
+        {
+            assert_eq!(text.parse(), Ok(device));
+        }
+        for text in ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", ""] {
+            assert!(text.parse::<Processor>().unwrap_err().contains("cuda:N"), "{text}");
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::cost::Footprint;
+use super::{cost::Footprint, request::EngineError};
 use crate::{
     kernels::{Batch, KernelError},
     preference::Coefficients,
@@ -64,7 +64,7 @@ pub trait Backend: Send + 'static {
     /// Merged weights, starting a merge in the background if need be; never waits.
     fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket>;
     /// The merged weights of a ticket, or why the merge failed, once it has ended.
-    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, String>>;
+    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>>;
     /// Sets what is called (from any thread) when a merge has ended.
     fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>);
     /// Logits of `batch.outputs`, with merged weights or, without, with the batch's coefficients.

@@ -60,6 +60,11 @@ pub struct Machine {
     pub overlap: f64,
 }
 
+impl Machine {
+    /// A current data-centre GPU; the learned factors correct it within some steps.
+    pub const GPU: Self = Self { bandwidth: 2e12, peak: 200e12, overhead: 2e-3, overlap: 1.0 };
+}
+
 impl Default for Machine {
     /// Two current server cores; the learned factors correct it within some steps.
     fn default() -> Self {

@@ -1,11 +1,13 @@
 //! A soup served on the CPU: the mapped weights, one decoder for all c over them, the cache of
 //! merged models, and the key/value memory.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::{
     backend::{Backend, Facts, Fetch},
-    cost::{Footprint, Pass},
+    footprint::footprint,
+    merged::{Merged, OnCacheEvent},
+    request::EngineError,
 };
 use crate::{
     config::MergeMode,
@@ -14,8 +16,8 @@ use crate::{
         cpu::{BLOCK, CpuKernels, KvPool, KvShape, Tensor},
     },
     merge::{
-        CacheEvent, Fetch as CacheFetch, FusedCache, FusedModel, FusedOptions, Lease, MergeError,
-        MergeKey, PlanError, SoupPlan, Ticket, mixed_decoder,
+        FusedBuilder, FusedCache, FusedModel, FusedOptions, Lease, MergeError, MergeKey, PlanError,
+        SoupPlan, Ticket, mixed_decoder,
     },
     model::{
         config::{ConfigError, ModelConfig},
@@ -24,9 +26,6 @@ use crate::{
     preference::Coefficients,
     soup::Soup,
 };
-
-/// Called on every event of the cache of merged models, from any thread; must not block.
-pub type OnCacheEvent = Arc<dyn Fn(CacheEvent) + Send + Sync>;
 
 /// How a soup is opened for serving.
 #[derive(Clone)]
@@ -76,6 +75,12 @@ pub enum OpenError {
     /// Key/value memory cannot be had.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The GPU refused.
+    #[error(transparent)]
+    Device(#[from] crate::kernels::cuda::DeviceError),
+    /// The GPU's memory does not hold the soup.
+    #[error(transparent)]
+    NoFit(#[from] super::placement::NoFit),
     /// The key/value budget holds no block.
     #[error(
         "the key/value budget is {budget} bytes, expected at least {block:?} (one block of {BLOCK} \
@@ -97,9 +102,8 @@ pub struct CpuBackend {
     plan: SoupPlan,
     digest: String,
     mixed: Decoder<HostTensor>,
-    merged: Option<FusedCache>,
+    merged: Merged<FusedBuilder>,
     mixes: bool,
-    waker: Arc<OnceLock<Arc<dyn Fn() + Send + Sync>>>,
 }
 
 impl CpuBackend {
@@ -108,35 +112,14 @@ impl CpuBackend {
         let config = ModelConfig::from_json(soup.base.config())?;
         let plan = SoupPlan::new(soup, &config)?;
         let mixed = mixed_decoder(&plan, config.clone())?;
-        let waker: Arc<OnceLock<Arc<dyn Fn() + Send + Sync>>> = Arc::default();
-        let merged = match options.merge_mode {
-            MergeMode::Mixed => None,
-            mode => {
-                let (waker, told) = (waker.clone(), options.on_cache_event.clone());
-                let on_event = move |event| {
-                    if let Some(told) = &told {
-                        told(event);
-                    }
-                    let ended = matches!(event, CacheEvent::Built { .. } | CacheEvent::Failed);
-                    if let Some(wake) = waker.get().filter(|_| ended) {
-                        wake();
-                    }
-                };
-                let fused = FusedOptions {
-                    budget: options.merged_bytes,
-                    dtype: None,
-                    threads: options.merge_threads,
-                };
-                match FusedCache::open(plan.clone(), config.clone(), &fused, on_event) {
-                    Ok(cache) => Some(cache),
-                    Err(error @ MergeError::Budget { .. }) if mode == MergeMode::Auto => {
-                        tracing::warn!(%error, "all requests run with per-row coefficients");
-                        None
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        };
+        let merged = Merged::open(options.merge_mode, options.on_cache_event.clone(), |told| {
+            let fused = FusedOptions {
+                budget: options.merged_bytes,
+                dtype: None,
+                threads: options.merge_threads,
+            };
+            FusedCache::open(plan.clone(), config.clone(), &fused, move |event| told(event))
+        })?;
         let weights = plan.tensors().first().map_or(Dtype::F32, |tensor| tensor.dtype);
         let dtype = options.kv_dtype.unwrap_or(match weights {
             Dtype::F32 => Dtype::F32,
@@ -163,44 +146,7 @@ impl CpuBackend {
             mixed,
             merged,
             mixes: options.merge_mode != MergeMode::Fused,
-            waker,
         })
-    }
-
-    /// What a pass moves and computes, counted over the plan's tensors. An embedding that is not
-    /// also the head is looked up by row, so it costs nothing; the head costs its bytes, and its
-    /// products only for the rows that are sampled.
-    fn footprint(&self) -> Footprint {
-        let none = Pass { bytes: 0.0, flops_per_row: 0.0 };
-        let mut cost = Footprint { fused: none, mixed: none, merge_bytes: 0.0, merge_flops: 0.0 };
-        for tensor in self.plan.tensors() {
-            let elements: f64 = tensor.shape().iter().map(|&dim| dim as f64).product();
-            let merged = elements * tensor.dtype.size() as f64;
-            let bytes = |t: &HostTensor| t.bytes().len() as f64;
-            let dense: f64 = tensor.dense.iter().map(|term| bytes(&term.tensor)).sum();
-            let factors = tensor.low_rank.iter().flat_map(|term| [&term.down, &term.up]);
-            let (mut low_rank, mut low_rank_elements) = (0.0, 0.0);
-            for factor in factors {
-                low_rank += bytes(factor);
-                low_rank_elements += factor.len() as f64;
-            }
-            let ranks: usize = tensor.low_rank.iter().map(|term| term.down.shape()[0]).sum();
-            cost.merge_flops += 2.0 * elements * ranks as f64;
-            cost.merge_bytes += dense + low_rank + merged;
-            let embedding = tensor.name == "model.embed_tokens.weight";
-            if embedding && !self.config.tied {
-                continue;
-            }
-            cost.fused.bytes += merged;
-            cost.mixed.bytes += dense + low_rank;
-            let linear = tensor.shape().len() == 2 && !embedding && tensor.name != "lm_head.weight";
-            if linear {
-                cost.fused.flops_per_row += 2.0 * elements;
-                cost.mixed.flops_per_row +=
-                    2.0 * (elements * tensor.dense.len() as f64 + low_rank_elements);
-            }
-        }
-        cost
     }
 }
 
@@ -217,9 +163,9 @@ impl Backend for CpuBackend {
             blocks: self.cache.shape().blocks,
             block_tokens: BLOCK,
             digest: self.digest.clone(),
-            merged_models: self.merged.as_ref().map_or(0, FusedCache::capacity),
+            merged_models: self.merged.capacity(),
             mixes: self.mixes,
-            footprint: self.footprint(),
+            footprint: footprint(&self.plan, self.config.tied),
         }
     }
 
@@ -234,24 +180,19 @@ impl Backend for CpuBackend {
     }
 
     fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease> {
-        self.merged.as_ref()?.peek(&MergeKey::of(c))
+        self.merged.cached(c)
     }
 
     fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket> {
-        match self.merged.as_ref().map(|cache| cache.get(&MergeKey::of(c))) {
-            Some(CacheFetch::Ready(lease)) => Fetch::Ready(lease),
-            Some(CacheFetch::Building(ticket)) => Fetch::Building(ticket),
-            Some(CacheFetch::NoRoom) | None => Fetch::NoRoom,
-        }
+        self.merged.fetch(c)
     }
 
-    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, String>> {
-        Some(ticket.poll()?.map_err(|error| error.to_string()))
+    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>> {
+        self.merged.redeem(ticket)
     }
 
     fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
-        // Set once, when the engine starts.
-        let _ = self.waker.set(wake);
+        self.merged.set_waker(wake);
     }
 
     fn forward(

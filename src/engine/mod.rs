@@ -17,8 +17,12 @@ pub mod batch;
 pub mod blocks;
 pub mod cost;
 pub mod cpu;
+pub mod cuda;
+mod footprint;
 pub mod handle;
+mod merged;
 pub mod models;
+pub mod placement;
 pub mod request;
 pub mod scheduler;
 
@@ -29,7 +33,9 @@ mod worker;
 
 pub use crate::config::MergeMode;
 pub use cpu::{CpuBackend, CpuOptions, OpenError};
+pub use cuda::{CudaBackend, CudaOptions};
 pub use handle::{Bounds, EngineHandle, EngineState, Generation};
+pub use merged::OnCacheEvent;
 pub use request::{
     CacheOutcome, Combine, EngineError, Event, FinishReason, Finished, GenerateRequest, Mode,
     Started, SubmitError, Timings, Token, TokenLogprob, Usage,

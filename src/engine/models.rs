@@ -7,7 +7,7 @@ use super::{
     backend::{Backend, Fetch},
     blocks::BlockHash,
     cost::{CostModel, Group, Promoter},
-    request::Mode,
+    request::{EngineError, Mode},
 };
 use crate::{config::MergeMode, preference::Coefficients};
 
@@ -34,7 +34,7 @@ struct Model<Lease, Ticket> {
 
 impl<Lease, Ticket> Model<Lease, Ticket> {
     /// Whether its merged weights are leased, after a look at its ticket; `None`: not yet.
-    fn redeem<B>(&mut self, backend: &B) -> Option<Result<(), String>>
+    fn redeem<B>(&mut self, backend: &B) -> Option<Result<(), EngineError>>
     where
         B: Backend<Lease = Lease, Ticket = Ticket>,
     {
@@ -48,14 +48,14 @@ impl<Lease, Ticket> Model<Lease, Ticket> {
 }
 
 /// Whether merged weights are there for all lanes of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Readiness {
     /// They are leased.
     Ready,
     /// They are being merged or there is no room yet.
     NotYet,
     /// They cannot be had.
-    Failed(String),
+    Failed(EngineError),
 }
 
 /// The models of the accepted requests.
@@ -170,7 +170,9 @@ impl<B: Backend> Models<B> {
             if let Some(model) = self.entries.get_mut(key) {
                 match model.redeem(backend) {
                     Some(Ok(())) => {}
-                    Some(Err(reason)) => tracing::error!(reason, "merging a hot preference failed"),
+                    Some(Err(reason)) => {
+                        tracing::error!(%reason, "merging a hot preference failed")
+                    }
                     None => model.lease = backend.cached(&model.coefficients),
                 }
             }

@@ -217,6 +217,9 @@ pub enum EngineError {
     /// Its weights could not be merged.
     #[error("merging the weights failed: {0}")]
     Merge(String),
+    /// The device has no room for what the request needs, after all was given up that could be.
+    #[error("not enough device memory at the moment: {0}")]
+    Memory(String),
     /// A forward pass failed.
     #[error("the forward pass failed: {0}")]
     Forward(String),

@@ -186,6 +186,9 @@ impl<B: Backend> Worker<B> {
         let elapsed = begin.elapsed();
         match result {
             Err(panic) => Err(error(panic_message(&*panic), true)),
+            Ok(Err(refused)) if refused.is_out_of_memory() => {
+                Err(Failure { error: EngineError::Memory(refused.to_string()), panicked: false })
+            }
             Ok(Err(refused)) => Err(error(refused.to_string(), false)),
             Ok(Ok(logits)) => {
                 self.models.cost.observe_pass(mode, rows, elapsed);

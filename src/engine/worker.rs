@@ -279,7 +279,7 @@ impl<B: Backend> Worker<B> {
             },
         );
         for (id, reason) in failed {
-            self.fail(id, EngineError::Merge(reason));
+            self.fail(id, reason);
         }
         for id in &plan.preempted {
             self.stats.preempted += 1;

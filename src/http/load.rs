@@ -14,10 +14,12 @@ use super::{
 };
 use crate::{
     chat::{ChatError, ChatTemplate},
-    config::ServeConfig,
+    config::{Processor, ServeConfig},
     engine::{
-        self, CpuBackend, CpuOptions, EngineConfig, EngineHandle, Limits, OpenError, StartError,
+        self, CpuBackend, CpuOptions, CudaBackend, CudaOptions, EngineConfig, EngineHandle, Limits,
+        OnCacheEvent, OpenError, StartError, cost::Machine,
     },
+    kernels::cuda::{Gpu, image::kernel_caches},
     soup::{ManifestError, OpenOptions, Soup, SoupError, base::default_models_dir},
     telemetry::Telemetry,
     tokenizer::{Tokenizer, TokenizerError},
@@ -92,17 +94,8 @@ fn start(
     config: &ServeConfig,
     telemetry: Arc<Telemetry>,
 ) -> Result<EngineHandle, LoadError> {
-    let bytes = |budget: u64| usize::try_from(budget).unwrap_or(usize::MAX);
+    let bytes = |budget: Option<u64>| budget.map(|b| usize::try_from(b).unwrap_or(usize::MAX));
     let told = telemetry.clone();
-    let options = CpuOptions {
-        threads: config.threads,
-        kv_bytes: bytes(config.kv_cache),
-        merged_bytes: bytes(config.merge_cache),
-        merge_mode: config.merge_mode,
-        on_cache_event: Some(Arc::new(move |event| cache_event(&told, event))),
-        ..CpuOptions::default()
-    };
-    let backend = CpuBackend::open(soup, &options)?;
     let defaults = EngineConfig::default();
     let limits = Limits {
         step_tokens: config.max_step_tokens,
@@ -117,7 +110,35 @@ fn start(
         observer: Some(telemetry),
         ..defaults
     };
-    Ok(engine::start(backend, tokenizer, engine)?)
+    let told: OnCacheEvent = Arc::new(move |event| cache_event(&told, event));
+    match config.device {
+        Processor::Cpu => {
+            let defaults = CpuOptions::default();
+            let options = CpuOptions {
+                threads: config.threads,
+                kv_bytes: bytes(config.kv_cache).unwrap_or(defaults.kv_bytes),
+                merged_bytes: bytes(config.merge_cache).unwrap_or(defaults.merged_bytes),
+                merge_mode: config.merge_mode,
+                on_cache_event: Some(told),
+                ..defaults
+            };
+            Ok(engine::start(CpuBackend::open(soup, &options)?, tokenizer, engine)?)
+        }
+        Processor::Cuda(ordinal) => {
+            let options = CudaOptions {
+                device_bytes: bytes(config.device_memory),
+                kv_bytes: bytes(config.kv_cache),
+                merged_bytes: bytes(config.merge_cache),
+                merge_mode: config.merge_mode,
+                step_rows: config.max_step_tokens,
+                logit_rows: engine.limits.logit_rows,
+                on_cache_event: Some(told),
+            };
+            let gpu = Gpu::open(ordinal, &kernel_caches()).map_err(OpenError::from)?;
+            let engine = EngineConfig { machine: Machine::GPU, ..engine };
+            Ok(engine::start(CudaBackend::open(soup, gpu, &options)?, tokenizer, engine)?)
+        }
+    }
 }
 
 /// `GET /v1/soup`.

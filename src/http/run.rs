@@ -225,10 +225,16 @@ fn refused(engine: &EngineHandle, error: SubmitError) -> ApiError {
     }
 }
 
+/// Seconds after which a request that met no device memory may try again: running ones end.
+const MEMORY_RETRY: u64 = 1;
+
 fn failed(error: &EngineError, seconds: f64) -> ApiError {
     match error {
         EngineError::Deadline { .. } => ApiError::Deadline { seconds },
         EngineError::Stopped => ApiError::Draining,
+        EngineError::Memory(_) => {
+            ApiError::Overloaded { message: error.to_string(), retry_after: MEMORY_RETRY }
+        }
         EngineError::NotFinite(_) | EngineError::Merge(_) | EngineError::Forward(_) => {
             ApiError::Internal(error.to_string())
         }

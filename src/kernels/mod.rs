@@ -1,12 +1,14 @@
 //! The kernel seam: everything a forward pass asks of a device, and nothing more.
 //!
-//! [`Kernels`] has one implementation per way of computing: [`cpu`] for serving, `cuda` on a GPU,
+//! [`Kernels`] has one implementation per way of computing: [`cpu`] for serving, [`cuda`] on a GPU,
 //! and [`differentiable`] for training. The decoder is written once over this trait.
 //!
 //! Shapes: activations are row-major `[rows, width]`, one row per token of a ragged batch; linear
 //! weights are `[out, in]` as Hugging Face stores them; gains and biases are `[width]`.
 
+mod check;
 pub mod cpu;
+pub mod cuda;
 pub mod differentiable;
 pub mod host;
 
@@ -47,9 +49,19 @@ pub enum KernelError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// candle refused (differentiable and CUDA kernels).
+    /// The GPU refused.
+    #[error(transparent)]
+    Device(#[from] cuda::DeviceError),
+    /// candle refused (differentiable kernels).
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl KernelError {
+    /// Whether the device had no room, so that another try may succeed once something is given up.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Device(cuda::DeviceError::OutOfMemory { .. }))
+    }
 }
 
 /// Result of a kernel.
@@ -141,6 +153,37 @@ pub struct Product<'a, K: Kernels + ?Sized> {
     pub onto: Option<K::Tensor>,
 }
 
+/// One product of [`Kernels::scaled_products`]: `onto + (x ⊙ scales) Wᵀ`.
+pub struct ScaledProduct<'a, K: Kernels + ?Sized> {
+    /// Input `[rows, in]`.
+    pub x: K::Tensor,
+    /// Scales of the input's columns, as in [`Kernels::scale_columns`].
+    pub scales: &'a [ColumnScale],
+    /// Weight `[out, in]`.
+    pub weight: &'a K::Weight,
+    /// Summand `[rows, out]`.
+    pub onto: Option<K::Tensor>,
+}
+
+impl<'a, K: Kernels + ?Sized> ScaledProduct<'a, K> {
+    /// The scales, then the products.
+    pub fn one_by_one(
+        k: &K,
+        products: Vec<Self>,
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<Vec<K::Tensor>> {
+        let mut scaled = Vec::with_capacity(products.len());
+        for Self { x, scales, weight, onto } in products {
+            scaled.push((k.scale_columns(x, scales, coefficients)?, weight, onto));
+        }
+        let ontos: Vec<_> = scaled.iter_mut().map(|(.., onto)| onto.take()).collect();
+        let products = scaled.iter().zip(ontos);
+        k.products(
+            products.map(|((x, weight, _), onto)| Product { x, weight: *weight, onto }).collect(),
+        )
+    }
+}
+
 /// What a forward pass needs of a device.
 pub trait Kernels {
     /// Activations `[rows, width]`.
@@ -170,6 +213,14 @@ pub trait Kernels {
             Some(y) => self.linear_add(y, x, weight),
         };
         products.into_iter().map(one).collect()
+    }
+    /// The second half of low-rank layers: products of inputs whose columns are scaled per row.
+    fn scaled_products(
+        &self,
+        products: Vec<ScaledProduct<'_, Self>>,
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<Vec<Self::Tensor>> {
+        ScaledProduct::one_by_one(self, products, coefficients)
     }
     /// `y + bias`, `bias` `[width]` added to every row.
     fn bias_add(&self, y: Self::Tensor, bias: &Self::Weight) -> Result<Self::Tensor>;

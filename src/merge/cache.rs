@@ -34,6 +34,8 @@ pub trait Build: Send + Sync + 'static {
 
     /// Bytes of a model; the same for all of them.
     fn bytes(&self) -> usize;
+    /// Frees memory that is kept for later builds.
+    fn relieve(&self) {}
     /// Builds one model. Called on the cache's thread, one build at a time.
     fn build(&self, key: &Self::Key) -> Result<Self::Value, MergeError>;
 }
@@ -334,21 +336,9 @@ impl<B: Build> Cache<B> {
         Some(Lease { model, _slot: slot })
     }
 
-    /// Gives up all models that nobody holds; returns how many.
+    /// Gives up all models that nobody holds, and their memory; returns how many.
     pub fn clear(&self) -> usize {
-        let mut evicted = Vec::new();
-        {
-            let mut state = self.shared.lock();
-            while let Some(model) = state.evict(self.shared.builder.bytes()) {
-                evicted.push(model);
-            }
-        }
-        let count = evicted.len();
-        for (model, event) in evicted {
-            drop(model);
-            (self.shared.on_event)(event);
-        }
-        count
+        self.shared.clear()
     }
 
     /// Most models at a time.
@@ -397,6 +387,23 @@ impl<B: Build> Shared<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn clear(&self) -> usize {
+        let mut evicted = Vec::new();
+        {
+            let mut state = self.lock();
+            while let Some(model) = state.evict(self.builder.bytes()) {
+                evicted.push(model);
+            }
+        }
+        let count = evicted.len();
+        for (model, event) in evicted {
+            drop(model);
+            (self.on_event)(event);
+        }
+        self.builder.relieve();
+        count
+    }
+
     fn work(&self, queue: &mpsc::Receiver<Job<B>>) {
         for job in queue {
             if self.abandon(&job) {
@@ -407,7 +414,13 @@ impl<B: Build> Shared<B> {
             let outcome = if self.closing.load(Ordering::Acquire) {
                 Err(MergeError::Closed)
             } else {
-                self.build(&job.key)
+                match self.build(&job.key) {
+                    // Once more with all the memory that there is.
+                    Err(error) if error.is_out_of_memory() && self.clear() > 0 => {
+                        self.build(&job.key)
+                    }
+                    outcome => outcome,
+                }
             };
             let event = self.finish(job, outcome, start.elapsed());
             (self.on_event)(event);

@@ -22,19 +22,33 @@ pub fn mixed_decoder(
     plan: &SoupPlan,
     config: ModelConfig,
 ) -> Result<Decoder<HostTensor>, MergeError> {
-    Decoder::load(config, |name| {
-        let tensor = plan.tensors().iter().find(|tensor| tensor.name == name);
-        parameter(tensor.ok_or_else(|| MergeError::Missing { tensor: name.to_owned() })?)
-    })
+    let keep = |tensor: &HostTensor| Ok(tensor.clone());
+    mixed_decoder_of(plan, config, keep, keep)
 }
 
-fn parameter(tensor: &TensorPlan) -> Result<Parameter<HostTensor>, MergeError> {
-    let mut dense = tensor.dense.iter().map(|d| Dense { weight: d.tensor.clone(), term: d.term });
-    let missing = || MergeError::Missing { tensor: tensor.name.clone() };
-    let first = dense.next().ok_or_else(missing)?;
-    let rest = dense.collect();
-    let low_rank = if tensor.low_rank.is_empty() { None } else { Some(stack(tensor)?) };
-    Ok(Parameter { first, rest, low_rank })
+/// The same on another device: `dense` brings full-rank terms there, `factor` stacked factors.
+pub fn mixed_decoder_of<W: Clone>(
+    plan: &SoupPlan,
+    config: ModelConfig,
+    dense: impl Fn(&HostTensor) -> Result<W, MergeError>,
+    factor: impl Fn(&HostTensor) -> Result<W, MergeError>,
+) -> Result<Decoder<W>, MergeError> {
+    Decoder::load(config, |name| {
+        let missing = || MergeError::Missing { tensor: name.to_owned() };
+        let tensor =
+            plan.tensors().iter().find(|tensor| tensor.name == name).ok_or_else(missing)?;
+        let terms = tensor.dense.iter();
+        let terms = terms.map(|d| Ok(Dense { weight: dense(&d.tensor)?, term: d.term }));
+        let mut terms = terms.collect::<Result<Vec<_>, MergeError>>()?.into_iter();
+        let first = terms.next().ok_or_else(missing)?;
+        let low_rank = if tensor.low_rank.is_empty() {
+            None
+        } else {
+            let LowRank { down, up, scales } = stack(tensor)?;
+            Some(LowRank { down: factor(&down)?, up: factor(&up)?, scales })
+        };
+        Ok(Parameter { first, rest: terms.collect(), low_rank })
+    })
 }
 
 /// The stacked rank is filled up with zeros to a multiple of this: products take their inputs in

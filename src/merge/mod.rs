@@ -8,10 +8,12 @@
 //! [`plan`] says of which terms each tensor is the sum, and what coefficient c gives each of them.
 //! [`dense`] computes such sums in one pass, into the recycled memory of [`slab`]; [`fused`] does it
 //! for a whole model and [`cache`] keeps the results within a budget. [`mixed`] merges nothing: it
-//! gives the decoder all the terms. [`export`] writes the merged model out for others.
+//! gives the decoder all the terms. [`export`] writes the merged model out for others. [`device`]
+//! does on a GPU what [`dense`] and [`fused`] do on the CPU.
 
 pub mod cache;
 pub mod dense;
+pub mod device;
 pub mod export;
 pub mod fused;
 mod lanes;
@@ -22,9 +24,9 @@ mod sum;
 
 pub use cache::{Build, Cache, CacheEvent, CacheStats, Fetch, Lease, Ticket};
 pub use dense::Merger;
-pub use fused::{FusedCache, FusedModel, FusedOptions};
+pub use fused::{FusedBuilder, FusedCache, FusedModel, FusedOptions};
 pub use lanes::Level;
-pub use mixed::mixed_decoder;
+pub use mixed::{mixed_decoder, mixed_decoder_of};
 pub use plan::{MergeKey, PlanError, SoupPlan};
 pub use slab::SlabError;
 
@@ -37,6 +39,12 @@ pub enum MergeError {
     /// No memory for the merged weights.
     #[error(transparent)]
     Slab(#[from] SlabError),
+    /// The GPU refused.
+    #[error(transparent)]
+    Device(#[from] crate::kernels::cuda::DeviceError),
+    /// Weights could not be brought to the GPU.
+    #[error(transparent)]
+    Kernel(#[from] crate::kernels::KernelError),
     /// A merged tensor is not what its layout says.
     #[error("merged tensor {tensor}: {source}")]
     Tensor {
@@ -70,4 +78,16 @@ pub enum MergeError {
     /// The cache was closed before the build began.
     #[error("the cache of merged models was closed")]
     Closed,
+}
+
+impl MergeError {
+    /// Whether the device had no room.
+    pub fn is_out_of_memory(&self) -> bool {
+        use crate::kernels::cuda::DeviceError;
+        match self {
+            Self::Device(DeviceError::OutOfMemory { .. }) => true,
+            Self::Kernel(error) => error.is_out_of_memory(),
+            _ => false,
+        }
+    }
 }

@@ -2,7 +2,9 @@
 //! soup. With coefficients `c(t)` of row t, a linear layer is
 //! `y_t = Σᵢ cᵢ(t) Wᵢ x_t + Σⱼ cⱼ(t) sⱼ Bⱼ Aⱼ x_t` (ALGORITHMS §1): no weight is materialised.
 
-use crate::kernels::{ColumnScale, KernelError, Kernels, Product, Result, RowCoefficients};
+use crate::kernels::{
+    ColumnScale, KernelError, Kernels, Product, Result, RowCoefficients, ScaledProduct,
+};
 
 /// One full-rank term of a parameter.
 #[derive(Debug, Clone)]
@@ -175,18 +177,18 @@ pub fn linears<K: Kernels, const N: usize>(
     }
     if !downs.is_empty() {
         let low_rank = || weights.iter().filter_map(|p| p.low_rank.as_ref());
-        let inner = downs
-            .into_iter()
-            .zip(low_rank())
-            .map(|(h, l)| k.scale_columns(h, &l.scales, coefficients))
-            .collect::<Result<Vec<_>>>()?;
         let targets = weights.iter().zip(&mut sums).filter(|(p, _)| p.low_rank.is_some());
         let mut targets: Vec<_> = targets.map(|(_, sum)| sum).collect();
-        let products = targets.iter_mut().zip(low_rank()).zip(&inner);
+        let products = downs.into_iter().zip(low_rank()).zip(&mut targets);
         let products = products
-            .map(|((sum, low_rank), x)| Product { x, weight: &low_rank.up, onto: sum.take() })
+            .map(|((x, LowRank { up, scales, .. }), sum)| ScaledProduct {
+                x,
+                scales,
+                weight: up,
+                onto: sum.take(),
+            })
             .collect();
-        for (target, sum) in targets.into_iter().zip(k.products(products)?) {
+        for (target, sum) in targets.into_iter().zip(k.scaled_products(products, coefficients)?) {
             *target = Some(sum);
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 use half::{bf16, f16};
 use ladle::{
     kernels::{
-        Batch, Dtype, HostTensor, RowCoefficients, Segment,
+        Batch, Dtype, HostTensor, Kernels, RowCoefficients, Segment,
         cpu::{BLOCK, CpuKernels, KvPool, KvShape},
     },
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
@@ -119,7 +119,20 @@ pub fn run(
     kernels: &CpuKernels,
     decoder: &Decoder<HostTensor>,
     sequences: &[Sequence],
+    setup: Run<'_>,
+) -> Vec<Vec<Vec<f32>>> {
+    let cache = |shape| KvPool::new(shape).unwrap();
+    run_on(kernels, decoder, sequences, setup, cache, |logits| logits.data().to_vec())
+}
+
+/// The same on any kernels, given how they make a cache and show a tensor's values.
+pub fn run_on<K: Kernels>(
+    kernels: &K,
+    decoder: &Decoder<K::Weight>,
+    sequences: &[Sequence],
     run: Run<'_>,
+    cache: impl FnOnce(KvShape) -> K::Cache,
+    values: impl Fn(&K::Tensor) -> Vec<f32>,
 ) -> Vec<Vec<Vec<f32>>> {
     let config = decoder.config();
     let needed: Vec<_> = sequences.iter().map(|s| s.tokens.len().div_ceil(BLOCK)).collect();
@@ -130,7 +143,7 @@ pub fn run(
         blocks: needed.iter().sum::<usize>() + 3,
         dtype: run.cache,
     };
-    let mut cache = KvPool::new(shape).unwrap();
+    let mut cache = cache(shape);
     // Blocks in an order that is nobody's natural one: 7 is coprime to the counts used here.
     let mut free = (0..shape.blocks as u32).rev().map(|i| i * 7 % shape.blocks as u32);
     let blocks: Vec<Vec<u32>> =
@@ -159,8 +172,9 @@ pub fn run(
             values: owners.iter().flat_map(|&owner| c[owner].clone()).collect(),
         });
         let out = decoder.forward(kernels, &batch, &mut cache).unwrap();
-        for (row, &owner) in owners.iter().enumerate() {
-            logits[owner].push(out.row(row).unwrap().to_vec());
+        let values = values(&out);
+        for (row, &owner) in values.chunks_exact(config.vocab_size).zip(&owners) {
+            logits[owner].push(row.to_vec());
         }
     }
     logits

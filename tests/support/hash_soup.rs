@@ -13,6 +13,7 @@ use std::{
 
 use ladle::{
     engine::{
+        EngineError,
         backend::{Backend, Facts, Fetch},
         cost::{Footprint, Pass},
     },
@@ -259,11 +260,11 @@ impl Backend for HashSoup {
         Fetch::Building(ticket)
     }
 
-    fn redeem(&self, ticket: &Ticket) -> Option<Result<Arc<Merged>, String>> {
+    fn redeem(&self, ticket: &Ticket) -> Option<Result<Arc<Merged>, EngineError>> {
         match &self.cache.lock().unwrap().get(&ticket.model)?.state {
             State::Building => None,
             State::Built(merged) => Some(Ok(merged.clone())),
-            State::Failed => Some(Err("as planned".to_owned())),
+            State::Failed => Some(Err(EngineError::Merge("as planned".to_owned()))),
         }
     }
 

@@ -22,6 +22,7 @@ use self::{pool::Pool, tensor::Recycler};
 use super::{
     AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
     Rope, RowCoefficients,
+    check::{self, fits, matrix},
 };
 
 /// Kernels on the CPU: one team of threads, one set of recycled buffers.
@@ -83,7 +84,7 @@ impl CpuKernels {
     /// A product with its shapes checked and its output at hand.
     fn job<'a>(&self, product: Product<'a, Self>) -> Result<gemm::Job<'a>> {
         let Product { x, weight: w, onto } = product;
-        let (outputs, inputs) = matrix("linear", w)?;
+        let (outputs, inputs) = matrix("linear", w.shape())?;
         fits("linear", "width of the input", inputs, x.width())?;
         let fresh = onto.is_none();
         let y = onto.unwrap_or_else(|| self.buffers.stale(x.rows(), outputs));
@@ -100,23 +101,6 @@ impl Default for CpuKernels {
     }
 }
 
-fn fits(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
-}
-
-/// `[out, in]` of a linear weight or table.
-fn matrix(op: &'static str, w: &HostTensor) -> Result<(usize, usize)> {
-    match *w.shape() {
-        [out, inputs] => Ok((out, inputs)),
-        _ => Err(KernelError::Shape {
-            op,
-            what: "rank of the weight",
-            expected: 2,
-            got: w.shape().len(),
-        }),
-    }
-}
-
 impl Kernels for CpuKernels {
     type Tensor = Tensor;
     type Weight = HostTensor;
@@ -127,7 +111,7 @@ impl Kernels for CpuKernels {
     }
 
     fn embed(&self, table: &HostTensor, tokens: &[u32]) -> Result<Tensor> {
-        let (vocab, width) = matrix("embed", table)?;
+        let (vocab, width) = matrix("embed", table.shape())?;
         let mut out = self.buffers.stale(tokens.len(), width);
         for (row, &token) in out.data_mut().chunks_exact_mut(width.max(1)).zip(tokens) {
             let token = token as usize;
@@ -266,7 +250,8 @@ impl Kernels for CpuKernels {
         batch: &Batch,
         cache: &mut KvPool,
     ) -> Result<Tensor> {
-        check_attention(&q, &k, &v, layer, shape, batch, cache.shape())?;
+        let sizes = [&q, &k, &v].map(|t| (t.rows(), t.width()));
+        check::attention(sizes, layer, shape, batch, cache.shape())?;
         let mut out = q.stale_like();
         match cache.shape().dtype {
             Dtype::Bf16 => {
@@ -337,7 +322,7 @@ fn coefficient_column(
     Ok(coefficients.column(term))
 }
 
-/// Stores the keys and values of the batch's rows; `check_attention` has passed.
+/// Stores the keys and values of the batch's rows; `check::attention` has passed.
 fn store<T: kv::KvElement>(layer: &mut kv::KvLayer<'_, T>, k: &Tensor, v: &Tensor, batch: &Batch) {
     let width = k.width();
     for segment in &batch.segments {
@@ -348,50 +333,4 @@ fn store<T: kv::KvElement>(layer: &mut kv::KvLayer<'_, T>, k: &Tensor, v: &Tenso
             layer.store(block, position % BLOCK, &k[..width], &v[..width]);
         }
     }
-}
-
-/// Everything that attention indexes by.
-#[allow(clippy::too_many_arguments)]
-fn check_attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    layer: usize,
-    shape: AttentionShape,
-    batch: &Batch,
-    pool: KvShape,
-) -> Result<()> {
-    let op = "attention";
-    let fits = |what, expected, got| fits(op, what, expected, got);
-    fits("key/value heads", pool.kv_heads, shape.kv_heads)?;
-    fits("width of a head", pool.head_dim, shape.head_dim)?;
-    fits("query heads that no key head serves", 0, shape.heads % shape.kv_heads.max(1))?;
-    fits("rest of the head's width over 2", 0, shape.head_dim % 2)?;
-    fits("width of q", shape.heads * shape.head_dim, q.width())?;
-    fits("width of k", shape.kv_heads * shape.head_dim, k.width())?;
-    fits("width of v", k.width(), v.width())?;
-    fits("rows of k", q.rows(), k.rows())?;
-    fits("rows of v", q.rows(), v.rows())?;
-    if layer >= pool.layers {
-        let what = "layer (below)";
-        return Err(KernelError::Shape { op, what, expected: pool.layers, got: layer });
-    }
-    let mut next = 0;
-    for segment in &batch.segments {
-        fits("first row of a segment", next, segment.rows.start)?;
-        next = segment.rows.end.max(next);
-        let needed = (segment.cached + segment.rows.len()).div_ceil(BLOCK);
-        if segment.blocks.len() < needed {
-            let what = "number of cache blocks (at least)";
-            let got = segment.blocks.len();
-            return Err(KernelError::Shape { op, what, expected: needed, got });
-        }
-        for &block in &segment.blocks {
-            if block as usize >= pool.blocks {
-                let (what, got) = ("cache block (below)", block as usize);
-                return Err(KernelError::Shape { op, what, expected: pool.blocks, got });
-            }
-        }
-    }
-    fits("rows of the segments", q.rows(), next)
 }

@@ -1,0 +1,310 @@
+//! A soup served on a GPU: weights in device memory (or streamed for every merge), one decoder for
+//! all c over them where they fit, the cache of merged models, and the key/value memory.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    backend::{Backend, Facts, Fetch},
+    cpu::OpenError,
+    footprint::footprint,
+    merged::{Merged, OnCacheEvent},
+    placement::{Demand, Placement, place},
+    request::EngineError,
+};
+use crate::{
+    config::MergeMode,
+    kernels::{
+        Batch, Dtype, HostTensor, KernelError, Kernels,
+        cpu::{BLOCK, KvShape},
+        cuda::{CudaKernels, Device, KvCache, Weight},
+    },
+    merge::{
+        Cache, Lease, MergeKey, SoupPlan, Ticket,
+        device::{DeviceBuilder, DeviceModel, Resident, compute_dtype, largest_staging},
+        mixed_decoder_of,
+        plan::DenseTerm,
+    },
+    model::{config::ModelConfig, decoder::Decoder},
+    preference::Coefficients,
+    soup::Soup,
+};
+
+/// How a soup is opened for serving on a GPU.
+#[derive(Clone)]
+pub struct CudaOptions {
+    /// Bytes of device memory to use; `None`: nine tenths of what is free.
+    pub device_bytes: Option<usize>,
+    /// Bytes of keys and values; `None`: a share of the device's memory.
+    pub kv_bytes: Option<usize>,
+    /// Bytes of merged weights; `None`: what is left.
+    pub merged_bytes: Option<usize>,
+    /// Execution modes that are wanted; decides what is set up.
+    pub merge_mode: MergeMode,
+    /// Token rows of the largest step.
+    pub step_rows: usize,
+    /// Rows of a step whose logits may be wanted.
+    pub logit_rows: usize,
+    /// Told of what happens in the cache of merged models.
+    pub on_cache_event: Option<OnCacheEvent>,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            device_bytes: None,
+            kv_bytes: None,
+            merged_bytes: None,
+            merge_mode: MergeMode::Auto,
+            step_rows: 512,
+            logit_rows: 64,
+            on_cache_event: None,
+        }
+    }
+}
+
+/// A soup on a GPU.
+pub struct CudaBackend<D: Device> {
+    // Models before the kernels whose device they live on.
+    merged: Merged<DeviceBuilder<D>>,
+    mixed: Option<Decoder<Weight>>,
+    cache: KvCache<D>,
+    kernels: CudaKernels<D>,
+    config: ModelConfig,
+    plan: SoupPlan,
+    placement: Placement,
+    digest: String,
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// Sets a soup up on a device.
+    pub fn open(soup: &Soup, device: Arc<D>, options: &CudaOptions) -> Result<Self, OpenError> {
+        let config = ModelConfig::from_json(soup.base.config())?;
+        let plan = SoupPlan::new(soup, &config)?;
+        Self::new(plan, config, soup.digest.clone(), device, options)
+    }
+
+    /// Sets up what a plan says; `digest` keeps prefixes of different soups apart.
+    pub fn new(
+        plan: SoupPlan,
+        config: ModelConfig,
+        digest: String,
+        device: Arc<D>,
+        options: &CudaOptions,
+    ) -> Result<Self, OpenError> {
+        let dtype = compute_dtype(&plan);
+        let (free, _) = device.memory()?;
+        let budget = options.device_bytes.unwrap_or(free / 10 * 9).min(free);
+        let demand = demand(&plan, &config, options)?;
+        let placement = place(&demand, budget, options.merge_mode)?;
+        tracing::info!(device = device.name(), budget, ?placement, "placing the soup");
+
+        let kernels = CudaKernels::new(device, dtype)?;
+        let resident = Resident::default();
+        let mixed = if placement.mixes {
+            let dense = |tensor: &HostTensor| {
+                if widens(tensor, dtype) {
+                    return Ok(kernels.weight(&stored_as(tensor, dtype)?)?);
+                }
+                Ok(resident.weight(&kernels, tensor)?)
+            };
+            let factor = |tensor: &HostTensor| Ok(kernels.weight(&stored_as(tensor, dtype)?)?);
+            Some(mixed_decoder_of(&plan, config.clone(), dense, factor)?)
+        } else {
+            None
+        };
+        let mode = match options.merge_mode {
+            MergeMode::Auto if placement.merged == 0 => MergeMode::Mixed,
+            mode => mode,
+        };
+        let merged = Merged::open(mode, options.on_cache_event.clone(), |told| {
+            let (plan, config) = (plan.clone(), config.clone());
+            let builder = DeviceBuilder::new(&kernels, &resident, plan, config, placement.sources)?;
+            Cache::new(builder, placement.merged, move |event| told(event))
+        })?;
+        let mut shape = KvShape {
+            layers: config.layers,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            blocks: 0,
+            dtype,
+        };
+        let block = shape.block_bytes();
+        shape.blocks = block.and_then(|bytes| placement.kv.checked_div(bytes)).unwrap_or(0);
+        if shape.blocks == 0 {
+            return Err(OpenError::KvBudget { budget: placement.kv, block });
+        }
+        let cache = kernels.cache(shape)?;
+        kernels.synchronize()?;
+        Ok(Self { merged, mixed, cache, kernels, config, plan, placement, digest })
+    }
+
+    /// Where everything went.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// The kernels that decode.
+    pub fn kernels(&self) -> &CudaKernels<D> {
+        &self.kernels
+    }
+
+    fn attempt(
+        &mut self,
+        merged: Option<&Lease<DeviceModel>>,
+        batch: &Batch,
+    ) -> Result<Vec<f32>, KernelError> {
+        let decoder = match merged {
+            Some(model) => model.decoder(),
+            None => self.mixed.as_ref().ok_or(KernelError::Shape {
+                op: "forward",
+                what: "number of merged models",
+                expected: 1,
+                got: 0,
+            })?,
+        };
+        let hidden = decoder.hidden(&self.kernels, batch, &mut self.cache)?;
+        if batch.outputs.is_empty() {
+            // A chunk in the middle of a prompt: its keys and values are all that is wanted. The
+            // weights may be given back as soon as this returns.
+            self.kernels.synchronize()?;
+            return Ok(Vec::new());
+        }
+        let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
+        let logits = decoder.logits(&self.kernels, &hidden, c.as_ref())?;
+        self.kernels.values(&logits)
+    }
+}
+
+/// Whether a full-rank term is widened for mixed steps: products of 16-bit weights round their
+/// input, which a model in f32 must not.
+fn widens(tensor: &HostTensor, compute: Dtype) -> bool {
+    compute == Dtype::F32 && tensor.dtype() != compute
+}
+
+/// The values of a tensor in another storage type.
+fn stored_as(tensor: &HostTensor, dtype: Dtype) -> Result<HostTensor, KernelError> {
+    if tensor.dtype() == dtype {
+        return Ok(tensor.clone());
+    }
+    let wide = tensor.to_f32();
+    let values = wide.iter();
+    let bytes: Vec<u8> = match dtype {
+        Dtype::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F16 => values.flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+    };
+    let len = bytes.len();
+    HostTensor::new(Arc::new(bytes), 0..len, dtype, tensor.shape().to_vec())
+        .map_err(|_| KernelError::Dtype { op: "conversion", dtype: dtype.to_string() })
+}
+
+/// What the soup wants of the device, counted over its tensors.
+fn demand(
+    plan: &SoupPlan,
+    config: &ModelConfig,
+    options: &CudaOptions,
+) -> Result<Demand, OpenError> {
+    let mut seen = HashSet::new();
+    let mut once = |tensor: &HostTensor| {
+        let bytes = tensor.bytes();
+        if seen.insert(bytes.as_ptr().addr()) { bytes.len() } else { 0 }
+    };
+    let (mut dense, mut factors, mut converted) = (0, 0, 0);
+    let dtype = compute_dtype(plan);
+    for tensor in plan.tensors() {
+        for DenseTerm { tensor, .. } in &tensor.dense {
+            dense += once(tensor);
+            converted += if widens(tensor, dtype) { tensor.len() * dtype.size() } else { 0 };
+        }
+        for factor in tensor.low_rank.iter().flat_map(|term| [&term.down, &term.up]) {
+            factors += once(factor);
+            converted += factor.len() * dtype.size();
+        }
+    }
+    // f32 and a rounded copy: the residual stream, what a layer holds at once, and the logits.
+    let widths =
+        6 * config.hidden_size + 3 * config.heads * config.head_dim + 3 * config.intermediate_size;
+    let activations = 6 * (options.step_rows * widths + options.logit_rows * config.vocab_size);
+    let merges = options.merge_mode != MergeMode::Mixed;
+    let mixes = options.merge_mode != MergeMode::Fused;
+    let model =
+        crate::merge::slab::Layout::new(plan, None).map_err(crate::merge::MergeError::from)?;
+    Ok(Demand {
+        sources: dense + if merges { factors } else { 0 } + if mixes { converted } else { 0 },
+        factors,
+        staging: largest_staging(plan),
+        model: model.bytes(),
+        activations,
+        kv: options.kv_bytes,
+        merged: options.merged_bytes,
+    })
+}
+
+impl<D: Device> Backend for CudaBackend<D> {
+    type Lease = Lease<DeviceModel>;
+    type Ticket = Ticket<DeviceModel>;
+    type Logits = Vec<f32>;
+
+    fn facts(&self) -> Facts {
+        Facts {
+            vocabulary: self.config.vocab_size,
+            backbones: self.plan.backbones(),
+            context: self.config.max_positions,
+            blocks: self.cache.shape().blocks,
+            block_tokens: BLOCK,
+            digest: self.digest.clone(),
+            merged_models: self.merged.capacity(),
+            mixes: self.placement.mixes,
+            footprint: footprint(&self.plan, self.config.tied),
+        }
+    }
+
+    fn canonical(&self, c: &Coefficients) -> Coefficients {
+        MergeKey::of(c).coefficients()
+    }
+
+    fn terms(&self, c: &Coefficients) -> Vec<f32> {
+        // As on the CPU: the engine's bounds have checked number and finiteness.
+        self.plan.term_values(c).unwrap_or_default()
+    }
+
+    fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease> {
+        self.merged.cached(c)
+    }
+
+    fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket> {
+        self.merged.fetch(c)
+    }
+
+    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>> {
+        self.merged.redeem(ticket)
+    }
+
+    fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
+        self.merged.set_waker(wake);
+    }
+
+    /// A pass that meets no memory is made once more with the merged models that nobody holds given
+    /// up: it writes the same keys and values again.
+    fn forward(
+        &mut self,
+        merged: Option<&Self::Lease>,
+        batch: &Batch,
+    ) -> Result<Vec<f32>, KernelError> {
+        match self.attempt(merged, batch) {
+            Err(error) if error.is_out_of_memory() && self.merged.clear() > 0 => {
+                self.attempt(merged, batch)
+            }
+            other => other,
+        }
+    }
+
+    fn values<'a>(&self, logits: &'a mut Vec<f32>) -> &'a mut [f32] {
+        logits
+    }
+
+    fn reset(&mut self) -> Result<(), KernelError> {
+        self.kernels.clear(&self.cache)?;
+        self.kernels.synchronize()
+    }
+}

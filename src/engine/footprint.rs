@@ -1,0 +1,40 @@
+//! What a soup costs, counted over its plan.
+
+use super::cost::{Footprint, Pass};
+use crate::{kernels::HostTensor, merge::SoupPlan};
+
+/// What a pass moves and computes, counted over the plan's tensors. An embedding that is not
+/// also the head is looked up by row, so it costs nothing; the head costs its bytes, and its
+/// products only for the rows that are sampled.
+pub(super) fn footprint(plan: &SoupPlan, tied: bool) -> Footprint {
+    let none = Pass { bytes: 0.0, flops_per_row: 0.0 };
+    let mut cost = Footprint { fused: none, mixed: none, merge_bytes: 0.0, merge_flops: 0.0 };
+    for tensor in plan.tensors() {
+        let elements: f64 = tensor.shape().iter().map(|&dim| dim as f64).product();
+        let merged = elements * tensor.dtype.size() as f64;
+        let bytes = |t: &HostTensor| t.bytes().len() as f64;
+        let dense: f64 = tensor.dense.iter().map(|term| bytes(&term.tensor)).sum();
+        let factors = tensor.low_rank.iter().flat_map(|term| [&term.down, &term.up]);
+        let (mut low_rank, mut low_rank_elements) = (0.0, 0.0);
+        for factor in factors {
+            low_rank += bytes(factor);
+            low_rank_elements += factor.len() as f64;
+        }
+        let ranks: usize = tensor.low_rank.iter().map(|term| term.down.shape()[0]).sum();
+        cost.merge_flops += 2.0 * elements * ranks as f64;
+        cost.merge_bytes += dense + low_rank + merged;
+        let embedding = tensor.name == "model.embed_tokens.weight";
+        if embedding && !tied {
+            continue;
+        }
+        cost.fused.bytes += merged;
+        cost.mixed.bytes += dense + low_rank;
+        let linear = tensor.shape().len() == 2 && !embedding && tensor.name != "lm_head.weight";
+        if linear {
+            cost.fused.flops_per_row += 2.0 * elements;
+            cost.mixed.flops_per_row +=
+                2.0 * (elements * tensor.dense.len() as f64 + low_rank_elements);
+        }
+    }
+    cost
+}

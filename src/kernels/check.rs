@@ -1,0 +1,70 @@
+//! What every kernel set checks before it indexes.
+
+use super::{
+    AttentionShape, Batch, KernelError, Result,
+    cpu::{BLOCK, KvShape},
+};
+
+pub(super) fn fits(
+    op: &'static str,
+    what: &'static str,
+    expected: usize,
+    got: usize,
+) -> Result<()> {
+    if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
+}
+
+/// `[out, in]` of a linear weight or table.
+pub(super) fn matrix(op: &'static str, shape: &[usize]) -> Result<(usize, usize)> {
+    match *shape {
+        [out, inputs] => Ok((out, inputs)),
+        _ => {
+            let what = "rank of the weight";
+            Err(KernelError::Shape { op, what, expected: 2, got: shape.len() })
+        }
+    }
+}
+
+/// Everything that attention indexes by. `sizes`: rows and widths of q, k and v.
+pub(super) fn attention(
+    sizes: [(usize, usize); 3],
+    layer: usize,
+    shape: AttentionShape,
+    batch: &Batch,
+    pool: KvShape,
+) -> Result<()> {
+    let op = "attention";
+    let fits = |what, expected, got| fits(op, what, expected, got);
+    let [q, k, v] = sizes;
+    fits("key/value heads", pool.kv_heads, shape.kv_heads)?;
+    fits("width of a head", pool.head_dim, shape.head_dim)?;
+    fits("query heads that no key head serves", 0, shape.heads % shape.kv_heads.max(1))?;
+    fits("rest of the head's width over 2", 0, shape.head_dim % 2)?;
+    fits("width of q", shape.heads * shape.head_dim, q.1)?;
+    fits("width of k", shape.kv_heads * shape.head_dim, k.1)?;
+    fits("width of v", k.1, v.1)?;
+    fits("rows of k", q.0, k.0)?;
+    fits("rows of v", q.0, v.0)?;
+    if layer >= pool.layers {
+        let what = "layer (below)";
+        return Err(KernelError::Shape { op, what, expected: pool.layers, got: layer });
+    }
+    let mut next = 0;
+    for segment in &batch.segments {
+        fits("first row of a segment", next, segment.rows.start)?;
+        next = segment.rows.end.max(next);
+        let needed = (segment.cached + segment.rows.len()).div_ceil(BLOCK);
+        if segment.blocks.len() < needed {
+            let what = "number of cache blocks (at least)";
+            let got = segment.blocks.len();
+            return Err(KernelError::Shape { op, what, expected: needed, got });
+        }
+        for &block in &segment.blocks {
+            if block as usize >= pool.blocks {
+                let (what, got) = ("cache block (below)", block as usize);
+                return Err(KernelError::Shape { op, what, expected: pool.blocks, got });
+            }
+        }
+    }
+    fits("rows of the segments", q.0, next)
+}

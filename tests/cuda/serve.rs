@@ -1,0 +1,182 @@
+//! Whole soups through the engine on the device, against the CPU backend.
+
+#[path = "../support/answers.rs"]
+#[allow(dead_code)] // its other users need more of it
+mod answers;
+
+use answers::{Answer, collect, settled};
+use ladle::{
+    engine::{
+        CpuBackend, CpuOptions, CudaBackend, CudaOptions, EngineConfig, EngineError, EngineHandle,
+        GenerateRequest, Limits, MergeMode,
+        backend::{Backend, Fetch},
+        start,
+    },
+    kernels::{Batch, Segment},
+    merge::device::Sources,
+    preference::{Alpha, Coefficients, Preference},
+    sampling::SamplingParams,
+    soup::Soup,
+    tokenizer::Tokenizer,
+};
+
+use crate::{
+    emulator::Emulator,
+    fixtures::{SOUPS, open},
+};
+
+fn config(merge_mode: MergeMode) -> EngineConfig {
+    let limits =
+        Limits { step_tokens: 64, prefill_chunk: 16, lanes: 8, ..EngineConfig::default().limits };
+    EngineConfig { limits, merge_mode, ..EngineConfig::default() }
+}
+
+fn options(merge_mode: MergeMode) -> CudaOptions {
+    CudaOptions {
+        kv_bytes: Some(4 << 20),
+        merged_bytes: Some(8 << 20),
+        merge_mode,
+        step_rows: 64,
+        ..CudaOptions::default()
+    }
+}
+
+fn on_device(soup: &Soup, options: &CudaOptions, limit: usize) -> CudaBackend<Emulator> {
+    CudaBackend::open(soup, Emulator::new(limit, false), options).unwrap()
+}
+
+fn serve<B: Backend>(soup: &Soup, backend: B, mode: MergeMode) -> EngineHandle {
+    start(backend, Tokenizer::from_dir(&soup.base_dir).unwrap(), config(mode)).unwrap()
+}
+
+/// The `n`-th of many distinct models, some of them extrapolated.
+fn nth(soup: &Soup, n: usize) -> Coefficients {
+    let weights: Vec<f64> =
+        (0..soup.mixing.len()).map(|i| 1.0 + ((n + 1) * (i + 3) * 7 % 11) as f64).collect();
+    let preference = Preference::new(&weights, soup.mixing.len()).unwrap();
+    soup.mixing.solve(&preference, &Alpha::Scalar((n % 3) as f64 * 0.25)).coefficients
+}
+
+fn request(soup: &Soup, n: usize) -> GenerateRequest {
+    let prompt = (0..5 + n * 7 % 30).map(|i| 20 + ((n * 37 + i * 11) % 400) as u32).collect();
+    GenerateRequest {
+        sampling: SamplingParams { logprobs: Some(0), ..SamplingParams::greedy() },
+        ignore_eos: true,
+        ..GenerateRequest::new(prompt, nth(soup, n), 4)
+    }
+}
+
+fn answers(soup: &Soup, engine: &EngineHandle) -> Vec<Answer> {
+    let all: Vec<_> = (0..4).map(|n| engine.submit(request(soup, n)).unwrap()).collect();
+    let all = all.into_iter().map(collect).collect();
+    settled(engine);
+    all
+}
+
+fn assert_same(what: &str, got: &[Answer], expected: &[Answer]) {
+    for (got, expected) in got.iter().zip(expected) {
+        assert_eq!(got.ids(), expected.ids(), "{what}");
+        for (a, b) in got.tokens.iter().zip(&expected.tokens) {
+            let (a, b) = (a.logprob.unwrap(), b.logprob.unwrap());
+            assert!((a - b).abs() < 1e-4, "{what}: log-probability {a} vs {b}");
+        }
+    }
+}
+
+#[test]
+fn every_soup_answers_as_on_the_cpu_fused_mixed_and_streamed() {
+    for name in SOUPS {
+        let soup = open(name);
+        let cpu = CpuOptions { threads: Some(2), merged_bytes: 8 << 20, ..CpuOptions::default() };
+        let cpu = CpuBackend::open(&soup, &cpu).unwrap();
+        let expected = answers(&soup, &serve(&soup, cpu, MergeMode::Mixed));
+        for mode in [MergeMode::Auto, MergeMode::Fused, MergeMode::Mixed] {
+            let backend = on_device(&soup, &options(mode), 1 << 28);
+            assert_eq!(backend.placement().sources, Sources::Resident);
+            let engine = serve(&soup, backend, mode);
+            assert_same(&format!("{name} {mode:?}"), &answers(&soup, &engine), &expected);
+            let stats = engine.stats();
+            match mode {
+                MergeMode::Fused => assert_eq!(stats.mixed_forwards, 0),
+                MergeMode::Mixed => assert_eq!(stats.fused_forwards, 0),
+                MergeMode::Auto => {}
+            }
+        }
+        // Room for merged models but not for the sources beside them.
+        let small = CudaOptions { merged_bytes: None, ..options(MergeMode::Fused) };
+        let Some(backend) = smallest(&soup, &small) else { continue };
+        let engine = serve(&soup, backend, MergeMode::Fused);
+        assert_same(&format!("{name} streamed"), &answers(&soup, &engine), &expected);
+    }
+}
+
+/// The soup on the smallest device, in steps of 64 KiB, that holds it; none where even that keeps
+/// the sources.
+fn smallest(soup: &Soup, options: &CudaOptions) -> Option<CudaBackend<Emulator>> {
+    let device = |bytes: usize| Emulator::new(bytes + (1 << 20), false);
+    let budgets = (1..1024).map(|n| n << 16);
+    let mut backends = budgets.filter_map(|bytes| {
+        let options = CudaOptions { device_bytes: Some(bytes), ..options.clone() };
+        CudaBackend::open(soup, device(bytes), &options).ok()
+    });
+    let smallest = backends.next().unwrap();
+    matches!(smallest.placement().sources, Sources::Streamed { .. }).then_some(smallest)
+}
+
+fn batch(tokens: usize) -> Batch {
+    Batch {
+        tokens: (0..tokens as u32).collect(),
+        positions: (0..tokens as u32).collect(),
+        segments: vec![Segment { rows: 0..tokens, cached: 0, blocks: (0..9).collect() }],
+        outputs: (0..tokens).collect(),
+        coefficients: None,
+    }
+}
+
+#[test]
+fn a_pass_that_meets_no_memory_gives_up_idle_models_and_then_refuses() {
+    let soup = open("soup-tiny-full");
+    let options = options(MergeMode::Fused);
+    let device = Emulator::new(1 << 28, false);
+    let mut backend = CudaBackend::open(&soup, device.clone(), &options).unwrap();
+    let lease = |backend: &mut CudaBackend<Emulator>, n| {
+        let c = nth(&soup, n);
+        loop {
+            match backend.fetch(&c) {
+                Fetch::Ready(lease) => return lease,
+                _ => std::thread::yield_now(),
+            }
+        }
+    };
+    let held = lease(&mut backend, 0);
+    let expected = backend.forward(Some(&held), &batch(3)).unwrap();
+    let idle = lease(&mut backend, 1);
+    drop(idle);
+    let before = device.used();
+    // A long pass, with hardly any room left beside what is allocated.
+    device.limit_to(before + 1024);
+    backend.forward(Some(&held), &batch(140)).unwrap();
+    assert!(backend.cached(&nth(&soup, 1)).is_none(), "the idle model was kept");
+    device.limit_to(0);
+    let refused = backend.forward(Some(&held), &batch(144)).err();
+    // Everything it needs may be recycled; what cannot be must be refused as such.
+    assert!(refused.is_none_or(|error| error.is_out_of_memory()));
+    device.limit_to(1 << 28);
+    assert_eq!(backend.forward(Some(&held), &batch(3)).unwrap(), expected);
+}
+
+#[test]
+fn a_request_that_meets_no_memory_is_told_so_and_the_next_is_served() {
+    let soup = open("soup-tiny-full");
+    let options = options(MergeMode::Fused);
+    let device = Emulator::new(1 << 28, false);
+    let backend = CudaBackend::open(&soup, device.clone(), &options).unwrap();
+    device.limit_to(device.used());
+    let engine = serve(&soup, backend, MergeMode::Fused);
+    let refused = collect(engine.submit(request(&soup, 0)).unwrap());
+    assert!(matches!(refused.failed, Some(EngineError::Memory(_))), "{:?}", refused.failed);
+    device.limit_to(1 << 28);
+    let served = collect(engine.submit(request(&soup, 0)).unwrap());
+    assert_eq!(served.ids().len(), 4);
+    settled(&engine);
+}
