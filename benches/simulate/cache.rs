@@ -150,7 +150,7 @@ impl Backend for Slots {
         Fetch::Building(Waiting { name, _lease: lease })
     }
 
-    fn redeem(&self, ticket: &Waiting) -> Option<Result<Arc<()>, String>> {
+    fn redeem(&self, ticket: &Waiting) -> Option<Result<Arc<()>, ladle::engine::EngineError>> {
         let entry = self.entries.get(&ticket.name)?;
         (entry.ready <= self.now).then(|| Ok(entry.lease.clone()))
     }
