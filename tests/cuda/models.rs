@@ -42,7 +42,7 @@ fn logits_equal_transformers() {
         let got = logits(&model, Dtype::F32, &steps);
         for (got, sequence) in got.iter().zip(&model.sequences) {
             let expected = &sequence.logits[..got.len()];
-            assert_close(name, &[got.clone()], &[expected.to_vec()], 1e-4);
+            assert_close(name, std::slice::from_ref(got), &[expected.to_vec()], 1e-4);
         }
     }
 }

@@ -136,7 +136,8 @@ impl<D: Device> CudaKernels<D> {
     pub fn clear(&self, cache: &KvCache<D>) -> Result<()> {
         let bytes = cache.layer * cache.shape.layers;
         // SAFETY: the cache is that long.
-        Ok(unsafe { self.device.zero(&self.stream, cache.address, bytes)? })
+        unsafe { self.device.zero(&self.stream, cache.address, bytes)? };
+        Ok(())
     }
 
     /// Attention; the sizes were checked.
