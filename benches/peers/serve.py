@@ -1,6 +1,6 @@
 """Serving speed of ladle, llama.cpp's server and vLLM's CPU build on the same model, adapters and load.
 
-usage: serve.py ENV [--cases ladle/shared,llama.cpp/none] [--clients 1,4,8,16] [--out FILE] [--list]
+usage: serve.py ENV [--cases ladle/shared,llama.cpp/none] [--clients 1,4,8,16] [--each N] [--out FILE] [--list]
 
 ENV is the directory that `benches/peers/setup` made. Each case starts its server, warms it up, then
 runs the load for each number of clients: prompts of about 100 tokens, 64 new ones, greedy. Results go
@@ -52,7 +52,7 @@ async def wait_ready(session, server, process, log):
     raise SystemExit(f"the server was not ready after {START_TIMEOUT} s")
 
 
-async def play(session, server, case, clients, seed):
+async def play(session, server, case, clients, each, seed):
     """One measured run after a warm-up. Returns what report.py keeps of it."""
     mixes = case["mixes"]
     mix_of = (lambda client: client % load.MIXES) if mixes in ("distinct", "adapters") else (lambda client: 0)
@@ -71,7 +71,7 @@ async def play(session, server, case, clients, seed):
         window = await run.arrivals(8, ARRIVING, lambda k: 2000 + k if fresh else 0)
         extra["window_ms"] = [round(1e3 * at, 1) for at in window]
     else:
-        await run.closed_loop(clients, EACH.get(clients, 2), TOKENS, mix_of)
+        await run.closed_loop(clients, each or EACH.get(clients, 2), TOKENS, mix_of)
     extra["usage"] = before.since()
     return extra | {"requests": [load.read(answer, server) for answer in run.answers]}
 
@@ -94,10 +94,10 @@ async def measure(name, clients, options):
             async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
                 start_s = await wait_ready(session, server, process, log)
                 for n in clients:
-                    row = await play(session, server, case, n, options.seed)
+                    row = await play(session, server, case, n, options.each, options.seed)
                     row = {
                         "case": name, "clients": n, "dtype": case["dtype"],
-                        "command": " ".join(command).replace(str(options.env), "ENV").replace(str(ROOT), "."),
+                        "command": " ".join([pathlib.Path(command[0]).name, *command[1:]]).replace(str(options.env), "ENV").replace(str(ROOT), "."),
                         "env": {k: v.replace(str(options.env), "ENV") for k, v in server.env.items()},
                         "version": version, "at": datetime.datetime.now().isoformat(timespec="seconds"),
                         "start_s": start_s, "weights_bytes": server.weights(),
@@ -116,6 +116,7 @@ def main():
     parser.add_argument("env", type=lambda p: pathlib.Path(p).resolve())
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--clients", default="1,4,8,16")
+    parser.add_argument("--each", type=int, help="requests that each client sends (default 5 to 2, by their number)")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--port", type=int, default=18990)
     parser.add_argument("--seed", type=int, default=1)
