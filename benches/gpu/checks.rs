@@ -94,7 +94,8 @@ fn one<D: Device>(
     let open = |mode| {
         let options = CudaOptions { merge_mode: mode, ..options.clone() };
         let digest = "check".to_owned();
-        CudaBackend::new(plan.clone(), model.clone(), digest, device.clone(), &options).unwrap()
+        CudaBackend::with_plan(plan.clone(), model.clone(), digest, device.clone(), &options)
+            .unwrap()
     };
     let shape = KvShape {
         layers: model.layers,

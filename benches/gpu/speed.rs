@@ -99,7 +99,7 @@ fn merge<D: Device>(
     let options = options(MergeMode::Fused, scale);
     let config = scale.model.clone();
     let mut backend =
-        CudaBackend::new(plan, config, "merge".into(), device.clone(), &options).unwrap();
+        CudaBackend::with_plan(plan, config, "merge".into(), device.clone(), &options).unwrap();
     let bytes = backend.facts().footprint.merge_bytes;
     // The first ones also allocate.
     let models = backend.facts().merged_models;
@@ -158,7 +158,7 @@ fn decode<D: Device>(device: &Arc<D>, scale: &Scale, pool: &mut Pool, kind: Kind
     let options = options(MergeMode::Auto, scale);
     let config = scale.model.clone();
     let mut backend =
-        CudaBackend::new(plan, config, "decode".into(), device.clone(), &options).unwrap();
+        CudaBackend::with_plan(plan, config, "decode".into(), device.clone(), &options).unwrap();
     let one = lease(&mut backend, &nth(3, 0));
     let weights = backend.facts().footprint.fused.bytes;
     let mut results = Vec::new();
@@ -189,7 +189,8 @@ fn first_token<D: Device>(
     let plan = pool.plan(&scale.model, kind, 3);
     let options = options(MergeMode::Auto, scale);
     let config = scale.model.clone();
-    let backend = CudaBackend::new(plan, config, "load".into(), device.clone(), &options).unwrap();
+    let backend =
+        CudaBackend::with_plan(plan, config, "load".into(), device.clone(), &options).unwrap();
     let limits = Limits { lanes: 64, ..EngineConfig::default().limits };
     let engine = EngineConfig { limits, machine: Machine::GPU, ..EngineConfig::default() };
     let engine = start(backend, Tokenizer::from_dir(tokenizer).unwrap(), engine).unwrap();

@@ -1,6 +1,6 @@
 //! What the engine asks of a loaded soup: logits of a batch under merged weights or per-row
 //! coefficients, and merged weights. The worker is written once over this trait;
-//! [`super::cpu::CpuBackend`] is the one that serves.
+//! [`super::loaded::Loaded`] is the one that serves.
 
 use std::sync::Arc;
 

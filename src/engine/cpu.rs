@@ -1,29 +1,24 @@
 //! A soup served on the CPU: the mapped weights, one decoder for all c over them, the cache of
 //! merged models, and the key/value memory.
 
-use std::sync::Arc;
-
 use super::{
-    backend::{Backend, Facts, Fetch},
-    footprint::footprint,
+    loaded::{Identity, Loaded, Passes, kv_shape},
     merged::{Merged, OnCacheEvent},
-    request::EngineError,
 };
 use crate::{
     config::MergeMode,
     kernels::{
         Batch, Dtype, HostTensor, KernelError,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape, Tensor},
+        cpu::{BLOCK, CpuKernels, KvPool, Tensor},
     },
     merge::{
-        FusedBuilder, FusedCache, FusedModel, FusedOptions, Lease, MergeError, MergeKey, PlanError,
-        SoupPlan, Ticket, mixed_decoder,
+        FusedBuilder, FusedCache, FusedModel, FusedOptions, MergeError, PlanError, SoupPlan,
+        mixed_decoder,
     },
     model::{
         config::{ConfigError, ModelConfig},
         decoder::Decoder,
     },
-    preference::Coefficients,
     soup::Soup,
 };
 
@@ -95,15 +90,13 @@ pub enum OpenError {
 }
 
 /// A soup on the CPU.
-pub struct CpuBackend {
+pub type CpuBackend = Loaded<CpuPasses>;
+
+/// Passes over the mapped weights, or over merged ones.
+pub struct CpuPasses {
     kernels: CpuKernels,
     cache: KvPool,
-    config: ModelConfig,
-    plan: SoupPlan,
-    digest: String,
     mixed: Decoder<HostTensor>,
-    merged: Merged<FusedBuilder>,
-    mixes: bool,
 }
 
 impl CpuBackend {
@@ -125,82 +118,30 @@ impl CpuBackend {
             Dtype::F32 => Dtype::F32,
             Dtype::F16 | Dtype::Bf16 => Dtype::Bf16,
         });
-        let mut shape = KvShape {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            blocks: 0,
-            dtype,
-        };
-        let block = shape.block_bytes();
-        shape.blocks = block.and_then(|bytes| options.kv_bytes.checked_div(bytes)).unwrap_or(0);
-        if shape.blocks == 0 {
-            return Err(OpenError::KvBudget { budget: options.kv_bytes, block });
-        }
-        Ok(Self {
+        let passes = CpuPasses {
             kernels: options.threads.map_or_else(CpuKernels::default, CpuKernels::new),
-            cache: KvPool::new(shape)?,
-            config,
-            plan,
-            digest: soup.digest.clone(),
+            cache: KvPool::new(kv_shape(&config, dtype, options.kv_bytes)?)?,
             mixed,
-            merged,
-            mixes: options.merge_mode != MergeMode::Fused,
-        })
+        };
+        let identity = Identity { config, plan, digest: soup.digest.clone() };
+        Ok(Self::new(identity, merged, passes, options.merge_mode != MergeMode::Fused))
     }
 }
 
-impl Backend for CpuBackend {
-    type Lease = Lease<FusedModel>;
-    type Ticket = Ticket<FusedModel>;
+impl Passes for CpuPasses {
+    type Builder = FusedBuilder;
     type Logits = Tensor;
 
-    fn facts(&self) -> Facts {
-        Facts {
-            vocabulary: self.config.vocab_size,
-            backbones: self.plan.backbones(),
-            context: self.config.max_positions,
-            blocks: self.cache.shape().blocks,
-            block_tokens: BLOCK,
-            digest: self.digest.clone(),
-            merged_models: self.merged.capacity(),
-            mixes: self.mixes,
-            footprint: footprint(&self.plan, self.config.tied),
-        }
-    }
-
-    fn canonical(&self, c: &Coefficients) -> Coefficients {
-        MergeKey::of(c).coefficients()
-    }
-
-    fn terms(&self, c: &Coefficients) -> Vec<f32> {
-        // The engine's bounds have checked number and finiteness; without its terms a batch is
-        // refused by the kernels, so an error here would not pass unseen either.
-        self.plan.term_values(c).unwrap_or_default()
-    }
-
-    fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease> {
-        self.merged.cached(c)
-    }
-
-    fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket> {
-        self.merged.fetch(c)
-    }
-
-    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>> {
-        self.merged.redeem(ticket)
-    }
-
-    fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
-        self.merged.set_waker(wake);
+    fn blocks(&self) -> usize {
+        self.cache.shape().blocks
     }
 
     fn forward(
         &mut self,
-        merged: Option<&Self::Lease>,
+        merged: Option<&FusedModel>,
         batch: &Batch,
     ) -> Result<Tensor, KernelError> {
-        let decoder = merged.map_or(&self.mixed, |model| model.decoder());
+        let decoder = merged.map_or(&self.mixed, FusedModel::decoder);
         if batch.outputs.is_empty() {
             // A chunk in the middle of a prompt: its keys and values are all that is wanted.
             return decoder.hidden(&self.kernels, batch, &mut self.cache);

@@ -4,28 +4,24 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    backend::{Backend, Facts, Fetch},
     cpu::OpenError,
-    footprint::footprint,
+    loaded::{Identity, Loaded, Passes, kv_shape},
     merged::{Merged, OnCacheEvent},
     placement::{Demand, Placement, place},
-    request::EngineError,
 };
 use crate::{
     config::MergeMode,
     kernels::{
         Batch, Dtype, HostTensor, KernelError, Kernels,
-        cpu::{BLOCK, KvShape},
         cuda::{CudaKernels, Device, KvCache, Weight},
     },
     merge::{
-        Cache, Lease, MergeKey, SoupPlan, Ticket,
+        Cache, SoupPlan,
         device::{DeviceBuilder, DeviceModel, Resident, compute_dtype, largest_staging},
         mixed_decoder_of,
         plan::DenseTerm,
     },
     model::{config::ModelConfig, decoder::Decoder},
-    preference::Coefficients,
     soup::Soup,
 };
 
@@ -63,16 +59,14 @@ impl Default for CudaOptions {
 }
 
 /// A soup on a GPU.
-pub struct CudaBackend<D: Device> {
-    // Models before the kernels whose device they live on.
-    merged: Merged<DeviceBuilder<D>>,
+pub type CudaBackend<D> = Loaded<CudaPasses<D>>;
+
+/// Passes over weights in device memory.
+pub struct CudaPasses<D: Device> {
     mixed: Option<Decoder<Weight>>,
     cache: KvCache<D>,
     kernels: CudaKernels<D>,
-    config: ModelConfig,
-    plan: SoupPlan,
     placement: Placement,
-    digest: String,
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -80,11 +74,11 @@ impl<D: Device> CudaBackend<D> {
     pub fn open(soup: &Soup, device: Arc<D>, options: &CudaOptions) -> Result<Self, OpenError> {
         let config = ModelConfig::from_json(soup.base.config())?;
         let plan = SoupPlan::new(soup, &config)?;
-        Self::new(plan, config, soup.digest.clone(), device, options)
+        Self::with_plan(plan, config, soup.digest.clone(), device, options)
     }
 
     /// Sets up what a plan says; `digest` keeps prefixes of different soups apart.
-    pub fn new(
+    pub fn with_plan(
         plan: SoupPlan,
         config: ModelConfig,
         digest: String,
@@ -121,57 +115,21 @@ impl<D: Device> CudaBackend<D> {
             let builder = DeviceBuilder::new(&kernels, &resident, plan, config, placement.sources)?;
             Cache::new(builder, placement.merged, move |event| told(event))
         })?;
-        let mut shape = KvShape {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            blocks: 0,
-            dtype,
-        };
-        let block = shape.block_bytes();
-        shape.blocks = block.and_then(|bytes| placement.kv.checked_div(bytes)).unwrap_or(0);
-        if shape.blocks == 0 {
-            return Err(OpenError::KvBudget { budget: placement.kv, block });
-        }
+        let shape = kv_shape(&config, dtype, placement.kv)?;
         let cache = kernels.cache(shape)?;
         kernels.synchronize()?;
-        Ok(Self { merged, mixed, cache, kernels, config, plan, placement, digest })
+        let passes = CudaPasses { mixed, cache, kernels, placement };
+        Ok(Self::new(Identity { config, plan, digest }, merged, passes, placement.mixes))
     }
 
     /// Where everything went.
     pub fn placement(&self) -> Placement {
-        self.placement
+        self.passes.placement
     }
 
     /// The kernels that decode.
     pub fn kernels(&self) -> &CudaKernels<D> {
-        &self.kernels
-    }
-
-    fn attempt(
-        &mut self,
-        merged: Option<&Lease<DeviceModel>>,
-        batch: &Batch,
-    ) -> Result<Vec<f32>, KernelError> {
-        let decoder = match merged {
-            Some(model) => model.decoder(),
-            None => self.mixed.as_ref().ok_or(KernelError::Shape {
-                op: "forward",
-                what: "number of merged models",
-                expected: 1,
-                got: 0,
-            })?,
-        };
-        let hidden = decoder.hidden(&self.kernels, batch, &mut self.cache)?;
-        if batch.outputs.is_empty() {
-            // A chunk in the middle of a prompt: its keys and values are all that is wanted. The
-            // weights may be given back as soon as this returns.
-            self.kernels.synchronize()?;
-            return Ok(Vec::new());
-        }
-        let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
-        let logits = decoder.logits(&self.kernels, &hidden, c.as_ref())?;
-        self.kernels.values(&logits)
+        &self.passes.kernels
     }
 }
 
@@ -240,63 +198,38 @@ fn demand(
     })
 }
 
-impl<D: Device> Backend for CudaBackend<D> {
-    type Lease = Lease<DeviceModel>;
-    type Ticket = Ticket<DeviceModel>;
+impl<D: Device> Passes for CudaPasses<D> {
+    type Builder = DeviceBuilder<D>;
     type Logits = Vec<f32>;
 
-    fn facts(&self) -> Facts {
-        Facts {
-            vocabulary: self.config.vocab_size,
-            backbones: self.plan.backbones(),
-            context: self.config.max_positions,
-            blocks: self.cache.shape().blocks,
-            block_tokens: BLOCK,
-            digest: self.digest.clone(),
-            merged_models: self.merged.capacity(),
-            mixes: self.placement.mixes,
-            footprint: footprint(&self.plan, self.config.tied),
-        }
+    fn blocks(&self) -> usize {
+        self.cache.shape().blocks
     }
 
-    fn canonical(&self, c: &Coefficients) -> Coefficients {
-        MergeKey::of(c).coefficients()
-    }
-
-    fn terms(&self, c: &Coefficients) -> Vec<f32> {
-        // As on the CPU: the engine's bounds have checked number and finiteness.
-        self.plan.term_values(c).unwrap_or_default()
-    }
-
-    fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease> {
-        self.merged.cached(c)
-    }
-
-    fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket> {
-        self.merged.fetch(c)
-    }
-
-    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>> {
-        self.merged.redeem(ticket)
-    }
-
-    fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
-        self.merged.set_waker(wake);
-    }
-
-    /// A pass that meets no memory is made once more with the merged models that nobody holds given
-    /// up: it writes the same keys and values again.
     fn forward(
         &mut self,
-        merged: Option<&Self::Lease>,
+        merged: Option<&DeviceModel>,
         batch: &Batch,
     ) -> Result<Vec<f32>, KernelError> {
-        match self.attempt(merged, batch) {
-            Err(error) if error.is_out_of_memory() && self.merged.clear() > 0 => {
-                self.attempt(merged, batch)
-            }
-            other => other,
+        let decoder = match merged {
+            Some(model) => model.decoder(),
+            None => self.mixed.as_ref().ok_or(KernelError::Shape {
+                op: "forward",
+                what: "number of merged models",
+                expected: 1,
+                got: 0,
+            })?,
+        };
+        let hidden = decoder.hidden(&self.kernels, batch, &mut self.cache)?;
+        if batch.outputs.is_empty() {
+            // A chunk in the middle of a prompt: its keys and values are all that is wanted. The
+            // weights may be given back as soon as this returns.
+            self.kernels.synchronize()?;
+            return Ok(Vec::new());
         }
+        let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
+        let logits = decoder.logits(&self.kernels, &hidden, c.as_ref())?;
+        self.kernels.values(&logits)
     }
 
     fn values<'a>(&self, logits: &'a mut Vec<f32>) -> &'a mut [f32] {

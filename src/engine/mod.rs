@@ -20,6 +20,7 @@ pub mod cpu;
 pub mod cuda;
 mod footprint;
 pub mod handle;
+pub mod loaded;
 mod merged;
 pub mod models;
 pub mod placement;

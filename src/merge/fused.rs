@@ -27,21 +27,34 @@ pub struct FusedOptions {
     pub threads: usize,
 }
 
-/// The model of one c.
-pub struct FusedModel {
-    decoder: Decoder<HostTensor>,
-    tensors: HashMap<String, HostTensor>,
+/// The model of one c, its weights on any device.
+pub struct MergedModel<W> {
+    decoder: Decoder<W>,
+    tensors: HashMap<String, W>,
 }
 
-impl FusedModel {
+/// The model of one c in host memory.
+pub type FusedModel = MergedModel<HostTensor>;
+
+impl<W: Clone> MergedModel<W> {
+    /// A model of `config` over merged tensors by their Hugging Face names.
+    pub fn new(config: ModelConfig, tensors: HashMap<String, W>) -> Result<Self, MergeError> {
+        let decoder = Decoder::load(config, |name| {
+            let tensor = tensors.get(name).cloned();
+            let tensor = tensor.ok_or_else(|| MergeError::Missing { tensor: name.to_owned() })?;
+            Ok::<_, MergeError>(Parameter::merged(tensor))
+        })?;
+        Ok(Self { decoder, tensors })
+    }
+
     /// The decoder over the merged weights.
-    pub fn decoder(&self) -> &Decoder<HostTensor> {
+    pub fn decoder(&self) -> &Decoder<W> {
         &self.decoder
     }
 
     /// A merged tensor by its Hugging Face name. Views keep the model's memory: give them back
     /// with the lease.
-    pub fn tensor(&self, name: &str) -> Option<&HostTensor> {
+    pub fn tensor(&self, name: &str) -> Option<&W> {
         self.tensors.get(name)
     }
 }
@@ -98,12 +111,7 @@ impl Build for FusedBuilder {
             let merged = view(slab.clone(), range, place.dtype, tensor)?;
             tensors.insert(tensor.name.clone(), merged);
         }
-        let decoder = Decoder::load(self.config.clone(), |name| {
-            let tensor = tensors.get(name).cloned();
-            let tensor = tensor.ok_or_else(|| MergeError::Missing { tensor: name.to_owned() })?;
-            Ok::<_, MergeError>(Parameter::merged(tensor))
-        })?;
-        Ok(FusedModel { decoder, tensors })
+        MergedModel::new(self.config.clone(), tensors)
     }
 }
 

@@ -24,7 +24,7 @@ mod sum;
 
 pub use cache::{Build, Cache, CacheEvent, CacheStats, Fetch, Lease, Ticket};
 pub use dense::Merger;
-pub use fused::{FusedBuilder, FusedCache, FusedModel, FusedOptions};
+pub use fused::{FusedBuilder, FusedCache, FusedModel, FusedOptions, MergedModel};
 pub use lanes::Level;
 pub use mixed::{mixed_decoder, mixed_decoder_of};
 pub use plan::{MergeKey, PlanError, SoupPlan};

@@ -22,10 +22,11 @@ use crate::{
     merge::{
         MergeError,
         cache::{Build, Cache},
+        fused::MergedModel,
         plan::{MergeKey, SoupPlan},
         slab::Layout,
     },
-    model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
+    model::config::ModelConfig,
 };
 
 /// Where the sources of merges are.
@@ -41,23 +42,8 @@ pub enum Sources {
     },
 }
 
-/// The model of one c.
-pub struct DeviceModel {
-    decoder: Decoder<Weight>,
-    tensors: HashMap<String, Weight>,
-}
-
-impl DeviceModel {
-    /// The decoder over the merged weights.
-    pub fn decoder(&self) -> &Decoder<Weight> {
-        &self.decoder
-    }
-
-    /// A merged tensor by its Hugging Face name.
-    pub fn tensor(&self, name: &str) -> Option<&Weight> {
-        self.tensors.get(name)
-    }
-}
+/// The model of one c in device memory.
+pub type DeviceModel = MergedModel<Weight>;
 
 /// The merged models of one soup on a device.
 pub type DeviceCache<D> = Cache<DeviceBuilder<D>>;
@@ -352,12 +338,7 @@ impl<D: Device> Build for DeviceBuilder<D> {
             let weight = Weight::new(at, place.dtype, tensor.shape().to_vec(), slab.clone());
             tensors.insert(tensor.name.clone(), weight);
         }
-        let decoder = Decoder::load(self.config.clone(), |name| {
-            let tensor = tensors.get(name).cloned();
-            let tensor = tensor.ok_or_else(|| MergeError::Missing { tensor: name.to_owned() })?;
-            Ok::<_, MergeError>(Parameter::merged(tensor))
-        })?;
-        Ok(DeviceModel { decoder, tensors })
+        MergedModel::new(self.config.clone(), tensors)
     }
 }
 

@@ -1,0 +1,158 @@
+//! A loaded soup as a [`Backend`], whatever the device: what coefficients mean to the plan, the cache
+//! of merged models and the key/value blocks are the same everywhere; forward passes are
+//! the device's ([`Passes`]).
+
+use std::sync::Arc;
+
+use super::{
+    backend::{Backend, Facts, Fetch},
+    cpu::OpenError,
+    footprint::footprint,
+    merged::Merged,
+    request::EngineError,
+};
+use crate::{
+    kernels::{
+        Batch, Dtype, KernelError,
+        cpu::{BLOCK, KvShape},
+    },
+    merge::{Build, Lease, MergeKey, SoupPlan, Ticket},
+    model::config::ModelConfig,
+    preference::Coefficients,
+};
+
+/// Forward passes on one device, with its key/value memory.
+pub trait Passes: Send + 'static {
+    /// What makes merged models for it.
+    type Builder: Build<Key = MergeKey>;
+    /// Logits of one pass.
+    type Logits;
+
+    /// Key/value blocks.
+    fn blocks(&self) -> usize;
+    /// One pass over a merged model or, without, with the batch's coefficients per row.
+    fn forward(
+        &mut self,
+        merged: Option<&<Self::Builder as Build>::Value>,
+        batch: &Batch,
+    ) -> Result<Self::Logits, KernelError>;
+    /// The values of logits, `[outputs, vocabulary]`.
+    fn values<'a>(&self, logits: &'a mut Self::Logits) -> &'a mut [f32];
+    /// Starts anew after a panic.
+    fn reset(&mut self) -> Result<(), KernelError>;
+}
+
+/// A soup on the device of `P`.
+pub struct Loaded<P: Passes> {
+    // Models before the device that they live on.
+    merged: Merged<P::Builder>,
+    pub(super) passes: P,
+    soup: Identity,
+    mixes: bool,
+}
+
+/// What a soup is on every device.
+pub(super) struct Identity {
+    pub config: ModelConfig,
+    pub plan: SoupPlan,
+    /// Keeps prefixes of different soups apart.
+    pub digest: String,
+}
+
+impl<P: Passes> Loaded<P> {
+    pub(super) fn new(soup: Identity, merged: Merged<P::Builder>, passes: P, mixes: bool) -> Self {
+        Self { merged, passes, soup, mixes }
+    }
+}
+
+impl<P: Passes> Backend for Loaded<P> {
+    type Lease = Lease<<P::Builder as Build>::Value>;
+    type Ticket = Ticket<<P::Builder as Build>::Value>;
+    type Logits = P::Logits;
+
+    fn facts(&self) -> Facts {
+        let Identity { config, plan, digest } = &self.soup;
+        Facts {
+            vocabulary: config.vocab_size,
+            backbones: plan.backbones(),
+            context: config.max_positions,
+            blocks: self.passes.blocks(),
+            block_tokens: BLOCK,
+            digest: digest.clone(),
+            merged_models: self.merged.capacity(),
+            mixes: self.mixes,
+            footprint: footprint(plan, config.tied),
+        }
+    }
+
+    fn canonical(&self, c: &Coefficients) -> Coefficients {
+        MergeKey::of(c).coefficients()
+    }
+
+    fn terms(&self, c: &Coefficients) -> Vec<f32> {
+        // The engine's bounds have checked number and finiteness; without its terms a batch is
+        // refused by the kernels, so an error here would not pass unseen either.
+        self.soup.plan.term_values(c).unwrap_or_default()
+    }
+
+    fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease> {
+        self.merged.cached(c)
+    }
+
+    fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket> {
+        self.merged.fetch(c)
+    }
+
+    fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>> {
+        self.merged.redeem(ticket)
+    }
+
+    fn set_waker(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
+        self.merged.set_waker(wake);
+    }
+
+    /// A pass that meets no memory is made once more with the merged models that nobody holds given
+    /// up: it writes the same keys and values again.
+    fn forward(
+        &mut self,
+        merged: Option<&Self::Lease>,
+        batch: &Batch,
+    ) -> Result<P::Logits, KernelError> {
+        let merged = merged.map(|lease| &**lease);
+        match self.passes.forward(merged, batch) {
+            Err(error) if error.is_out_of_memory() && self.merged.clear() > 0 => {
+                self.passes.forward(merged, batch)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn values<'a>(&self, logits: &'a mut P::Logits) -> &'a mut [f32] {
+        self.passes.values(logits)
+    }
+
+    fn reset(&mut self) -> Result<(), KernelError> {
+        self.passes.reset()
+    }
+}
+
+/// Key/value memory for a model within `budget` bytes: at least one block.
+pub(super) fn kv_shape(
+    config: &ModelConfig,
+    dtype: Dtype,
+    budget: usize,
+) -> Result<KvShape, OpenError> {
+    let mut shape = KvShape {
+        layers: config.layers,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        blocks: 0,
+        dtype,
+    };
+    let block = shape.block_bytes();
+    shape.blocks = block.and_then(|bytes| budget.checked_div(bytes)).unwrap_or(0);
+    if shape.blocks == 0 {
+        return Err(OpenError::KvBudget { budget, block });
+    }
+    Ok(shape)
+}
