@@ -15,14 +15,14 @@
 //! | 3 | [`merge`] |
 //! | 2 | [`model`], [`soup`], [`chat`] |
 //! | 1 | [`kernels`], [`preference`], [`sampling`], [`tokenizer`], [`rng`], [`config`], [`telemetry`] |
-//! | 0 | `math` |
+//! | 0 | [`math`] |
 
 pub mod chat;
 pub mod config;
 pub mod engine;
 pub mod http;
 pub mod kernels;
-mod math;
+pub mod math;
 pub mod merge;
 pub mod model;
 pub mod preference;

@@ -3,7 +3,7 @@
 /// eˣ to 2 units in the last place, 0 below −87.3 (where f32 leaves its normal range), e⁸⁸ above 88.
 /// NaN stays NaN.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     const LOW: f32 = -87.3;
     const HIGH: f32 = 88.0;
     // 1.5 · 2²³: adding it rounds to an integer, which is then in the low bits.

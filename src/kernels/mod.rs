@@ -1,7 +1,8 @@
 //! The kernel seam: everything a forward pass asks of a device, and nothing more.
 //!
 //! [`Kernels`] has one implementation per way of computing: [`cpu`] for serving, [`cuda`] on a GPU,
-//! and [`differentiable`] for training. The decoder is written once over this trait.
+//! [`differentiable`] for gradients on any device; the trainer adds its own for gradients on the CPU.
+//! The decoder is written once over this trait.
 //!
 //! Shapes: activations are row-major `[rows, width]`, one row per token of a ragged batch; linear
 //! weights are `[out, in]` as Hugging Face stores them; gains and biases are `[width]`.

@@ -103,33 +103,60 @@ impl<W: Clone> Decoder<W> {
         batch: &Batch,
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
-        let eps = self.config.norm_eps;
-        let rows = batch.tokens.len();
-        let c = batch.coefficients.as_ref();
-        let mut x = self.embedding.embed(k, &batch.tokens, c)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let h = layer.input_norm.rms_norm(k, &x, rows, eps, c)?;
-            let qkv = [layer.q.onto(None), layer.k.onto(None), layer.v.onto(None)];
-            let [mut query, mut key, value] = linears(k, &h, qkv, rows, c)?;
-            if let Some((q_norm, k_norm)) = &layer.qk_norm {
-                query = q_norm.rms_norm(k, &query, rows, eps, c)?;
-                key = k_norm.rms_norm(k, &key, rows, eps, c)?;
-            }
-            let query = k.rope(query, &batch.positions, &self.config.rope)?;
-            let key = k.rope(key, &batch.positions, &self.config.rope)?;
-            let shape = self.config.attention(index);
-            let attended = k.attention(query, key, value, index, shape, batch, cache)?;
-            [x] = linears(k, &attended, [layer.o.onto(Some(x))], rows, c)?;
-
-            let h = layer.post_norm.rms_norm(k, &x, rows, eps, c)?;
-            let pair = [layer.gate.onto(None), layer.up.onto(None)];
-            let [gate, up] = linears(k, &h, pair, rows, c)?;
-            let h = k.swiglu(gate, &up)?;
-            [x] = linears(k, &h, [layer.down.onto(Some(x))], rows, c)?;
+        let mut x = self.embed(k, batch)?;
+        for index in 0..self.layers.len() {
+            x = self.layer(k, index, x, batch, cache)?;
         }
-        let x = k.select_rows(&x, &batch.outputs)?;
-        let c = c.map(|c| c.select(&batch.outputs));
-        self.norm.rms_norm(k, &x, batch.outputs.len(), eps, c.as_ref())
+        self.finish(k, &x, batch)
+    }
+
+    /// The first part of [`Self::hidden`]: the embeddings of the batch's tokens, `[rows, hidden_size]`.
+    pub fn embed<K: Kernels<Weight = W>>(&self, k: &K, batch: &Batch) -> Result<K::Tensor> {
+        self.embedding.embed(k, &batch.tokens, batch.coefficients.as_ref())
+    }
+
+    /// One layer of [`Self::hidden`]; `index` is below [`ModelConfig::layers`].
+    pub fn layer<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        index: usize,
+        x: K::Tensor,
+        batch: &Batch,
+        cache: &mut K::Cache,
+    ) -> Result<K::Tensor> {
+        let (layer, eps) = (&self.layers[index], self.config.norm_eps);
+        let (rows, c) = (batch.tokens.len(), batch.coefficients.as_ref());
+        let h = layer.input_norm.rms_norm(k, &x, rows, eps, c)?;
+        let qkv = [layer.q.onto(None), layer.k.onto(None), layer.v.onto(None)];
+        let [mut query, mut key, value] = linears(k, &h, qkv, rows, c)?;
+        if let Some((q_norm, k_norm)) = &layer.qk_norm {
+            query = q_norm.rms_norm(k, &query, rows, eps, c)?;
+            key = k_norm.rms_norm(k, &key, rows, eps, c)?;
+        }
+        let query = k.rope(query, &batch.positions, &self.config.rope)?;
+        let key = k.rope(key, &batch.positions, &self.config.rope)?;
+        let shape = self.config.attention(index);
+        let attended = k.attention(query, key, value, index, shape, batch, cache)?;
+        let [x] = linears(k, &attended, [layer.o.onto(Some(x))], rows, c)?;
+
+        let h = layer.post_norm.rms_norm(k, &x, rows, eps, c)?;
+        let pair = [layer.gate.onto(None), layer.up.onto(None)];
+        let [gate, up] = linears(k, &h, pair, rows, c)?;
+        let h = k.swiglu(gate, &up)?;
+        let [x] = linears(k, &h, [layer.down.onto(Some(x))], rows, c)?;
+        Ok(x)
+    }
+
+    /// The last part of [`Self::hidden`]: the output rows of the last layer's result, normed.
+    pub fn finish<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        x: &K::Tensor,
+        batch: &Batch,
+    ) -> Result<K::Tensor> {
+        let x = k.select_rows(x, &batch.outputs)?;
+        let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
+        self.norm.rms_norm(k, &x, batch.outputs.len(), self.config.norm_eps, c.as_ref())
     }
 
     /// Logits of hidden states → `[outputs, vocab_size]`; `coefficients` are those of the outputs.

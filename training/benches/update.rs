@@ -1,103 +1,114 @@
-//! One LoRA update of a SmolLM2-135M-shaped network: forward, backward, AdamW, f32.
+//! One LoRA update (forward, backward, clipping, AdamW) in f32: `cargo bench --workspace --bench
+//! update -- BASE DIR SHAPE REPEATS [recompute]` prints one JSON line.
 //!
-//! `cargo bench -p ladle-training --bench update` prints one JSON line; the same step with PEFT on
-//! torch is `benches/peers/lora_update_torch.py`.
+//! BASE is a Hugging Face directory, DIR holds the inputs that `benches/peers/lora_update_torch.py`
+//! made, SHAPE is `packed` (cross-entropy of 8 × 128 tokens) or `rloo` (2 prompts of 170 tokens, 8
+//! responses of 30 tokens to each). `benches/run-update` runs it beside PEFT and TRL.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 
-use candle_core::Device;
-use ladle::{
-    kernels::{HostTensor, Rope},
-    model::config::ModelConfig,
-};
+use candle_core::{DType, Device, Tensor, safetensors::load};
 use ladle_training::{
     optimizer::{AdamW, AdamWConfig},
     rl::{
         lora::{LoraConfig, Policy},
-        packing::{Sequence, pack},
+        packing::{Packed, Sequence, pack},
+        ppo::Tokens,
+        remax::remax_loss,
     },
+    setup::Base,
 };
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
-const SEQUENCES: usize = 8;
-const TOKENS: usize = 128;
-const REPEATS: usize = 5;
+/// kB under `key` in this process's status; 0 where there is no such file.
+fn status(key: &str) -> f64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0.0)
+}
+
+fn rows(tensor: &Tensor) -> Vec<Vec<u32>> {
+    tensor.to_dtype(DType::U32).and_then(|t| t.to_vec2()).expect("token ids")
+}
+
+/// The sequences, and the advantage of each (none: cross-entropy).
+fn sequences(inputs: &BTreeMap<String, Tensor>, shape: &str) -> (Vec<Sequence>, Option<Vec<f32>>) {
+    if shape == "packed" {
+        let whole = rows(&inputs["packed"]).into_iter();
+        let split = |tokens: Vec<u32>| Sequence {
+            prompt: tokens[..1].to_vec(),
+            response: tokens[1..].to_vec(),
+        };
+        return (whole.map(split).collect(), None);
+    }
+    let (prompts, responses) = (rows(&inputs["prompts"]), rows(&inputs["responses"]));
+    let samples = responses.len() / prompts.len();
+    let prompts = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, samples));
+    let sequences = prompts
+        .zip(&responses)
+        .map(|(prompt, response)| Sequence { prompt: prompt.clone(), response: response.clone() })
+        .collect();
+    (sequences, Some(inputs["advantages"].to_vec1().expect("advantages")))
+}
+
+/// The loss of log-probabilities `[tokens]`.
+fn loss(log_probs: &Tensor, packed: &Packed, advantages: Option<&[f32]>) -> Tensor {
+    let Some(advantages) = advantages else {
+        return log_probs.mean_all().and_then(|mean| mean.neg()).expect("a loss");
+    };
+    let each = packed.spans.iter().zip(advantages);
+    let each: Vec<f32> = each.flat_map(|(span, a)| span.clone().map(|_| *a)).collect();
+    let each = Tensor::from_vec(each, log_probs.dims(), &Device::Cpu).expect("advantages");
+    let ones = log_probs.ones_like().expect("a mask");
+    let tokens = Tokens::over(&ones, advantages.len() as f64).expect("responses");
+    remax_loss(log_probs, &each, &tokens).expect("a loss").loss
+}
 
 fn main() {
-    let model = ModelConfig {
-        model_type: "llama".into(),
-        vocab_size: 49152,
-        hidden_size: 576,
-        intermediate_size: 1536,
-        layers: 30,
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-        max_positions: 8192,
-        norm_eps: 1e-5,
-        rope: Rope {
-            inv_freq: (0..32).map(|i| 1e5f32.powf(-(i as f32) / 32.0)).collect(),
-            scale: 1.0,
-        },
-        windows: vec![None; 30],
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        tied: true,
-        eos: vec![2],
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let [base, directory, shape, repeats, options @ ..] = &arguments[..] else {
+        println!(
+            "usage: cargo bench --workspace --bench update -- BASE DIR packed|rloo REPEATS [recompute]"
+        );
+        return;
     };
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let weights: BTreeMap<_, _> = model
-        .tensors()
-        .into_iter()
-        .map(|(name, shape)| {
-            let norm = name.ends_with("norm.weight");
-            let count = shape.iter().product();
-            let draw = |_| if norm { 1.0 } else { rng.random_range(-0.05f32..0.05) };
-            let values: Vec<f32> = (0..count).map(draw).collect();
-            (name, HostTensor::from_f32(&values, shape).expect("a tensor"))
-        })
-        .collect();
+    let inputs = load(Path::new(directory).join("inputs.safetensors"), &Device::Cpu);
+    let inputs: BTreeMap<String, Tensor> = inputs.expect("the inputs").into_iter().collect();
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj"].map(str::to_owned).to_vec();
-    let lora = LoraConfig { rank: 16, alpha: 32.0, targets };
-    let policy = Policy::new(&model, &weights, &lora, &Device::Cpu, 1).expect("a policy");
-    drop(weights);
+    let lora = LoraConfig { rank: 16, alpha: 32.0, targets, dropout: 0.0 };
+    let base = Base::open(Path::new(base)).expect("the base model");
+    let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 1).expect("a policy");
+    let policy = policy.recomputing(options.iter().any(|option| option == "recompute"));
+    drop(base);
+    policy.restore(&inputs).expect("the factors");
     let mut optimizer =
         AdamW::new(policy.variables(), AdamWConfig::default()).expect("an optimiser");
-    let sequences: Vec<Sequence> = (0..SEQUENCES)
-        .map(|_| {
-            let token = |_| rng.random_range(0..49152);
-            Sequence { prompt: vec![1], response: (0..TOKENS).map(token).collect() }
-        })
-        .collect();
+    let (sequences, advantages) = sequences(&inputs, shape);
     let packed = pack(&sequences);
-    let (mut forward, mut backward) = (Vec::new(), Vec::new());
-    for _ in 0..REPEATS {
+    // The peak starts anew.
+    fs::write("/proc/self/clear_refs", "5").expect("a Linux system");
+    let before = status("VmRSS");
+    let (mut forward, mut backward, mut losses, mut norms) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..repeats.parse().expect("a number of updates") {
         let start = Instant::now();
-        let hidden = policy.hidden(&packed.batch).expect("hidden states");
-        let kernels = policy.kernels();
-        let scored = kernels.log_probs(&hidden, policy.head(), &packed.targets, 1.0);
-        let loss = scored.expect("log-probabilities").values.mean_all().expect("a loss");
-        let loss = loss.neg().expect("a loss");
+        let pass = policy.forward(&packed.batch, 0).expect("hidden states");
+        let scored = policy.log_probs(&pass.hidden, &packed.targets, 1.0);
+        let scored = scored.expect("log-probabilities").values;
+        let loss = loss(&scored, &packed, advantages.as_deref());
+        losses.push(loss.to_scalar::<f32>().expect("a number"));
         forward.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
-        optimizer.accumulate(&loss.backward().expect("gradients")).expect("gradients");
-        optimizer.step(1e-4).expect("a step");
+        let mut grads = loss.backward().expect("gradients");
+        pass.backward(&policy, &mut grads).expect("gradients");
+        optimizer.accumulate(&grads).expect("gradients");
+        norms.push(optimizer.step(1e-4).expect("a step"));
         backward.push(start.elapsed().as_secs_f64());
     }
-    let best = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
-    let (forward, backward) = (best(&forward), best(&backward));
-    let tokens = (SEQUENCES * TOKENS) as f64;
-    let peak = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).map(str::trim);
-    println!(
-        "{}",
-        serde_json::json!({
-            "what": "LoRA r16 q,k,v,o update, SmolLM2-135M shape, f32, 8 x 128 tokens",
-            "forward_s": forward, "backward_s": backward,
-            "tokens_per_s": tokens / (forward + backward), "peak_memory": peak,
-        })
-    );
+    let report = serde_json::json!({
+        "forward_s": forward, "backward_s": backward, "losses": losses, "grad_norms": norms,
+        "rows": packed.batch.tokens.len(),
+        "before_mib": before / 1024.0, "peak_mib": status("VmHWM") / 1024.0,
+        "threads": rayon::current_num_threads(),
+    });
+    println!("{report}");
 }

@@ -1,6 +1,8 @@
 //! The one file that describes a run. Unknown keys are refused; every default is stated with its
 //! source ([BS] = Bone Soups, Table 8; [DRBO] = Dynamic Reward Balancing).
 
+mod check;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,10 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     optimizer::AdamWConfig,
     rewards::registry::RewardSpec,
-    rl::{
-        balance::BalanceConfig,
-        lora::{KNOWN, LoraConfig},
-    },
+    rl::{balance::BalanceConfig, lora::LoraConfig},
 };
 
 /// Why a configuration is no plan for a run.
@@ -220,6 +219,16 @@ pub enum Algorithm {
     Rloo,
 }
 
+impl std::fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ppo => "PPO",
+            Self::ReMax => "ReMax",
+            Self::Rloo => "RLOO",
+        })
+    }
+}
+
 /// The policy updates.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -236,6 +245,9 @@ pub struct RlConfig {
     pub epochs: usize,
     /// Rows (tokens) of one forward and backward: bounds memory, changes no result but rounding.
     pub rows: usize,
+    /// Keep only each layer's input of a forward and compute the layer again in the backward, in
+    /// both stages: less memory for a third more work, the same weights.
+    pub recompute: bool,
     /// Peak learning rate, linear decay (1e-5: [BS]).
     pub learning_rate: f64,
     /// KL coefficient η at the start (0.2: [BS]).
@@ -274,6 +286,7 @@ impl Default for RlConfig {
             minibatch: 16,
             epochs: 4,
             rows: 2048,
+            recompute: false,
             learning_rate: 1e-5,
             kl: 0.2,
             kl_target: 3.0,
@@ -339,103 +352,4 @@ impl Config {
         config.check()?;
         Ok(config)
     }
-
-    /// Refuses values that no run could use.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        let share = |value: f64| (0.0..=1.0).contains(&value);
-        let (rl, rollout) = (&self.rl, &self.rollout);
-        let counts = [
-            ("rl.steps", rl.steps),
-            ("rl.batch", rl.batch as u64),
-            ("rl.minibatch", rl.minibatch as u64),
-            ("rl.epochs", rl.epochs as u64),
-            ("rl.rows", rl.rows as u64),
-            ("rl.standardise_on", rl.standardise_on as u64),
-            ("rl.checkpoint_every", rl.checkpoint_every),
-            ("rollout.max_new_tokens", rollout.max_new_tokens as u64),
-            ("rollout.slots", rollout.slots as u64),
-            ("rollout.samples", rollout.samples as u64),
-            ("data.max_prompt_tokens", self.data.max_prompt_tokens as u64),
-        ];
-        let sft = self.sft.iter().flat_map(|sft| {
-            [
-                ("sft.epochs", sft.epochs),
-                ("sft.batch", sft.batch as u64),
-                ("sft.max_response_tokens", sft.max_response_tokens as u64),
-                ("sft.evaluate_every", sft.evaluate_every),
-                ("sft.steps", sft.steps.unwrap_or(1)),
-            ]
-        });
-        for (key, value) in counts.into_iter().chain(sft) {
-            if value == 0 {
-                return Err(value_error(key, value, "at least 1"));
-            }
-        }
-        let numbers = [
-            ("rollout.temperature", rollout.temperature),
-            ("rl.learning_rate", rl.learning_rate),
-            ("rl.kl_horizon", rl.kl_horizon),
-            ("rl.kl_stop", rl.kl_stop),
-            ("rl.clip", rl.clip),
-            ("rl.value_rate", rl.value_rate),
-            ("rl.advantage_clip", rl.advantage_clip),
-            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
-            ("optimizer.epsilon", self.optimizer.epsilon),
-            ("lora.alpha", self.lora.alpha),
-        ];
-        let sft = self.sft.iter().map(|sft| ("sft.learning_rate", sft.learning_rate));
-        for (key, value) in numbers.into_iter().chain(sft) {
-            if !positive(value) {
-                return Err(value_error(key, value, "a number above 0"));
-            }
-        }
-        for (key, value) in
-            [("rl.kl", rl.kl), ("rl.kl_target", rl.kl_target), ("rl.value_weight", rl.value_weight)]
-        {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(value_error(key, value, "a number of at least 0"));
-            }
-        }
-        for (key, value) in [("rl.gamma", rl.gamma), ("rl.lambda", rl.lambda)] {
-            if !share(value) {
-                return Err(value_error(key, value, "a number from 0 to 1"));
-            }
-        }
-        let adapters =
-            [("lora", Some(&self.lora)), ("sft.lora", self.sft.as_ref().map(|s| &s.lora))];
-        for (key, lora) in adapters {
-            let Some(lora) = lora else { continue };
-            let (rank, targets) = (format!("{key}.rank"), format!("{key}.targets"));
-            if !(1..=1024).contains(&lora.rank) {
-                return Err(value_error(&rank, lora.rank, "1 to 1024"));
-            }
-            if let Some(target) = lora.targets.iter().find(|t| !KNOWN.contains(&t.as_str())) {
-                let expected = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj";
-                return Err(value_error(&targets, target, expected));
-            }
-        }
-        if rl.batch % rollout.samples != 0 {
-            return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
-        }
-        if rl.algorithm == Algorithm::Rloo && rollout.samples < 2 {
-            let expected = "at least 2 with algorithm rloo";
-            return Err(value_error("rollout.samples", rollout.samples, expected));
-        }
-        if self.objectives.len() < 2 {
-            return Err(value_error("objectives", self.objectives.len(), "at least 2"));
-        }
-        for (index, objective) in self.objectives.iter().enumerate() {
-            let name = &objective.name;
-            if name.is_empty() || self.objectives[..index].iter().any(|o| o.name == *name) {
-                let key = format!("objectives[{index}].name");
-                return Err(value_error(&key, name, "a name that no other objective has"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn value_error(key: &str, got: impl ToString, expected: &'static str) -> ConfigError {
-    ConfigError::Value { key: key.to_owned(), got: got.to_string(), expected }
 }

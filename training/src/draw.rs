@@ -21,6 +21,8 @@ pub enum Purpose {
     Standardise,
     /// Responses to validation prompts.
     Validation,
+    /// What dropout drops.
+    Dropout,
 }
 
 /// The generator of one purpose of a run, at one time (an epoch, a step).

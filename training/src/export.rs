@@ -30,7 +30,7 @@ pub fn write_adapter(policy: &Policy, directory: &Path, base: &str) -> Result<()
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,
         "target_modules": config.targets,
         "bias": "none",
         "use_rslora": false,

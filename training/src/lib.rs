@@ -20,4 +20,5 @@ pub mod run;
 pub mod select;
 pub mod setup;
 pub mod sft;
+pub mod tape;
 pub mod trainer;

@@ -105,15 +105,17 @@ impl Plan {
 }
 
 /// Frozen weights in f32, sampler's copy as stored, activations of one micro-batch, factors with
-/// gradients and two moments, a chunk of logits.
+/// gradients and two moments, a block of logits.
 fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     let all: usize = model.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let (h, ff) = (model.hidden_size, model.intermediate_size);
     let attention = (model.heads + 2 * model.kv_heads) * model.head_dim;
-    // Kept for the backward, per row and layer: two norms, q, k, v before and after rotation, the
-    // attention output, two residual sums, gate, up and their product, LoRA's inner rows.
-    let row = 5 * h + 2 * attention + model.heads * model.head_dim + 3 * ff + 7 * config.lora.rank;
-    let activations = rows * row * model.layers;
+    // Kept for the backward, per row and layer: two residual sums and their norms, q, k, v, the
+    // attention's output, gate, up and their product, LoRA's inner rows.
+    let row = 4 * h + attention + model.heads * model.head_dim + 3 * ff + 7 * config.lora.rank;
+    let layers = model.layers;
+    let kept = if config.rl.recompute { h * layers + row } else { row * layers };
+    let activations = rows * kept;
     let factors = 4 * adapter_parameters(model, &config.lora);
     let cache = config.rollout.slots
         * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
@@ -121,7 +123,8 @@ fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
         * model.kv_heads
         * model.head_dim
         * model.layers;
-    let logits = 3 * 128 * model.vocab_size;
+    // A block of logits, and the gradient of each row.
+    let logits = rows * (1024 + 2 * h);
     4.0 * (all + activations + factors + cache + logits) as f64 + 2.0 * all as f64
 }
 

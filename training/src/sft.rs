@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::Device;
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -55,7 +56,8 @@ impl Task<'_> {
     pub fn train(&self) -> Result<Policy> {
         let seed = draw::derive(self.config.seed, Purpose::Factors);
         let (model, weights) = (&self.base.model, &self.base.weights);
-        let policy = Policy::new(model, weights, &self.sft.lora, &Device::Cpu, seed)?;
+        let policy = Policy::new(model, weights, &self.sft.lora, &Device::Cpu, seed)?
+            .recomputing(self.config.rl.recompute);
         let mut optimizer = AdamW::new(policy.variables(), self.config.optimizer)?;
         let mut step = 0;
         if self.state.exists() {
@@ -75,7 +77,7 @@ impl Task<'_> {
                     .map(|index| train[index].clone())
                     .collect();
             let rate = learning_rate(self.sft.learning_rate, step, self.sft.warmup, total);
-            let loss = self.accumulate(&policy, &mut optimizer, &batch)?;
+            let loss = self.accumulate(&policy, &mut optimizer, &batch, step)?;
             if !loss.is_finite() {
                 return Err(RunError::Diverged {
                     stage: "sft".into(),
@@ -120,17 +122,20 @@ impl Task<'_> {
         policy: &Policy,
         optimizer: &mut AdamW,
         batch: &[Sequence],
+        step: u64,
     ) -> Result<f64> {
+        let mut noise = draw::generator(self.config.seed, Purpose::Dropout, step);
         let tokens: usize = batch.iter().map(|sequence| sequence.response.len()).sum();
         let mut loss = 0.0;
         for run in micro_batches(batch, self.config.rl.rows) {
             let packed = pack(&batch[run]);
-            let hidden = policy.hidden(&packed.batch)?;
-            let scored =
-                policy.kernels().log_probs(&hidden, policy.head(), &packed.targets, 1.0)?;
+            let forward = policy.forward(&packed.batch, noise.random())?;
+            let scored = policy.log_probs(&forward.hidden, &packed.targets, 1.0)?;
             let part = (scored.values.sum_all()? * (-1.0 / tokens as f64))?;
             loss += f64::from(part.to_scalar::<f32>()?);
-            optimizer.accumulate(&part.backward()?)?;
+            let mut grads = part.backward()?;
+            forward.backward(policy, &mut grads)?;
+            optimizer.accumulate(&grads)?;
         }
         Ok(loss)
     }
@@ -140,9 +145,8 @@ impl Task<'_> {
         let (mut sum, mut tokens) = (0.0, 0usize);
         for run in micro_batches(sequences, self.config.rl.rows) {
             let packed = pack(&sequences[run]);
-            let hidden = policy.hidden(&packed.batch)?.detach();
-            let scored =
-                policy.kernels().log_probs(&hidden, policy.head(), &packed.targets, 1.0)?;
+            let hidden = policy.hidden(&packed.batch)?;
+            let scored = policy.log_probs(&hidden, &packed.targets, 1.0)?;
             sum -= f64::from(scored.values.sum_all()?.to_scalar::<f32>()?);
             tokens += packed.targets.len();
         }

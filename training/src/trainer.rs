@@ -123,7 +123,8 @@ impl<'a> Trainer<'a> {
         let (config, base) = (task.config, task.start.base);
         let factors = draw::derive(task.seed, Purpose::Factors);
         let policy =
-            Policy::new(&base.model, task.start.frozen, &config.lora, &Device::Cpu, factors)?;
+            Policy::new(&base.model, task.start.frozen, &config.lora, &Device::Cpu, factors)?
+                .recomputing(config.rl.recompute);
         let value_head = ValueHead::new(base.model.hidden_size, &Device::Cpu)?;
         let mut updater = Updater {
             adapters: AdamW::new(policy.variables(), config.optimizer)?,
@@ -348,8 +349,7 @@ impl<'a> Trainer<'a> {
         for run in micro_batches(sequences, self.task.config.rl.rows) {
             let packed = pack(&sequences[run]);
             let hidden = self.policy.reference_hidden(&packed.batch)?;
-            let (kernels, head) = (self.policy.kernels(), self.policy.head());
-            let scored = kernels.log_probs(&hidden, head, &packed.targets, temperature)?;
+            let scored = self.policy.log_probs(&hidden, &packed.targets, temperature)?;
             let values = scored.values.to_vec1::<f32>()?;
             all.extend(packed.spans.into_iter().map(|span| values[span].to_vec()));
         }

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use candle_core::{Device, Tensor, safetensors::load};
+use candle_core::{Device, Tensor, backprop::GradStore, safetensors::load};
 use ladle::{kernels::HostTensor, model::config::ModelConfig};
 use ladle_training::{
     optimizer::{AdamW, AdamWConfig, learning_rate},
     rl::{
+        log_probs::LogProbs,
         lora::{LoraConfig, Policy},
         packing::{Packed, Sequence, micro_batches, pack},
     },
@@ -21,6 +22,10 @@ struct Reference {
 }
 
 fn reference() -> Reference {
+    reference_with(0.0)
+}
+
+fn reference_with(dropout: f64) -> Reference {
     let directory =
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/lora-training");
     let read = |name: &str| load(directory.join(name), &Device::Cpu).unwrap();
@@ -36,7 +41,7 @@ fn reference() -> Reference {
         .collect();
     let settings = json("reference.json");
     let model = ModelConfig::from_json(&json("config.json")).unwrap();
-    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+    let lora = LoraConfig { rank: 4, alpha: 8.0, dropout, ..LoraConfig::default() };
     let policy = Policy::new(&model, &weights, &lora, &Device::Cpu, 0).unwrap();
     let values: BTreeMap<_, _> = read("reference.safetensors").into_iter().collect();
     policy.restore(&values).unwrap();
@@ -51,12 +56,18 @@ fn reference() -> Reference {
 }
 
 impl Reference {
-    fn log_probs(&self, packed: &Packed, temperature: f64) -> (Tensor, Vec<f32>) {
-        let hidden = self.policy.hidden(&packed.batch).unwrap();
-        let head = self.policy.head();
-        let kernels = self.policy.kernels();
-        let out = kernels.log_probs(&hidden, head, &packed.targets, temperature).unwrap();
-        (out.values, out.entropy)
+    /// Log-probabilities and entropies, and the gradients of what `loss` makes of the former.
+    fn run(
+        &self,
+        packed: &Packed,
+        temperature: f64,
+        loss: impl Fn(&Tensor) -> Tensor,
+    ) -> (LogProbs, GradStore) {
+        let forward = self.policy.forward(&packed.batch, 0).unwrap();
+        let out = self.policy.log_probs(&forward.hidden, &packed.targets, temperature).unwrap();
+        let mut grads = loss(&out.values).backward().unwrap();
+        forward.backward(&self.policy, &mut grads).unwrap();
+        (out, grads)
     }
 
     fn expected(&self, name: &str) -> Vec<f32> {
@@ -81,7 +92,9 @@ fn log_probs_and_entropy_of_packed_sequences_equal_torch() {
     let reference = reference();
     let packed = pack(&reference.sequences);
     for (name, temperature) in [("1", 1.0), ("0.7", 0.7)] {
-        let (log_probs, entropy) = reference.log_probs(&packed, temperature);
+        let hidden = reference.policy.hidden(&packed.batch).unwrap();
+        let LogProbs { values: log_probs, entropy } =
+            reference.policy.log_probs(&hidden, &packed.targets, temperature).unwrap();
         let expected = reference.expected(&format!("log_probs.{name}"));
         assert_close("log_probs", &values(&log_probs), &expected, 5e-5);
         assert_close("entropy", &entropy, &reference.expected(&format!("entropy.{name}")), 5e-5);
@@ -99,9 +112,9 @@ fn a_shared_prompt_gives_the_log_probs_and_gradients_of_separate_ones() {
     let run = |batches: &[&[Sequence]]| {
         let (mut all, mut sums) = (Vec::new(), Vec::<Vec<f32>>::new());
         for batch in batches {
-            let (log_probs, _) = reference.log_probs(&pack(batch), 1.0);
-            all.extend(values(&log_probs));
-            let grads = log_probs.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let square = |log_probs: &Tensor| log_probs.sqr().unwrap().sum_all().unwrap();
+            let (out, grads) = reference.run(&pack(batch), 1.0, square);
+            all.extend(values(&out.values));
             let variables = reference.policy.variables();
             let each = variables.iter().map(|(_, var)| values(grads.get(var).unwrap()));
             let each: Vec<_> = each.collect();
@@ -130,8 +143,7 @@ fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
     let packed = pack(&reference.sequences);
     let hidden = reference.policy.reference_hidden(&packed.batch).unwrap();
     assert!(!hidden.track_op());
-    let (head, kernels) = (reference.policy.head(), reference.policy.kernels());
-    let out = kernels.log_probs(&hidden, head, &packed.targets, 1.0).unwrap();
+    let out = reference.policy.log_probs(&hidden, &packed.targets, 1.0).unwrap();
     assert_close(
         "log_probs",
         &values(&out.values),
@@ -144,8 +156,7 @@ fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
 fn every_factor_gets_torchs_gradient_and_no_frozen_tensor_any() {
     let reference = reference();
     let packed = pack(&reference.sequences);
-    let (log_probs, _) = reference.log_probs(&packed, 0.7);
-    let grads = log_probs.mean_all().unwrap().neg().unwrap().backward().unwrap();
+    let (_, grads) = reference.run(&packed, 0.7, |x| x.mean_all().unwrap().neg().unwrap());
     let variables = reference.policy.variables();
     assert_eq!(variables.len(), 2 * 2 * 7);
     for (name, var) in &variables {
@@ -156,13 +167,41 @@ fn every_factor_gets_torchs_gradient_and_no_frozen_tensor_any() {
         assert_close(name, &grad, &expected, 2e-4 * largest.max(1e-3));
     }
     assert!(grads.get(reference.policy.head()).is_none(), "the frozen embedding got a gradient");
-    // Beside the factors only activations before the first adapter are in the store: one row per
-    // token, which is no dimension of any weight here.
     let factors: Vec<_> = variables.iter().map(|(_, var)| var.as_tensor().id()).collect();
-    for id in grads.get_ids().filter(|id| !factors.contains(id)) {
-        let shape = grads.get_id(*id).unwrap().dims().to_vec();
-        assert_eq!(shape[0], packed.batch.tokens.len(), "a gradient of shape {shape:?}");
-    }
+    assert_eq!(grads.get_ids().filter(|id| !factors.contains(id)).count(), 0);
+}
+
+#[test]
+fn recomputing_layers_gives_the_same_gradients_bit_for_bit() {
+    let reference = reference_with(0.2);
+    let packed = pack(&reference.sequences);
+    let gradients = |reference: &Reference| -> Vec<Vec<f32>> {
+        let (_, grads) = reference.run(&packed, 1.0, |x| x.mean_all().unwrap());
+        let variables = reference.policy.variables();
+        variables.iter().map(|(_, var)| values(grads.get(var).unwrap())).collect()
+    };
+    let kept = gradients(&reference);
+    let Reference { policy, values, settings, sequences } = reference;
+    let recomputing = Reference { policy: policy.recomputing(true), values, settings, sequences };
+    assert!(kept.iter().flatten().any(|grad| *grad != 0.0));
+    assert!(kept == gradients(&recomputing));
+}
+
+#[test]
+fn dropout_acts_on_updates_alone_and_follows_its_noise() {
+    let (plain, reference) = (reference_with(0.0), reference_with(0.2));
+    let packed = pack(&reference.sequences);
+    let forward = |reference: &Reference, noise: u64| {
+        values(&reference.policy.forward(&packed.batch, noise).unwrap().hidden)
+    };
+    assert_eq!(forward(&reference, 1), forward(&reference, 1));
+    assert_ne!(forward(&reference, 1), forward(&reference, 2));
+    let hidden = |reference: &Reference| values(&reference.policy.hidden(&packed.batch).unwrap());
+    assert_eq!(hidden(&reference), hidden(&plain));
+    assert_eq!(forward(&plain, 1), hidden(&plain));
+    let off =
+        |reference: &Reference| values(&reference.policy.reference_hidden(&packed.batch).unwrap());
+    assert_eq!(off(&reference), off(&plain));
 }
 
 #[test]
@@ -182,10 +221,10 @@ fn adamw_with_clipping_and_decay_follows_torch() {
         // Micro-batches of different sizes add up to the gradient of the whole.
         for run in micro_batches(&reference.sequences, 30) {
             let packed = pack(&reference.sequences[run]);
-            let (log_probs, _) = reference.log_probs(&packed, 1.0);
-            let part = (log_probs.sum_all().unwrap() * (-1.0 / total as f64)).unwrap();
-            loss += part.to_scalar::<f32>().unwrap();
-            optimizer.accumulate(&part.backward().unwrap()).unwrap();
+            let mean = |x: &Tensor| (x.sum_all().unwrap() * (-1.0 / total as f64)).unwrap();
+            let (out, grads) = reference.run(&packed, 1.0, mean);
+            loss += mean(&out.values).to_scalar::<f32>().unwrap();
+            optimizer.accumulate(&grads).unwrap();
         }
         let norm = optimizer.step(learning_rate(setting("peak"), step, 0, steps)).unwrap();
         let index = step as usize;

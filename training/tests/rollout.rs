@@ -69,7 +69,7 @@ fn log_probs_of_rollouts_are_those_of_the_trained_network() {
         .collect();
     let packed = pack(&sequences);
     let hidden = policy.hidden(&packed.batch).unwrap();
-    let scored = policy.kernels().log_probs(&hidden, policy.head(), &packed.targets, 0.8).unwrap();
+    let scored = policy.log_probs(&hidden, &packed.targets, 0.8).unwrap();
     let trained = scored.values.to_vec1::<f32>().unwrap();
     let sampled: Vec<f32> = rollouts.iter().flat_map(|r| r.log_probs.clone()).collect();
     assert_eq!(sampled.len(), trained.len());

@@ -138,8 +138,8 @@ fn a_killed_ppo_run_ends_with_the_weights_of_an_undisturbed_one() {
     killed_and_whole(
         &format!(
             r#"
-lora = {{ rank = 4, alpha = 8.0 }}
-sft = {{ epochs = 2, batch = 8, lora = {{ rank = 4, alpha = 8.0 }} }}
+lora = {{ rank = 4, alpha = 8.0, dropout = 0.1 }}
+sft = {{ epochs = 2, batch = 8, lora = {{ rank = 4, alpha = 8.0, dropout = 0.2 }} }}
 rollout = {{ max_new_tokens = 6, slots = 8 }}
 rl = {{ steps = 6, batch = 8, minibatch = 4, epochs = 2, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 2 }}
 balance = {{ strategy = "delta", every = 2 }}
@@ -157,7 +157,7 @@ fn a_killed_remax_run_ends_with_the_weights_of_an_undisturbed_one() {
 lora = {{ rank = 4, alpha = 8.0 }}
 sft = {{ epochs = 1, batch = 8, lora = {{ rank = 4, alpha = 8.0 }} }}
 rollout = {{ max_new_tokens = 6, slots = 8, samples = 2 }}
-rl = {{ algorithm = "remax", steps = 7, batch = 8, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 3 }}
+rl = {{ algorithm = "remax", recompute = true, steps = 7, batch = 8, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 3 }}
 balance = {{ strategy = "inverse", every = 2 }}
 {OBJECTIVES}"#
         ),
@@ -323,7 +323,7 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 7] = [
+    let cases: [(&str, &[&str]); 8] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
@@ -331,6 +331,7 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
         ("mixing = { matrix = [[0.5, 0.5], [0.5, 0.5]] }", &["mixing"]),
         ("rollout = { samples = 3 }", &["rl.batch is 64", "rollout.samples"]),
         ("lora = { targets = [\"q\"] }", &["q", "q_proj"]),
+        ("lora = { dropout = 1.0 }", &["lora.dropout is 1", "less than 1"]),
     ];
     for (settings, parts) in cases {
         let config = task(directory.path(), &format!("{settings}\n{OBJECTIVES}"));

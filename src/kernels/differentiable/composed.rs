@@ -1,5 +1,4 @@
-//! The operations composed of candle's differentiable ones: any device, and the reference that the
-//! fused ones are tested against.
+//! The operations that take more than one of candle's differentiable ones.
 
 use super::{tree::Tree, *};
 
@@ -27,17 +26,12 @@ pub(super) fn rope(x: &Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor>
 }
 
 /// cos and sin of `positions[t] · inv_freq[j]`, times the rope's scale: `[rows, half]` each.
-pub(super) fn angles(positions: &[u32], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
+fn angles(positions: &[u32], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
     positions
         .iter()
         .flat_map(|&position| rope.inv_freq.iter().map(move |freq| position as f32 * freq))
         .map(|angle| (angle.cos() * rope.scale, angle.sin() * rope.scale))
         .unzip()
-}
-
-/// `silu(gate) ⊙ up`.
-pub(super) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    Ok((gate.silu()? * up)?)
 }
 
 /// Causal grouped-query attention, one tree of segments after another.

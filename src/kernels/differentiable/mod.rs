@@ -1,28 +1,21 @@
-//! Differentiable kernels: the forward of training, on candle tensors through which gradients
-//! flow.
+//! Differentiable kernels: the decoder on candle tensors through which gradients flow, on any
+//! device. On the CPU the trainer has faster ones of its own, which are tested against these.
 //!
 //! candle's own fused operations (`softmax_last_dim`, `rms_norm`, `rope`, `sdpa`, quantised
 //! products) cut the graph without a word, and its matmul computes a gradient for frozen weights
-//! too. So every operation here is either composed of candle operations that have a backward
-//! ([`composed`], any device), or one fused operation with its own ([`fused`], [`attention`], f32
-//! on the CPU, parallel). A weight that is tracked (a `Var` or computed from one) gets a gradient,
-//! a frozen one costs none.
+//! too. So everything here is composed of candle operations that have a backward ([`composed`]),
+//! but for the product with a frozen weight ([`frozen`]). A weight that is tracked (a `Var` or
+//! computed from one) gets a gradient, a frozen one costs none.
 //!
 //! A batch is packed: the rows of all sequences one after another, each segment attending causally
 //! to itself. Nothing is cached ([`Kernels::Cache`] is `()`): a segment starts at position 0 of its
 //! sequence, or, with `cached` tokens, it continues the last segment that does, whose rows are its
-//! context too. So the responses to one prompt share the prompt's rows, and their gradients meet
-//! there.
+//! context too ([`tree`]). So the responses to one prompt share the prompt's rows, and their
+//! gradients meet there.
 
-mod attention;
 mod composed;
-mod fused;
-mod log_probs;
-#[cfg(test)]
-mod tests;
-mod tree;
-
-pub use log_probs::LogProbs;
+mod frozen;
+pub mod tree;
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -83,7 +76,7 @@ impl Kernels for Differentiable {
         if w.track_op() {
             return Ok(x.matmul(&w.t()?)?);
         }
-        fused::frozen_linear(x, w)
+        frozen::linear(x, w)
     }
 
     fn linear_add(&self, y: Tensor, x: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -151,9 +144,6 @@ impl Kernels for Differentiable {
         let (_, width) = dims("rms_norm", x)?;
         let group = gain.elem_count();
         expect("rms_norm", "width modulo the gain's", 0, width.checked_rem(group).unwrap_or(1))?;
-        if fused::suits(x) && !gain.track_op() {
-            return fused::rms_norm(x, gain, eps);
-        }
         composed::rms_norm(x, gain, group, eps)
     }
 
@@ -175,9 +165,6 @@ impl Kernels for Differentiable {
         expect("rope", "positions", rows, positions.len())?;
         let half = rope.inv_freq.len();
         expect("rope", "width modulo the head's", 0, width.checked_rem(2 * half).unwrap_or(1))?;
-        if fused::suits(&x) {
-            return fused::rope(&x, positions, rope);
-        }
         composed::rope(&x, positions, rope)
     }
 
@@ -203,14 +190,11 @@ impl Kernels for Differentiable {
         }
         expect("attention", "heads modulo key/value heads", 0, shape.heads % shape.kv_heads)?;
         let trees = tree::trees(batch)?;
-        if fused::suits(&q) {
-            return attention::fused(&q, &k, &v, shape, trees);
-        }
         composed::attention(&q, &k, &v, shape, &trees)
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        if fused::suits(&gate) { fused::swiglu(&gate, up) } else { composed::swiglu(&gate, up) }
+        Ok((gate.silu()? * up)?)
     }
 
     fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {

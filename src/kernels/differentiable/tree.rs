@@ -9,7 +9,7 @@ use crate::kernels::Batch;
 /// Consecutive rows that attend to each other: a segment from position 0, and the segments that
 /// continue it, each seeing all of it and itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tree {
+pub struct Tree {
     /// Rows of the batch.
     pub rows: Range<usize>,
     /// First row of each segment, counted from the tree's; the first is 0.
@@ -44,7 +44,7 @@ impl Tree {
 
 /// The trees of a batch. A segment with cached tokens continues the last one without, and must have
 /// all of its rows as context.
-pub(super) fn trees(batch: &Batch) -> Result<Vec<Tree>> {
+pub fn trees(batch: &Batch) -> Result<Vec<Tree>> {
     let mut trees: Vec<Tree> = Vec::new();
     let mut next = 0;
     for segment in &batch.segments {

@@ -199,23 +199,26 @@ pub fn marker(svg: &mut String, colour: usize, x: f64, y: f64, label: &str) {
     let _ = write!(svg, r#"{shape} class="dot s{colour}">{tip}</{tag}>"#);
 }
 
-/// A triangle of preferences, each coloured by a value: `cells` are (μ of three, value). Dark is
-/// low, bright is high; `corners` name the vertices of μ₁ (top), μ₂ (left) and μ₃ (right).
-pub fn ternary(cells: &[([f64; 3], f64)], corners: [&str; 3], title: &str) -> Option<String> {
+/// A triangle of preferences, each coloured by a value: `cells` are (μ of three, value). Dark is the
+/// lowest of `scale`, bright the highest; `corners` name the vertices of μ₁ (top), μ₂ (left) and μ₃
+/// (right). `None` when no value is finite.
+pub fn ternary(
+    cells: &[([f64; 3], f64)],
+    (low, high): (f64, f64),
+    corners: [&str; 3],
+    title: &str,
+) -> Option<String> {
     let finite = || cells.iter().filter(|(_, v)| v.is_finite());
-    let low = finite().map(|(_, v)| *v).fold(f64::INFINITY, f64::min);
-    let high = finite().map(|(_, v)| *v).fold(f64::NEG_INFINITY, f64::max);
-    if !(low.is_finite() && high.is_finite()) {
-        return None;
-    }
+    finite().next()?;
     let title = escape(title);
     let mut svg =
-        format!(r#"<svg viewBox="0 0 340 330" role="img" aria-label="{title} over preferences">"#);
-    let (side, top, left) = (240.0, 34.0, 50.0);
+        format!(r#"<svg viewBox="0 0 340 350" role="img" aria-label="{title} over preferences">"#);
+    let (side, left) = (240.0, 50.0);
     let height = side * 3f64.sqrt() / 2.0;
     // How many steps the grid has along a side decides the size of a cell.
     let rows = ((8.0 * finite().count() as f64 + 1.0).sqrt() - 3.0) / 2.0;
     let radius = (side / rows.max(1.0) * 0.5).clamp(3.0, 24.0);
+    let top = 24.0 + radius;
     for ([a, b, c], value) in finite() {
         let (x, y) = (left + side * (0.5 * a + c), top + height * (1.0 - a));
         let share = if high > low { (value - low) / (high - low) } else { 0.5 };
@@ -243,11 +246,11 @@ fn legend(svg: &mut String, low: f64, high: f64) {
     for i in 0..40 {
         let colour = ramp(f64::from(i) / 39.0);
         let x = 90 + 4 * i;
-        let _ = write!(svg, r#"<rect x="{x}" y="302" width="4.2" height="10" fill="{colour}"/>"#);
+        let _ = write!(svg, r#"<rect x="{x}" y="330" width="4.2" height="10" fill="{colour}"/>"#);
     }
     let _ = write!(
         svg,
-        r#"<text class="tick" x="84" y="311" text-anchor="end">{}</text><text class="tick" x="256" y="311">{}</text>"#,
+        r#"<text class="tick" x="84" y="339" text-anchor="end">{}</text><text class="tick" x="256" y="339">{}</text>"#,
         number(low),
         number(high)
     );

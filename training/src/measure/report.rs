@@ -83,10 +83,11 @@ impl Report {
             page,
             "<h2>Metrics</h2><p>Hypervolume is measured from ({}). Higher is better for \
              hypervolume, inner product, controllability and front length; lower for sparsity and \
-             spacing.</p><div class=\"wide\"><table><thead><tr><th>method</th>\
+             spacing. {}</p><div class=\"wide\"><table><thead><tr><th>method</th>\
              <th>hypervolume</th><th>inner product</th><th>controllability</th>\
              <th>front length</th><th>sparsity</th><th>spacing</th></tr></thead><tbody>",
-            reference.join(", ")
+            reference.join(", "),
+            self.methods()
         );
         for (i, MethodFront { method, points, metrics: m }) in self.front.methods.iter().enumerate()
         {
@@ -106,6 +107,20 @@ impl Report {
             );
         }
         page.push_str("</tbody></table></div>");
+    }
+
+    /// What the names of the methods mean.
+    fn methods(&self) -> String {
+        let known = [
+            ("bone soup (nominal)", "λ = B⁻¹μ with the B that was asked for"),
+            ("bone soup (realised)", "λ = B⁻¹μ with the B that training arrived at"),
+            ("aba", "the same backbones with λ = μ"),
+            ("rewarded soup", "λ = μ with backbones of one reward each"),
+        ];
+        let present = |name: &str| self.front.methods.iter().any(|m| m.method == name);
+        let known = known.into_iter().filter(|(name, _)| present(name));
+        let lines: Vec<String> = known.map(|(name, what)| format!("{name}: {what}.")).collect();
+        escape(&lines.join(" "))
     }
 
     /// One projection for every pair of objectives; dominated points are dots off the line.
@@ -163,8 +178,18 @@ impl Report {
             [a, b, c] => {
                 page.push_str(
                     "<h2>Rewards over the preference</h2><p>Each circle is one preference; a \
-                     corner is all weight on its objective. Each map has its own scale.</p>",
+                     corner is all weight on its objective. An objective has one scale of colours \
+                     for all methods.</p>",
                 );
+                let scale = |j: usize| {
+                    let points = self.front.methods.iter().flat_map(|m| &m.points);
+                    let values = points.filter_map(|p| p.mean.get(j).copied());
+                    values
+                        .filter(|v| v.is_finite())
+                        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
+                            (low.min(v), high.max(v))
+                        })
+                };
                 for method in &self.front.methods {
                     let _ =
                         write!(page, "<h3>{}</h3><div class=\"plots\">", escape(&method.method));
@@ -177,7 +202,8 @@ impl Report {
                                 Some((at, *p.mean.get(j)?))
                             })
                             .collect();
-                        figure(page, ternary(&cells, [a, b, c], name), &format!("reward: {name}"));
+                        let map = ternary(&cells, scale(j), [a, b, c], name);
+                        figure(page, map, &format!("reward: {name}"));
                     }
                     page.push_str("</div>");
                 }

@@ -27,7 +27,10 @@ pub fn report(run: &Run, evaluation: &Evaluation, settings: &Settings) -> Report
         ("mixing", mixing),
         (
             "training",
-            format!("{:?}, {} steps of {}", config.rl.algorithm, config.rl.steps, config.rl.batch),
+            format!(
+                "{}, {} steps of {} responses",
+                config.rl.algorithm, config.rl.steps, config.rl.batch
+            ),
         ),
         ("decoding", format!("{decoding}, at most {} tokens", config.rollout.max_new_tokens)),
     ];

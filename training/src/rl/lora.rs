@@ -1,12 +1,15 @@
 //! The policy in training: a frozen network with low-rank factors that learn (LoRA,
-//! `y = W x + s B A x`, s = alpha/r), over the same decoder that serves.
+//! `y = W x + s B A d(x)`, s = alpha/r, d dropout), over the same decoder that serves.
 //!
 //! The reference of the KL penalty is the same network with the adapters off; both share every
 //! frozen tensor, so there is no second copy.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor, TensorId, Var, backprop::GradStore};
 use ladle::{
     kernels::{
         Batch, ColumnScale, HostTensor, KernelError, Kernels, differentiable::Differentiable,
@@ -21,6 +24,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::log_probs::{LogProbs, log_probs};
+use crate::tape::{Dropout, Tape, Value};
+
 /// Shape of the adapters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,12 +37,15 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Last names of the adapted linear layers (all of them: QLoRA, Dettmers et al. 2023, §4).
     pub targets: Vec<String>,
+    /// Probability that an input of A is dropped in an update, the others divided by 1 − it; never
+    /// in rollouts and in the reference (0: PEFT's default).
+    pub dropout: f64,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-        Self { rank: 64, alpha: 128.0, targets: targets.map(str::to_owned).to_vec() }
+        Self { rank: 64, alpha: 128.0, targets: targets.map(str::to_owned).to_vec(), dropout: 0.0 }
     }
 }
 
@@ -52,6 +61,12 @@ pub enum PolicyError {
     /// The rank is out of range.
     #[error("lora.rank is {0}, expected 1 to 1024")]
     Rank(usize),
+    /// The dropout is no probability below 1.
+    #[error("lora.dropout is {0}, expected 0 or more and less than 1")]
+    Dropout(f64),
+    /// Dropout is asked for where it is not implemented.
+    #[error("lora.dropout is {0}, expected 0 on {1:?}: dropout runs on the CPU only")]
+    DropoutDevice(f64, Device),
     /// A factor to be restored does not fit.
     #[error("{name}: shape {got:?}, expected {expected:?}")]
     Shape {
@@ -98,14 +113,41 @@ pub struct HostFactor {
     pub scale: f64,
 }
 
-/// A network whose low-rank factors learn.
+/// A network whose low-rank factors learn. On the CPU it runs on a [`Tape`], elsewhere on candle's
+/// autograd.
 pub struct Policy {
     kernels: Differentiable,
-    adapted: Decoder<Tensor>,
+    adapted: Arc<Decoder<Tensor>>,
     reference: Decoder<Tensor>,
     head: Tensor,
     factors: Vec<Factor>,
     config: LoraConfig,
+    recompute: bool,
+}
+
+/// A forward of the policy that can be differentiated.
+pub struct Forward {
+    /// Final hidden states `[outputs, hidden]`, tracked.
+    pub hidden: Tensor,
+    /// What is behind them; `None` where candle's graph is.
+    taped: Option<(Tape, Value)>,
+}
+
+impl Forward {
+    /// Goes on with the backward of a loss of [`Self::hidden`]: adds the gradients of the policy's
+    /// variables to `grads`. Gives them nothing if the loss does not depend on the hidden states.
+    pub fn backward(self, policy: &Policy, grads: &mut GradStore) -> Result<()> {
+        let (Some((tape, value)), Some(grad)) = (self.taped, grads.remove(&self.hidden)) else {
+            return Ok(());
+        };
+        let mut gradients = tape.backward(&value, grad.flatten_all()?.to_vec1()?)?;
+        for (_, var) in policy.variables() {
+            if let Some(grad) = gradients.weight(&var) {
+                grads.insert(&var, Tensor::from_vec(grad, var.dims(), var.device())?);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Policy {
@@ -123,6 +165,12 @@ impl Policy {
         }
         if let Some(target) = config.targets.iter().find(|t| !KNOWN.contains(&t.as_str())) {
             return Err(PolicyError::Target(target.clone()));
+        }
+        if !(0.0..1.0).contains(&config.dropout) {
+            return Err(PolicyError::Dropout(config.dropout));
+        }
+        if config.dropout > 0.0 && !device.is_cpu() {
+            return Err(PolicyError::DropoutDevice(config.dropout, device.clone()));
         }
         let kernels = Differentiable::new(device.clone());
         let mut frozen = BTreeMap::new();
@@ -164,16 +212,18 @@ impl Policy {
                 Ok(Parameter { first: Dense { weight, term: None }, rest: Vec::new(), low_rank })
             })
         };
-        let (adapted, reference) = (load(true)?, load(false)?);
+        let (adapted, reference) = (Arc::new(load(true)?), load(false)?);
         let head = if model.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
         let head =
             frozen.get(head).cloned().ok_or_else(|| PolicyError::Missing(head.to_owned()))?;
-        Ok(Self { kernels, adapted, reference, head, factors, config: config.clone() })
+        let config = config.clone();
+        Ok(Self { kernels, adapted, reference, head, factors, config, recompute: false })
     }
 
-    /// The kernels of the policy's device.
-    pub fn kernels(&self) -> &Differentiable {
-        &self.kernels
+    /// The same policy, which keeps of a forward on the CPU only the input of each layer, and
+    /// computes the layer again in the backward: less memory for a third more work.
+    pub fn recomputing(self, recompute: bool) -> Self {
+        Self { recompute, ..self }
     }
 
     /// The output head, `[vocab, hidden]`.
@@ -205,14 +255,62 @@ impl Policy {
         named.collect()
     }
 
-    /// Final hidden states `[outputs, hidden]` of the policy, tracked.
-    pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
-        Ok(self.adapted.hidden(&self.kernels, batch, &mut ())?)
+    /// A forward to be differentiated. `noise` decides what dropout drops, and nothing without it.
+    pub fn forward(&self, batch: &Batch, noise: u64) -> Result<Forward> {
+        if !self.kernels.device().is_cpu() {
+            let hidden = self.adapted.hidden(&self.kernels, batch, &mut ())?;
+            return Ok(Forward { hidden, taped: None });
+        }
+        let dropout = (self.config.dropout > 0.0)
+            .then(|| Dropout::new(self.config.dropout, noise, self.projections()));
+        let tape = Tape::recording(dropout);
+        let value = if self.recompute {
+            let batch = Arc::new(batch.clone());
+            let mut x = self.adapted.embed(&tape, &batch)?;
+            for index in 0..self.model().layers {
+                let (decoder, batch) = (self.adapted.clone(), batch.clone());
+                let layer = move |tape: &Tape, x| decoder.layer(tape, index, x, &batch, &mut ());
+                x = tape.recomputed(x, layer)?;
+            }
+            self.adapted.finish(&tape, &x, &batch)?
+        } else {
+            self.adapted.hidden(&tape, batch, &mut ())?
+        };
+        let hidden = Var::from_tensor(&tensor(&value)?)?.into_inner();
+        Ok(Forward { hidden, taped: Some((tape, value)) })
     }
 
-    /// Final hidden states `[outputs, hidden]` with the adapters off; nothing is tracked.
+    /// Final hidden states `[outputs, hidden]`, without dropout and untracked.
+    pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
+        self.run(&self.adapted, batch)
+    }
+
+    /// Final hidden states `[outputs, hidden]` with the adapters off, untracked.
     pub fn reference_hidden(&self, batch: &Batch) -> Result<Tensor> {
-        Ok(self.reference.hidden(&self.kernels, batch, &mut ())?)
+        self.run(&self.reference, batch)
+    }
+
+    fn run(&self, decoder: &Decoder<Tensor>, batch: &Batch) -> Result<Tensor> {
+        if self.kernels.device().is_cpu() {
+            return Ok(tensor(&decoder.hidden(&Tape::idle(None), batch, &mut ())?)?);
+        }
+        Ok(decoder.hidden(&self.kernels, batch, &mut ())?.detach())
+    }
+
+    /// Log-probabilities of `targets`, one per row of hidden states `[rows, hidden]`, under this
+    /// policy's head.
+    pub fn log_probs(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        temperature: f64,
+    ) -> Result<LogProbs> {
+        Ok(log_probs(hidden, &self.head, targets, temperature)?)
+    }
+
+    /// The down projections, numbered.
+    fn projections(&self) -> Arc<HashMap<TensorId, u64>> {
+        Arc::new(self.factors.iter().map(|factor| factor.down.id()).zip(0..).collect())
     }
 
     /// The current factors on the host, by module, copied.
@@ -242,4 +340,9 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+/// The values of an activation as a tensor on the CPU.
+fn tensor(value: &Value) -> candle_core::Result<Tensor> {
+    Tensor::from_slice(value.data(), value.dims(), &Device::Cpu)
 }

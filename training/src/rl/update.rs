@@ -1,7 +1,7 @@
 //! Policy updates of one batch: minibatches over epochs, each accumulated over micro-batches.
 
 use candle_core::{Device, Tensor};
-use rand::seq::SliceRandom;
+use rand::{Rng, seq::SliceRandom};
 
 use super::{
     lora::{Policy, PolicyError},
@@ -81,8 +81,8 @@ pub struct Updater {
 }
 
 impl Updater {
-    /// Runs the configured updates over a batch. `order` seeds the shuffling of minibatches: (seed,
-    /// step).
+    /// Runs the configured updates over a batch. `order` seeds the shuffling of minibatches and
+    /// dropout: (seed, step).
     pub fn update(
         &mut self,
         policy: &Policy,
@@ -99,6 +99,7 @@ impl Updater {
             Algorithm::ReMax | Algorithm::Rloo => (1, batch.len()),
         };
         let mut rng = generator(order.0, Purpose::Minibatches, order.1);
+        let mut noise = generator(order.0, Purpose::Dropout, order.1);
         // Responses to one prompt stay together: they share its rows.
         let mut groups: Vec<&[Experience]> =
             batch.chunk_by(|a, b| a.sequence.prompt == b.sequence.prompt).collect();
@@ -107,7 +108,7 @@ impl Updater {
             groups.shuffle(&mut rng);
             let shuffled = groups.concat();
             for minibatch in shuffled.chunks(size.max(1)) {
-                let report = self.accumulate(policy, value_head, minibatch, config)?;
+                let report = self.accumulate(policy, value_head, minibatch, config, &mut noise)?;
                 sum.kl = report.kl;
                 if rl.algorithm == Algorithm::Ppo && report.kl > rl.kl_stop {
                     self.adapters.discard();
@@ -145,6 +146,7 @@ impl Updater {
         value_head: &ValueHead,
         minibatch: &[Experience],
         config: &Config,
+        noise: &mut impl Rng,
     ) -> Result<Report> {
         let RlConfig { algorithm, clip, value_weight, rows, .. } = config.rl;
         let sequences: Vec<_> = minibatch.iter().map(|e| e.sequence.clone()).collect();
@@ -159,10 +161,9 @@ impl Updater {
                 let count = values.len();
                 Tensor::from_vec(values, count, &Device::Cpu)
             };
-            let hidden = policy.hidden(&packed.batch)?;
+            let forward = policy.forward(&packed.batch, noise.random())?;
             let temperature = config.rollout.temperature;
-            let scored =
-                policy.kernels().log_probs(&hidden, policy.head(), &packed.targets, temperature)?;
+            let scored = policy.log_probs(&forward.hidden, &packed.targets, temperature)?;
             sum.entropy += scored.entropy.iter().map(|&h| f64::from(h)).sum::<f64>() / tokens;
             let mask = Tensor::ones_like(&scored.values)?;
             let advantages = column(|e| &e.advantages)?;
@@ -178,7 +179,7 @@ impl Updater {
                     let old = column(|e| &e.log_probs)?;
                     let policy_loss = policy_loss(&scored.values, &old, &advantages, &each, clip)?;
                     let (old, returns) = (column(|e| &e.values)?, column(|e| &e.returns)?);
-                    let values = value_head.values(&hidden)?;
+                    let values = value_head.values(&forward.hidden)?;
                     let value_loss = value_loss(&values, &old, &returns, &each, clip)?;
                     sum.policy_loss += policy_loss.value;
                     sum.value_loss += value_loss.value;
@@ -187,7 +188,8 @@ impl Updater {
                     (policy_loss.loss + (value_loss.loss * value_weight)?)?
                 }
             };
-            let grads = loss.backward()?;
+            let mut grads = loss.backward()?;
+            forward.backward(policy, &mut grads)?;
             self.adapters.accumulate(&grads)?;
             self.values.accumulate(&grads)?;
         }

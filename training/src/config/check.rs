@@ -1,0 +1,110 @@
+//! What a configuration must satisfy before anything is opened.
+
+use super::{Algorithm, Config, ConfigError};
+use crate::rl::lora::KNOWN;
+
+impl Config {
+    /// Refuses values that no run could use.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let (rl, rollout) = (&self.rl, &self.rollout);
+        let counts = [
+            ("rl.steps", rl.steps),
+            ("rl.batch", rl.batch as u64),
+            ("rl.minibatch", rl.minibatch as u64),
+            ("rl.epochs", rl.epochs as u64),
+            ("rl.rows", rl.rows as u64),
+            ("rl.standardise_on", rl.standardise_on as u64),
+            ("rl.checkpoint_every", rl.checkpoint_every),
+            ("rollout.max_new_tokens", rollout.max_new_tokens as u64),
+            ("rollout.slots", rollout.slots as u64),
+            ("rollout.samples", rollout.samples as u64),
+            ("data.max_prompt_tokens", self.data.max_prompt_tokens as u64),
+        ];
+        let sft = self.sft.iter().flat_map(|sft| {
+            [
+                ("sft.epochs", sft.epochs),
+                ("sft.batch", sft.batch as u64),
+                ("sft.max_response_tokens", sft.max_response_tokens as u64),
+                ("sft.evaluate_every", sft.evaluate_every),
+                ("sft.steps", sft.steps.unwrap_or(1)),
+            ]
+        });
+        for (key, value) in counts.into_iter().chain(sft) {
+            if value == 0 {
+                return Err(value_error(key, value, "at least 1"));
+            }
+        }
+        let numbers = [
+            ("rollout.temperature", rollout.temperature),
+            ("rl.learning_rate", rl.learning_rate),
+            ("rl.kl_horizon", rl.kl_horizon),
+            ("rl.kl_stop", rl.kl_stop),
+            ("rl.clip", rl.clip),
+            ("rl.value_rate", rl.value_rate),
+            ("rl.advantage_clip", rl.advantage_clip),
+            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
+            ("optimizer.epsilon", self.optimizer.epsilon),
+            ("lora.alpha", self.lora.alpha),
+        ];
+        let sft = self.sft.iter().map(|sft| ("sft.learning_rate", sft.learning_rate));
+        for (key, value) in numbers.into_iter().chain(sft) {
+            if !positive(value) {
+                return Err(value_error(key, value, "a number above 0"));
+            }
+        }
+        for (key, value) in
+            [("rl.kl", rl.kl), ("rl.kl_target", rl.kl_target), ("rl.value_weight", rl.value_weight)]
+        {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(value_error(key, value, "a number of at least 0"));
+            }
+        }
+        for (key, value) in [("rl.gamma", rl.gamma), ("rl.lambda", rl.lambda)] {
+            if !share(value) {
+                return Err(value_error(key, value, "a number from 0 to 1"));
+            }
+        }
+        let adapters =
+            [("lora", Some(&self.lora)), ("sft.lora", self.sft.as_ref().map(|s| &s.lora))];
+        for (key, lora) in adapters {
+            let Some(lora) = lora else { continue };
+            let [rank, targets, dropout] =
+                ["rank", "targets", "dropout"].map(|name| format!("{key}.{name}"));
+            if !(1..=1024).contains(&lora.rank) {
+                return Err(value_error(&rank, lora.rank, "1 to 1024"));
+            }
+            if !(0.0..1.0).contains(&lora.dropout) {
+                let expected = "a number from 0 to less than 1";
+                return Err(value_error(&dropout, lora.dropout, expected));
+            }
+            if let Some(target) = lora.targets.iter().find(|t| !KNOWN.contains(&t.as_str())) {
+                let expected = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj";
+                return Err(value_error(&targets, target, expected));
+            }
+        }
+        if rl.batch % rollout.samples != 0 {
+            return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
+        }
+        if rl.algorithm == Algorithm::Rloo && rollout.samples < 2 {
+            let expected = "at least 2 with algorithm rloo";
+            return Err(value_error("rollout.samples", rollout.samples, expected));
+        }
+        if self.objectives.len() < 2 {
+            return Err(value_error("objectives", self.objectives.len(), "at least 2"));
+        }
+        for (index, objective) in self.objectives.iter().enumerate() {
+            let name = &objective.name;
+            if name.is_empty() || self.objectives[..index].iter().any(|o| o.name == *name) {
+                let key = format!("objectives[{index}].name");
+                return Err(value_error(&key, name, "a name that no other objective has"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn value_error(key: &str, got: impl ToString, expected: &'static str) -> ConfigError {
+    ConfigError::Value { key: key.to_owned(), got: got.to_string(), expected }
+}

@@ -1,0 +1,331 @@
+//! The operations of the decoder on a [`Tape`].
+
+use candle_core::{Device, Tensor};
+use ladle::kernels::{
+    AttentionShape, Batch, ColumnScale, HostTensor, KernelError, Kernels, Result, Rope,
+    RowCoefficients,
+    differentiable::{Differentiable, tree::trees},
+};
+use rayon::prelude::*;
+
+use super::{
+    Gradients, Tape, Value,
+    attention::{Attention, Inputs},
+    product::{View, parallel_product},
+    read,
+    rows::{self, Angles, Gains},
+};
+
+fn expect(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
+}
+
+/// That `width` is whole groups of `group` columns.
+fn expect_groups(op: &'static str, width: usize, group: usize) -> Result<()> {
+    expect(op, "width modulo the group's", 0, width.checked_rem(group).unwrap_or(1))
+}
+
+impl Tape {
+    /// `onto + dropout(x) Wᵀ`: a frozen weight costs no gradient, a tracked one gets its own.
+    fn product(&self, onto: Option<Value>, x: &Value, w: &Tensor) -> Result<Value> {
+        let (outer, inner) = w.dims2()?;
+        expect("linear", "input width", inner, x.width)?;
+        let (rows, note, w) = (x.rows, x.note, w.clone());
+        let mask = self.dropout.as_ref().and_then(|dropout| dropout.mask(&w));
+        let masked = move |x: &[f32]| {
+            mask.map(|mask| {
+                let mut masked = vec![0f32; x.len()];
+                mask.add(&mut masked, x);
+                masked
+            })
+        };
+        let (onto, mut y) = match onto {
+            None => (None, None),
+            Some(y) => {
+                expect("linear", "rows of the summand", rows, y.rows)?;
+                expect("linear", "width of the summand", outer, y.width)?;
+                (y.note, Some(y.take()))
+            }
+        };
+        let keep = y.is_some();
+        let out = y.get_or_insert_with(|| vec![0f32; rows * outer]);
+        let dropped = masked(&x.data);
+        let input = View::new(dropped.as_deref().unwrap_or(&x.data), rows, inner);
+        read(&w, |w| {
+            let w = View::new(w, outer, inner);
+            parallel_product(View::new(&mut out[..], rows, outer), keep, input, w.t(), 1.0);
+        })?;
+        let tracked = w.track_op();
+        let learns = tracked || note.is_some() || onto.is_some();
+        let result = (y.unwrap_or_default(), rows, outer);
+        Ok(self.result(result, learns, |_| {
+            let kept = tracked.then(|| x.data.clone());
+            move |grad: Vec<f32>, gradients: &mut Gradients| {
+                let g = View::new(&grad[..], rows, outer);
+                if let Some(x) = &kept {
+                    let dropped = masked(x);
+                    let x = View::new(dropped.as_deref().unwrap_or(x), rows, inner);
+                    gradients.add_weight(&w, |out, keep| {
+                        parallel_product(View::new(out, outer, inner), keep, g.t(), x, 1.0);
+                    });
+                }
+                read(&w, |w| {
+                    let w = View::new(w, outer, inner);
+                    gradients.add(note, rows * inner, |out, keep| match mask {
+                        None => parallel_product(View::new(out, rows, inner), keep, g, w, 1.0),
+                        Some(mask) => {
+                            let mut back = vec![0f32; rows * inner];
+                            let to = View::new(&mut back[..], rows, inner);
+                            parallel_product(to, false, g, w, 1.0);
+                            mask.add(out, &back);
+                        }
+                    });
+                })?;
+                gradients.give(onto, grad);
+                Ok(())
+            }
+        }))
+    }
+
+    /// `x[t, j] · factor(t, j)`.
+    fn scaled(
+        &self,
+        x: Value,
+        factor: impl Fn(usize, usize) -> f32 + Send + Sync + 'static,
+    ) -> Value {
+        let (rows, width, note) = (x.rows, x.width, x.note);
+        let scale = move |x: &mut [f32]| {
+            x.par_chunks_mut(width.max(1)).enumerate().with_min_len(16).for_each(|(row, x)| {
+                x.iter_mut().enumerate().for_each(|(column, x)| *x *= factor(row, column));
+            });
+        };
+        let mut y = x.take();
+        scale(&mut y);
+        self.result((y, rows, width), note.is_some(), |_| {
+            move |mut grad: Vec<f32>, gradients: &mut Gradients| {
+                scale(&mut grad);
+                gradients.give(note, grad);
+                Ok(())
+            }
+        })
+    }
+
+    fn norm(&self, x: &Value, gains: Gains, eps: f32) -> Value {
+        let (rows, width, note) = (x.rows, x.width, x.note);
+        let mut y = vec![0f32; x.data.len()];
+        rows::rms_norm(&mut y, &x.data, &gains, eps);
+        self.result((y, rows, width), note.is_some(), |_| {
+            let x = x.data.clone();
+            move |mut grad: Vec<f32>, gradients: &mut Gradients| {
+                gradients.add(note, x.len(), |out, _| {
+                    rows::rms_norm_back(out, &mut grad, &x, &gains, eps);
+                });
+                Ok(())
+            }
+        })
+    }
+}
+
+impl Kernels for Tape {
+    type Tensor = Value;
+    /// f32 on the CPU, contiguous.
+    type Weight = Tensor;
+    type Cache = ();
+
+    fn weight(&self, tensor: &HostTensor) -> Result<Tensor> {
+        Differentiable::new(Device::Cpu).weight(tensor)
+    }
+
+    fn embed(&self, table: &Tensor, tokens: &[u32]) -> Result<Value> {
+        let (vocabulary, width) = table.dims2()?;
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            expect("embed", "vocabulary", token as usize + 1, vocabulary)?;
+        }
+        let gather = |table: &[f32]| {
+            tokens
+                .iter()
+                .flat_map(|&token| &table[token as usize * width..][..width])
+                .copied()
+                .collect()
+        };
+        Ok(Value::constant(read(table, gather)?, tokens.len(), width))
+    }
+
+    fn linear(&self, x: &Value, w: &Tensor) -> Result<Value> {
+        self.product(None, x, w)
+    }
+
+    fn linear_add(&self, y: Value, x: &Value, w: &Tensor) -> Result<Value> {
+        self.product(Some(y), x, w)
+    }
+
+    fn bias_add(&self, y: Value, bias: &Tensor) -> Result<Value> {
+        expect("bias_add", "width", bias.elem_count(), y.width)?;
+        // The gradient passes as it is: the sum stands in for `y`.
+        let (rows, width, note) = (y.rows, y.width, y.note);
+        let mut sum = y.take();
+        read(bias, |bias| {
+            let rows = sum.par_chunks_mut(width.max(1)).with_min_len(16);
+            rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+        })?;
+        Ok(Value { note, ..Value::constant(sum, rows, width) })
+    }
+
+    fn broadcast(&self, w: &Tensor, rows: usize) -> Result<Value> {
+        Ok(Value::constant(read(w, |w| w.repeat(rows))?, rows, w.elem_count()))
+    }
+
+    fn scale_rows(&self, x: Value, scale: &[f32]) -> Result<Value> {
+        expect("scale_rows", "scales", x.rows, scale.len())?;
+        let scale = scale.to_vec();
+        Ok(self.scaled(x, move |row, _| scale[row]))
+    }
+
+    fn scale_columns(
+        &self,
+        x: Value,
+        scales: &[ColumnScale],
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<Value> {
+        let (rows, width) = x.dims();
+        if let Some(scale) = scales.iter().find(|scale| scale.columns.end > width) {
+            expect("scale_columns", "end of a column range", width, scale.columns.end)?;
+        }
+        let coefficients = coefficients.filter(|_| scales.iter().any(|scale| scale.term.is_some()));
+        let height = if coefficients.is_some() { rows } else { 1 };
+        let mut factors = vec![1f32; height * width];
+        for ColumnScale { columns, term, factor } in scales {
+            for row in 0..height {
+                let coefficient = match (term, coefficients) {
+                    (Some(term), Some(c)) => c.values[row * c.terms + term],
+                    _ => 1.0,
+                };
+                for value in &mut factors[row * width..][columns.clone()] {
+                    *value *= factor * coefficient;
+                }
+            }
+        }
+        Ok(self.scaled(x, move |row, column| factors[row % height * width + column]))
+    }
+
+    fn add(&self, a: Value, b: &Value) -> Result<Value> {
+        expect("add", "rows", a.rows, b.rows)?;
+        expect("add", "width", a.width, b.width)?;
+        let (rows, width, notes) = (a.rows, a.width, (a.note, b.note));
+        let mut sum = a.take();
+        rows::add(&mut sum, &b.data);
+        Ok(self.result((sum, rows, width), notes.0.is_some() || notes.1.is_some(), |_| {
+            move |grad: Vec<f32>, gradients: &mut Gradients| {
+                gradients.add(notes.0, grad.len(), |out, _| rows::add(out, &grad));
+                gradients.give(notes.1, grad);
+                Ok(())
+            }
+        }))
+    }
+
+    fn rms_norm(&self, x: &Value, gain: &Tensor, eps: f32) -> Result<Value> {
+        let group = gain.elem_count();
+        expect_groups("rms_norm", x.width, group)?;
+        let values = read(gain, <[f32]>::to_vec)?;
+        Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
+    }
+
+    fn rms_norm_rows(&self, x: &Value, gain: &Value, eps: f32) -> Result<Value> {
+        expect("rms_norm_rows", "gain rows", x.rows, gain.rows)?;
+        expect_groups("rms_norm_rows", x.width, gain.width)?;
+        let (values, group) = (gain.data.to_vec(), gain.width);
+        Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
+    }
+
+    fn rope(&self, x: Value, positions: &[u32], rope: &Rope) -> Result<Value> {
+        let (rows, width, note) = (x.rows, x.width, x.note);
+        expect("rope", "positions", rows, positions.len())?;
+        expect_groups("rope", width, 2 * rope.inv_freq.len())?;
+        let angles = Angles::new(positions, rope);
+        let mut y = x.take();
+        angles.rotate(&mut y, width, 1.0);
+        Ok(self.result((y, rows, width), note.is_some(), |_| {
+            move |mut grad: Vec<f32>, gradients: &mut Gradients| {
+                angles.rotate(&mut grad, width, -1.0);
+                gradients.give(note, grad);
+                Ok(())
+            }
+        }))
+    }
+
+    fn attention(
+        &self,
+        q: Value,
+        k: Value,
+        v: Value,
+        _layer: usize,
+        shape: AttentionShape,
+        batch: &Batch,
+        (): &mut (),
+    ) -> Result<Value> {
+        let rows = batch.tokens.len();
+        for (what, x, heads) in [
+            ("queries", &q, shape.heads),
+            ("keys", &k, shape.kv_heads),
+            ("values", &v, shape.kv_heads),
+        ] {
+            expect("attention", what, rows, x.rows)?;
+            expect("attention", what, heads * shape.head_dim, x.width)?;
+        }
+        expect_groups("attention", shape.heads, shape.kv_heads)?;
+        let op = Attention { shape, trees: trees(batch)?, rows };
+        let (q_note, k_note, v_note) = (q.note, k.note, v.note);
+        let learns = q_note.or(k_note).or(v_note).is_some();
+        let [q, k, v] = [q, k, v].map(|x| x.data);
+        let y = op.forward(Inputs { q: &q, k: &k, v: &v });
+        Ok(self.result((y, rows, shape.heads * shape.head_dim), learns, |y| {
+            let y = y.clone();
+            move |grad: Vec<f32>, gradients: &mut Gradients| {
+                let grads = op.backward(Inputs { q: &q, k: &k, v: &v }, &y, &grad);
+                gradients.give(q_note, grads.q);
+                gradients.give(k_note, grads.k);
+                gradients.give(v_note, grads.v);
+                Ok(())
+            }
+        }))
+    }
+
+    fn swiglu(&self, gate: Value, up: &Value) -> Result<Value> {
+        expect("swiglu", "rows of up", gate.rows, up.rows)?;
+        expect("swiglu", "width of up", gate.width, up.width)?;
+        let (rows, width, notes) = (gate.rows, gate.width, (gate.note, up.note));
+        let y = rows::swiglu(&gate.data, &up.data);
+        Ok(self.result((y, rows, width), notes.0.is_some() || notes.1.is_some(), |_| {
+            let (gate, up) = (gate.data, up.data.clone());
+            move |mut grad: Vec<f32>, gradients: &mut Gradients| {
+                let dgate = rows::swiglu_back(&mut grad, &gate, &up);
+                gradients.give(notes.0, dgate);
+                gradients.give(notes.1, grad);
+                Ok(())
+            }
+        }))
+    }
+
+    fn select_rows(&self, x: &Value, rows: &[usize]) -> Result<Value> {
+        let (height, width, note) = (x.rows, x.width, x.note);
+        if let Some(&row) = rows.iter().find(|&&row| row >= height) {
+            expect("select_rows", "rows", row + 1, height)?;
+        }
+        if rows.iter().copied().eq(0..height) {
+            return Ok(x.clone());
+        }
+        let y = rows.iter().flat_map(|row| &x.data[row * width..][..width]).copied().collect();
+        let rows = rows.to_vec();
+        Ok(self.result((y, rows.len(), width), note.is_some(), |_| {
+            move |grad: Vec<f32>, gradients: &mut Gradients| {
+                gradients.add(note, height * width, |out, _| {
+                    for (grad, row) in grad.chunks_exact(width.max(1)).zip(rows) {
+                        let out = &mut out[row * width..][..width];
+                        out.iter_mut().zip(grad).for_each(|(out, grad)| *out += grad);
+                    }
+                });
+                Ok(())
+            }
+        }))
+    }
+}

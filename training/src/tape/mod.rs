@@ -1,0 +1,217 @@
+//! Reverse-mode differentiation of the decoder on the CPU, in f32: forward and backward of training.
+//!
+//! [`Tape`] is a set of kernels. Each operation computes its values and, where something that learns
+//! feeds it, notes how the gradient of its result becomes gradients of its inputs; the backward goes
+//! through the notes from the last to the first, adds in place and frees what a note kept as it goes.
+//! candle's autograd, which the losses use, would keep a zeroed tensor and make an addition for every
+//! use of every activation.
+//!
+//! What learns are the weights of linear layers that candle tracks (`Var`s); everything else is
+//! frozen. Batches are packed as [`ladle::kernels::differentiable`] describes.
+
+mod attention;
+mod dropout;
+mod kernels;
+mod product;
+mod rows;
+mod vectorised;
+
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
+
+use candle_core::{Storage, Tensor, TensorId, bail};
+use ladle::kernels::Result;
+
+pub use dropout::Dropout;
+pub(crate) use product::{View, parallel_product};
+pub(crate) use rows::{dot, max, sum};
+pub(crate) use vectorised::vectorised;
+
+/// An activation `[rows, width]`, row-major.
+#[derive(Debug, Clone)]
+pub struct Value {
+    data: Arc<Vec<f32>>,
+    rows: usize,
+    width: usize,
+    /// Its note; `None` where nothing that learns feeds it.
+    note: Option<usize>,
+}
+
+impl Value {
+    /// A constant `[rows, width]`.
+    pub fn constant(data: Vec<f32>, rows: usize, width: usize) -> Self {
+        assert_eq!(data.len(), rows * width, "values of [{rows}, {width}]");
+        Self { data: Arc::new(data), rows, width, note: None }
+    }
+
+    /// The values, row-major.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows, self.width)
+    }
+
+    /// The values to write over: without a copy where nobody else holds them.
+    fn take(self) -> Vec<f32> {
+        Arc::try_unwrap(self.data).unwrap_or_else(|data| data.to_vec())
+    }
+}
+
+/// How the gradient of a result becomes gradients of its inputs; `None` for a leaf.
+type Note = Option<Box<dyn FnOnce(Vec<f32>, &mut Gradients) -> Result<()> + Send>>;
+
+/// The kernels, with what they note.
+pub struct Tape {
+    /// `None`: only values are computed.
+    notes: Option<RefCell<Vec<Note>>>,
+    dropout: Option<Dropout>,
+}
+
+impl Tape {
+    /// Kernels that note.
+    pub fn recording(dropout: Option<Dropout>) -> Self {
+        Self { notes: Some(RefCell::default()), dropout }
+    }
+
+    /// Kernels that only compute.
+    pub fn idle(dropout: Option<Dropout>) -> Self {
+        Self { notes: None, dropout }
+    }
+
+    /// An input whose gradient is wanted.
+    pub fn leaf(&self, data: Vec<f32>, rows: usize, width: usize) -> Value {
+        Value { note: self.push(|| None), ..Value::constant(data, rows, width) }
+    }
+
+    fn push(&self, note: impl FnOnce() -> Note) -> Option<usize> {
+        let mut notes = self.notes.as_ref()?.borrow_mut();
+        notes.push(note());
+        Some(notes.len() - 1)
+    }
+
+    /// A result `[rows, width]`; what `backward` makes of it is noted if something that `learns` feeds
+    /// it.
+    fn result<F>(
+        &self,
+        (data, rows, width): (Vec<f32>, usize, usize),
+        learns: bool,
+        backward: impl FnOnce(&Arc<Vec<f32>>) -> F,
+    ) -> Value
+    where
+        F: FnOnce(Vec<f32>, &mut Gradients) -> Result<()> + Send + 'static,
+    {
+        let data = Arc::new(data);
+        let note = if learns { self.push(|| Some(Box::new(backward(&data)))) } else { None };
+        Value { data, rows, width, note }
+    }
+
+    /// `run(x)` whose inner activations are not kept: the backward computes them again (Chen et al.
+    /// 2016). `run` must give the same values each time.
+    pub fn recomputed(
+        &self,
+        x: Value,
+        run: impl Fn(&Self, Value) -> Result<Value> + Send + 'static,
+    ) -> Result<Value> {
+        if self.notes.is_none() {
+            return run(self, x);
+        }
+        let Value { data, rows, width, note } = x;
+        let constant = Value { data: data.clone(), rows, width, note: None };
+        let y = run(&Self::idle(self.dropout.clone()), constant)?;
+        let (rows_out, width_out, dropout) = (y.rows, y.width, self.dropout.clone());
+        Ok(self.result((y.take(), rows_out, width_out), true, |_| {
+            move |grad: Vec<f32>, gradients: &mut Gradients| {
+                let tape = Self::recording(dropout);
+                let leaf = note.and_then(|_| tape.push(|| None));
+                let y = run(&tape, Value { data, rows, width, note: leaf })?;
+                let mut inner = Gradients {
+                    values: Vec::new(),
+                    weights: std::mem::take(&mut gradients.weights),
+                };
+                tape.run(y.note, grad, &mut inner)?;
+                gradients.weights = inner.weights;
+                if let Some(grad) = leaf.and_then(|leaf| inner.values[leaf].take()) {
+                    gradients.give(note, grad);
+                }
+                Ok(())
+            }
+        }))
+    }
+
+    /// Gradients of everything that learns and feeds `value`, given the gradient of `value`
+    /// (row-major, of its shape).
+    pub fn backward(self, value: &Value, grad: Vec<f32>) -> Result<Gradients> {
+        assert_eq!(grad.len(), value.data.len(), "elements of the gradient");
+        let mut gradients = Gradients::default();
+        self.run(value.note, grad, &mut gradients)?;
+        Ok(gradients)
+    }
+
+    fn run(self, from: Option<usize>, grad: Vec<f32>, gradients: &mut Gradients) -> Result<()> {
+        let notes = self.notes.map(RefCell::into_inner).unwrap_or_default();
+        gradients.values.resize_with(notes.len(), || None);
+        gradients.give(from, grad);
+        for (index, note) in notes.into_iter().enumerate().rev() {
+            let Some(backward) = note else { continue };
+            if let Some(grad) = gradients.values[index].take() {
+                backward(grad, gradients)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gradients of activations on their way back, and of weights.
+#[derive(Default)]
+pub struct Gradients {
+    values: Vec<Option<Vec<f32>>>,
+    weights: HashMap<TensorId, Vec<f32>>,
+}
+
+impl Gradients {
+    /// Of a weight that learns, row-major; `None` if it fed nothing.
+    pub fn weight(&mut self, weight: &Tensor) -> Option<Vec<f32>> {
+        self.weights.remove(&weight.id())
+    }
+
+    /// Of a leaf.
+    pub fn leaf(&mut self, leaf: &Value) -> Option<Vec<f32>> {
+        self.values.get_mut(leaf.note?)?.take()
+    }
+
+    /// Adds a gradient of the activation with that note.
+    fn give(&mut self, note: Option<usize>, grad: Vec<f32>) {
+        let Some(note) = note else { return };
+        match &mut self.values[note] {
+            Some(sum) => rows::add(sum, &grad),
+            empty => *empty = Some(grad),
+        }
+    }
+
+    /// Lets `f` add to the gradient (`len` values) of the activation with that note; the second
+    /// argument says whether anything is there but zeros.
+    fn add(&mut self, note: Option<usize>, len: usize, f: impl FnOnce(&mut [f32], bool)) {
+        let Some(note) = note else { return };
+        let slot = &mut self.values[note];
+        let filled = slot.is_some();
+        f(slot.get_or_insert_with(|| vec![0.0; len]), filled);
+    }
+
+    /// The same for a weight.
+    fn add_weight(&mut self, weight: &Tensor, f: impl FnOnce(&mut [f32], bool)) {
+        let filled = self.weights.contains_key(&weight.id());
+        let zeros = || vec![0.0; weight.elem_count()];
+        f(self.weights.entry(weight.id()).or_insert_with(zeros), filled);
+    }
+}
+
+/// Calls `f` with the values of a contiguous f32 tensor on the CPU.
+pub(crate) fn read<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice()?[start..end])),
+        _ => bail!("expected a contiguous tensor on the CPU, got {layout:?} on {:?}", x.device()),
+    }
+}
