@@ -20,7 +20,7 @@ deny:
     cargo deny check
 
 bench-merge:
-    cargo bench --bench merge
+    cargo bench --workspace --bench merge
 
 bench-decode:
-    cargo bench --bench decode
+    cargo bench --workspace --bench decode

@@ -86,7 +86,7 @@ impl Driver {
     /// One step of 10 ms; `ready` as in [`Scheduler::plan`].
     fn step_if(&mut self, ready: impl FnMut(SeqId) -> bool) -> StepPlan {
         self.now += 10;
-        let plan = self.scheduler.plan(Duration::from_millis(self.now), |_| self.beside, ready);
+        let plan = self.scheduler.plan(Duration::from_millis(self.now), |_, _| self.beside, ready);
         self.computed.retain(|id, _| !plan.preempted.contains(id));
         self.check(&plan);
         self.preemptions += plan.preempted.len();

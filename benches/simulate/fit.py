@@ -1,6 +1,6 @@
 """Fits the figures of a CPU in config.toml to the passes that the decode bench measured.
 
-usage: fit.py DECODE.json      (what `cargo bench --bench decode` printed: SmolLM2-135M's shape)
+usage: fit.py DECODE.json      (what `cargo bench --workspace --bench decode` printed: SmolLM2-135M's shape)
 
 The formula is `Machine::pass`: launches + max(bytes / bandwidth, operations / peak) + row · rows.
 Prints the figures of the least squared log-ratios, and prediction over measurement of each pass.

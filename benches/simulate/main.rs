@@ -1,7 +1,7 @@
 //! Serving simulated on machines that are described by figures: ladle's own scheduler, cost model
 //! and choice of modes against one adapter per request and one mix per batch.
 //!
-//! `cargo bench --bench simulate -- [--config FILE] [--out DIR]` writes `simulate.csv`, a line per
+//! `cargo bench --workspace --bench simulate -- [--config FILE] [--out DIR]` writes `simulate.csv`, a line per
 //! run, and `simulate.json`: the configuration, cache sizes and clients in a closed loop. The same
 //! configuration gives the same files. docs/scale.md says what is assumed.
 

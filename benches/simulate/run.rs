@@ -226,7 +226,11 @@ impl<'a> Simulation<'a> {
             live.hit.get_or_insert(ready);
             ready
         };
-        scheduler.plan(time(self.now), |rows| cost.rows_beside(rows), ready)
+        scheduler.plan(
+            time(self.now),
+            |decoding, prompts| cost.rows_beside(decoding, prompts),
+            ready,
+        )
     }
 
     /// The rows of each mix.

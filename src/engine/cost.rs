@@ -24,8 +24,9 @@ use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use super::request::Mode;
 
-/// How much longer a step of decoding rows may become for the sake of prompts.
-const STALL: f64 = 2.0;
+/// How many times as long a step of decoding rows may become for the sake of prompts: at least, and
+/// at most.
+const STALL: [f64; 2] = [2.0, 4.0];
 /// How far one measured pass moves the model.
 const LEARNING_RATE: f64 = 0.1;
 
@@ -136,10 +137,14 @@ impl CostModel {
         read.max(compute) + (1.0 - self.machine.overlap) * read.min(compute)
     }
 
-    /// Rows of prefill that may join `decoding` rows so that the step takes at most [`STALL`] times
-    /// as long as without them. (For merged weights; in mixed mode both sides grow alike.)
-    pub fn rows_beside(&self, decoding: usize) -> usize {
-        let limit = STALL * self.pass(Mode::Fused, decoding);
+    /// Rows of prefill that may join `decoding` rows while `prompts` wait to be computed. The step
+    /// may take twice as long as without them, or longer the more prompts there are for each that
+    /// decodes: one row alone would keep fifteen prompts waiting for its sake. (For merged weights;
+    /// in mixed mode both sides grow alike.)
+    pub fn rows_beside(&self, decoding: usize, prompts: usize) -> usize {
+        let [least, most] = STALL;
+        let stall = (1.0 + prompts as f64 / decoding.max(1) as f64).clamp(least, most);
+        let limit = stall * self.pass(Mode::Fused, decoding);
         let (mut fits, mut beyond) = (decoding, decoding + 1);
         while self.pass(Mode::Fused, beyond) <= limit && beyond < usize::MAX / 2 {
             (fits, beyond) = (beyond, 2 * beyond);
@@ -298,13 +303,20 @@ mod tests {
     }
 
     #[test]
-    fn prompts_at_most_double_the_step_of_those_that_decode() {
+    fn prompts_double_the_step_of_those_that_decode_or_more_the_more_they_are() {
         for model in [lora(), full()] {
-            for decoding in [1, 4, 16, 64, 500] {
+            for (decoding, prompts, stall) in [
+                (1, 1, 2.0),
+                (16, 4, 2.0),
+                (64, 128, 3.0),
+                (4, 12, 4.0),
+                (1, 15, 4.0),
+                (500, 1, 2.0),
+            ] {
                 let alone = model.pass(Mode::Fused, decoding);
-                let rows = decoding + model.rows_beside(decoding);
-                assert!(model.pass(Mode::Fused, rows) <= 2.0 * alone + 1e-9, "{decoding}");
-                assert!(model.pass(Mode::Fused, rows + 1) > 2.0 * alone, "{decoding}");
+                let rows = decoding + model.rows_beside(decoding, prompts);
+                assert!(model.pass(Mode::Fused, rows) <= stall * alone + 1e-9, "{decoding}");
+                assert!(model.pass(Mode::Fused, rows + 1) > stall * alone, "{decoding}");
             }
         }
     }

@@ -161,13 +161,13 @@ impl Scheduler {
         id
     }
 
-    /// Plans a step. `beside` says how many rows of prefill may join so many decoding rows (one
-    /// token always may). `ready` is asked about a waiting sequence when all else allows it
+    /// Plans a step. `beside(decoding, prompts)` says how many rows of prefill may join so many
+    /// decoding rows while so many sequences have prompts to compute (one token always may). `ready` is asked about a waiting sequence when all else allows it
     /// to join: whether its weights are there.
     pub fn plan(
         &mut self,
         now: Duration,
-        beside: impl FnOnce(usize) -> usize,
+        beside: impl FnOnce(usize, usize) -> usize,
         mut ready: impl FnMut(SeqId) -> bool,
     ) -> StepPlan {
         let mut plan = StepPlan::default();
@@ -199,7 +199,8 @@ impl Scheduler {
         let decoding = self.limits.step_tokens - budget.rows;
         if decoding > 0 {
             let widest = self.sequences.values().map(|sequence| sequence.lanes.len()).max();
-            budget.rows = budget.rows.min(beside(decoding).max(widest.unwrap_or(1)));
+            let prompts = self.sequences.len() - plan.items.len();
+            budget.rows = budget.rows.min(beside(decoding, prompts).max(widest.unwrap_or(1)));
         }
         for &id in &order {
             if self.sequences[&id].pending() > 1 {

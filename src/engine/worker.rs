@@ -255,7 +255,7 @@ impl<B: Backend> Worker<B> {
         let cost = models.cost.clone();
         let plan = scheduler.plan(
             started.elapsed(),
-            |rows| cost.rows_beside(rows),
+            |decoding, prompts| cost.rows_beside(decoding, prompts),
             |id| {
                 let Some(request) = live.get_mut(&id) else { return false };
                 match models.ready(backend, &request.keys) {

@@ -1,8 +1,11 @@
 //! Keys and values of all sequences and layers, in blocks of [`BLOCK`] tokens that are allocated
 //! once. Sequences hold lists of blocks, so they grow without copying.
 //!
-//! Layout per layer, block and head: keys transposed `[head_dim, BLOCK]` (the scores of a block's
-//! tokens then come out side by side), values `[BLOCK, head_dim]`.
+//! Layout per block, layer and head: keys transposed `[head_dim, BLOCK]` (the scores of a block's
+//! tokens then come out side by side), values `[BLOCK, head_dim]`. Blocks come first, so that only
+//! as much memory is committed as tokens were ever held at once.
+
+use std::ops::Range;
 
 use half::bf16;
 use memmap2::MmapMut;
@@ -79,40 +82,45 @@ impl KvPool {
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), len) }
     }
 
-    /// The blocks of one layer. `T` must be the pool's storage type, `layer` one of its layers.
+    /// One layer of all blocks. `T` must be the pool's storage type, `layer` one of its layers.
     pub(super) fn layer<T: KvElement>(&mut self, layer: usize) -> KvLayer<'_, T> {
-        let KvShape { kv_heads, head_dim, blocks, .. } = self.shape;
-        let size = blocks * kv_heads * self.head_elements();
-        KvLayer {
-            elements: &mut self.elements()[layer * size..(layer + 1) * size],
-            kv_heads,
-            head_dim,
-        }
+        let KvShape { layers, kv_heads, head_dim, .. } = self.shape;
+        assert!(layer < layers, "layer {layer} of {layers}");
+        let size = kv_heads * self.head_elements();
+        let (first, stride) = (layer * size, layers * size);
+        KvLayer { elements: self.elements(), first, stride, head_dim }
     }
 }
 
 /// One layer of a pool.
 pub(super) struct KvLayer<'a, T> {
     elements: &'a mut [T],
-    kv_heads: usize,
+    /// The layer's first element of block 0.
+    first: usize,
+    /// Elements from a block to the next.
+    stride: usize,
     head_dim: usize,
 }
 
 impl<T: KvElement> KvLayer<'_, T> {
+    /// Elements of a head of a block: keys, then as many values.
+    fn place(&self, block: u32, head: usize) -> Range<usize> {
+        let size = 2 * BLOCK * self.head_dim;
+        let start = self.first + block as usize * self.stride + head * size;
+        start..start + size
+    }
+
     /// Keys `[head_dim, BLOCK]` and values `[BLOCK, head_dim]` of a head of a block.
     pub(super) fn head(&self, block: u32, head: usize) -> (&[T], &[T]) {
-        let half = BLOCK * self.head_dim;
-        let start = (block as usize * self.kv_heads + head) * 2 * half;
-        self.elements[start..start + 2 * half].split_at(half)
+        self.elements[self.place(block, head)].split_at(BLOCK * self.head_dim)
     }
 
     /// Stores the key and value rows `[kv_heads · head_dim]` of the token in `slot` of `block`.
     pub(super) fn store(&mut self, block: u32, slot: usize, k: &[f32], v: &[f32]) {
-        let half = BLOCK * self.head_dim;
         let rows = k.chunks_exact(self.head_dim).zip(v.chunks_exact(self.head_dim));
         for (head, (k, v)) in rows.enumerate() {
-            let start = (block as usize * self.kv_heads + head) * 2 * half;
-            let (keys, values) = self.elements[start..start + 2 * half].split_at_mut(half);
+            let place = self.place(block, head);
+            let (keys, values) = self.elements[place].split_at_mut(BLOCK * self.head_dim);
             for (key, &k) in keys[slot..].iter_mut().step_by(BLOCK).zip(k) {
                 *key = T::narrow(k);
             }
