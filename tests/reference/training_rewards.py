@@ -24,7 +24,7 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-from sklearn.metrics import f1_score, ndcg_score
+from sklearn.metrics import f1_score, ndcg_score, roc_auc_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
 SEED = 20261121
@@ -102,14 +102,25 @@ def labels(generator):
     }
 
 
+def auc(generator):
+    cases = []
+    for _ in range(10):
+        positive = [True, False] + [generator.random() < 0.3 for _ in range(generator.randint(0, 30))]
+        scores = [round(generator.gauss(0.5 * p, 1), 1) for p in positive]
+        cases.append({"positive": positive, "scores": scores, "auc": roc_auc_score(positive, scores)})
+    return cases
+
+
 def word_tokenizer(special, roles):
-    """A word-level tokenizer over TEXTS with BERT-like or RoBERTa-like special tokens."""
+    """A word-level tokenizer over TEXTS with BERT-like, RoBERTa-like or no special tokens around them."""
     model = tokenizers.models.WordLevel(unk_token=roles["unk"])
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=special, vocab_size=150)
     tokenizer.train_from_iterator(TEXTS, trainer)
+    if roles["first"] is None:
+        return tokenizer
     first, last = roles["first"], roles["last"]
     second = 1 if roles["types"] else 0
     middle = [last] if roles["types"] else [last, last]
@@ -123,6 +134,7 @@ def word_tokenizer(special, roles):
 
 BERT = (["[PAD]", "[UNK]", "[CLS]", "[SEP]"], {"unk": "[UNK]", "first": "[CLS]", "last": "[SEP]", "types": True})
 ROBERTA = (["<s>", "<pad>", "</s>", "<unk>"], {"unk": "<unk>", "first": "<s>", "last": "</s>", "types": False})
+CAUSAL = (["<unk>"], {"unk": "<unk>", "first": None})
 
 
 def models(out):
@@ -144,6 +156,19 @@ def models(out):
         "pooler_hidden_act": "gelu",
     }
     roberta = {**common, **sizes, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+    # Texts end with full stops: as the padding token, it makes the last token another one.
+    stop = word_tokenizer(*CAUSAL).token_to_id(".")
+    causal = {**common, "pad_token_id": stop, "bos_token_id": None, "eos_token_id": None}
+    gpt2 = {**causal, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    llama = {
+        **causal,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+    }
     t = transformers
     table = {
         "bert": (t.BertForSequenceClassification, t.BertConfig(**common, **sizes), BERT),
@@ -153,6 +178,11 @@ def models(out):
         "roberta": (t.RobertaForSequenceClassification, t.RobertaConfig(**roberta), ROBERTA),
         "deberta-v2": (t.DebertaV2ForSequenceClassification, t.DebertaV2Config(**common, **deberta), BERT),
         "deberta-v2-tokens": (t.DebertaV2ForTokenClassification, t.DebertaV2Config(**common, **deberta), BERT),
+        "gpt2": (t.GPT2ForSequenceClassification, t.GPT2Config(**gpt2), CAUSAL),
+        "gpt2-tokens": (t.GPT2ForTokenClassification, t.GPT2Config(**gpt2), CAUSAL),
+        "llama": (t.LlamaForSequenceClassification, t.LlamaConfig(**llama), CAUSAL),
+        "llama-tokens": (t.LlamaForTokenClassification, t.LlamaConfig(**llama), CAUSAL),
+        "qwen3": (t.Qwen3ForSequenceClassification, t.Qwen3Config(**llama), CAUSAL),
     }
     results = {}
     texts = [x for x in TEXTS if x]
@@ -237,6 +267,7 @@ def main():
         "overlap": overlap(),
         "ranking": ranking(generator),
         "labels": labels(generator),
+        "auc": auc(generator),
         "classifiers": models(out / "models"),
     }
     (out / "rewards.json").write_text(json.dumps(result))

@@ -100,6 +100,10 @@ pub struct DataConfig {
     /// Rows that only `evaluate` looks at.
     #[serde(default)]
     pub test: Option<PathBuf>,
+    /// Instead of `validation` and `test`: shares of the rows of `train` that train, validate and
+    /// test, by seed and row id.
+    #[serde(default)]
+    pub split: Option<[f64; 3]>,
     /// minijinja template around the person's last turn (`prompt`, `fields`, `id`), or the whole
     /// prompt from a row's columns for format `jsonl`.
     #[serde(default)]

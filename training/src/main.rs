@@ -8,13 +8,12 @@ use ladle::soup::base::{default_models_dir, resolve_base};
 use ladle_training::{
     checkpoint::write_atomically,
     config::Config,
-    data::{hh_rlhf, rows::OnMalformed},
     measure::{
         evaluate::{Settings, evaluate},
         summary,
     },
     plan::Plan,
-    rewards::fit,
+    rewards::{fit, lesson::Source as Lesson},
     run::{Places, Run},
     select,
 };
@@ -31,27 +30,40 @@ struct Cli {
 enum Command {
     /// Supervised tuning only.
     Sft(Source),
-    /// Fits a Bradley–Terry reward model on hh-rlhf style pairs: a head on a frozen BERT encoder,
-    /// for the reward `sequence-classifier`.
+    /// Teaches a reward model from a data set: a head on a frozen encoder or causal language model,
+    /// for the rewards `sequence-classifier` (preferences) and `span-classifier` (marked errors).
     Reward {
-        /// JSONL of `chosen` and `rejected` dialogues.
-        pairs: PathBuf,
-        /// Directory of the encoder, such as all-MiniLM-L6-v2.
+        /// What the rows of the file teach.
+        #[arg(value_enum)]
+        lesson: Lesson,
+        /// The data set's JSONL file.
+        rows: PathBuf,
+        /// Directory of the encoder or language model, such as all-MiniLM-L6-v2.
         #[arg(long, value_name = "DIR")]
-        encoder: PathBuf,
+        model: PathBuf,
         /// Directory of the reward model.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Passes over the pairs.
+        /// minijinja template of what stands before the response, over `prompt` and `fields`; left
+        /// out, the prompt. The reward must be configured with the same.
+        #[arg(long)]
+        template: Option<String>,
+        /// Rows that are read at most.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// Passes over the rows.
         #[arg(long, default_value_t = 10)]
         epochs: u64,
-        /// Pairs of one update.
+        /// Pairs or segments of one update.
         #[arg(long, default_value_t = 32)]
         batch: usize,
         /// Peak learning rate, linear decay.
         #[arg(long, default_value_t = 1e-3)]
         learning_rate: f64,
-        /// Share of the pairs that is kept for testing.
+        /// Weight decay of the head.
+        #[arg(long, default_value_t = 0.1)]
+        weight_decay: f64,
+        /// Share of the rows that is kept for testing.
         #[arg(long, default_value_t = 0.1)]
         test_share: f64,
         /// Seed of split, order and first weights.
@@ -165,14 +177,32 @@ fn main() -> Result<()> {
                 bail!("the configuration has no [sft] section");
             }
         }
-        Command::Reward { pairs, encoder, out, epochs, batch, learning_rate, test_share, seed } => {
-            let rows = hh_rlhf::read(&pairs, OnMalformed::Skip)?;
-            let settings = fit::Settings { epochs, batch, learning_rate, test_share, seed };
-            let fit = fit::fit(rows.rows, &encoder, &out, &settings)?;
-            println!(
-                "{} pairs, loss {:.4}; {} test pairs, accuracy {:.3}",
-                fit.trained, fit.loss, fit.tested, fit.accuracy
-            );
+        Command::Reward {
+            lesson,
+            rows,
+            model,
+            out,
+            template,
+            limit,
+            epochs,
+            batch,
+            learning_rate,
+            weight_decay,
+            test_share,
+            seed,
+        } => {
+            let mut lesson = lesson.read(&rows)?;
+            lesson.rows.truncate(limit.unwrap_or(usize::MAX));
+            let settings = fit::Settings {
+                epochs,
+                batch,
+                learning_rate,
+                weight_decay,
+                test_share,
+                seed,
+                template,
+            };
+            println!("{}", fit::fit(lesson, &model, &out, &settings)?);
         }
         Command::Run { source, only } => {
             let Some(run) = open(&source)? else { return Ok(()) };

@@ -28,6 +28,7 @@ use ladle::{
 use crate::{
     checkpoint::{CheckpointError, write_atomically},
     config::{Config, ConfigError, MixingConfig},
+    data::split::split,
     draw::{self, Purpose},
     export,
     rewards::{RewardError, RewardSet},
@@ -193,10 +194,12 @@ impl Run {
             );
             Ok::<_, RunError>(prompts)
         };
-        let train = read(&config.data.train)?;
         let optional = |path: &Option<PathBuf>| path.as_deref().map_or(Ok(Vec::new()), read);
-        let validation = optional(&config.data.validation)?;
-        let test = optional(&config.data.test)?;
+        let train = read(&config.data.train)?;
+        let (train, validation, test) = match &config.data.split {
+            None => (train, optional(&config.data.validation)?, optional(&config.data.test)?),
+            Some(shares) => thirds(train, shares, config.seed)?,
+        };
         Ok(Self { config, places, base, train, validation, test, rewards, mixing })
     }
 
@@ -385,6 +388,24 @@ impl Run {
             &self.places.run.join("soup"),
         )
     }
+}
+
+/// The rows that train, validate and test.
+fn thirds(
+    rows: Vec<Prompt>,
+    shares: &[f64; 3],
+    seed: u64,
+) -> Result<(Vec<Prompt>, Vec<Prompt>, Vec<Prompt>)> {
+    let count = rows.len();
+    let parts = split(rows, |prompt| &prompt.example.id, shares, seed).ok();
+    let parts = parts.filter(|parts| parts.iter().all(|part| !part.is_empty()));
+    let parts: Option<[Vec<Prompt>; 3]> = parts.and_then(|parts| parts.try_into().ok());
+    let [train, validation, test] = parts.ok_or_else(|| ConfigError::Value {
+        key: "data.split".into(),
+        got: format!("{shares:?} of {count} rows"),
+        expected: "three shares above 0, together at most 1, that leave every part a row",
+    })?;
+    Ok((train, validation, test))
 }
 
 /// The step-weighted mean of a backbone's reward weights, beside its adapter.

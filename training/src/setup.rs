@@ -93,15 +93,7 @@ impl Base {
         let checkpoint = Checkpoint::open(dir).map_err(|e| error(e.to_string()))?;
         let model =
             ModelConfig::from_json(checkpoint.config()).map_err(|e| error(e.to_string()))?;
-        let mut weights = BTreeMap::new();
-        for (name, shape) in model.tensors() {
-            let tensor = checkpoint.get(&name).ok_or_else(|| error(format!("no tensor {name}")))?;
-            if tensor.shape() != shape {
-                let got = tensor.shape();
-                return Err(error(format!("{name} has shape {got:?}, expected {shape:?}")));
-            }
-            weights.insert(name, tensor);
-        }
+        let weights = tensors(&checkpoint, &model).map_err(error)?;
         let tokenizer = Tokenizer::from_dir(dir).map_err(|e| error(e.to_string()))?;
         if tokenizer.eos().is_empty() {
             return Err(error(
@@ -175,6 +167,22 @@ impl Base {
     }
 }
 
+/// The tensors of a model's configuration, as stored, their shapes checked.
+pub(crate) fn tensors(
+    checkpoint: &Checkpoint,
+    model: &ModelConfig,
+) -> std::result::Result<BTreeMap<String, HostTensor>, String> {
+    let checked = |(name, shape): (String, Vec<usize>)| {
+        let tensor = checkpoint.get(&name).ok_or_else(|| format!("no tensor {name}"))?;
+        if tensor.shape() != shape {
+            let got = tensor.shape();
+            return Err(format!("{name} has shape {got:?}, expected {shape:?}"));
+        }
+        Ok((name, tensor))
+    };
+    model.tensors().into_iter().map(checked).collect()
+}
+
 fn chat_message(message: &data::Message) -> ChatMessage {
     let role = match message.role {
         data::Role::System => "system",
@@ -203,7 +211,7 @@ fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Ex
                 id: pair.id,
                 messages: pair.messages,
                 references: vec![pair.chosen],
-                fields: serde_json::Map::new(),
+                fields: pair.fields,
             };
             rows.rows.into_iter().map(example).collect()
         }),

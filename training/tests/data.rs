@@ -12,6 +12,7 @@ use ladle_training::data::{
     split::split,
     tldr,
 };
+use ladle_training::run::{Places, Run, RunError};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +44,7 @@ fn qa_feedback_spans_are_bytes_and_preferences_pairs() {
     let marked: Vec<_> =
         row.errors.iter().map(|e| (e.kind, &row.predictions[0][e.bytes.clone()])).collect();
     assert_eq!(marked, [(ErrorKind::Relevance, "Élan:"), (ErrorKind::Factuality, "It floats.")]);
-    assert_eq!(row.missing, 1);
+    assert_eq!((row.missing, row.corrected.as_str()), (1, "Ann built it."));
     assert_eq!(row.preferences, [(0, 1), (0, 3), (2, 1), (1, 3), (2, 3)]);
     let prompt = row.example.prompt();
     assert!(prompt.starts_with("Who built the naïve boat?\n\nBoat is a vessel. Ann built it."));
@@ -56,6 +57,9 @@ fn hh_dialogues_become_turns_and_two_responses() {
     let roles: Vec<Role> = read[0].messages.iter().map(|m| m.role).collect();
     assert_eq!(roles, [Role::User, Role::Assistant, Role::User]);
     assert_eq!(read[0].messages[2].content, "A small one.");
+    let dialogue = read[0].fields["dialogue"].as_str().unwrap();
+    assert!(dialogue.starts_with("\n\nHuman: "), "{dialogue:?}");
+    assert!(dialogue.ends_with("\n\nHuman: A small one.\n\nAssistant:"), "{dialogue:?}");
     assert_eq!((read[0].chosen.as_str(), read[0].rejected.as_str()), ("Caulk it.", "No idea."));
     assert_eq!(read[1].rejected, "");
 }
@@ -190,6 +194,43 @@ fn a_row_keeps_its_part_when_others_come() {
     assert!(many[0].iter().all(|id| !many[1].contains(id)));
     assert!(split(ids(3), |id| id, &[0.8, 0.3], 0).is_err());
     assert!(split(ids(3), |id| id, &[1.0, 0.0], 0).is_err());
+}
+
+/// A run of the tiny base on 40 rows; `data` are further lines of its `[data]`.
+fn opened(directory: &Path, data: &str) -> Result<Run, RunError> {
+    let rows: String = (0..40).map(|row| format!("{{\"q\": \"What is {row}?\"}}\n")).collect();
+    std::fs::write(directory.join("rows.jsonl"), rows).unwrap();
+    let objective = |name: &str| {
+        format!("[[objectives]]\nname = \"{name}\"\nreward = {{ kind = \"readability\" }}\n")
+    };
+    let data = format!(
+        "[data]\nformat = \"jsonl\"\ntemplate = \"{{{{ q }}}}\"\ntrain = \"rows.jsonl\"\n{data}\n"
+    );
+    let text = format!("name = \"x\"\nbase = \"y\"\n{}{}{data}", objective("a"), objective("b"));
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/soup-tiny/base");
+    let places = Places { run: directory.join("run"), data: directory.into(), base };
+    Run::open(toml::from_str(&text).unwrap(), places)
+}
+
+#[test]
+fn one_file_is_split_into_rows_that_train_validate_and_test() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = opened(directory.path(), "split = [0.6, 0.2, 0.2]").unwrap();
+    let parts = [&run.train, &run.validation, &run.test];
+    let mut ids: Vec<&str> =
+        parts.iter().flat_map(|p| p.iter().map(|p| p.example.id.as_str())).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 40);
+    assert_eq!(parts.map(|p| p.len()).iter().sum::<usize>(), 40);
+    assert!(run.train.len() > run.test.len());
+    let refused = |data: &str| opened(directory.path(), data).err().unwrap().to_string();
+    let error = refused("split = [0.6, 0.2, 0.2]\ntest = \"rows.jsonl\"");
+    assert!(error.contains("data.split") && error.contains("left out"), "{error}");
+    for shares in ["[0.6, 0.4, 0.2]", "[0.9, 0.0, 0.1]", "[0.8, 1e-6, 0.1]"] {
+        let error = refused(&format!("split = {shares}"));
+        assert!(error.contains("data.split") && error.contains("of 40 rows"), "{error}");
+    }
 }
 
 #[test]

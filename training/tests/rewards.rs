@@ -6,17 +6,13 @@ use ladle_training::rewards::{
     citation::{CitationScore, judge, words_entail},
     classifier::{SequenceClassifier, TokenClassifier},
     embedding::{SentenceEncoder, cosine},
-    labels::{Confusion, Gain, accuracy, hit_rate, listed, listed_numbers, ndcg},
+    labels::{Confusion, Gain, accuracy, auc, hit_rate, listed, listed_numbers, ndcg},
     overlap::{bleu_4, exact_match_recall, rouge_l, tokens_13a},
     porter,
     registry::RewardSpec,
     segment::{sentences, sub_sentences},
     style::{flesch_reading_ease, plain_words},
     words::syllables,
-};
-use ladle_training::{
-    data::{Message, Pair, Role},
-    rewards::fit::{Settings, fit},
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -113,6 +109,16 @@ fn micro_f1_equals_scikit_learn() {
     close(total.f1(), &labels["micro_f1"], 1e-12, "micro");
     let mean = each.iter().map(|c| c.f1()).sum::<f64>() / each.len() as f64;
     close(mean, &labels["each"], 1e-12, "mean of samples");
+}
+
+#[test]
+fn auc_equals_scikit_learn_with_ties() {
+    for case in reference()["auc"].as_array().unwrap() {
+        let positive: Vec<bool> =
+            case["positive"].as_array().unwrap().iter().map(|p| p.as_bool().unwrap()).collect();
+        close(auc(&numbers(&case["scores"]), &positive), &case["auc"], 1e-12, "auc");
+    }
+    assert_eq!(auc(&[1.0, 2.0], &[true, true]), 0.5);
 }
 
 #[test]
@@ -289,7 +295,7 @@ fn classifier_logits_equal_transformers() {
     let classifiers = &reference()["classifiers"];
     let pairs: Vec<Vec<String>> =
         classifiers["pairs"].as_array().unwrap().iter().map(strings).collect();
-    for name in ["bert", "distilbert", "roberta", "deberta-v2"] {
+    for name in ["bert", "distilbert", "roberta", "deberta-v2", "gpt2", "llama", "qwen3"] {
         let model = SequenceClassifier::open(&fixtures().join("models").join(name)).unwrap();
         assert_eq!(model.labels().len(), 3);
         let inputs = pairs.iter().map(|p| (p[0].as_str(), p[1].as_str()).into());
@@ -305,14 +311,14 @@ fn classifier_logits_equal_transformers() {
 #[test]
 fn token_logits_equal_transformers() {
     let classifiers = &reference()["classifiers"];
-    for name in ["bert-tokens", "deberta-v2-tokens"] {
+    for name in ["bert-tokens", "deberta-v2-tokens", "gpt2-tokens", "llama-tokens"] {
         let model = TokenClassifier::open(&fixtures().join("models").join(name)).unwrap();
         let pairs: Vec<Vec<String>> =
             classifiers["pairs"].as_array().unwrap().iter().map(strings).collect();
         let inputs: Vec<_> = pairs.iter().map(|p| (p[0].as_str(), p[1].as_str())).collect();
         let got = model.logits(&inputs).unwrap();
         for (tokens, expected) in got.iter().zip(classifiers["models"][name].as_array().unwrap()) {
-            assert_eq!(tokens.bytes.len(), expected.as_array().unwrap().len());
+            assert_eq!(tokens.logits.len(), expected.as_array().unwrap().len());
             for (g, e) in tokens.logits.concat().iter().zip(numbers(expected)) {
                 assert!((f64::from(*g) - e).abs() < 1e-4, "{name}: {g} {e}");
             }
@@ -364,29 +370,61 @@ fn a_span_classifier_pays_at_segment_ends_and_sums_to_its_score() {
 }
 
 #[test]
-fn a_fitted_reward_model_prefers_what_was_preferred() {
-    let pairs: Vec<Pair> = (0..60)
-        .map(|row| Pair {
-            id: format!("row-{row}"),
-            messages: vec![Message { role: Role::User, content: format!("Is {row} right?") }],
-            chosen: format!("Yes, we think that {row} is right."),
-            rejected: format!("No! Why do you ask me {row} times?"),
-        })
-        .collect();
-    let directory = tempfile::tempdir().unwrap();
-    let settings = Settings { epochs: 20, batch: 8, learning_rate: 3e-2, test_share: 0.2, seed: 1 };
-    let encoder = fixtures().join("models/bert-encoder");
-    let report = fit(pairs.clone(), &encoder, directory.path(), &settings).unwrap();
-    assert_eq!(report.trained + report.tested, 60);
-    assert!(report.tested >= 5, "{report:?}");
-    assert!(report.accuracy > 0.9 && report.loss < 0.5, "{report:?}");
-    // What was written is a reward of the registry.
-    let toml = format!("kind = \"sequence-classifier\"\npath = {:?}", directory.path());
+fn an_expected_verdict_lies_between_good_and_bad_by_the_errors_probability() {
+    let path = fixtures().join("models/llama-tokens");
+    let toml = |more: &str| {
+        format!(
+            "kind = \"span-classifier\"\npath = {path:?}\nerror = 2\ngood = 1.0\nbad = -1.0\n{more}"
+        )
+    };
+    let sample = Sample { prompt: "Short answer.".into(), ..sample("We ask why. Did they? Yes!") };
+    let hard = build(&toml("")).unwrap().spans(std::slice::from_ref(&sample)).unwrap();
+    let soft = build(&toml("verdict = \"expected\"")).unwrap();
+    let soft = soft.spans(std::slice::from_ref(&sample)).unwrap();
+    let model = TokenClassifier::open(&path).unwrap();
+    let read = model.logits(&[(sample.prompt.as_str(), sample.response.as_str())]).unwrap();
+    for (hard, soft) in hard[0].iter().zip(&soft[0]) {
+        assert_eq!(hard.end, soft.end);
+        let at = read[0].tokens.bytes.iter().position(|b| b.end == soft.end).unwrap();
+        let odds: Vec<f64> = read[0].logits[at].iter().map(|&l| f64::from(l).exp()).collect();
+        let wrong = odds[2] / odds.iter().sum::<f64>();
+        assert!((soft.score - (1.0 - 2.0 * wrong)).abs() < 1e-6, "{soft:?} {wrong}");
+        let likeliest = odds.iter().all(|o| *o <= odds[2]);
+        assert_eq!(hard.score, if likeliest { -1.0 } else { 1.0 });
+    }
+}
+
+#[test]
+fn what_a_span_classifier_could_not_read_is_not_judged_good() {
+    let path = fixtures().join("models/bert-tokens");
+    let toml =
+        format!("kind = \"span-classifier\"\npath = {path:?}\nerror = 1\ngood = 1.0\nbad = 0.0");
     let reward = build(&toml).unwrap();
-    let judged = |response: &str| Sample { prompt: "Is 7 right?".into(), ..sample(response) };
-    let scores = [judged(&pairs[7].chosen), judged(&pairs[7].rejected)];
-    let scores = reward.score(&scores).unwrap();
-    assert!(scores[0] > scores[1], "{scores:?}");
-    let few = fit(pairs[..4].to_vec(), &encoder, directory.path(), &settings);
-    assert!(few.unwrap_err().to_string().contains("4 pairs"));
+    assert_eq!(reward.spans(&[sample("")]).unwrap(), [[]]);
+    // 80 tokens and a prompt do not fit into 64.
+    let long = Sample { prompt: "Short answer.".into(), ..sample(&"We ask why. ".repeat(20)) };
+    let error = reward.spans(&[long]).unwrap_err().to_string();
+    assert!(error.contains("is past the model's"), "{error}");
+}
+
+#[test]
+fn a_template_says_what_a_model_reads_before_the_response() {
+    let path = fixtures().join("models/llama");
+    let toml =
+        |more: &str| format!("kind = \"sequence-classifier\"\npath = {path:?}\nlabel = 0\n{more}");
+    let mut asked = Sample { prompt: "Short answer.".into(), ..sample("We ask why.") };
+    asked.fields = json!({"question": "Did they?"}).as_object().cloned().unwrap();
+    let template = toml("template = \"{{ fields.question }} {{ prompt }}\"");
+    let written = Sample { prompt: "Did they? Short answer.".into(), ..sample("We ask why.") };
+    assert_eq!(score(&template, &asked), score(&toml(""), &written));
+    assert_ne!(score(&template, &asked), score(&toml(""), &asked));
+    let error = build(&template).unwrap().score(&[sample("no question")]).unwrap_err().to_string();
+    assert!(error.contains("sample 0") && error.contains("undefined"), "{error}");
+    for (more, expected) in [
+        ("template = \"{% if\"", "prompt template"),
+        ("template = \"x\"\nresponse_only = true", "response_only"),
+    ] {
+        let error = build(&toml(more)).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }

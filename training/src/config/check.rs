@@ -84,6 +84,11 @@ impl Config {
                 return Err(value_error(&targets, target, expected));
             }
         }
+        let data = &self.data;
+        if data.split.is_some() && (data.validation.is_some() || data.test.is_some()) {
+            let expected = "left out where data.validation or data.test is given";
+            return Err(value_error("data.split", "given", expected));
+        }
         if rl.batch % rollout.samples != 0 {
             return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
         }

@@ -6,6 +6,7 @@ use super::{
     rows::{OnMalformed, Rows, filled, read_jsonl},
 };
 use serde::Deserialize;
+use serde_json::Value;
 use std::path::Path;
 
 #[derive(Deserialize)]
@@ -15,7 +16,8 @@ struct Record {
 }
 
 /// Reads pairs. The prompt is what comes before the last turn of `chosen`; the two dialogues must
-/// agree on it. The id is `line-N`.
+/// agree on it. The id is `line-N`; `fields.dialogue` is the prompt as it stands, up to and with the
+/// `\n\nAssistant:` of the response.
 pub fn read(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Pair>, DataError> {
     read_jsonl(path, on_malformed, |line, record: Record| {
         let (prompt, chosen) = split_last(&record.chosen).map_err(|e| format!("chosen: {e}"))?;
@@ -28,11 +30,13 @@ pub fn read(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Pair>, DataEr
         if messages.last().is_none_or(|m| m.role != Role::User) {
             return Err("the dialogue before the responses does not end with a Human turn".into());
         }
+        let dialogue = Value::from(format!("{prompt}{ASSISTANT}"));
         Ok(Pair {
             id: format!("line-{line}"),
             messages,
             chosen: chosen.trim().to_string(),
             rejected: rejected.trim().to_string(),
+            fields: [("dialogue".to_owned(), dialogue)].into_iter().collect(),
         })
     })
 }

@@ -88,6 +88,8 @@ pub struct Pair {
     pub chosen: String,
     /// The other one.
     pub rejected: String,
+    /// Everything else (`dialogue`: the conversation as the file has it).
+    pub fields: Map<String, Value>,
 }
 
 /// Why data could not be read.

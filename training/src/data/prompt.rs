@@ -30,6 +30,11 @@ impl PromptTemplate {
         self.rendered(Serde(row).into())
     }
 
+    /// The template around a prompt; `fields` are its example's.
+    pub fn around(&self, prompt: &str, fields: &Map<String, Value>) -> Result<String, String> {
+        self.rendered(context! { prompt, fields => Serde(fields) })
+    }
+
     /// Puts the template around the last turn of the person: `prompt` is that turn, `fields` and
     /// `id` are the example's. Other turns stay.
     pub fn apply(&self, example: &Example) -> Result<Example, String> {

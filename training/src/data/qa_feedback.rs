@@ -43,6 +43,9 @@ pub struct Feedback {
     pub errors: Vec<MarkedSpan>,
     /// Pieces of information that `prediction 1` leaves out.
     pub missing: usize,
+    /// `prediction 1` as the annotators corrected it: errors out, missing information in. May be
+    /// empty.
+    pub corrected: String,
     /// `(better, worse)` indices into `predictions`; ties are left out.
     pub preferences: Vec<(usize, usize)>,
 }
@@ -69,6 +72,8 @@ struct RawFeedback {
     errors: Vec<RawError>,
     #[serde(rename = "missing-info")]
     missing: Vec<serde_json::Value>,
+    #[serde(rename = "corrected-prediction", default)]
+    corrected: String,
 }
 
 #[derive(Deserialize)]
@@ -101,6 +106,7 @@ pub fn read(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Feedback>, Da
             },
             errors,
             missing: record.feedback.missing.len(),
+            corrected: record.feedback.corrected.trim().to_string(),
             preferences: preferences(&record.preference)?,
             predictions: [
                 record.prediction_1,

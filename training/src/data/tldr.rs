@@ -83,6 +83,7 @@ pub fn read_comparisons(path: &Path, on_malformed: OnMalformed) -> Result<Rows<P
             messages: vec![Message::user(prompt)],
             chosen: chosen.trim().to_string(),
             rejected: rejected.trim().to_string(),
+            fields: serde_json::Map::new(),
         })
     })
 }

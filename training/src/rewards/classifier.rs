@@ -1,9 +1,13 @@
 //! Reward models from a checkpoint directory: sequence classification and token classification
-//! over an [`Encoder`], with the checkpoint's own tokenizer and labels.
+//! over a [`Network`], with the checkpoint's own tokenizer and labels.
 
-use super::encoder::{Batch, Encoder};
-use candle_core::{DType, Device, IndexOp, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use super::{
+    decoder,
+    head::{Head, HeadKind, HeadNames},
+    network::{Batch, Network, model_type},
+};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use safetensors::SafeTensors;
 use std::{ops::Range, path::Path};
 use tokenizers::{EncodeInput, Encoding, Tokenizer, TruncationParams};
@@ -30,28 +34,29 @@ pub(super) struct Parts {
     pub config: serde_json::Value,
     pub weights: VarBuilder<'static>,
     pub tokenizer: Tokenizer,
-    pub encoder: Encoder,
+    pub network: Network,
 }
 
 impl Parts {
-    /// Opens a directory; inputs are cut to `longest` tokens or the encoder's limit.
+    /// Opens a directory; inputs are cut to `longest` tokens or the network's limit.
     pub fn open(dir: &Path, longest: Option<usize>) -> Result<Self, ModelError> {
         let config = read_json(&dir.join("config.json"))?;
-        let path = dir.join("model.safetensors");
-        let bytes = std::fs::read(&path).map_err(|e| failed(&path)(e.to_string()))?;
-        SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
-        let weights = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)
-            .map_err(|e| failed(&path)(e.to_string()))?;
-        let encoder = Encoder::load(&config, &weights).map_err(|e| failed(dir)(e.to_string()))?;
+        let (network, weights) = if decoder::FAMILY.contains(&model_type(&config)) {
+            decoder::open(dir).map_err(failed(dir))?
+        } else {
+            let weights = buffered(&dir.join("model.safetensors"))?;
+            let network = Network::load(&config, &weights);
+            (network.map_err(|e| failed(dir)(e.to_string()))?, weights)
+        };
         let path = dir.join("tokenizer.json");
         let mut tokenizer =
             Tokenizer::from_file(&path).map_err(|e| failed(&path)(e.to_string()))?;
-        let max_length = longest.unwrap_or(usize::MAX).min(encoder.longest);
+        let max_length = longest.unwrap_or(usize::MAX).min(network.longest);
         tokenizer
             .with_truncation(Some(TruncationParams { max_length, ..Default::default() }))
             .map_err(|e| failed(&path)(e.to_string()))?;
         tokenizer.with_padding(None);
-        Ok(Self { config, weights, tokenizer, encoder })
+        Ok(Self { config, weights, tokenizer, network })
     }
 
     /// Tokenises inputs.
@@ -83,8 +88,8 @@ impl Parts {
             let (part, after) = rest.split_at(count);
             rest = after;
             let rows: Vec<_> = part.iter().map(|(_, e)| (e.get_ids(), e.get_type_ids())).collect();
-            let results = Batch::new(&rows, self.encoder.pad)
-                .and_then(|batch| read(&self.encoder.forward(&batch)?, &batch))
+            let results = Batch::new(&rows, self.network.pad.unwrap_or(0))
+                .and_then(|batch| read(&self.network.forward(&batch)?, &batch))
                 .map_err(|e| e.to_string())?;
             if results.len() != part.len() {
                 return Err(format!("{} results of {} inputs", results.len(), part.len()));
@@ -114,43 +119,43 @@ pub(super) fn read_json(path: &Path) -> Result<serde_json::Value, ModelError> {
     serde_json::from_slice(&bytes).map_err(|e| failed(path)(e.to_string()))
 }
 
-/// The layers between the first token's state and the logits.
-/// `out(activation(dense(h)))`.
-struct Head {
-    dense: Linear,
-    activation: fn(&Tensor) -> candle_core::Result<Tensor>,
-    out: Linear,
+fn buffered(path: &Path) -> Result<VarBuilder<'static>, ModelError> {
+    let bytes = std::fs::read(path).map_err(|e| failed(path)(e.to_string()))?;
+    SafeTensors::deserialize(&bytes).map_err(|e| failed(path)(e.to_string()))?;
+    VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)
+        .map_err(|e| failed(path)(e.to_string()))
 }
 
-/// A sequence classifier: text or pair of texts → one logit a label.
-pub struct SequenceClassifier {
+/// A checkpoint with its head and the names of its labels.
+struct Classifier {
     parts: Parts,
     head: Head,
     labels: Vec<String>,
 }
 
-impl SequenceClassifier {
-    /// Opens a checkpoint of a `…ForSequenceClassification` of the supported encoders.
-    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+impl Classifier {
+    fn open(dir: &Path, kind: HeadKind) -> Result<Self, ModelError> {
         let parts = Parts::open(dir, None)?;
         let labels = parts.labels();
-        let (hidden, count, w) = (parts.encoder.hidden, labels.len(), &parts.weights);
-        let kind = parts.config.get("model_type").and_then(|v| v.as_str()).unwrap_or_default();
-        let (dense, activation, out): (_, fn(&Tensor) -> _, _) = match kind {
-            "bert" => (w.pp("bert.pooler.dense"), Tensor::tanh, w.pp("classifier")),
-            "distilbert" => (w.pp("pre_classifier"), Tensor::relu, w.pp("classifier")),
-            "deberta-v2" => (w.pp("pooler.dense"), Tensor::gelu_erf, w.pp("classifier")),
-            _ => (w.pp("classifier.dense"), Tensor::tanh, w.pp("classifier.out_proj")),
-        };
-        let head = linear(hidden, hidden, dense)
-            .and_then(|dense| Ok(Head { dense, activation, out: linear(hidden, count, out)? }))
+        let names = HeadNames::of(model_type(&parts.config), kind);
+        let head = Head::load(&names, parts.network.hidden, labels.len(), &parts.weights)
             .map_err(|e| failed(dir)(e.to_string()))?;
         Ok(Self { parts, head, labels })
+    }
+}
+
+/// A sequence classifier: text or pair of texts → one logit a label.
+pub struct SequenceClassifier(Classifier);
+
+impl SequenceClassifier {
+    /// Opens a checkpoint of a `…ForSequenceClassification` of the supported architectures.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        Classifier::open(dir, HeadKind::Sequence).map(Self)
     }
 
     /// Names of the labels, in the order of the logits.
     pub fn labels(&self) -> &[String] {
-        &self.labels
+        &self.0.labels
     }
 
     /// Logits `[input][label]`.
@@ -158,59 +163,89 @@ impl SequenceClassifier {
         &self,
         inputs: impl IntoIterator<Item = EncodeInput<'a>>,
     ) -> Result<Vec<Vec<f32>>, String> {
-        let encodings = self.parts.encode(inputs)?;
-        let Head { dense, activation, out } = &self.head;
-        self.parts.run(&encodings, |states, _| {
-            let first = states.i((.., 0))?.contiguous()?;
-            out.forward(&activation(&dense.forward(&first)?)?)?.to_vec2()
+        let Classifier { parts, head, .. } = &self.0;
+        let encodings = parts.encode(inputs)?;
+        parts.run(&encodings, |states, batch| {
+            head.forward(&parts.network.pooled(states, batch)?)?.to_vec2()
         })
     }
 }
 
 /// A token classifier: one logit a label for every token of the second text of a pair.
-pub struct TokenClassifier {
-    parts: Parts,
-    out: Linear,
-    labels: Vec<String>,
-}
+pub struct TokenClassifier(Classifier);
 
 /// The logits of the tokens of one text.
 pub struct TokenLogits {
-    /// Bytes of each token in the text.
-    pub bytes: Vec<Range<usize>>,
+    /// Which tokens they are.
+    pub tokens: ResponseTokens,
     /// Logits `[token][label]`.
     pub logits: Vec<Vec<f32>>,
 }
 
+/// The tokens of a pair's second text.
+pub struct ResponseTokens {
+    /// Bytes of each token in the text.
+    pub bytes: Vec<Range<usize>>,
+    /// Place of each token in the input.
+    pub places: Vec<usize>,
+    /// Whether the text did not fit into the model's longest input.
+    pub cut: bool,
+}
+
+impl ResponseTokens {
+    /// Finds them in an encoded pair.
+    pub(super) fn of(encoding: &Encoding) -> Self {
+        let (bytes, places): (Vec<Range<usize>>, Vec<usize>) = second(encoding).unzip();
+        let covered = bytes.last().map_or(0, |bytes| bytes.end);
+        let overflow = encoding.get_overflowing().iter();
+        let cut = overflow.flat_map(second).any(|(bytes, _)| bytes.end > covered);
+        Self { bytes, places, cut }
+    }
+
+    /// Index of the token that judges a segment of the text: its last one. `None` where the
+    /// tokenizer makes none of the segment; a segment that was cut off is an error.
+    pub(super) fn judge(&self, segment: &Range<usize>) -> Result<Option<usize>, String> {
+        let covered = self.bytes.last().map_or(0, |bytes| bytes.end);
+        if self.cut && segment.start >= covered {
+            let end = segment.end;
+            return Err(format!(
+                "the segment that ends at byte {end} is past the model's {covered} bytes"
+            ));
+        }
+        let last = self.bytes.iter().rposition(|bytes| bytes.start < segment.end);
+        Ok(last.filter(|&at| self.bytes[at].end > segment.start))
+    }
+}
+
+/// Bytes and place of each token of the second text.
+fn second(encoding: &Encoding) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let tokens = encoding.get_sequence_ids().into_iter().zip(encoding.get_offsets());
+    tokens.enumerate().filter_map(|(place, (sequence, &(start, end)))| {
+        (sequence == Some(1) && start < end).then_some((start..end, place))
+    })
+}
+
 impl TokenClassifier {
-    /// Opens a checkpoint of a `…ForTokenClassification` of the supported encoders.
+    /// Opens a checkpoint of a `…ForTokenClassification` of the supported architectures.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let parts = Parts::open(dir, None)?;
-        let labels = parts.labels();
-        let out = linear(parts.encoder.hidden, labels.len(), parts.weights.pp("classifier"))
-            .map_err(|e| failed(dir)(e.to_string()))?;
-        Ok(Self { parts, out, labels })
+        Classifier::open(dir, HeadKind::Tokens).map(Self)
     }
 
     /// Names of the labels, in the order of the logits.
     pub fn labels(&self) -> &[String] {
-        &self.labels
+        &self.0.labels
     }
 
     /// Logits of the tokens of `response` in each `(prompt, response)`.
     pub fn logits(&self, pairs: &[(&str, &str)]) -> Result<Vec<TokenLogits>, String> {
-        let encodings = self.parts.encode(pairs.iter().map(|&pair| EncodeInput::from(pair)))?;
-        let rows =
-            self.parts.run(&encodings, |states, _| self.out.forward(states)?.to_vec3::<f32>())?;
-        let tokens = |(encoding, row): (&Encoding, Vec<Vec<f32>>)| {
-            let of_response = encoding.get_sequence_ids().into_iter().zip(encoding.get_offsets());
-            let kept = of_response
-                .zip(row)
-                .filter(|((sequence, (start, end)), _)| *sequence == Some(1) && start < end)
-                .map(|((_, (start, end)), logits)| (*start..*end, logits));
-            let (bytes, logits) = kept.unzip();
-            TokenLogits { bytes, logits }
+        let Classifier { parts, head, .. } = &self.0;
+        let encodings = parts.encode(pairs.iter().map(|&pair| EncodeInput::from(pair)))?;
+        let rows = parts.run(&encodings, |states, _| head.forward(states)?.to_vec3::<f32>())?;
+        let pick = |(encoding, row): (&Encoding, Vec<Vec<f32>>)| {
+            let tokens = ResponseTokens::of(encoding);
+            let logits = tokens.places.iter().filter_map(|&at| row.get(at).cloned()).collect();
+            TokenLogits { tokens, logits }
         };
-        Ok(encodings.iter().zip(rows).map(tokens).collect())
+        Ok(encodings.iter().zip(rows).map(pick).collect())
     }
 }

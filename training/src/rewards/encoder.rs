@@ -1,56 +1,18 @@
 //! Encoders of the BERT family for reward models: one post-norm transformer whose variants (BERT,
-//! RoBERTa and XLM-RoBERTa, DistilBERT) are data, and DeBERTa-v2/v3 through candle-transformers.
-//!
-//! Inference only, f32 on the CPU. Inputs are `[batch, length]` u32 ids with a mask of ones and
-//! zeros; the output is `[batch, length, hidden]`.
+//! RoBERTa and XLM-RoBERTa, DistilBERT) are data.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::{
     Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, linear, ops::softmax_last_dim,
 };
-use candle_transformers::models::debertav2::{Config as DebertaConfig, DebertaV2Model};
 use serde::Deserialize;
 
-/// A tokenised batch, padded to its longest row.
-#[derive(Debug)]
-pub struct Batch {
-    /// Token ids, `[batch, length]` u32.
-    pub ids: Tensor,
-    /// Segment ids, `[batch, length]` u32.
-    pub types: Tensor,
-    /// 1 for tokens, 0 for padding, `[batch, length]` u32.
-    pub mask: Tensor,
-}
-
-impl Batch {
-    /// Pads rows of `(ids, types)` with `pad`.
-    pub fn new(rows: &[(&[u32], &[u32])], pad: u32) -> Result<Self> {
-        let width = rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
-        let padded = |fill: u32, row: &dyn Fn(usize) -> Vec<u32>| {
-            let mut flat = Vec::with_capacity(rows.len() * width);
-            for at in 0..rows.len() {
-                let row = row(at);
-                let missing = width.saturating_sub(row.len());
-                flat.extend(row);
-                flat.extend(std::iter::repeat_n(fill, missing));
-            }
-            Tensor::from_vec(flat, (rows.len(), width), &Device::Cpu)
-        };
-        let column = |pick: fn(&(&[u32], &[u32])) -> Vec<u32>| {
-            move |at: usize| rows.get(at).map(pick).unwrap_or_default()
-        };
-        Ok(Self {
-            ids: padded(pad, &column(|(ids, _)| ids.to_vec()))?,
-            types: padded(0, &column(|(_, types)| types.to_vec()))?,
-            mask: padded(0, &column(|(ids, _)| vec![1; ids.len()]))?,
-        })
-    }
-}
+use super::network::{Batch, Layers, bias, model_type, parse};
 
 /// The activation between the two layers of a feed-forward block, and of heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Activation {
+pub(super) enum Activation {
     /// Exact GELU (erf).
     Gelu,
     /// Tanh-approximated GELU.
@@ -61,7 +23,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gelu => x.gelu_erf(),
             Self::GeluNew => x.gelu(),
@@ -89,8 +51,6 @@ struct BertConfig {
     type_vocab_size: usize,
     #[serde(default = "distilbert_epsilon")]
     layer_norm_eps: f64,
-    #[serde(default)]
-    pad_token_id: Option<u32>,
 }
 
 /// DistilBERT's is not in its config.
@@ -148,18 +108,20 @@ impl Names {
     }
 }
 
-struct Layer {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    attention_norm: LayerNorm,
-    up: Linear,
-    down: Linear,
-    output_norm: LayerNorm,
+/// One transformer layer.
+pub(super) struct Layer {
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    pub output: Linear,
+    pub attention_norm: LayerNorm,
+    pub up: Linear,
+    pub down: Linear,
+    pub output_norm: LayerNorm,
 }
 
-struct Bert {
+/// An encoder of the family.
+pub(super) struct Bert {
     words: Embedding,
     positions: Embedding,
     types: Option<Embedding>,
@@ -170,72 +132,6 @@ struct Bert {
     first_position: usize,
 }
 
-/// An encoder with its size.
-pub struct Encoder {
-    network: Network,
-    /// Width of the hidden states.
-    pub hidden: usize,
-    /// Most tokens of one input.
-    pub longest: usize,
-    /// Id that fills a batch.
-    pub pad: u32,
-}
-
-enum Network {
-    Bert(Box<Bert>),
-    Deberta(Box<DebertaV2Model>),
-}
-
-impl Encoder {
-    /// Loads the encoder of a checkpoint, whose `config.json` is `config`; the tensors may stand
-    /// under the variant's prefix (a model with a head) or not (a bare encoder).
-    pub fn load(config: &serde_json::Value, weights: &VarBuilder) -> Result<Self> {
-        let kind = config.get("model_type").and_then(|v| v.as_str()).unwrap_or_default();
-        if kind == "deberta-v2" {
-            let config: DebertaConfig = parse(config)?;
-            let prefixed = weights.contains_tensor("deberta.embeddings.word_embeddings.weight");
-            let weights = if prefixed { weights.pp("deberta") } else { weights.clone() };
-            return Ok(Self {
-                network: Network::Deberta(Box::new(DebertaV2Model::load(weights, &config)?)),
-                hidden: config.hidden_size,
-                longest: config.max_position_embeddings,
-                pad: config.pad_token_id.unwrap_or(0) as u32,
-            });
-        }
-        let pad = config.get("pad_token_id").and_then(|v| v.as_u64()).unwrap_or(0) as u32;
-        let names = Names::of(kind, pad).ok_or_else(|| {
-            candle_core::Error::Msg(format!(
-                "model_type `{kind}` is not supported; bert, roberta, xlm-roberta, distilbert and \
-                 deberta-v2 are"
-            ))
-        })?;
-        let config: BertConfig = parse(config)?;
-        let word = format!("{}.embeddings.word_embeddings.weight", names.prefix);
-        let weights =
-            if weights.contains_tensor(&word) { weights.pp(names.prefix) } else { weights.clone() };
-        Ok(Self {
-            hidden: config.hidden_size,
-            longest: config.max_position_embeddings.saturating_sub(names.first_position),
-            pad: config.pad_token_id.unwrap_or(0),
-            network: Network::Bert(Box::new(Bert::load(&config, &names, &weights)?)),
-        })
-    }
-
-    /// Hidden states of the last layer, `[batch, length, hidden]`.
-    pub fn forward(&self, batch: &Batch) -> Result<Tensor> {
-        match &self.network {
-            Network::Bert(bert) => bert.forward(batch),
-            Network::Deberta(deberta) => {
-                deberta.forward(&batch.ids, Some(batch.types.clone()), Some(batch.mask.clone()))
-            }
-        }
-    }
-}
-
-fn parse<T: serde::de::DeserializeOwned>(config: &serde_json::Value) -> Result<T> {
-    T::deserialize(config).map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))
-}
-
 /// A norm under either of its names: checkpoints converted from TensorFlow say gamma and beta.
 fn norm(size: usize, epsilon: f64, weights: VarBuilder) -> Result<LayerNorm> {
     let (gain, shift) =
@@ -244,7 +140,20 @@ fn norm(size: usize, epsilon: f64, weights: VarBuilder) -> Result<LayerNorm> {
 }
 
 impl Bert {
-    fn load(config: &BertConfig, names: &Names, weights: &VarBuilder) -> Result<Self> {
+    /// The encoder of a checkpoint, its width and its longest input in tokens.
+    pub fn load(json: &serde_json::Value, weights: &VarBuilder) -> Result<(Self, usize, usize)> {
+        let kind = model_type(json);
+        let pad = json.get("pad_token_id").and_then(|v| v.as_u64()).unwrap_or(0) as u32;
+        let names = Names::of(kind, pad).ok_or_else(|| {
+            candle_core::Error::Msg(format!(
+                "model_type `{kind}` is not supported; bert, roberta, xlm-roberta, distilbert, \
+                 deberta-v2, gpt2, llama, mistral, qwen2 and qwen3 are"
+            ))
+        })?;
+        let config: BertConfig = parse(json)?;
+        let word = format!("{}.embeddings.word_embeddings.weight", names.prefix);
+        let weights =
+            if weights.contains_tensor(&word) { weights.pp(names.prefix) } else { weights.clone() };
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let heads = config.num_attention_heads;
         if heads == 0 || hidden % heads != 0 {
@@ -271,7 +180,7 @@ impl Bert {
                 output_norm: norm(hidden, config.layer_norm_eps, w.pp(output_norm))?,
             })
         });
-        Ok(Self {
+        let bert = Self {
             words: embedding(config.vocab_size, hidden, table.pp("word_embeddings"))?,
             positions: embedding(
                 config.max_position_embeddings,
@@ -284,9 +193,13 @@ impl Bert {
             heads,
             activation: config.hidden_act,
             first_position: names.first_position,
-        })
+        };
+        let longest = config.max_position_embeddings.saturating_sub(names.first_position);
+        Ok((bert, hidden, longest))
     }
+}
 
+impl Layers for Bert {
     fn forward(&self, batch: &Batch) -> Result<Tensor> {
         let (_, length) = batch.ids.dims2()?;
         // Padding stands behind the tokens and is masked, so its positions don't matter.
@@ -298,9 +211,7 @@ impl Bert {
             x = (x + types.forward(&batch.types)?)?;
         }
         x = self.norm.forward(&x)?;
-        // 0 for tokens, a number that no score outweighs for padding.
-        let bias = batch.mask.to_dtype(DType::F32)?.affine(1e30, -1e30)?;
-        let bias = bias.unsqueeze(1)?.unsqueeze(1)?;
+        let bias = bias(&batch.mask)?.unsqueeze(1)?.unsqueeze(1)?;
         for layer in &self.layers {
             let attended = layer.attend(&x, &bias, self.heads)?;
             x = layer.attention_norm.forward(&(x + attended)?)?;
@@ -312,8 +223,9 @@ impl Bert {
 }
 
 impl Layer {
-    /// Self-attention of `[batch, length, hidden]` with an additive mask `[batch, 1, 1, length]`.
-    fn attend(&self, x: &Tensor, bias: &Tensor, heads: usize) -> Result<Tensor> {
+    /// Self-attention of `[batch, length, hidden]` with an additive mask that broadcasts to
+    /// `[batch, heads, length, length]`.
+    pub fn attend(&self, x: &Tensor, bias: &Tensor, heads: usize) -> Result<Tensor> {
         let (batch, length, hidden) = x.dims3()?;
         let width = hidden / heads;
         let split = |projection: &Linear| {

@@ -1,23 +1,32 @@
-//! A reward model from preferences: a Bradley–Terry head on a frozen encoder.
+//! Teaching a reward model: a head on frozen features of an encoder or a causal language model.
 //!
-//! The head is BERT's own for sequence classification, `out(tanh(dense(h)))` on the first token's
-//! state with one label, so what comes out is a checkpoint that transformers and the reward
-//! `sequence-classifier` read. The loss of a pair is `−log σ(r(chosen) − r(rejected))`
-//! (Bradley and Terry 1952; Ouyang et al. 2022, eq. 1).
+//! rows → texts → hidden states → head. What is taught is data ([`Lesson`]): preferences train a
+//! scalar on a text's pooled state by `−log σ(r(better) − r(worse))` (Bradley and Terry 1952; Ouyang
+//! et al. 2022, eq. 1), marked errors train a label on the last token of every segment by cross
+//! entropy (Wu et al. 2023). What comes out is a checkpoint as transformers writes it, for the
+//! rewards `sequence-classifier` and `span-classifier`.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, IndexOp, Tensor, Var};
-use candle_nn::ops::sigmoid;
+use candle_core::{D, DType, Device, Tensor, Var};
+use candle_nn::{Linear, loss::cross_entropy, ops::sigmoid};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::json;
 use tokenizers::EncodeInput;
 
-use super::classifier::{ModelError, Parts};
+use super::{
+    Sample,
+    classifier::{ModelError, Parts, ResponseTokens},
+    fitted,
+    head::{Head, HeadKind, HeadNames},
+    labels::auc,
+    lesson::{Goal, Lesson, Row, has_error},
+    network::model_type,
+    neural::Before,
+};
 use crate::{
-    checkpoint::{CheckpointError, serialize, write_atomically},
-    data::{Pair, split::split},
+    checkpoint::CheckpointError,
+    data::{DataError, split::split},
     draw,
     optimizer::{AdamW, AdamWConfig, learning_rate},
 };
@@ -25,23 +34,34 @@ use crate::{
 /// Why no reward model came out.
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
-    /// The encoder cannot be used.
+    /// The model cannot be used.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The encoder is of a kind that has no such head.
-    #[error("encoder {path}: model_type is {got:?}, expected \"bert\"")]
-    Kind {
-        /// Its directory.
-        path: std::path::PathBuf,
-        /// Its type.
-        got: String,
+    /// The template of the prompt does not compile.
+    #[error(transparent)]
+    Template(#[from] DataError),
+    /// A text cannot be read by the model.
+    #[error("row {row}: {reason}")]
+    Text {
+        /// Its id.
+        row: String,
+        /// Why.
+        reason: String,
     },
-    /// The encoder failed on the texts.
-    #[error("encoding the responses: {0}")]
-    Encode(String),
-    /// Too few pairs to learn from and to test on.
-    #[error("{0} pairs, expected at least 10: a part of them is kept for testing")]
-    Pairs(usize),
+    /// The model failed on the texts.
+    #[error("{}: {reason}", path.display())]
+    Features {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Too few rows to learn from and to test on.
+    #[error("{0} rows, expected at least 10: a part of them is kept for testing")]
+    Rows(usize),
+    /// Only one of the two labels occurs.
+    #[error("{0}: the rows for learning have only one of the two labels")]
+    OneLabel(&'static str),
     /// A file could not be written.
     #[error(transparent)]
     File(#[from] CheckpointError),
@@ -53,140 +73,247 @@ pub enum FitError {
 /// How to fit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Passes over the pairs.
+    /// Passes over the rows.
     pub epochs: u64,
-    /// Pairs of one update.
+    /// Pairs or segments of one update.
     pub batch: usize,
     /// Peak learning rate, linear decay.
     pub learning_rate: f64,
-    /// Share of the pairs that is kept for testing.
+    /// Decoupled weight decay of AdamW.
+    pub weight_decay: f64,
+    /// Share of the rows that is kept for testing.
     pub test_share: f64,
     /// Seed of the split, the order and the first weights.
     pub seed: u64,
+    /// minijinja template of what stands before the response, over `prompt` and `fields`; left out,
+    /// the prompt. The reward must be configured with the same.
+    pub template: Option<String>,
 }
 
 /// What came out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
-    /// Pairs learned from.
+    /// Pairs or segments learned from.
     pub trained: usize,
-    /// Pairs tested on.
+    /// Pairs or segments tested on.
     pub tested: usize,
     /// Mean loss of the last epoch.
     pub loss: f64,
-    /// Share of the test pairs whose preferred response has the higher reward.
+    /// Share of the test pairs whose better response has the higher reward, or of the test segments
+    /// whose likeliest label is right.
     pub accuracy: f64,
+    /// Accuracy of guessing: a half for pairs, the share of the commoner label for segments.
+    pub guessing: f64,
+    /// Chance that a segment with the error gets a higher logit of it than one without; 0.5 is
+    /// chance. For pairs, the accuracy.
+    pub auc: f64,
 }
 
-/// Fits a head on the encoder in `encoder` and writes encoder and head as the checkpoint `out`.
-pub fn fit(
-    pairs: Vec<Pair>,
-    encoder: &Path,
-    out: &Path,
-    settings: &Settings,
-) -> Result<Fit, FitError> {
-    let parts = Parts::open(encoder, None)?;
-    let kind = parts.config.get("model_type").and_then(|v| v.as_str()).unwrap_or_default();
-    if kind != "bert" {
-        return Err(FitError::Kind { path: encoder.to_owned(), got: kind.to_owned() });
+impl std::fmt::Display for Fit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { trained, tested, loss, accuracy, guessing, auc } = self;
+        write!(
+            f,
+            "learned from {trained}, loss {loss:.4}; tested on {tested}: accuracy {accuracy:.3} \
+             (guessing: {guessing:.3}), AUC {auc:.3}"
+        )
     }
-    let count = pairs.len();
+}
+
+/// Fits a head on the network in `model` and writes network and head as the checkpoint `out`.
+pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Result<Fit, FitError> {
+    let Lesson { goal, rows } = lesson;
+    let before = Before::new(settings.template.as_deref())?;
+    let parts = Parts::open(model, None)?;
+    let count = rows.len();
     let shares = [1.0 - settings.test_share, settings.test_share];
-    let split = split(pairs, |pair| &pair.id, &shares, settings.seed);
-    let [train, test] = split.ok().and_then(|s| s.try_into().ok()).ok_or(FitError::Pairs(count))?;
-    let (train, test): (Vec<Pair>, Vec<Pair>) = (train, test);
+    let split = split(rows, |row| &row.id, &shares, settings.seed);
+    let [train, test] = split.ok().and_then(|s| s.try_into().ok()).ok_or(FitError::Rows(count))?;
+    let (train, test): (Vec<Row>, Vec<Row>) = (train, test);
     if count < 10 || train.is_empty() || test.is_empty() {
-        return Err(FitError::Pairs(count));
+        return Err(FitError::Rows(count));
     }
-    let (train, test) = (Features::of(&parts, &train)?, Features::of(&parts, &test)?);
-    let head = Head::new(parts.encoder.hidden, settings.seed)?;
-    let loss = head.learn(&train, settings)?;
-    let accuracy = head.accuracy(&test)?;
-    head.write(encoder, out)?;
-    Ok(Fit { trained: train.count(), tested: test.count(), loss, accuracy })
+    let read = |rows: &[Row]| Features::of(&parts, model, &goal, &before, rows);
+    let (train, test) = (read(&train)?, read(&test)?);
+    if test.count() == 0 {
+        return Err(FitError::Rows(count));
+    }
+    let both = [true, false].iter().all(|label| train.wrong.contains(label));
+    if let Goal::Error { name, .. } = goal
+        && !both
+    {
+        return Err(FitError::OneLabel(name));
+    }
+    let kind = match goal {
+        Goal::Preference => HeadKind::Sequence,
+        Goal::Error { .. } => HeadKind::Tokens,
+    };
+    let names = HeadNames::of(model_type(&parts.config), kind);
+    let labels: &[&str] = match goal {
+        Goal::Preference => &["reward"],
+        Goal::Error { name, .. } => &["fine", name],
+    };
+    let learner = Learner::new(&names, &train.states, labels.len(), settings.seed)?;
+    let loss = learner.learn(&train, settings)?;
+    let fit = learner.test(&test, train.count(), loss)?;
+    fitted::write(&parts.config, kind, labels, learner.tensors()?, model, out)?;
+    Ok(fit)
 }
 
-/// First-token states of the responses, `[pairs, hidden]` each.
+/// Texts whose states of all tokens are in memory at once.
+const PART: usize = 64;
+
+/// What the network says about rows: states `[items, sides, hidden]`, where an item is a pair of
+/// two sides (the better one first) or a segment of one.
 struct Features {
-    chosen: Tensor,
-    rejected: Tensor,
+    states: Tensor,
+    /// For segments: whether each has the error.
+    wrong: Vec<bool>,
 }
 
 impl Features {
-    fn of(parts: &Parts, pairs: &[Pair]) -> Result<Self, FitError> {
-        let states = |pick: fn(&Pair) -> &str| -> Result<Tensor, FitError> {
-            let inputs = pairs.iter().map(|pair| {
-                let prompt = pair.messages.last().map_or("", |message| message.content.as_str());
-                EncodeInput::from((prompt, pick(pair)))
+    fn of(
+        parts: &Parts,
+        model: &Path,
+        goal: &Goal,
+        before: &Before,
+        rows: &[Row],
+    ) -> Result<Self, FitError> {
+        let failed = |reason| FitError::Features { path: model.to_owned(), reason };
+        let samples: Vec<(&Row, &Sample)> =
+            rows.iter().flat_map(|row| row.samples.iter().map(move |s| (row, s))).collect();
+        let mut texts = Vec::with_capacity(samples.len());
+        for &(row, sample) in &samples {
+            let text = before.text(sample);
+            let text = text.map_err(|reason| FitError::Text { row: row.id.clone(), reason })?;
+            texts.push((text, sample.response.as_str()));
+        }
+        let inputs = texts.iter().map(|(text, response)| EncodeInput::from((&**text, *response)));
+        let encodings = parts.encode(inputs).map_err(failed)?;
+        let network = &parts.network;
+        let Goal::Error { segment, .. } = goal else {
+            let states = parts
+                .run(&encodings, |states, batch| network.pooled(states, batch)?.to_vec2::<f32>())
+                .map_err(failed)?;
+            let flat = states.concat();
+            let shape = (samples.len() / 2, 2, network.hidden);
+            return Ok(Self {
+                states: Tensor::from_vec(flat, shape, &Device::Cpu)?,
+                wrong: Vec::new(),
             });
-            let encodings = parts.encode(inputs).map_err(FitError::Encode)?;
-            let rows = parts.run(&encodings, |states, _| states.i((.., 0))?.to_vec2::<f32>());
-            let rows = rows.map_err(FitError::Encode)?;
-            Ok(Tensor::new(rows, &Device::Cpu)?)
         };
-        Ok(Self { chosen: states(|p| &p.chosen)?, rejected: states(|p| &p.rejected)? })
+        let (mut flat, mut wrong) = (Vec::<f32>::new(), Vec::new());
+        for (samples, encodings) in samples.chunks(PART).zip(encodings.chunks(PART)) {
+            let all = parts.run(encodings, |states, _| states.to_vec3::<f32>()).map_err(failed)?;
+            for (((row, sample), encoding), states) in samples.iter().zip(encodings).zip(&all) {
+                let tokens = ResponseTokens::of(encoding);
+                for part in segment.of(&sample.response) {
+                    // A segment that was cut off, or that has no token, teaches nothing.
+                    let at = tokens.judge(&part).ok().flatten();
+                    let place = at.and_then(|at| tokens.places.get(at));
+                    let Some(state) = place.and_then(|&place| states.get(place)) else { continue };
+                    flat.extend(state);
+                    wrong.push(has_error(&part, &row.marked));
+                }
+            }
+        }
+        let states = Tensor::from_vec(flat, (wrong.len(), 1, network.hidden), &Device::Cpu)?;
+        Ok(Self { states, wrong })
     }
 
     fn count(&self) -> usize {
-        self.chosen.dims()[0]
+        self.states.dims()[0]
     }
 }
 
-/// `out(tanh(dense(h)))`, without a bias at the end: it cancels in every pair.
-struct Head {
-    dense: Var,
-    bias: Var,
-    out: Var,
+/// The head's variables. Its input is standardised, which [`Learner::tensors`] puts into its first
+/// layer: features of one network differ in scale by orders of magnitude.
+struct Learner<'a> {
+    names: &'a HeadNames,
+    /// Of the features, `[hidden]` each.
+    mean: Tensor,
+    scale: Tensor,
+    /// Weight and bias of `dense` (where there is one) and `out`.
+    layers: Vec<(String, Var, Var)>,
 }
 
-impl Head {
-    fn new(hidden: usize, seed: u64) -> candle_core::Result<Self> {
+impl<'a> Learner<'a> {
+    fn new(
+        names: &'a HeadNames,
+        states: &Tensor,
+        labels: usize,
+        seed: u64,
+    ) -> candle_core::Result<Self> {
+        let rows = states.flatten_to(1)?;
+        let hidden = rows.dim(1)?;
+        let mean = rows.mean(0)?;
+        let scale = (rows.broadcast_sub(&mean)?.sqr()?.mean(0)? + 1e-8)?.sqrt()?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let bound = 1.0 / (hidden as f32).sqrt();
-        let dense = (0..hidden * hidden).map(|_| rng.random_range(-bound..bound)).collect();
-        Ok(Self {
-            dense: Var::from_vec::<_, f32>(dense, (hidden, hidden), &Device::Cpu)?,
-            bias: Var::zeros(hidden, DType::F32, &Device::Cpu)?,
-            out: Var::zeros((1, hidden), DType::F32, &Device::Cpu)?,
-        })
+        let zeros = |size: usize| Var::zeros(size, DType::F32, &Device::Cpu);
+        let mut layers = Vec::new();
+        if let Some((name, _)) = names.dense {
+            let weight = (0..hidden * hidden).map(|_| rng.random_range(-bound..bound)).collect();
+            let weight = Var::from_vec::<_, f32>(weight, (hidden, hidden), &Device::Cpu)?;
+            layers.push((name.to_owned(), weight, zeros(hidden)?));
+        }
+        let weight = Var::zeros((labels, hidden), DType::F32, &Device::Cpu)?;
+        layers.push((names.out.to_owned(), weight, zeros(labels)?));
+        Ok(Self { names, mean, scale, layers })
     }
 
+    /// What learns. A head without a bias has none to learn.
     fn variables(&self) -> Vec<(String, Var)> {
-        let named = [
-            ("bert.pooler.dense.weight", &self.dense),
-            ("bert.pooler.dense.bias", &self.bias),
-            ("classifier.weight", &self.out),
-        ];
-        named.map(|(name, var)| (name.to_owned(), var.clone())).to_vec()
+        let last = self.layers.len() - 1;
+        let each = self.layers.iter().enumerate().flat_map(|(at, (name, weight, bias))| {
+            let weight = (format!("{name}.weight"), weight.clone());
+            let bias = (format!("{name}.bias"), bias.clone());
+            [Some(weight), (at < last || self.names.bias).then_some(bias)]
+        });
+        each.flatten().collect()
     }
 
-    /// Rewards `[rows]` of states `[rows, hidden]`.
-    fn rewards(&self, states: &Tensor) -> candle_core::Result<Tensor> {
-        let dense = states.matmul(&self.dense.t()?)?.broadcast_add(self.bias.as_tensor())?;
-        dense.tanh()?.matmul(&self.out.t()?)?.squeeze(1)
+    /// Logits `[items, sides, labels]` of states `[items, sides, hidden]`.
+    fn logits(&self, states: &Tensor) -> candle_core::Result<Tensor> {
+        let linear = |(_, weight, bias): &(String, Var, Var)| {
+            Linear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()))
+        };
+        let (dense, out) = match self.layers.as_slice() {
+            [dense, out] => (Some(dense), out),
+            layers => (None, &layers[0]),
+        };
+        let dense = dense.zip(self.names.dense).map(|(layer, (_, f))| (linear(layer), f));
+        let head = Head { dense, out: linear(out) };
+        head.forward(&states.broadcast_sub(&self.mean)?.broadcast_div(&self.scale)?)
     }
 
-    fn margins(&self, features: &Features) -> candle_core::Result<Tensor> {
-        self.rewards(&features.chosen)? - self.rewards(&features.rejected)?
+    /// Mean loss of the given items.
+    fn loss(&self, states: &Tensor, wrong: &[bool]) -> candle_core::Result<Tensor> {
+        let logits = self.logits(states)?;
+        if logits.dim(1)? == 2 {
+            let likelihood = sigmoid(&margins(&logits)?)?.maximum(1e-7)?.log()?;
+            return likelihood.mean_all()?.neg();
+        }
+        let targets: Vec<u32> = wrong.iter().map(|wrong| u32::from(*wrong)).collect();
+        cross_entropy(&logits.squeeze(1)?, &Tensor::new(targets, &Device::Cpu)?)
     }
 
     /// Returns the mean loss of the last epoch.
     fn learn(&self, train: &Features, settings: &Settings) -> candle_core::Result<f64> {
-        let mut optimizer = AdamW::new(self.variables(), AdamWConfig::default())?;
+        let decay = settings.weight_decay;
+        let config = AdamWConfig { weight_decay: decay, ..AdamWConfig::default() };
+        let mut optimizer = AdamW::new(self.variables(), config)?;
         let batch = settings.batch.clamp(1, train.count());
         let per_epoch = train.count().div_ceil(batch) as u64;
         let total = settings.epochs.max(1) * per_epoch;
         let (mut sum, mut counted) = (0.0, 0);
         for step in 0..total {
             let rows = draw::batch(settings.seed, train.count(), batch, step);
+            let wrong: Vec<bool> =
+                rows.iter().filter_map(|&row| train.wrong.get(row).copied()).collect();
             let rows: Vec<u32> = rows.into_iter().map(|row| row as u32).collect();
-            let rows = Tensor::new(rows, &Device::Cpu)?;
-            let features = Features {
-                chosen: train.chosen.index_select(&rows, 0)?,
-                rejected: train.rejected.index_select(&rows, 0)?,
-            };
-            let likelihood = sigmoid(&self.margins(&features)?)?.maximum(1e-7)?.log()?;
-            let loss = likelihood.mean_all()?.neg()?;
+            let states = train.states.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+            let loss = self.loss(&states, &wrong)?;
             optimizer.accumulate(&loss.backward()?)?;
             optimizer.step(learning_rate(settings.learning_rate, step, 0, total))?;
             if step + per_epoch >= total {
@@ -197,46 +324,54 @@ impl Head {
         Ok(sum / f64::from(counted.max(1)))
     }
 
-    fn accuracy(&self, test: &Features) -> candle_core::Result<f64> {
-        let margins = self.margins(test)?.to_vec1::<f32>()?;
-        Ok(margins.iter().filter(|m| **m > 0.0).count() as f64 / margins.len() as f64)
+    fn test(&self, test: &Features, trained: usize, loss: f64) -> candle_core::Result<Fit> {
+        let logits = self.logits(&test.states)?;
+        let tested = test.count();
+        let share = |right: usize| right as f64 / tested.max(1) as f64;
+        // Above 0: the better one has the higher reward, or the error is the likeliest label.
+        let margins: Vec<f64> =
+            margins(&logits)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
+        if test.wrong.is_empty() {
+            let accuracy = share(margins.iter().filter(|m| **m > 0.0).count());
+            return Ok(Fit { trained, tested, loss, accuracy, guessing: 0.5, auc: accuracy });
+        }
+        let right = margins.iter().zip(&test.wrong).filter(|(m, wrong)| (**m > 0.0) == **wrong);
+        let wrong = share(test.wrong.iter().filter(|wrong| **wrong).count());
+        Ok(Fit {
+            trained,
+            tested,
+            loss,
+            accuracy: share(right.count()),
+            guessing: wrong.max(1.0 - wrong),
+            auc: auc(&margins, &test.wrong),
+        })
     }
 
-    /// Writes the encoder's tensors with the head's, the tokenizer, and a configuration with one
-    /// label.
-    fn write(&self, encoder: &Path, out: &Path) -> Result<(), FitError> {
-        let read = |name: &str| {
-            let path = encoder.join(name);
-            fs::read(&path).map_err(|source| CheckpointError::Io { path, source })
-        };
-        let path = out.join("model.safetensors");
-        let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
-        let tensors =
-            candle_core::safetensors::load_buffer(&read("model.safetensors")?, &Device::Cpu)?;
-        let named = |name: &str| {
-            if name.starts_with("bert.") { name.to_owned() } else { format!("bert.{name}") }
-        };
-        let mut all: HashMap<String, Tensor> = HashMap::new();
-        for (name, tensor) in tensors {
-            // Position ids that old checkpoints store are no weights.
-            if tensor.dtype().is_float() {
-                all.insert(named(&name), tensor.to_dtype(DType::F32)?);
+    /// The head as it is stored, for features that are not standardised.
+    fn tensors(&self) -> candle_core::Result<Vec<(String, Tensor)>> {
+        let mut tensors = Vec::new();
+        for (at, (name, weight, bias)) in self.layers.iter().enumerate() {
+            let (mut weight, mut bias) = (weight.as_tensor().detach(), bias.as_tensor().detach());
+            if at == 0 {
+                weight = weight.broadcast_div(&self.scale)?;
+                let shift = weight.broadcast_mul(&self.mean)?.sum(D::Minus1)?;
+                bias = (bias - shift)?;
+            }
+            tensors.push((format!("{name}.weight"), weight));
+            // Without one, a preference loses a constant that cancels in every pair.
+            if at + 1 < self.layers.len() || self.names.bias {
+                tensors.push((format!("{name}.bias"), bias));
             }
         }
-        let head = self.variables().into_iter();
-        all.extend(head.map(|(name, var)| (name, var.as_tensor().detach())));
-        all.insert("classifier.bias".to_owned(), Tensor::zeros(1, DType::F32, &Device::Cpu)?);
-        let mut all: Vec<(String, Tensor)> = all.into_iter().collect();
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        let config = read("config.json")?;
-        let mut config: serde_json::Value =
-            serde_json::from_slice(&config).map_err(|error| format(error.to_string()))?;
-        config["architectures"] = json!(["BertForSequenceClassification"]);
-        config["id2label"] = json!({"0": "reward"});
-        config["label2id"] = json!({"reward": 0});
-        write_atomically(&out.join("config.json"), format!("{config:#}\n").as_bytes())?;
-        write_atomically(&out.join("tokenizer.json"), &read("tokenizer.json")?)?;
-        let bytes = serialize(&all, None).map_err(format)?;
-        Ok(write_atomically(&path, &bytes)?)
+        Ok(tensors)
     }
+}
+
+/// `r(better) − r(worse)` of pairs, `logit(error) − logit(fine)` of segments: `[items]`.
+fn margins(logits: &Tensor) -> candle_core::Result<Tensor> {
+    let flat = logits.flatten_from(1)?;
+    let (first, second) = (flat.narrow(1, 0, 1)?, flat.narrow(1, 1, 1)?);
+    let pairs = logits.dim(1)? == 2;
+    let margin = if pairs { first - second } else { second - first };
+    margin?.squeeze(1)
 }

@@ -113,3 +113,20 @@ pub fn ndcg(ranking: &[usize], grades: &[f64], gain: Gain) -> f64 {
     let ideal = discounted(&best);
     if ideal == 0.0 { 0.0 } else { discounted(&order) / ideal }
 }
+
+/// Area under the ROC curve: the chance that a positive one scores higher than a negative one, ties
+/// counted half. 0.5 where one of the two does not occur.
+pub fn auc(scores: &[f64], positive: &[bool]) -> f64 {
+    let mut ranked: Vec<(f64, bool)> =
+        scores.iter().copied().zip(positive.iter().copied()).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut below, mut above, mut wins) = (0.0, 0.0, 0.0);
+    for ties in ranked.chunk_by(|a, b| a.0 == b.0) {
+        let positives = ties.iter().filter(|(_, positive)| *positive).count() as f64;
+        let negatives = ties.len() as f64 - positives;
+        wins += positives * (below + negatives / 2.0);
+        above += positives;
+        below += negatives;
+    }
+    if above * below > 0.0 { wins / (above * below) } else { 0.5 }
+}

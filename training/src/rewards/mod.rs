@@ -19,11 +19,17 @@
 
 pub mod citation;
 pub mod classifier;
+mod decoder;
 pub mod embedding;
-pub mod encoder;
+mod encoder;
 pub mod fit;
+mod fitted;
+mod gpt2;
+mod head;
 pub mod http;
 pub mod labels;
+pub mod lesson;
+mod network;
 pub mod neural;
 pub mod overlap;
 pub mod pattern;

@@ -6,8 +6,9 @@ use super::{
     embedding::{SentenceEncoder, cosine},
     segment::{sentences, sub_sentences},
 };
+use crate::data::{DataError, prompt::PromptTemplate};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{borrow::Cow, ops::Range as Bytes, path::Path};
 use tokenizers::EncodeInput;
 
 /// Cosine of the response's embedding with that of a field, or the best over the references.
@@ -121,13 +122,52 @@ impl Activation {
     }
 }
 
+/// What a reward model reads before the response.
+#[derive(Debug, Default)]
+pub struct Before(Option<PromptTemplate>);
+
+impl Before {
+    /// The prompt, or a minijinja template over `prompt` and `fields`.
+    pub fn new(template: Option<&str>) -> Result<Self, DataError> {
+        template.map(PromptTemplate::new).transpose().map(Self)
+    }
+
+    /// The text before the response of a sample.
+    pub fn text<'a>(&self, sample: &'a Sample) -> Result<Cow<'a, str>, String> {
+        match &self.0 {
+            None => Ok(sample.prompt.as_str().into()),
+            Some(template) => Ok(template.around(&sample.prompt, &sample.fields)?.into()),
+        }
+    }
+
+    /// The texts before the responses, or the first sample of `reward` that has none.
+    fn texts<'a>(
+        &self,
+        reward: &str,
+        samples: &'a [Sample],
+    ) -> Result<Vec<Cow<'a, str>>, RewardError> {
+        let text = |(index, sample): (usize, &'a Sample)| {
+            self.text(sample).map_err(|e| RewardError::sample(reward, index, sample, e))
+        };
+        samples.iter().enumerate().map(text).collect()
+    }
+}
+
+/// What a [`SequenceReward`] gives the model to read.
+pub enum Reads {
+    /// Prompt and response, as a pair of texts.
+    Both(Before),
+    /// The response alone.
+    Response,
+}
+
 /// A sequence classifier's score of `(prompt, response)`, or of the response alone.
 pub struct SequenceReward {
     name: String,
     model: SequenceClassifier,
     label: usize,
     activation: Activation,
-    response_only: bool,
+    reads: Reads,
 }
 
 impl SequenceReward {
@@ -137,7 +177,7 @@ impl SequenceReward {
         model: SequenceClassifier,
         label: Option<LabelName>,
         activation: Activation,
-        response_only: bool,
+        reads: Reads,
     ) -> Result<Self, RewardError> {
         let label = match label {
             Some(label) => label.find(name, model.labels())?,
@@ -147,7 +187,7 @@ impl SequenceReward {
                 return Err(RewardError::Config { reward: name.into(), reason });
             }
         };
-        Ok(Self { name: name.into(), model, label, activation, response_only })
+        Ok(Self { name: name.into(), model, label, activation, reads })
     }
 }
 
@@ -162,13 +202,13 @@ impl Reward for SequenceReward {
         if self.activation == Activation::None { Range::ANY } else { Range::UNIT }
     }
     fn score(&self, samples: &[Sample]) -> Result<Vec<f64>, RewardError> {
-        let inputs = samples.iter().map(|s| -> EncodeInput<'_> {
-            if self.response_only {
-                s.response.as_str().into()
-            } else {
-                (s.prompt.as_str(), s.response.as_str()).into()
+        let inputs: Vec<EncodeInput<'_>> = match &self.reads {
+            Reads::Response => samples.iter().map(|s| s.response.as_str().into()).collect(),
+            Reads::Both(before) => {
+                let texts = before.texts(&self.name, samples)?.into_iter();
+                texts.zip(samples).map(|(text, s)| (text, s.response.as_str()).into()).collect()
             }
-        });
+        };
         let logits = self
             .model
             .logits(inputs)
@@ -191,26 +231,52 @@ pub enum SegmentBy {
 }
 
 impl SegmentBy {
-    fn ends(self, response: &str) -> Vec<usize> {
-        let ranges = match self {
+    /// The segments of a response, as byte ranges in order.
+    pub fn of(self, response: &str) -> Vec<Bytes<usize>> {
+        match self {
             Self::Sentence => sentences(response),
             Self::SubSentence => sub_sentences(response, 5),
             Self::Response if response.trim().is_empty() => Vec::new(),
-            Self::Response => return vec![response.len()],
-        };
-        ranges.into_iter().map(|range| range.end).collect()
+            Self::Response => std::iter::once(0..response.len()).collect(),
+        }
     }
 }
 
-/// A reward at the end of every segment: `good`, or `bad` where the token classifier's likeliest
-/// label of the segment's last token is the error.
+/// How a token classifier's logits become a segment's reward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// `bad` where the error is the likeliest label, else `good` (FineGrainedRLHF).
+    #[default]
+    Likeliest,
+    /// The mean of both by the error's probability p: `(1 − p)·good + p·bad`. A judge that is seldom
+    /// sure still tells better from worse.
+    Expected,
+}
+
+impl Verdict {
+    fn reward(self, logits: &[f32], error: usize, [good, bad]: [f64; 2]) -> Result<f64, String> {
+        let own = *logits.get(error).ok_or("no logit of the error label")?;
+        let wrong = match self {
+            Self::Likeliest => {
+                let mut others = logits.iter().enumerate().filter(|(i, _)| *i != error);
+                f64::from(u8::from(others.all(|(_, other)| *other < own)))
+            }
+            Self::Expected => Activation::Softmax.apply(logits, error),
+        };
+        Ok(good + wrong * (bad - good))
+    }
+}
+
+/// A reward at the end of every segment, by a token classifier's logits at the segment's last token.
 pub struct SpanReward {
     name: String,
     model: TokenClassifier,
+    before: Before,
     error: usize,
     segment: SegmentBy,
-    good: f64,
-    bad: f64,
+    verdict: Verdict,
+    rewards: [f64; 2],
 }
 
 impl SpanReward {
@@ -218,31 +284,26 @@ impl SpanReward {
     pub fn new(
         name: &str,
         model: TokenClassifier,
+        before: Before,
         error: &LabelName,
         segment: SegmentBy,
+        verdict: Verdict,
         rewards: [f64; 2],
     ) -> Result<Self, RewardError> {
         let error = error.find(name, model.labels())?;
-        let [good, bad] = rewards;
-        Ok(Self { name: name.into(), model, error, segment, good, bad })
+        Ok(Self { name: name.into(), model, before, error, segment, verdict, rewards })
     }
 
-    fn judge(&self, sample: &Sample, tokens: &TokenLogits) -> Result<Vec<SpanScore>, String> {
-        let last_token = |end: usize| tokens.bytes.iter().rposition(|bytes| bytes.start < end);
-        let covered = tokens.bytes.last().map_or(0, |bytes| bytes.end);
-        let score = |end: usize| {
-            // Beyond what the model could read there is nothing to judge.
-            let at =
-                last_token(end).filter(|_| end <= covered || self.segment == SegmentBy::Response);
-            let logits = at.and_then(|at| tokens.logits.get(at)).ok_or_else(|| {
-                format!("the segment that ends at byte {end} is past the model's {covered} bytes")
-            })?;
-            let own = logits.get(self.error).ok_or("no logit of the error label")?;
-            let likeliest = logits.iter().enumerate().all(|(i, l)| i == self.error || l < own);
-            let score = if likeliest { self.bad } else { self.good };
-            Ok(SpanScore { end, score })
-        };
-        self.segment.ends(&sample.response).into_iter().map(score).collect()
+    fn judge(&self, sample: &Sample, read: &TokenLogits) -> Result<Vec<SpanScore>, String> {
+        let mut scores = Vec::new();
+        for segment in self.segment.of(&sample.response) {
+            // What the tokenizer drops (control characters, say) is judged by nobody.
+            let at = read.tokens.judge(&segment)?;
+            let Some(logits) = at.and_then(|at| read.logits.get(at)) else { continue };
+            let score = self.verdict.reward(logits, self.error, self.rewards)?;
+            scores.push(SpanScore { end: segment.end, score });
+        }
+        Ok(scores)
     }
 }
 
@@ -261,14 +322,15 @@ impl Reward for SpanReward {
         Ok(self.spans(samples)?.into_iter().map(sum).collect())
     }
     fn spans(&self, samples: &[Sample]) -> Result<Vec<Vec<SpanScore>>, RewardError> {
-        let pairs: Vec<_> =
-            samples.iter().map(|s| (s.prompt.as_str(), s.response.as_str())).collect();
+        let texts = self.before.texts(&self.name, samples)?;
+        let pairs: Vec<(&str, &str)> =
+            texts.iter().zip(samples).map(|(text, s)| (&**text, s.response.as_str())).collect();
         let logits = self
             .model
             .logits(&pairs)
             .map_err(|reason| RewardError::Failed { reward: self.name.clone(), reason })?;
-        let judged = samples.iter().zip(&logits).enumerate().map(|(i, (sample, tokens))| {
-            self.judge(sample, tokens).map_err(|e| RewardError::sample(&self.name, i, sample, e))
+        let judged = samples.iter().zip(&logits).enumerate().map(|(i, (sample, read))| {
+            self.judge(sample, read).map_err(|e| RewardError::sample(&self.name, i, sample, e))
         });
         judged.collect()
     }

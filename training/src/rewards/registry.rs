@@ -6,7 +6,10 @@ use super::{
     classifier::{SequenceClassifier, TokenClassifier},
     http::{HttpConfig, HttpReward},
     labels::{Confusion, Gain, accuracy, hit_rate, listed, listed_numbers, ndcg},
-    neural::{Activation, EmbeddingCosine, LabelName, SegmentBy, SequenceReward, SpanReward},
+    neural::{
+        Activation, Before, EmbeddingCosine, LabelName, Reads, SegmentBy, SequenceReward,
+        SpanReward, Verdict,
+    },
     overlap::{bleu_4, exact_match_recall, rouge_l},
     pattern::{self, Match},
     sentiment::Lexicon,
@@ -119,6 +122,10 @@ pub enum RewardSpec {
         /// Judge the response alone, without the prompt.
         #[serde(default)]
         response_only: bool,
+        /// minijinja template of what stands before the response, over `prompt` and `fields`; left
+        /// out, the prompt.
+        #[serde(default)]
+        template: Option<String>,
     },
     /// Rewards at the ends of segments, by a token classifier.
     SpanClassifier {
@@ -133,6 +140,13 @@ pub enum RewardSpec {
         good: f64,
         /// Reward of a segment with it.
         bad: f64,
+        /// How logits become a reward.
+        #[serde(default)]
+        verdict: Verdict,
+        /// minijinja template of what stands before the response, over `prompt` and `fields`; left
+        /// out, the prompt.
+        #[serde(default)]
+        template: Option<String>,
     },
     /// A scorer of one's own.
     Http(HttpConfig),
@@ -168,6 +182,9 @@ impl RewardSpec {
     /// Makes the reward: reads models and lexicons, compiles patterns, sends nothing.
     pub fn build(&self, name: &str) -> Result<Box<dyn Reward>, RewardError> {
         let wrong = |reason: String| RewardError::Config { reward: name.into(), reason };
+        let before = |template: Option<String>| {
+            Before::new(template.as_deref()).map_err(|e| wrong(e.to_string()))
+        };
         Ok(match self.clone() {
             Self::RougeL { stem } => per_sample(name, "ROUGE-L F", Range::UNIT, move |s| {
                 let each = s.references()?.iter().map(|r| rouge_l(&s.response, r, stem));
@@ -252,13 +269,23 @@ impl RewardSpec {
             Self::EmbeddingCosine { path, against } => {
                 Box::new(EmbeddingCosine::open(name, &path, against)?)
             }
-            Self::SequenceClassifier { path, label, activation, response_only } => {
+            Self::SequenceClassifier { path, label, activation, response_only, template } => {
+                let reads = match response_only {
+                    true if template.is_some() => {
+                        return Err(wrong("`template` has no use with `response_only`".into()));
+                    }
+                    true => Reads::Response,
+                    false => Reads::Both(before(template)?),
+                };
                 let model = SequenceClassifier::open(&path).map_err(|e| wrong(e.to_string()))?;
-                Box::new(SequenceReward::new(name, model, label, activation, response_only)?)
+                Box::new(SequenceReward::new(name, model, label, activation, reads)?)
             }
-            Self::SpanClassifier { path, error, segment, good, bad } => {
+            Self::SpanClassifier { path, error, segment, good, bad, verdict, template } => {
+                let (before, rewards) = (before(template)?, [good, bad]);
                 let model = TokenClassifier::open(&path).map_err(|e| wrong(e.to_string()))?;
-                Box::new(SpanReward::new(name, model, &error, segment, [good, bad])?)
+                let reward =
+                    SpanReward::new(name, model, before, &error, segment, verdict, rewards)?;
+                Box::new(reward)
             }
             Self::Http(config) => Box::new(HttpReward::new(name.into(), config)?),
         })

@@ -1,0 +1,154 @@
+//! The networks under reward models: token ids → hidden states, whatever the architecture.
+//!
+//! Inference only, on the CPU. Inputs are rows of token ids, padded at the end; the output is
+//! `[batch, length, hidden]` f32, of which padding's rows mean nothing.
+
+use candle_core::{DType, Device, IndexOp, Result, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::debertav2::{Config as DebertaConfig, DebertaV2Model};
+use serde_json::Value;
+
+use super::{encoder::Bert, gpt2::Gpt2};
+
+/// A tokenised batch, padded to its longest row.
+#[derive(Debug)]
+pub struct Batch {
+    /// Token ids without padding.
+    pub rows: Vec<Vec<u32>>,
+    /// Token ids, `[batch, length]` u32.
+    pub ids: Tensor,
+    /// Segment ids, `[batch, length]` u32.
+    pub types: Tensor,
+    /// 1 for tokens, 0 for padding, `[batch, length]` u32.
+    pub mask: Tensor,
+}
+
+impl Batch {
+    /// Pads rows of `(ids, types)` with `pad`.
+    pub fn new(rows: &[(&[u32], &[u32])], pad: u32) -> Result<Self> {
+        let width = rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
+        let padded = |fill: u32, row: &dyn Fn(&(&[u32], &[u32])) -> Vec<u32>| {
+            let mut flat = Vec::with_capacity(rows.len() * width);
+            for row in rows.iter().map(row) {
+                let missing = width.saturating_sub(row.len());
+                flat.extend(row);
+                flat.extend(std::iter::repeat_n(fill, missing));
+            }
+            Tensor::from_vec(flat, (rows.len(), width), &Device::Cpu)
+        };
+        Ok(Self {
+            rows: rows.iter().map(|(ids, _)| ids.to_vec()).collect(),
+            ids: padded(pad, &|(ids, _)| ids.to_vec())?,
+            types: padded(0, &|(_, types)| types.to_vec())?,
+            mask: padded(0, &|(ids, _)| vec![1; ids.len()])?,
+        })
+    }
+}
+
+/// An architecture's layers.
+pub(super) trait Layers: Send + Sync {
+    /// Hidden states of the last layer, `[batch, length, hidden]`.
+    fn forward(&self, batch: &Batch) -> Result<Tensor>;
+}
+
+impl Layers for DebertaV2Model {
+    fn forward(&self, batch: &Batch) -> Result<Tensor> {
+        self.forward(&batch.ids, Some(batch.types.clone()), Some(batch.mask.clone()))
+    }
+}
+
+/// The state that stands for a whole text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pool {
+    /// The first token's: encoders.
+    First,
+    /// The last token's that is not the padding token: causal language models.
+    Last,
+}
+
+/// A network with its size.
+pub struct Network {
+    layers: Box<dyn Layers>,
+    pool: Pool,
+    /// Width of the hidden states.
+    pub hidden: usize,
+    /// Most tokens of one input.
+    pub longest: usize,
+    /// The padding token, if the checkpoint names one.
+    pub pad: Option<u32>,
+}
+
+impl Network {
+    pub(super) fn new(
+        layers: impl Layers + 'static,
+        pool: Pool,
+        hidden: usize,
+        longest: usize,
+        config: &Value,
+    ) -> Self {
+        let pad = config.get("pad_token_id").and_then(Value::as_u64).map(|id| id as u32);
+        Self { layers: Box::new(layers), pool, hidden, longest, pad }
+    }
+
+    /// Loads the encoder or GPT-2 of a checkpoint, whose `config.json` is `config`; the tensors may
+    /// stand under the architecture's prefix (a model with a head) or not (a bare one).
+    pub fn load(config: &Value, weights: &VarBuilder) -> Result<Self> {
+        match model_type(config) {
+            "gpt2" => {
+                let (gpt2, hidden, longest) = Gpt2::load(config, weights)?;
+                Ok(Self::new(gpt2, Pool::Last, hidden, longest, config))
+            }
+            "deberta-v2" => {
+                let json = config;
+                let config: DebertaConfig = parse(json)?;
+                let word = "deberta.embeddings.word_embeddings.weight";
+                let weights = if weights.contains_tensor(word) {
+                    weights.pp("deberta")
+                } else {
+                    weights.clone()
+                };
+                let deberta = DebertaV2Model::load(weights, &config)?;
+                let (hidden, longest) = (config.hidden_size, config.max_position_embeddings);
+                Ok(Self::new(deberta, Pool::First, hidden, longest, json))
+            }
+            _ => {
+                let (bert, hidden, longest) = Bert::load(config, weights)?;
+                Ok(Self::new(bert, Pool::First, hidden, longest, config))
+            }
+        }
+    }
+
+    /// Hidden states of the last layer, `[batch, length, hidden]`.
+    pub fn forward(&self, batch: &Batch) -> Result<Tensor> {
+        self.layers.forward(batch)
+    }
+
+    /// The state that stands for each text, `[batch, hidden]`, of `states` `[batch, length, hidden]`.
+    pub fn pooled(&self, states: &Tensor, batch: &Batch) -> Result<Tensor> {
+        if self.pool == Pool::First {
+            return states.i((.., 0))?.contiguous();
+        }
+        let (count, length, hidden) = states.dims3()?;
+        let last = |(row, ids): (usize, &Vec<u32>)| {
+            let at = ids.iter().rposition(|&id| Some(id) != self.pad).unwrap_or(0);
+            (row * length + at) as u32
+        };
+        let places: Vec<u32> = batch.rows.iter().enumerate().map(last).collect();
+        let flat = states.reshape((count * length, hidden))?;
+        flat.index_select(&Tensor::new(places, &Device::Cpu)?, 0)
+    }
+}
+
+/// `model_type` of a `config.json`.
+pub(super) fn model_type(config: &Value) -> &str {
+    config.get("model_type").and_then(Value::as_str).unwrap_or_default()
+}
+
+pub(super) fn parse<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T> {
+    T::deserialize(config).map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))
+}
+
+/// An additive mask from a mask of ones and zeros: 0, or a number that no score outweighs.
+pub(super) fn bias(mask: &Tensor) -> Result<Tensor> {
+    mask.to_dtype(DType::F32)?.affine(1e30, -1e30)
+}
