@@ -13,7 +13,7 @@ use ladle_training::{
         summary,
     },
     plan::Plan,
-    rewards::{fit, lesson::Source as Lesson},
+    rewards::{fit, lesson::Source as Lesson, neural::Reading},
     run::{Places, Run},
     select,
 };
@@ -51,19 +51,23 @@ enum Command {
         /// Rows that are read at most.
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
-        /// Passes over the rows.
-        #[arg(long, default_value_t = 10)]
+        /// Which tokens of a segment are read. The reward must be configured with the same.
+        #[arg(long, value_enum, default_value = "last")]
+        reading: Reading,
+        /// Passes over the rows at most: those are kept after which the loss on rows that are not
+        /// learned from was lowest.
+        #[arg(long, default_value_t = 30)]
         epochs: u64,
         /// Pairs or segments of one update.
         #[arg(long, default_value_t = 32)]
         batch: usize,
         /// Peak learning rate, linear decay.
-        #[arg(long, default_value_t = 1e-3)]
+        #[arg(long, default_value_t = 3e-4)]
         learning_rate: f64,
         /// Weight decay of the head.
         #[arg(long, default_value_t = 0.1)]
         weight_decay: f64,
-        /// Share of the rows that is kept for testing.
+        /// Share of the rows that is kept for testing; as many say when to stop learning.
         #[arg(long, default_value_t = 0.1)]
         test_share: f64,
         /// Seed of split, order and first weights.
@@ -184,6 +188,7 @@ fn main() -> Result<()> {
             out,
             template,
             limit,
+            reading,
             epochs,
             batch,
             learning_rate,
@@ -201,6 +206,7 @@ fn main() -> Result<()> {
                 test_share,
                 seed,
                 template,
+                reading,
             };
             println!("{}", fit::fit(lesson, &model, &out, &settings)?);
         }

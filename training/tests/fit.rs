@@ -6,7 +6,7 @@ use ladle_training::{
         Reward, Sample,
         fit::{Settings, fit},
         lesson::{Goal, Lesson, Row, Source, has_error},
-        neural::SegmentBy,
+        neural::{Reading, SegmentBy},
         registry::RewardSpec,
     },
 };
@@ -27,6 +27,7 @@ fn settings() -> Settings {
         test_share: 0.2,
         seed: 1,
         template: None,
+        reading: Reading::Last,
     }
 }
 
@@ -70,8 +71,8 @@ fn preferences_teach_encoders_and_language_models() {
     ] {
         let directory = tempfile::tempdir().unwrap();
         let report = fit(pairs(60), &model(base), directory.path(), &settings()).unwrap();
-        assert_eq!(report.trained + report.tested, 60, "{base}");
-        assert!(report.tested >= 5, "{base}: {report:?}");
+        assert!(report.tested >= 5 && report.trained + report.tested < 60, "{base}: {report:?}");
+        assert!((1..=20).contains(&report.epochs), "{base}: {report:?}");
         assert!(report.accuracy > 0.9 && report.loss < 0.5, "{base}: {report:?}");
         let (got, names) = written(directory.path());
         assert_eq!(got, class);
@@ -105,15 +106,15 @@ fn marked_errors_teach_a_span_classifier() {
         }
     };
     let goal = Goal::Error { name: "untrue", segment: SegmentBy::Sentence };
-    for (base, class) in [
-        ("bert", "BertForTokenClassification"),
-        ("llama", "LlamaForTokenClassification"),
-        ("gpt2", "GPT2ForTokenClassification"),
+    for (base, class, reading) in [
+        ("bert", "BertForTokenClassification", Reading::Mean),
+        ("llama", "LlamaForTokenClassification", Reading::Last),
+        ("gpt2", "GPT2ForTokenClassification", Reading::Last),
     ] {
         let lesson = Lesson { goal: goal.clone(), rows: (0..90).map(row).collect() };
         let directory = tempfile::tempdir().unwrap();
-        let report = fit(lesson, &model(base), directory.path(), &settings()).unwrap();
-        assert_eq!(report.trained + report.tested, 180, "{base}");
+        let settings = Settings { reading, ..settings() };
+        let report = fit(lesson, &model(base), directory.path(), &settings).unwrap();
         assert!(report.auc > 0.95 && report.accuracy > report.guessing, "{base}: {report:?}");
         let (got, names) = written(directory.path());
         assert_eq!(got, class);
@@ -127,8 +128,9 @@ fn marked_errors_teach_a_span_classifier() {
             2
         );
         let toml = format!(
-            "kind = \"span-classifier\"\npath = {:?}\nerror = \"untrue\"\ngood = 0.5\nbad = -0.5",
-            directory.path()
+            "kind = \"span-classifier\"\npath = {:?}\nerror = \"untrue\"\ngood = 0.5\nbad = -0.5\nreading = {:?}",
+            directory.path(),
+            format!("{reading:?}").to_lowercase()
         );
         let spans = reward(&toml).spans(&[judged("Yes, the model is right. We say no.")]).unwrap();
         let scores: Vec<f64> = spans[0].iter().map(|span| span.score).collect();

@@ -202,9 +202,9 @@ impl ResponseTokens {
         Self { bytes, places, cut }
     }
 
-    /// Index of the token that judges a segment of the text: its last one. `None` where the
-    /// tokenizer makes none of the segment; a segment that was cut off is an error.
-    pub(super) fn judge(&self, segment: &Range<usize>) -> Result<Option<usize>, String> {
+    /// The tokens of a segment of the text, as a range of indices: empty where the tokenizer makes
+    /// none of it. A segment that was cut off is an error.
+    pub(super) fn within(&self, segment: &Range<usize>) -> Result<Range<usize>, String> {
         let covered = self.bytes.last().map_or(0, |bytes| bytes.end);
         if self.cut && segment.start >= covered {
             let end = segment.end;
@@ -212,8 +212,9 @@ impl ResponseTokens {
                 "the segment that ends at byte {end} is past the model's {covered} bytes"
             ));
         }
-        let last = self.bytes.iter().rposition(|bytes| bytes.start < segment.end);
-        Ok(last.filter(|&at| self.bytes[at].end > segment.start))
+        let start = self.bytes.iter().take_while(|bytes| bytes.end <= segment.start).count();
+        let end = self.bytes.iter().take_while(|bytes| bytes.start < segment.end).count();
+        Ok(start.min(end)..end)
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     labels::auc,
     lesson::{Goal, Lesson, Row, has_error},
     network::model_type,
-    neural::Before,
+    neural::{Before, Reading},
 };
 use crate::{
     checkpoint::CheckpointError,
@@ -73,7 +73,8 @@ pub enum FitError {
 /// How to fit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Passes over the rows.
+    /// Passes over the rows at most: those are kept after which the loss on rows that are not
+    /// learned from was lowest.
     pub epochs: u64,
     /// Pairs or segments of one update.
     pub batch: usize,
@@ -81,13 +82,15 @@ pub struct Settings {
     pub learning_rate: f64,
     /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
-    /// Share of the rows that is kept for testing.
+    /// Share of the rows that is kept for testing; as many say when to stop learning.
     pub test_share: f64,
     /// Seed of the split, the order and the first weights.
     pub seed: u64,
     /// minijinja template of what stands before the response, over `prompt` and `fields`; left out,
     /// the prompt. The reward must be configured with the same.
     pub template: Option<String>,
+    /// Which tokens of a segment are read. The reward must be configured with the same.
+    pub reading: Reading,
 }
 
 /// What came out.
@@ -97,7 +100,9 @@ pub struct Fit {
     pub trained: usize,
     /// Pairs or segments tested on.
     pub tested: usize,
-    /// Mean loss of the last epoch.
+    /// Passes over them that were kept.
+    pub epochs: u64,
+    /// Mean loss on the rows that say when to stop.
     pub loss: f64,
     /// Share of the test pairs whose better response has the higher reward, or of the test segments
     /// whose likeliest label is right.
@@ -111,10 +116,10 @@ pub struct Fit {
 
 impl std::fmt::Display for Fit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { trained, tested, loss, accuracy, guessing, auc } = self;
+        let Self { trained, epochs, tested, loss, accuracy, guessing, auc } = self;
         write!(
             f,
-            "learned from {trained}, loss {loss:.4}; tested on {tested}: accuracy {accuracy:.3} \
+            "learned from {trained}, {epochs} epochs, validation loss {loss:.4}; tested on {tested}: accuracy {accuracy:.3} \
              (guessing: {guessing:.3}), AUC {auc:.3}"
         )
     }
@@ -126,18 +131,20 @@ pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Res
     let before = Before::new(settings.template.as_deref())?;
     let parts = Parts::open(model, None)?;
     let count = rows.len();
-    let shares = [1.0 - settings.test_share, settings.test_share];
-    let split = split(rows, |row| &row.id, &shares, settings.seed);
-    let [train, test] = split.ok().and_then(|s| s.try_into().ok()).ok_or(FitError::Rows(count))?;
-    let (train, test): (Vec<Row>, Vec<Row>) = (train, test);
-    if count < 10 || train.is_empty() || test.is_empty() {
+    if count < 10 {
         return Err(FitError::Rows(count));
     }
-    let read = |rows: &[Row]| Features::of(&parts, model, &goal, &before, rows);
-    let (train, test) = (read(&train)?, read(&test)?);
-    if test.count() == 0 {
-        return Err(FitError::Rows(count));
+    let kept = settings.test_share;
+    let split = split(rows, |row| &row.id, &[1.0 - 2.0 * kept, kept, kept], settings.seed);
+    let mut read = Vec::new();
+    for rows in split.map_err(|_| FitError::Rows(count))? {
+        let features = Features::of(&parts, model, &goal, &before, settings.reading, &rows)?;
+        if rows.is_empty() || features.count() == 0 {
+            return Err(FitError::Rows(count));
+        }
+        read.push(features);
     }
+    let [train, validation, test] = read.as_slice() else { return Err(FitError::Rows(count)) };
     let both = [true, false].iter().all(|label| train.wrong.contains(label));
     if let Goal::Error { name, .. } = goal
         && !both
@@ -153,9 +160,9 @@ pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Res
         Goal::Preference => &["reward"],
         Goal::Error { name, .. } => &["fine", name],
     };
-    let learner = Learner::new(&names, &train.states, labels.len(), settings.seed)?;
-    let loss = learner.learn(&train, settings)?;
-    let fit = learner.test(&test, train.count(), loss)?;
+    let learner = Learner::new(&names, train, labels.len(), settings.seed)?;
+    let (epochs, loss) = learner.learn(train, validation, settings)?;
+    let fit = Fit { trained: train.count(), epochs, loss, ..learner.test(test)? };
     fitted::write(&parts.config, kind, labels, learner.tensors()?, model, out)?;
     Ok(fit)
 }
@@ -177,6 +184,7 @@ impl Features {
         model: &Path,
         goal: &Goal,
         before: &Before,
+        reading: Reading,
         rows: &[Row],
     ) -> Result<Self, FitError> {
         let failed = |reason| FitError::Features { path: model.to_owned(), reason };
@@ -209,9 +217,11 @@ impl Features {
                 let tokens = ResponseTokens::of(encoding);
                 for part in segment.of(&sample.response) {
                     // A segment that was cut off, or that has no token, teaches nothing.
-                    let at = tokens.judge(&part).ok().flatten();
-                    let place = at.and_then(|at| tokens.places.get(at));
-                    let Some(state) = place.and_then(|&place| states.get(place)) else { continue };
+                    let places = tokens.within(&part).unwrap_or_default();
+                    let places = tokens.places.get(places).unwrap_or_default().iter();
+                    let own: Vec<&[f32]> =
+                        places.filter_map(|&at| states.get(at).map(Vec::as_slice)).collect();
+                    let Some(state) = reading.of(&own) else { continue };
                     flat.extend(state);
                     wrong.push(has_error(&part, &row.marked));
                 }
@@ -223,6 +233,12 @@ impl Features {
 
     fn count(&self) -> usize {
         self.states.dims()[0]
+    }
+
+    /// Share of the segments that have the error.
+    fn wrong_share(&self) -> f64 {
+        let wrong = self.wrong.iter().filter(|wrong| **wrong).count();
+        wrong as f64 / self.wrong.len().max(1) as f64
     }
 }
 
@@ -240,11 +256,11 @@ struct Learner<'a> {
 impl<'a> Learner<'a> {
     fn new(
         names: &'a HeadNames,
-        states: &Tensor,
+        train: &Features,
         labels: usize,
         seed: u64,
     ) -> candle_core::Result<Self> {
-        let rows = states.flatten_to(1)?;
+        let rows = train.states.flatten_to(1)?;
         let hidden = rows.dim(1)?;
         let mean = rows.mean(0)?;
         let scale = (rows.broadcast_sub(&mean)?.sqr()?.mean(0)? + 1e-8)?.sqrt()?;
@@ -258,7 +274,13 @@ impl<'a> Learner<'a> {
             layers.push((name.to_owned(), weight, zeros(hidden)?));
         }
         let weight = Var::zeros((labels, hidden), DType::F32, &Device::Cpu)?;
-        layers.push((names.out.to_owned(), weight, zeros(labels)?));
+        let bias = zeros(labels)?;
+        if labels == 2 {
+            // Where the labels are uneven, the first guess is how often each occurs.
+            let share = train.wrong_share() as f32;
+            bias.set(&Tensor::new(&[(1.0 - share).ln(), share.ln()], &Device::Cpu)?)?;
+        }
+        layers.push((names.out.to_owned(), weight, bias));
         Ok(Self { names, mean, scale, layers })
     }
 
@@ -298,53 +320,74 @@ impl<'a> Learner<'a> {
         cross_entropy(&logits.squeeze(1)?, &Tensor::new(targets, &Device::Cpu)?)
     }
 
-    /// Returns the mean loss of the last epoch.
-    fn learn(&self, train: &Features, settings: &Settings) -> candle_core::Result<f64> {
+    /// Learns, and keeps the weights after the epoch whose loss on `validation` is the lowest:
+    /// returns how many epochs that are, and the loss.
+    fn learn(
+        &self,
+        train: &Features,
+        validation: &Features,
+        settings: &Settings,
+    ) -> candle_core::Result<(u64, f64)> {
         let decay = settings.weight_decay;
         let config = AdamWConfig { weight_decay: decay, ..AdamWConfig::default() };
         let mut optimizer = AdamW::new(self.variables(), config)?;
         let batch = settings.batch.clamp(1, train.count());
         let per_epoch = train.count().div_ceil(batch) as u64;
-        let total = settings.epochs.max(1) * per_epoch;
-        let (mut sum, mut counted) = (0.0, 0);
-        for step in 0..total {
-            let rows = draw::batch(settings.seed, train.count(), batch, step);
-            let wrong: Vec<bool> =
-                rows.iter().filter_map(|&row| train.wrong.get(row).copied()).collect();
-            let rows: Vec<u32> = rows.into_iter().map(|row| row as u32).collect();
-            let states = train.states.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
-            let loss = self.loss(&states, &wrong)?;
-            optimizer.accumulate(&loss.backward()?)?;
-            optimizer.step(learning_rate(settings.learning_rate, step, 0, total))?;
-            if step + per_epoch >= total {
-                sum += f64::from(loss.to_scalar::<f32>()?);
-                counted += 1;
+        let total = settings.epochs * per_epoch;
+        let mut best = (0, f64::INFINITY, Vec::new());
+        for epoch in 0..=settings.epochs {
+            let loss = self.loss(&validation.states, &validation.wrong)?.to_scalar::<f32>()?;
+            if f64::from(loss) < best.1 {
+                best = (epoch, loss.into(), self.copies()?);
+            }
+            let steps = if epoch < settings.epochs { per_epoch } else { 0 };
+            for step in epoch * per_epoch..epoch * per_epoch + steps {
+                let rows = draw::batch(settings.seed, train.count(), batch, step);
+                let wrong: Vec<bool> =
+                    rows.iter().filter_map(|&row| train.wrong.get(row).copied()).collect();
+                let rows: Vec<u32> = rows.into_iter().map(|row| row as u32).collect();
+                let states = train.states.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+                optimizer.accumulate(&self.loss(&states, &wrong)?.backward()?)?;
+                optimizer.step(learning_rate(settings.learning_rate, step, 0, total))?;
             }
         }
-        Ok(sum / f64::from(counted.max(1)))
+        let (epochs, loss, copies) = best;
+        for ((_, variable), copy) in self.variables().iter().zip(&copies) {
+            variable.set(copy)?;
+        }
+        Ok((epochs, loss))
     }
 
-    fn test(&self, test: &Features, trained: usize, loss: f64) -> candle_core::Result<Fit> {
+    /// What the variables hold now.
+    fn copies(&self) -> candle_core::Result<Vec<Tensor>> {
+        self.variables().iter().map(|(_, variable)| variable.as_tensor().copy()).collect()
+    }
+
+    /// Figures on rows that were not learned from.
+    fn test(&self, test: &Features) -> candle_core::Result<Fit> {
         let logits = self.logits(&test.states)?;
         let tested = test.count();
+        let fit = Fit {
+            trained: 0,
+            epochs: 0,
+            tested,
+            loss: 0.0,
+            accuracy: 0.0,
+            guessing: 0.5,
+            auc: 0.0,
+        };
         let share = |right: usize| right as f64 / tested.max(1) as f64;
         // Above 0: the better one has the higher reward, or the error is the likeliest label.
         let margins: Vec<f64> =
             margins(&logits)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
         if test.wrong.is_empty() {
             let accuracy = share(margins.iter().filter(|m| **m > 0.0).count());
-            return Ok(Fit { trained, tested, loss, accuracy, guessing: 0.5, auc: accuracy });
+            return Ok(Fit { accuracy, auc: accuracy, ..fit });
         }
         let right = margins.iter().zip(&test.wrong).filter(|(m, wrong)| (**m > 0.0) == **wrong);
-        let wrong = share(test.wrong.iter().filter(|wrong| **wrong).count());
-        Ok(Fit {
-            trained,
-            tested,
-            loss,
-            accuracy: share(right.count()),
-            guessing: wrong.max(1.0 - wrong),
-            auc: auc(&margins, &test.wrong),
-        })
+        let (accuracy, wrong) = (share(right.count()), test.wrong_share());
+        let auc = auc(&margins, &test.wrong);
+        Ok(Fit { accuracy, guessing: wrong.max(1.0 - wrong), auc, ..fit })
     }
 
     /// The head as it is stored, for features that are not standardised.

@@ -242,6 +242,32 @@ impl SegmentBy {
     }
 }
 
+/// Which tokens of a segment a token classifier's logits are read at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reading {
+    /// At the last one (FineGrainedRLHF).
+    #[default]
+    Last,
+    /// At all of them: their mean, for encoders that were trained with mean pooling.
+    Mean,
+}
+
+impl Reading {
+    /// The mean of what is read of a segment's tokens, `[tokens][width]`; `None` of no tokens.
+    pub(super) fn of(self, rows: &[&[f32]]) -> Option<Vec<f32>> {
+        let last = rows.last()?;
+        if self == Self::Last {
+            return Some(last.to_vec());
+        }
+        let mut mean = vec![0.0; last.len()];
+        for row in rows {
+            mean.iter_mut().zip(*row).for_each(|(sum, value)| *sum += value / rows.len() as f32);
+        }
+        Some(mean)
+    }
+}
+
 /// How a token classifier's logits become a segment's reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -268,40 +294,51 @@ impl Verdict {
     }
 }
 
-/// A reward at the end of every segment, by a token classifier's logits at the segment's last token.
+/// How a [`SpanReward`] judges the segments of a response.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judge {
+    /// What a segment is.
+    pub segment: SegmentBy,
+    /// Which of its tokens are read.
+    pub reading: Reading,
+    /// How logits become a reward.
+    pub verdict: Verdict,
+    /// Reward of a segment without the error, and with it.
+    pub rewards: [f64; 2],
+}
+
+/// A reward at the end of every segment, by a token classifier's logits.
 pub struct SpanReward {
     name: String,
     model: TokenClassifier,
     before: Before,
     error: usize,
-    segment: SegmentBy,
-    verdict: Verdict,
-    rewards: [f64; 2],
+    judge: Judge,
 }
 
 impl SpanReward {
-    /// `rewards` is `[good, bad]`.
+    /// Judges by the label `error` of `model`.
     pub fn new(
         name: &str,
         model: TokenClassifier,
         before: Before,
         error: &LabelName,
-        segment: SegmentBy,
-        verdict: Verdict,
-        rewards: [f64; 2],
+        judge: Judge,
     ) -> Result<Self, RewardError> {
         let error = error.find(name, model.labels())?;
-        Ok(Self { name: name.into(), model, before, error, segment, verdict, rewards })
+        Ok(Self { name: name.into(), model, before, error, judge })
     }
 
     fn judge(&self, sample: &Sample, read: &TokenLogits) -> Result<Vec<SpanScore>, String> {
+        let Judge { segment, reading, verdict, rewards } = self.judge;
+        let logits: Vec<&[f32]> = read.logits.iter().map(Vec::as_slice).collect();
         let mut scores = Vec::new();
-        for segment in self.segment.of(&sample.response) {
+        for part in segment.of(&sample.response) {
+            let own = logits.get(read.tokens.within(&part)?).unwrap_or_default();
             // What the tokenizer drops (control characters, say) is judged by nobody.
-            let at = read.tokens.judge(&segment)?;
-            let Some(logits) = at.and_then(|at| read.logits.get(at)) else { continue };
-            let score = self.verdict.reward(logits, self.error, self.rewards)?;
-            scores.push(SpanScore { end: segment.end, score });
+            let Some(logits) = reading.of(own) else { continue };
+            let score = verdict.reward(&logits, self.error, rewards)?;
+            scores.push(SpanScore { end: part.end, score });
         }
         Ok(scores)
     }

@@ -7,8 +7,8 @@ use super::{
     http::{HttpConfig, HttpReward},
     labels::{Confusion, Gain, accuracy, hit_rate, listed, listed_numbers, ndcg},
     neural::{
-        Activation, Before, EmbeddingCosine, LabelName, Reads, SegmentBy, SequenceReward,
-        SpanReward, Verdict,
+        Activation, Before, EmbeddingCosine, Judge, LabelName, Reading, Reads, SegmentBy,
+        SequenceReward, SpanReward, Verdict,
     },
     overlap::{bleu_4, exact_match_recall, rouge_l},
     pattern::{self, Match},
@@ -140,6 +140,9 @@ pub enum RewardSpec {
         good: f64,
         /// Reward of a segment with it.
         bad: f64,
+        /// Which tokens of a segment are read.
+        #[serde(default)]
+        reading: Reading,
         /// How logits become a reward.
         #[serde(default)]
         verdict: Verdict,
@@ -280,12 +283,20 @@ impl RewardSpec {
                 let model = SequenceClassifier::open(&path).map_err(|e| wrong(e.to_string()))?;
                 Box::new(SequenceReward::new(name, model, label, activation, reads)?)
             }
-            Self::SpanClassifier { path, error, segment, good, bad, verdict, template } => {
+            Self::SpanClassifier {
+                path,
+                error,
+                segment,
+                good,
+                bad,
+                reading,
+                verdict,
+                template,
+            } => {
                 let (before, rewards) = (before(template)?, [good, bad]);
+                let judge = Judge { segment, reading, verdict, rewards };
                 let model = TokenClassifier::open(&path).map_err(|e| wrong(e.to_string()))?;
-                let reward =
-                    SpanReward::new(name, model, before, &error, segment, verdict, rewards)?;
-                Box::new(reward)
+                Box::new(SpanReward::new(name, model, before, &error, judge)?)
             }
             Self::Http(config) => Box::new(HttpReward::new(name.into(), config)?),
         })
