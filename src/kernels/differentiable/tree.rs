@@ -30,15 +30,23 @@ impl Tree {
         [first.min(shared)..shared, start + first.saturating_sub(shared)..row + 1]
     }
 
-    /// The rows between the first and the last that any of `rows` sees.
-    pub fn seen(&self, rows: &Range<usize>, window: Option<usize>) -> Range<usize> {
-        let first = |row| {
-            let [shared, own] = self.visible(row, window);
-            if shared.is_empty() { own.start } else { shared.start }
+    /// The tree's rows in runs of at most `size`, each in the first segment or after it.
+    pub fn blocks(&self, size: usize) -> impl Iterator<Item = Range<usize>> {
+        let runs = [0..self.shared, self.shared..self.rows.len()];
+        runs.into_iter().flat_map(move |run| {
+            let end = run.end;
+            run.step_by(size).map(move |start| start..(start + size).min(end))
+        })
+    }
+
+    /// What the rows of a block see between them: of the first segment (empty for its own rows), and
+    /// from their own segments on up to the last of them.
+    pub fn seen(&self, block: &Range<usize>, window: Option<usize>) -> [Range<usize>; 2] {
+        let start = |part: usize| {
+            block.clone().map(|row| self.visible(row, window)[part].start).min().unwrap_or(0)
         };
-        // Without a window the first row of a tree is seen by all.
-        let start = window.and_then(|_| rows.clone().map(first).min()).unwrap_or(0);
-        start..rows.end
+        let shared = self.visible(block.start, window)[0].end;
+        [start(0)..shared, start(1)..block.end]
     }
 }
 

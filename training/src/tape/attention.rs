@@ -146,18 +146,23 @@ impl Attention {
     ) {
         let AttentionShape { heads, kv_heads, head_dim, window } = self.shape;
         let seen = tree.seen(block, window);
-        let offset = |r: &Range<usize>| tree.rows.start + r.start..tree.rows.start + r.end;
-        let q = self.head(inputs.q, offset(block), head, heads);
-        let k = self.head(inputs.k, offset(&seen), head / self.group(), kv_heads);
+        let (m, n) = (block.len(), width(&seen));
+        let q = self.head(inputs.q, offset(tree, block), head, heads);
         weights.clear();
-        weights.resize(block.len() * seen.len(), 0.0);
+        weights.resize(m * n, 0.0);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let scores = View::new(&mut weights[..], block.len(), seen.len());
-        product(scores, false, q, k.t(), scale);
-        for (row, weights) in block.clone().zip(weights.chunks_exact_mut(seen.len())) {
-            let visible = tree.visible(row, window);
-            let visible = visible.map(|r| r.start.max(seen.start)..r.end.max(seen.start));
-            let visible = visible.map(|r| r.start - seen.start..r.end - seen.start);
+        for (keys, at) in columns(&seen) {
+            let k = self.head(inputs.k, offset(tree, &keys), head / self.group(), kv_heads);
+            let scores = View::strided(&mut weights[at..], m, keys.len(), n);
+            product(scores, false, q, k.t(), scale);
+        }
+        for (row, weights) in block.clone().zip(weights.chunks_exact_mut(n)) {
+            let [shared, own] = tree.visible(row, window);
+            let place = |rows: Range<usize>, seen: &Range<usize>, at: usize| {
+                let place = |row: usize| row.max(seen.start) - seen.start + at;
+                place(rows.start)..place(rows.end)
+            };
+            let visible = [place(shared, &seen[0], 0), place(own, &seen[1], seen[0].len())];
             let largest =
                 |largest: f32, rows: &Range<usize>| largest.max(greatest(&weights[rows.clone()]));
             let largest = visible.iter().fold(f32::NEG_INFINITY, largest);
@@ -179,20 +184,16 @@ impl Attention {
         let mut out = vec![0f32; len * group * d];
         let mut weights = Vec::new();
         for member in 0..group {
-            for block in blocks(len) {
+            for block in tree.blocks(BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
                 self.weights(inputs, tree, kv_head * group + member, &block, &mut weights);
-                let rows = tree.rows.start + seen.start..tree.rows.start + seen.end;
-                let v = self.head(inputs.v, rows, kv_head, self.shape.kv_heads);
-                let w = View::new(&weights[..], block.len(), seen.len());
+                let (m, n) = (block.len(), width(&seen));
                 let start = (block.start * group + member) * d;
-                product(
-                    View::strided(&mut out[start..], block.len(), d, group * d),
-                    false,
-                    w,
-                    v,
-                    1.0,
-                );
+                for (keys, at) in columns(&seen) {
+                    let v = self.head(inputs.v, offset(tree, &keys), kv_head, self.shape.kv_heads);
+                    let w = View::strided(&weights[at..], m, keys.len(), n);
+                    product(View::strided(&mut out[start..], m, d, group * d), true, w, v, 1.0);
+                }
             }
         }
         out
@@ -221,41 +222,61 @@ impl Attention {
         let (mut weights, mut scores) = (Vec::new(), Vec::new());
         for member in 0..group {
             let head = kv_head * group + member;
-            for block in blocks(len) {
+            for block in tree.blocks(BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
                 self.weights(inputs, tree, head, &block, &mut weights);
-                let (m, n) = (block.len(), seen.len());
-                let rows = tree.rows.start + block.start..tree.rows.start + block.end;
-                let keys = tree.rows.start + seen.start..tree.rows.start + seen.end;
+                let (m, n) = (block.len(), width(&seen));
+                let rows = offset(tree, &block);
                 let g = self.head(grad, rows.clone(), head, heads);
                 let o = self.head(output, rows.clone(), head, heads);
                 let q = self.head(inputs.q, rows, head, heads);
-                let k = self.head(inputs.k, keys.clone(), kv_head, kv_heads);
-                let v = self.head(inputs.v, keys, kv_head, kv_heads);
-
                 scores.clear();
                 scores.resize(m * n, 0.0);
-                product(View::new(&mut scores[..], m, n), false, g, v.t(), 1.0);
-                let p = View::new(&weights[..], m, n);
-                product(View::new(&mut out.v[seen.start * d..], n, d), true, p.t(), g, 1.0);
+                for (keys, at) in columns(&seen) {
+                    let v = self.head(inputs.v, offset(tree, &keys), kv_head, kv_heads);
+                    let dp = View::strided(&mut scores[at..], m, keys.len(), n);
+                    product(dp, false, g, v.t(), 1.0);
+                }
                 for row in 0..m {
                     let at = row * g.row_stride..row * g.row_stride + d;
                     let of_row = row * n..(row + 1) * n;
                     let (g, o) = (&g.data[at.clone()], &o.data[at]);
                     score_gradients(&mut scores[of_row.clone()], &weights[of_row], g, o);
                 }
-                let s = View::new(&scores[..], m, n);
                 let start = (block.start * group + member) * d;
-                product(View::strided(&mut out.q[start..], m, d, group * d), false, s, k, scale);
-                product(View::new(&mut out.k[seen.start * d..], n, d), true, s.t(), q, scale);
+                for (keys, at) in columns(&seen) {
+                    let len = keys.len();
+                    let p = View::strided(&weights[at..], m, len, n);
+                    let s = View::strided(&scores[at..], m, len, n);
+                    let k = self.head(inputs.k, offset(tree, &keys), kv_head, kv_heads);
+                    let dq = View::strided(&mut out.q[start..], m, d, group * d);
+                    product(dq, true, s, k, scale);
+                    let dk = View::new(&mut out.k[keys.start * d..], len, d);
+                    product(dk, true, s.t(), q, scale);
+                    let dv = View::new(&mut out.v[keys.start * d..], len, d);
+                    product(dv, true, p.t(), g, 1.0);
+                }
             }
         }
         out
     }
 }
 
-fn blocks(len: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(len))
+/// Rows of the batch, from rows of the tree.
+fn offset(tree: &Tree, rows: &Range<usize>) -> Range<usize> {
+    tree.rows.start + rows.start..tree.rows.start + rows.end
+}
+
+/// Columns of a block's scores.
+fn width(seen: &[Range<usize>; 2]) -> usize {
+    seen[0].len() + seen[1].len()
+}
+
+/// The rows of the tree behind the columns of a block's scores, and the first column of each run.
+fn columns(seen: &[Range<usize>; 2]) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let [shared, own] = seen.clone();
+    let runs = [(shared.clone(), 0), (own, shared.len())];
+    runs.into_iter().filter(|(rows, _)| !rows.is_empty())
 }
 
 /// Copies `[len, width]` into the columns from `column` of the rows from `row` of `out`
