@@ -1,14 +1,14 @@
 //! Prefill and decode speed of the CPU kernels on a model of SmolLM2-135M's shape with random
-//! weights, beside what the machine's memory and arithmetic allow in the same run.
+//! weights in bf16, f32 and quantised, beside what the machine's memory and arithmetic allow in the
+//! same run.
 //!
 //! `cargo bench --bench decode [-- THREADS]`, default all cores. Prints one JSON object.
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::{hint::black_box, time::Instant};
 
-use half::bf16;
 use ladle::{
     kernels::{
-        Batch, ColumnScale, Dtype, HostTensor, RowCoefficients, Segment,
+        Batch, BlockType, ColumnScale, Dtype, HostTensor, RowCoefficients, Segment,
         cpu::{BLOCK, CpuKernels, KvPool, KvShape},
     },
     model::{
@@ -34,7 +34,8 @@ fn main() {
     let threads = kernels.threads();
     let (bandwidth, peak) = (read_bandwidth(threads), peak_flops(threads));
     let mut runs = Vec::new();
-    for dtype in [Dtype::Bf16, Dtype::F32] {
+    let quantised = BlockType::ALL.map(Dtype::Quantised);
+    for dtype in [Dtype::Bf16, Dtype::F32].into_iter().chain(quantised) {
         for mixed in [false, true] {
             runs.extend(measure(&kernels, dtype, mixed, bandwidth, peak));
         }
@@ -65,15 +66,25 @@ fn measure(
     .expect("the configuration is right");
     let parameters: usize =
         config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    // As imports store them: matrices in blocks, the table in Q8_0, everything else and the
+    // adapters in bf16.
+    let plain = if dtype.blocks().is_some() { Dtype::Bf16 } else { dtype };
+    let stored = |name: &str, shape: &[usize]| match dtype {
+        Dtype::Quantised(_) if shape.len() < 2 => plain,
+        Dtype::Quantised(_) if name.contains("embed") => Dtype::Quantised(BlockType::Q8_0),
+        dtype => dtype,
+    };
+    let bytes: usize =
+        config.tensors().iter().filter_map(|(name, shape)| stored(name, shape).bytes(shape)).sum();
     let mut random = Random(1);
     let shapes: std::collections::BTreeMap<_, _> = config.tensors().into_iter().collect();
     let decoder = Decoder::load(config.clone(), |name| {
         let shape = shapes[name].clone();
-        let mut parameter = Parameter::merged(random.tensor(dtype, &shape));
+        let mut parameter = Parameter::merged(random.tensor(stored(name, &shape), &shape));
         if let (true, [out, inputs]) = (mixed && name.contains("proj"), shape.as_slice()) {
             parameter.low_rank = Some(LowRank {
-                down: random.tensor(dtype, &[RANKS, *inputs]),
-                up: random.tensor(dtype, &[*out, RANKS]),
+                down: random.tensor(plain, &[RANKS, *inputs]),
+                up: random.tensor(plain, &[*out, RANKS]),
                 scales: (0..TERMS)
                     .map(|term| ColumnScale {
                         columns: term * RANK..(term + 1) * RANK,
@@ -121,7 +132,7 @@ fn measure(
 
     let mut runs = Vec::new();
     let mut push = |what: &str, rows: usize, seconds: f64| {
-        let bytes = parameters as f64 * dtype.size() as f64;
+        let bytes = bytes as f64;
         let flops = 2.0 * parameters as f64 * rows as f64;
         runs.push(json!({
             "dtype": dtype.to_string(), "mode": if mixed { "mixed" } else { "merged" },
@@ -153,13 +164,8 @@ impl Random {
     }
 
     fn tensor(&mut self, dtype: Dtype, shape: &[usize]) -> HostTensor {
-        let values = (0..shape.iter().product()).map(|_| self.value());
-        let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
-            _ => values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
-        };
-        let range = 0..bytes.len();
-        HostTensor::new(Arc::new(bytes), range, dtype, shape.to_vec()).expect("a tensor")
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.value()).collect();
+        HostTensor::rounded(&values, dtype, shape.to_vec()).expect("a tensor")
     }
 }
 

@@ -10,12 +10,10 @@ use std::{
     collections::BTreeMap,
     hint::black_box,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Instant,
 };
 
 use anyhow::{Context, Result};
-use half::{bf16, f16};
 use ladle::{
     kernels::{Dtype, HostTensor},
     merge::{
@@ -321,16 +319,8 @@ fn random(state: &mut u64, dtype: Dtype, shape: &[usize]) -> HostTensor {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.1
     };
-    let mut bytes = Vec::new();
-    for _ in 0..shape.iter().product() {
-        match dtype {
-            Dtype::F32 => bytes.extend(next().to_le_bytes()),
-            Dtype::F16 => bytes.extend(f16::from_f32(next()).to_le_bytes()),
-            Dtype::Bf16 => bytes.extend(bf16::from_f32(next()).to_le_bytes()),
-        }
-    }
-    let len = bytes.len();
-    HostTensor::new(Arc::new(bytes), 0..len, dtype, shape.to_vec()).expect("as many as asked for")
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    HostTensor::rounded(&values, dtype, shape.to_vec()).expect("as many as asked for")
 }
 
 fn adapter(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String, LoraModule>> {

@@ -19,6 +19,7 @@ use ladle::{
     soup::{
         self, OpenOptions, Soup,
         base::default_models_dir,
+        convert::Quantise,
         import::ImportOptions,
         init::Recipe,
         inspect::Inspection,
@@ -102,6 +103,10 @@ pub struct ImportArgs {
     /// Storage type of dequantised weights: bf16, f16 or f32.
     #[arg(long, default_value = "bf16", value_parser = dtype)]
     dtype: Dtype,
+    /// Store matrices in blocks, for serving on the CPU with per-row coefficients: q8_0, q4_0, q4_1,
+    /// or keep for the blocks of a GGUF file.
+    #[arg(long, alias = "quantize", value_name = "TYPE")]
+    quantise: Option<Quantise>,
     /// Id to keep the model under, instead of the source's own.
     #[arg(long)]
     name: Option<String>,
@@ -232,6 +237,7 @@ pub fn kernels(args: KernelsArgs) -> anyhow::Result<()> {
 pub fn import(args: ImportArgs) -> anyhow::Result<()> {
     let options = ImportOptions {
         dtype: args.dtype,
+        quantise: args.quantise,
         name: args.name,
         copy: args.copy,
         offline: args.store.offline,

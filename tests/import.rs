@@ -164,7 +164,7 @@ fn a_base_is_found_by_path_by_id_or_imported() {
 
 #[test]
 fn the_default_ids_say_what_is_kept() {
-    let id = |spec: &str, dtype| Source::parse(spec).expect("a source").id(dtype);
+    let id = |spec: &str, dtype| Source::parse(spec).expect("a source").id(dtype, None);
     assert_eq!(id("smollm2-135m-instruct", Dtype::Bf16), "smollm2-135m-instruct");
     assert_eq!(id("smollm2-135m-instruct", Dtype::F32), "smollm2-135m-instruct-f32");
     assert_eq!(id("Owner/Name", Dtype::F32), "Owner/Name");

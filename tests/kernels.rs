@@ -5,7 +5,7 @@ mod common;
 
 use common::model::cast;
 use ladle::kernels::{
-    AttentionShape, Batch, Dtype, HostTensor, KernelError, Kernels, Product, Segment,
+    AttentionShape, Batch, BlockType, Dtype, HostTensor, KernelError, Kernels, Product, Segment,
     cpu::{BLOCK, CpuKernels, Isa, KvPool, KvShape},
 };
 use proptest::prelude::*;
@@ -70,6 +70,66 @@ proptest! {
             for t in [0, rows / 2, rows - 1] {
                 let alone = product(t..t + 1);
                 prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn quantised_products_are_right_up_to_the_rounding_of_their_inputs(
+        rows in 1usize..30,
+        blocks in 1usize..60,
+        groups in 1usize..6,
+        kind in prop_oneof![Just(BlockType::Q8_0), Just(BlockType::Q4_0), Just(BlockType::Q4_1)],
+        exact in any::<bool>(),
+        seed in any::<u64>(),
+        add in any::<bool>(),
+    ) {
+        let (inputs, outputs) = (32 * blocks, 16 * groups);
+        let w = weight(Dtype::Quantised(kind), [outputs, inputs], seed);
+        let wide = w.to_f32();
+        let (mut x, y) = (random(rows * inputs, !seed), random(rows * outputs, seed ^ 77));
+        if exact {
+            // Whole 127ths of the largest of their block: nothing is rounded.
+            x.iter_mut().for_each(|x| *x = (*x * 127.0).round() / 64.0);
+            x.iter_mut().step_by(32).for_each(|x| *x = -127.0 / 64.0);
+        }
+        for isa in Isa::available() {
+            let kernels = CpuKernels::with_isa(2, isa);
+            let product = |rows: std::ops::Range<usize>| {
+                let part = &x[rows.start * inputs..rows.end * inputs];
+                let x = kernels.tensor(rows.len(), part).unwrap();
+                let y = &y[rows.start * outputs..rows.end * outputs];
+                let onto = add.then(|| kernels.tensor(rows.len(), y).unwrap());
+                kernels.products(vec![Product { x: &x, weight: &w, onto }]).unwrap().remove(0)
+            };
+            let got = product(0..rows);
+            for (t, got) in got.data().chunks_exact(outputs).enumerate() {
+                for (o, got) in got.iter().enumerate() {
+                    let x = x[t * inputs..(t + 1) * inputs].chunks_exact(32);
+                    let w = wide[o * inputs..(o + 1) * inputs].chunks_exact(32);
+                    let mut expected = if add { f64::from(y[t * outputs + o]) } else { 0.0 };
+                    let (mut size, mut rounding) = (1.0, 0.0);
+                    for (x, w) in x.zip(w) {
+                        let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+                        for (x, w) in x.iter().zip(w).map(|(x, w)| (f64::from(*x), f64::from(*w))) {
+                            expected += x * w;
+                            size += (x * w).abs();
+                            rounding += w.abs() * f64::from(most) / 254.0;
+                        }
+                    }
+                    let error = (f64::from(*got) - expected).abs();
+                    let allowed = 4e-6 * size + if exact { 0.0 } else { 1.001 * rounding };
+                    prop_assert!(error < allowed, "{}: {got} for {expected}", isa.name());
+                }
+            }
+            for t in [0, rows / 2, rows - 1] {
+                let alone = product(t..t + 1);
+                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa.name());
+            }
+            let tokens = [outputs as u32 - 1, 0, 5];
+            let rows = kernels.embed(&w, &tokens).unwrap();
+            for (row, &token) in rows.data().chunks_exact(inputs).zip(&tokens) {
+                prop_assert_eq!(row, &wide[token as usize * inputs..][..inputs]);
             }
         }
     }

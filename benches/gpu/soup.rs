@@ -78,6 +78,7 @@ impl Pool {
                 Dtype::F32 => bytes.extend(value.to_le_bytes()),
                 Dtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
                 Dtype::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+                Dtype::Quantised(_) => unreachable!("a GPU serves no quantised weights"),
             }
         }
         let len = bytes.len();

@@ -76,6 +76,17 @@ pub enum OpenError {
     /// The GPU's memory does not hold the soup.
     #[error(transparent)]
     NoFit(#[from] super::placement::NoFit),
+    /// A quantised base on a GPU.
+    #[error(
+        "{tensor} of the base is {dtype}: quantised weights are served on the CPU (--device cpu); a \
+         GPU needs the base in bf16, f16 or f32"
+    )]
+    QuantisedOnGpu {
+        /// A quantised tensor.
+        tensor: String,
+        /// Its storage type.
+        dtype: Dtype,
+    },
     /// The key/value budget holds no block.
     #[error(
         "the key/value budget is {budget} bytes, expected at least {block:?} (one block of {BLOCK} \
@@ -105,7 +116,12 @@ impl CpuBackend {
         let config = ModelConfig::from_json(soup.base.config())?;
         let plan = SoupPlan::new(soup, &config)?;
         let mixed = mixed_decoder(&plan, config.clone())?;
-        let merged = Merged::open(options.merge_mode, options.on_cache_event.clone(), |told| {
+        // Quantised weights are not merged: every request has its own coefficients in each row.
+        let merge_mode = match (options.merge_mode, plan.quantised()) {
+            (MergeMode::Auto, Some(_)) => MergeMode::Mixed,
+            (mode, _) => mode,
+        };
+        let merged = Merged::open(merge_mode, options.on_cache_event.clone(), |told| {
             let fused = FusedOptions {
                 budget: options.merged_bytes,
                 dtype: None,
@@ -116,7 +132,7 @@ impl CpuBackend {
         let weights = plan.tensors().first().map_or(Dtype::F32, |tensor| tensor.dtype);
         let dtype = options.kv_dtype.unwrap_or(match weights {
             Dtype::F32 => Dtype::F32,
-            Dtype::F16 | Dtype::Bf16 => Dtype::Bf16,
+            Dtype::F16 | Dtype::Bf16 | Dtype::Quantised(_) => Dtype::Bf16,
         });
         let passes = CpuPasses {
             kernels: options.threads.map_or_else(CpuKernels::default, CpuKernels::new),
@@ -124,7 +140,7 @@ impl CpuBackend {
             mixed,
         };
         let identity = Identity { config, plan, digest: soup.digest.clone() };
-        Ok(Self::new(identity, merged, passes, options.merge_mode != MergeMode::Fused))
+        Ok(Self::new(identity, merged, passes, merge_mode != MergeMode::Fused))
     }
 }
 

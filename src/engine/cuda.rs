@@ -85,6 +85,9 @@ impl<D: Device> CudaBackend<D> {
         device: Arc<D>,
         options: &CudaOptions,
     ) -> Result<Self, OpenError> {
+        if let Some((tensor, dtype)) = plan.quantised() {
+            return Err(OpenError::QuantisedOnGpu { tensor: tensor.to_owned(), dtype });
+        }
         let dtype = compute_dtype(&plan);
         let (free, _) = device.memory()?;
         let budget = options.device_bytes.unwrap_or(free / 10 * 9).min(free);
@@ -144,15 +147,7 @@ fn stored_as(tensor: &HostTensor, dtype: Dtype) -> Result<HostTensor, KernelErro
     if tensor.dtype() == dtype {
         return Ok(tensor.clone());
     }
-    let wide = tensor.to_f32();
-    let values = wide.iter();
-    let bytes: Vec<u8> = match dtype {
-        Dtype::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
-        Dtype::F16 => values.flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-        Dtype::Bf16 => values.flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
-    };
-    let len = bytes.len();
-    HostTensor::new(Arc::new(bytes), 0..len, dtype, tensor.shape().to_vec())
+    HostTensor::rounded(&tensor.to_f32(), dtype, tensor.shape().to_vec())
         .map_err(|_| KernelError::Dtype { op: "conversion", dtype: dtype.to_string() })
 }
 

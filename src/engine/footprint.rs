@@ -11,7 +11,7 @@ pub(super) fn footprint(plan: &SoupPlan, tied: bool) -> Footprint {
     let mut cost = Footprint { fused: none, mixed: none, merge_bytes: 0.0, merge_flops: 0.0 };
     for tensor in plan.tensors() {
         let elements: f64 = tensor.shape().iter().map(|&dim| dim as f64).product();
-        let merged = elements * tensor.dtype.size() as f64;
+        let merged = tensor.dtype.bytes(tensor.shape()).map_or(0.0, |bytes| bytes as f64);
         let bytes = |t: &HostTensor| t.bytes().len() as f64;
         let dense: f64 = tensor.dense.iter().map(|term| bytes(&term.tensor)).sum();
         let factors = tensor.low_rank.iter().flat_map(|term| [&term.down, &term.up]);

@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
+use super::blocks::{self, BlockType};
+
 /// Storage type of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -11,14 +13,34 @@ pub enum Dtype {
     F16,
     /// bfloat16.
     Bf16,
+    /// Blocks of codes with scales; matrices only.
+    Quantised(BlockType),
 }
 
 impl Dtype {
-    /// Bytes of one element.
+    /// Bytes of one element; of blocks, whose elements have no place of their own, those of a scale.
+    /// Tensors are aligned to it.
     pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 | Self::Quantised(_) => 2,
+        }
+    }
+
+    /// Bytes of a tensor of that shape; `None` where the number overflows, or for a quantised one
+    /// that is no matrix of whole groups ([`blocks`]).
+    pub fn bytes(self, shape: &[usize]) -> Option<usize> {
+        match self {
+            Self::Quantised(kind) => kind.bytes(shape),
+            plain => shape.iter().try_fold(plain.size(), |product, &dim| product.checked_mul(dim)),
+        }
+    }
+
+    /// The type of its blocks, where it is quantised.
+    pub const fn blocks(self) -> Option<BlockType> {
+        match self {
+            Self::Quantised(kind) => Some(kind),
+            _ => None,
         }
     }
 }
@@ -29,6 +51,7 @@ impl fmt::Display for Dtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Quantised(kind) => kind.name(),
         })
     }
 }
@@ -46,7 +69,7 @@ pub enum HostError {
         dtype: Dtype,
         /// Shape.
         shape: Vec<usize>,
-        /// Bytes that the shape needs; `None` where that overflows.
+        /// Bytes that the shape needs; `None` where that overflows or blocks do not fit.
         expected: Option<usize>,
         /// Bytes in the range.
         got: usize,
@@ -85,8 +108,7 @@ impl HostTensor {
         if range.start > range.end || range.end > len {
             return Err(HostError::Range { start: range.start, end: range.end, len });
         }
-        let expected =
-            shape.iter().try_fold(dtype.size(), |product, &dim| product.checked_mul(dim));
+        let expected = dtype.bytes(&shape);
         if expected != Some(range.len()) {
             return Err(HostError::Length { dtype, shape, expected, got: range.len() });
         }
@@ -107,6 +129,26 @@ impl HostTensor {
         // SAFETY: any f32 is four readable bytes.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) };
         Ok(Self::copied(bytes, Dtype::F32, shape))
+    }
+
+    /// A tensor of `dtype` that owns its values, each rounded to the nearest; blocks are made by
+    /// [`blocks::quantise`]. `values.len()` must be the product of `shape`.
+    pub fn rounded(values: &[f32], dtype: Dtype, shape: Vec<usize>) -> Result<Self, HostError> {
+        let bytes: Vec<u8> = match (dtype, shape.as_slice()) {
+            (Dtype::F32, _) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            (Dtype::F16, _) => {
+                values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()
+            }
+            (Dtype::Bf16, _) => {
+                values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
+            }
+            (Dtype::Quantised(kind), &[_, columns]) => {
+                blocks::arrange(kind, columns, &blocks::quantise(kind, values))
+            }
+            (Dtype::Quantised(_), _) => Vec::new(),
+        };
+        let range = 0..bytes.len();
+        Self::new(Arc::new(bytes), range, dtype, shape)
     }
 
     fn copied(bytes: &[u8], dtype: Dtype, shape: Vec<usize>) -> Self {
@@ -138,7 +180,7 @@ impl HostTensor {
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.range.len() / self.dtype.size()
+        self.shape.iter().product()
     }
 
     /// Whether the tensor has no elements.
@@ -166,12 +208,18 @@ impl HostTensor {
         (self.dtype == Dtype::Bf16).then(|| self.elements())
     }
 
-    /// All elements widened to f32 (exact for every storage type).
+    /// All elements widened to f32 (exact, but for Q4_1's, which are rounded as ggml does).
     pub fn to_f32(&self) -> Vec<f32> {
         match self.dtype {
             Dtype::F32 => self.elements::<f32>().to_vec(),
             Dtype::F16 => self.elements::<half::f16>().iter().map(|v| v.to_f32()).collect(),
             Dtype::Bf16 => self.elements::<half::bf16>().iter().map(|v| v.to_f32()).collect(),
+            Dtype::Quantised(kind) => {
+                let mut values = vec![0.0; self.len()];
+                let rows = values.chunks_exact_mut(self.shape[1].max(1)).enumerate();
+                rows.for_each(|(row, out)| blocks::row(kind, self.bytes(), row, out));
+                values
+            }
         }
     }
 

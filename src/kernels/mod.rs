@@ -7,6 +7,7 @@
 //! Shapes: activations are row-major `[rows, width]`, one row per token of a ragged batch; linear
 //! weights are `[out, in]` as Hugging Face stores them; gains and biases are `[width]`.
 
+pub mod blocks;
 mod check;
 pub mod cpu;
 pub mod cuda;
@@ -15,6 +16,7 @@ pub mod host;
 
 use std::ops::Range;
 
+pub use blocks::BlockType;
 pub use host::{Bytes, Dtype, HostTensor};
 
 /// What went wrong inside a kernel, with the operands that caused it.

@@ -39,8 +39,10 @@ pub struct Merger {
 }
 
 impl Merger {
-    /// A merger into tensors of the base's storage types, or all of `dtype`.
+    /// A merger into tensors of the base's storage types, or all of `dtype`. Quantised weights are
+    /// refused: their sums would have to be quantised anew.
     pub fn new(plan: SoupPlan, dtype: Option<Dtype>) -> Result<Self, MergeError> {
+        MergeError::refuse_quantised(&plan)?;
         let layout = Layout::new(&plan, dtype)?;
         Ok(Self { plan, layout, level: Level::detect() })
     }
@@ -101,6 +103,7 @@ impl Merger {
             Dtype::F32 => task.fill::<f32>(self.level, scratch),
             Dtype::F16 => task.fill::<f16>(self.level, scratch),
             Dtype::Bf16 => task.fill::<bf16>(self.level, scratch),
+            Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
         });
     }
 }
@@ -206,6 +209,7 @@ fn each_row(
         Dtype::F32 => of::<f32>(tensor, range, width, f),
         Dtype::F16 => of::<f16>(tensor, range, width, f),
         Dtype::Bf16 => of::<bf16>(tensor, range, width, f),
+        Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
     }
 }
 
@@ -248,6 +252,7 @@ impl Task<'_> {
                 Dtype::F32 => add::<f32>(level, sums, tensor, range.clone(), c, first),
                 Dtype::F16 => add::<f16>(level, sums, tensor, range.clone(), c, first),
                 Dtype::Bf16 => add::<bf16>(level, sums, tensor, range.clone(), c, first),
+                Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
             }
         }
         if !recipe.low_rank.is_empty() {

@@ -108,14 +108,17 @@ pub fn export_adapter(soup: &Soup, c: &Coefficients, out: &Path) -> Result<(), E
     }
     let plan = plan(soup)?;
     let values = plan.term_values(c)?;
-    let merger = Merger::new(plan, Some(Dtype::F32))?;
-    let plan = merger.plan();
     let module = |tensor: &str| match tensor.rsplit_once('.') {
         Some((module, _)) => module.to_owned(),
         None => tensor.to_owned(),
     };
     let saved: BTreeSet<String> =
         soup.adapters().flat_map(|adapter| adapter.saved.keys()).map(|name| module(name)).collect();
+    // Only tensors that are stored whole are merged.
+    let merger = match saved.is_empty() {
+        true => None,
+        false => Some(Merger::new(plan.clone(), Some(Dtype::F32))?),
+    };
     let low_rank = |tensor: &&super::plan::TensorPlan| {
         !tensor.low_rank.is_empty() && !saved.contains(&module(&tensor.name))
     };
@@ -149,7 +152,8 @@ pub fn export_adapter(soup: &Soup, c: &Coefficients, out: &Path) -> Result<(), E
         } else if let Some(tensor) = factor(".lora_B.weight") {
             stack_up(&tensor.low_rank, &spec.shape)
         } else {
-            return Ok(merger.tensor(name, c)?);
+            let missing = || MergeError::Missing { tensor: name.to_owned() };
+            return Ok(merger.as_ref().ok_or_else(missing)?.tensor(name, c)?);
         };
         HostTensor::from_f32(&stacked, spec.shape.clone()).map_err(|source| {
             ExportError::Merge(MergeError::Tensor { tensor: spec.name.clone(), source })
@@ -254,7 +258,7 @@ fn set_dtype(path: &Path, config: &Value, dtype: Dtype) -> Result<(), WeightErro
     let name = match dtype {
         Dtype::F32 => "float32",
         Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
+        Dtype::Bf16 | Dtype::Quantised(_) => "bfloat16",
     };
     for key in ["dtype", "torch_dtype"] {
         if let Some(value) = config.get_mut(key) {

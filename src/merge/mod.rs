@@ -59,6 +59,17 @@ pub enum MergeError {
         /// Its name.
         tensor: String,
     },
+    /// Merged weights of quantised ones.
+    #[error(
+        "{tensor} of the base is {dtype}: quantised weights are not merged; serve this soup with \
+         --merge-mode mixed (or auto), or on the base in bf16, f16 or f32"
+    )]
+    Quantised {
+        /// A quantised tensor.
+        tensor: String,
+        /// Its storage type.
+        dtype: crate::kernels::Dtype,
+    },
     /// The budget does not hold a single model.
     #[error(
         "the budget for merged weights is {budget} bytes, expected at least {model} (one merged model)"
@@ -81,6 +92,14 @@ pub enum MergeError {
 }
 
 impl MergeError {
+    /// [`Self::Quantised`] where the plan has quantised weights.
+    pub fn refuse_quantised(plan: &SoupPlan) -> Result<(), Self> {
+        match plan.quantised() {
+            None => Ok(()),
+            Some((tensor, dtype)) => Err(Self::Quantised { tensor: tensor.to_owned(), dtype }),
+        }
+    }
+
     /// Whether the device had no room.
     pub fn is_out_of_memory(&self) -> bool {
         use crate::kernels::cuda::DeviceError;

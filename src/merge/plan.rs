@@ -310,6 +310,14 @@ impl SoupPlan {
         &self.terms
     }
 
+    /// The first tensor with a quantised term, with its storage type.
+    pub fn quantised(&self) -> Option<(&str, Dtype)> {
+        self.tensors.iter().find_map(|tensor| {
+            let mut dtypes = tensor.dense.iter().map(|term| term.tensor.dtype());
+            Some((tensor.name.as_str(), dtypes.find(|dtype| dtype.blocks().is_some())?))
+        })
+    }
+
     /// Number of backbones n.
     pub fn backbones(&self) -> usize {
         self.backbones

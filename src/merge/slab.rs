@@ -74,11 +74,7 @@ impl Layout {
         for tensor in plan.tensors() {
             let overflow = || SlabError::Overflow { tensor: tensor.name.clone() };
             let dtype = dtype.unwrap_or(tensor.dtype);
-            let len = tensor
-                .shape()
-                .iter()
-                .try_fold(dtype.size(), |product, &dim| product.checked_mul(dim))
-                .ok_or_else(overflow)?;
+            let len = dtype.bytes(tensor.shape()).ok_or_else(overflow)?;
             let offset = bytes.checked_next_multiple_of(ALIGN).ok_or_else(overflow)?;
             bytes = offset.checked_add(len).ok_or_else(overflow)?;
             places.push(Place { offset, len, dtype });

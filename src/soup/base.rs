@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::import::{ImportError, ImportOptions, Record, import};
+use super::{
+    convert::Quantise,
+    import::{ImportError, ImportOptions, Record, import},
+};
 use crate::kernels::Dtype;
 
 /// A model that `ladle import` knows by name.
@@ -88,9 +91,14 @@ impl Source {
         Ok(Self::Hub { id: id.to_owned(), revision: revision.map(str::to_owned) })
     }
 
-    /// The id that the model is kept under: the source's name, followed by the storage type where
-    /// that is not the default (bf16) and was chosen at import.
-    pub fn id(&self, dtype: Dtype) -> String {
+    /// The id that the model is kept under: the source's name, followed by what was chosen at
+    /// import: the storage type where it is not the default (bf16), and how matrices are quantised.
+    pub fn id(&self, dtype: Dtype, quantise: Option<Quantise>) -> String {
+        let id = self.plain_id(dtype);
+        quantise.map_or(id.clone(), |quantise| format!("{id}-{quantise}"))
+    }
+
+    fn plain_id(&self, dtype: Dtype) -> String {
         let stem = |path: &Path| {
             let stem = path.file_stem().map(|s| s.to_string_lossy().to_lowercase());
             let plain = |c: char| if is_plain(c) { c } else { '-' };

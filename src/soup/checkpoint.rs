@@ -184,7 +184,8 @@ pub fn write_checkpoint<E: From<WeightError>>(
 }
 
 /// Splits tensors into consecutive runs of at most `shard_bytes` each (a tensor larger than that
-/// is a shard of its own). Wide elements first, so that every tensor is aligned to its element.
+/// is a shard of its own). Quantised tensors first, whose groups are whole cache lines as a rule, then
+/// wide elements, so that every tensor is aligned to its element.
 fn shards(specs: &[TensorSpec], shard_bytes: u64) -> Vec<Vec<TensorSpec>> {
     let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new()];
     let mut filled = 0u64;
@@ -199,7 +200,9 @@ fn shards(specs: &[TensorSpec], shard_bytes: u64) -> Vec<Vec<TensorSpec>> {
         }
     }
     for shard in &mut shards {
-        shard.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.size()));
+        shard.sort_by_key(|spec| {
+            std::cmp::Reverse((spec.dtype.blocks().is_some(), spec.dtype.size()))
+        });
     }
     shards
 }

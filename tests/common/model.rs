@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
-use half::{bf16, f16};
 use ladle::{
     kernels::{
         Batch, Dtype, HostTensor, Kernels, RowCoefficients, Segment,
@@ -68,14 +67,7 @@ pub fn load(name: &str) -> Model {
 
 /// The values of `tensor` in another storage type.
 pub fn cast(tensor: &HostTensor, dtype: Dtype) -> HostTensor {
-    let values = tensor.to_f32();
-    let bytes: Vec<u8> = match dtype {
-        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        Dtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-    };
-    let range = 0..bytes.len();
-    HostTensor::new(Arc::new(bytes), range, dtype, tensor.shape().to_vec()).unwrap()
+    HostTensor::rounded(&tensor.to_f32(), dtype, tensor.shape().to_vec()).unwrap()
 }
 
 impl Model {

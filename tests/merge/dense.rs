@@ -18,6 +18,7 @@ fn precision(dtype: Dtype) -> (f64, f64) {
         Dtype::F32 => (2f64.powi(-24), 2f64.powi(-149)),
         Dtype::F16 => (2f64.powi(-11), 2f64.powi(-24)),
         Dtype::Bf16 => (2f64.powi(-8), 2f64.powi(-133)),
+        Dtype::Quantised(_) => unreachable!("nothing is merged into blocks"),
     }
 }
 

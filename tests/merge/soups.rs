@@ -1,8 +1,7 @@
 //! Small random soups in memory, and the models they stand for by the definition (ALGORITHMS §1).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
-use half::{bf16, f16};
 use ladle::{
     kernels::{Dtype, HostTensor, Rope},
     merge::plan::{Change, Ingredient, Ingredients, Tensors},
@@ -93,16 +92,7 @@ pub fn random(rng: &mut ChaCha8Rng, shape: &[usize], dtype: Dtype, gain: f32) ->
 }
 
 pub fn stored(values: &[f32], shape: &[usize], dtype: Dtype) -> HostTensor {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|&v| match dtype {
-            Dtype::F32 => v.to_le_bytes().to_vec(),
-            Dtype::F16 => f16::from_f32(v).to_le_bytes().to_vec(),
-            Dtype::Bf16 => bf16::from_f32(v).to_le_bytes().to_vec(),
-        })
-        .collect();
-    let len = bytes.len();
-    HostTensor::new(Arc::new(bytes), 0..len, dtype, shape.to_vec()).unwrap()
+    HostTensor::rounded(values, dtype, shape.to_vec()).unwrap()
 }
 
 pub fn checkpoint(rng: &mut ChaCha8Rng, config: &ModelConfig, dtype: Dtype) -> Tensors {

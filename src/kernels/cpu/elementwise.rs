@@ -9,7 +9,10 @@ use super::{
     simd::{Isa, Simd, Vectorised},
     tensor::Tensor,
 };
-use crate::{kernels::HostTensor, math::exp};
+use crate::{
+    kernels::{HostTensor, blocks},
+    math::exp,
+};
 
 /// Values for which another thread is worth the noise.
 const TASK_VALUES: usize = 16 * 1024;
@@ -43,7 +46,8 @@ pub(super) fn by_rows(isa: Isa, pool: &Pool, out: &mut Tensor, work: &impl RowWi
     });
 }
 
-/// Widens `out.len()` elements of `w` from `start` on; the range must lie in the tensor.
+/// Widens `out.len()` elements of `w` from `start` on; the range must lie in the tensor, and be a
+/// whole row where that is quantised.
 pub(super) fn widen(w: &HostTensor, start: usize, out: &mut [f32]) {
     let end = start + out.len();
     if let Some(w) = w.as_f32() {
@@ -52,6 +56,8 @@ pub(super) fn widen(w: &HostTensor, start: usize, out: &mut [f32]) {
         out.iter_mut().zip(&w[start..end]).for_each(|(out, w)| *out = w.to_f32());
     } else if let Some(w) = w.as_f16() {
         out.iter_mut().zip(&w[start..end]).for_each(|(out, w)| *out = w.to_f32());
+    } else if let Some(kind) = w.dtype().blocks() {
+        blocks::row(kind, w.bytes(), start / out.len().max(1), out);
     }
 }
 

@@ -41,6 +41,15 @@ impl SharedMut {
         Self(tensor.data_mut().as_mut_ptr())
     }
 
+    /// Where value `start` lies.
+    /// # Safety
+    /// It must lie in the tensor, which must live, and be no other chunk's.
+    #[inline(always)]
+    pub(super) unsafe fn at(&self, start: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(start) }
+    }
+
     /// `len` values from `start` on.
     /// # Safety
     /// They must lie in the tensor, which must live, and be no other chunk's.
@@ -60,58 +69,73 @@ pub(super) struct Job<'a> {
     pub(super) fresh: bool,
 }
 
-/// Does independent products in one parallel region.
-pub(super) fn products(
+/// Independent products cut into tasks for one parallel region.
+pub(super) struct Plan<'a> {
     isa: Isa,
-    pool: &Pool,
-    buffers: &std::sync::Arc<Recycler>,
-    jobs: &mut [Job<'_>],
-) {
-    let chunk = 2 * isa.lanes();
-    let mut packs: Vec<Pack<'_>> = Vec::new();
-    let mut blocks: Vec<Grid<'_>> = Vec::with_capacity(jobs.len());
-    let mut tasks = 0;
-    for job in jobs {
-        let interleaved = job.w.dtype() == Dtype::Bf16;
-        let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
-        if inputs == 0 && job.fresh {
-            job.y.data_mut().fill(0.0);
+    packs: Vec<Pack<'a>>,
+    blocks: Vec<Grid<'a>>,
+    /// Number of tasks.
+    pub(super) tasks: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// Packs the inputs of jobs and cuts them; quantised weights are [`super::quantised`]'s.
+    pub(super) fn new(
+        isa: Isa,
+        pool: &Pool,
+        buffers: &std::sync::Arc<Recycler>,
+        jobs: &mut [Job<'a>],
+    ) -> Self {
+        let chunk = 2 * isa.lanes();
+        let mut packs: Vec<Pack<'_>> = Vec::new();
+        let mut blocks: Vec<Grid<'_>> = Vec::with_capacity(jobs.len());
+        let mut tasks = 0;
+        for job in jobs.iter_mut().filter(|job| job.w.dtype().blocks().is_none()) {
+            let interleaved = job.w.dtype() == Dtype::Bf16;
+            let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
+            if inputs == 0 && job.fresh {
+                job.y.data_mut().fill(0.0);
+            }
+            if rows == 0 || outputs == 0 || inputs == 0 {
+                continue;
+            }
+            let pack = (interleaved || inputs % chunk != 0).then(|| {
+                let same = |p: &Pack<'_>| std::ptr::eq(p.x, job.x) && p.interleaved == interleaved;
+                packs.iter().position(same).unwrap_or_else(|| {
+                    let packed = buffers.stale(rows, inputs.next_multiple_of(chunk));
+                    packs.push(Pack { x: job.x, interleaved, packed });
+                    packs.len() - 1
+                })
+            });
+            let row_blocks = rows.div_ceil(BLOCK_ROWS);
+            tasks += row_blocks * outputs.div_ceil(BLOCK_OUTPUTS);
+            blocks.push(Grid {
+                x: job.x,
+                pack,
+                w: job.w,
+                y: SharedMut::new(&mut job.y),
+                outputs,
+                fresh: job.fresh,
+                block_rows: rows.div_ceil(row_blocks),
+                row_blocks,
+                end: tasks,
+            });
         }
-        if rows == 0 || outputs == 0 || inputs == 0 {
-            continue;
+        for pack in &mut packs {
+            pack.fill(isa, pool, chunk);
         }
-        let pack = (interleaved || inputs % chunk != 0).then(|| {
-            let same = |p: &Pack<'_>| std::ptr::eq(p.x, job.x) && p.interleaved == interleaved;
-            packs.iter().position(same).unwrap_or_else(|| {
-                let packed = buffers.stale(rows, inputs.next_multiple_of(chunk));
-                packs.push(Pack { x: job.x, interleaved, packed });
-                packs.len() - 1
-            })
-        });
-        let row_blocks = rows.div_ceil(BLOCK_ROWS);
-        tasks += row_blocks * outputs.div_ceil(BLOCK_OUTPUTS);
-        blocks.push(Grid {
-            x: job.x,
-            pack,
-            w: job.w,
-            y: SharedMut::new(&mut job.y),
-            outputs,
-            fresh: job.fresh,
-            block_rows: rows.div_ceil(row_blocks),
-            row_blocks,
-            end: tasks,
-        });
+        Self { isa, packs, blocks, tasks }
     }
-    for pack in &mut packs {
-        pack.fill(isa, pool, chunk);
-    }
-    pool.run(tasks, |task| {
+
+    /// Does one task; each is to be done once.
+    pub(super) fn run(&self, task: usize) {
+        let Self { isa, packs, blocks, .. } = self;
         let Some(index) = blocks.iter().position(|grid| task < grid.end) else { return };
         let first = if index == 0 { 0 } else { blocks[index - 1].end };
         let grid = &blocks[index];
         let x = grid.pack.map_or(grid.x, |pack| &packs[pack].packed);
         SCRATCH.with_borrow_mut(|scratch| isa.run(grid.block(task - first, x, scratch)));
-    });
+    }
 }
 
 thread_local! {

@@ -50,7 +50,7 @@ pub struct KvPool {
 impl KvPool {
     /// Reserves the whole pool; pages are committed as blocks are first used.
     pub fn new(shape: KvShape) -> Result<Self> {
-        if shape.dtype == Dtype::F16 {
+        if !matches!(shape.dtype, Dtype::F32 | Dtype::Bf16) {
             return Err(KernelError::Dtype { op: "kv pool", dtype: shape.dtype.to_string() });
         }
         let bytes = shape.block_bytes().and_then(|bytes| bytes.checked_mul(shape.blocks));

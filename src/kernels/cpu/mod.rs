@@ -1,13 +1,15 @@
-//! CPU kernels for serving: weights as stored (f32, f16, bf16), f32 activations and sums.
+//! CPU kernels for serving: weights as stored (f32, f16, bf16, quantised), f32 activations and sums.
 //!
 //! A row's result never depends on the other rows of its batch: each output element is summed in an
 //! order that only the weight's shape fixes, so batched and lone rows agree bit for bit.
 
 mod attention;
+mod dot;
 mod elementwise;
 mod gemm;
 mod kv;
 mod pool;
+mod quantised;
 mod simd;
 mod tensor;
 mod tile;
@@ -92,6 +94,18 @@ impl CpuKernels {
         fits("linear", "rows of the output", x.rows(), y.rows())?;
         Ok(gemm::Job { x, w, y, fresh })
     }
+
+    /// Does independent products in one parallel region.
+    fn multiply(&self, jobs: &mut [gemm::Job<'_>]) {
+        let quantised = quantised::Plan::new(self.isa, &self.pool, &self.buffers, jobs);
+        let plain = gemm::Plan::new(self.isa, &self.pool, &self.buffers, jobs);
+        self.pool.run(quantised.tasks + plain.tasks, |task| {
+            match task.checked_sub(quantised.tasks) {
+                None => quantised.run(task),
+                Some(task) => plain.run(task),
+            }
+        });
+    }
 }
 
 impl Default for CpuKernels {
@@ -131,14 +145,14 @@ impl Kernels for CpuKernels {
 
     fn linear(&self, x: &Tensor, w: &HostTensor) -> Result<Tensor> {
         let mut job = [self.job(Product { x, weight: w, onto: None })?];
-        gemm::products(self.isa, &self.pool, &self.buffers, &mut job);
+        self.multiply(&mut job);
         let [gemm::Job { y, .. }] = job;
         Ok(y)
     }
 
     fn linear_add(&self, y: Tensor, x: &Tensor, w: &HostTensor) -> Result<Tensor> {
         let mut job = [self.job(Product { x, weight: w, onto: Some(y) })?];
-        gemm::products(self.isa, &self.pool, &self.buffers, &mut job);
+        self.multiply(&mut job);
         let [gemm::Job { y, .. }] = job;
         Ok(y)
     }
@@ -146,7 +160,7 @@ impl Kernels for CpuKernels {
     fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Tensor>> {
         let jobs: Result<Vec<_>> = products.into_iter().map(|p| self.job(p)).collect();
         let mut jobs = jobs?;
-        gemm::products(self.isa, &self.pool, &self.buffers, &mut jobs);
+        self.multiply(&mut jobs);
         Ok(jobs.into_iter().map(|job| job.y).collect())
     }
 

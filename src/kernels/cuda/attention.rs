@@ -117,6 +117,7 @@ impl Layout {
 impl<D: Device> CudaKernels<D> {
     /// A zeroed cache.
     pub fn cache(&self, shape: KvShape) -> Result<KvCache<D>> {
+        super::plain("kv cache", shape.dtype)?;
         let bytes = shape.block_bytes().and_then(|bytes| bytes.checked_mul(shape.blocks));
         let refuse = || KernelError::Memory {
             op: "kv cache",
@@ -243,6 +244,7 @@ fn kernel(dtype: Dtype, head_dim: usize) -> (&'static str, u32, u32) {
         (Dtype::F32, _) => ("attend_any_f32", 32, any),
         (Dtype::Bf16, _) => ("attend_any_bf16", 32, any),
         (Dtype::F16, _) => ("attend_any_f16", 32, any),
+        (Dtype::Quantised(_), _) => unreachable!("keys and values are not quantised"),
     }
 }
 

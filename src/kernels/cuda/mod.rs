@@ -45,6 +45,7 @@ pub struct CudaKernels<D: Device> {
 impl<D: Device> CudaKernels<D> {
     /// Kernels for a model whose weights are of `dtype`.
     pub fn new(device: Arc<D>, dtype: Dtype) -> Result<Self> {
+        plain("kernels", dtype)?;
         let stream = Arc::new(device.stream(Urgency::Decode)?);
         let memory = Memory::new(device.clone(), stream.clone());
         let small = (dtype != Dtype::F32).then_some(dtype);
@@ -110,12 +111,21 @@ impl<D: Device> CudaKernels<D> {
     }
 }
 
-/// Number of a dtype in the kernels.
+/// Number of a dtype in the kernels, which have none for quantised weights.
 pub(crate) fn code(dtype: Dtype) -> i32 {
     match dtype {
         Dtype::F32 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
+        Dtype::Quantised(_) => unreachable!("refused by `weight` and `new`"),
+    }
+}
+
+/// Refuses quantised weights.
+fn plain(op: &'static str, dtype: Dtype) -> Result<()> {
+    match dtype.blocks() {
+        None => Ok(()),
+        Some(_) => Err(KernelError::Dtype { op, dtype: dtype.to_string() }),
     }
 }
 
@@ -139,6 +149,7 @@ impl<D: Device> Kernels for CudaKernels<D> {
     type Cache = KvCache<D>;
 
     fn weight(&self, tensor: &HostTensor) -> Result<Weight> {
+        plain("weight", tensor.dtype())?;
         let buffer = self.device.allocate(tensor.bytes().len().max(16))?;
         let address = self.device.address(&buffer);
         // SAFETY: the buffer is new and as long as the tensor.

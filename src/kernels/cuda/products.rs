@@ -293,6 +293,7 @@ impl Plan {
             (Dtype::F16, false) => few(["products_f16_1", "products_f16_4", "products_f16_8"]),
             (Dtype::Bf16, true) => few(["scaled_bf16_1", "scaled_bf16_4", "scaled_bf16_8"]),
             (Dtype::F16, true) => few(["scaled_f16_1", "scaled_f16_4", "scaled_f16_8"]),
+            (Dtype::Quantised(_), _) => unreachable!("refused by `weight` and `new`"),
         }
     }
 }

@@ -1,0 +1,326 @@
+//! Products with quantised weights: `y (+)= x Wᵀ`, W in the blocks of [`crate::kernels::blocks`].
+//!
+//! Each row of x is rounded, block by block, to signed bytes q of one scale e (the largest
+//! magnitude becomes 127), so that with a weight's `d · (u − z)` or `d · u + m`
+//!
+//! `y = Σ_blocks e·d·(Σ u·q − z·Σ q) [+ m·e·Σ q]`:
+//!
+//! whole sums of bytes, exact in 32 bits, and per block and output one multiply-add in f32. Blocks
+//! are added in order whatever the tile and instruction set, so a row's result does not depend on
+//! the other rows. The rounding of x changes a product by at most half an e per weight's magnitude.
+
+use std::ops::Range;
+
+use super::{
+    dot::{Dot, Dotted, Level, Tile},
+    gemm::{Job, SharedMut},
+    pool::Pool,
+    simd::{Isa, Simd, Vectorised},
+    tensor::{Recycler, Tensor},
+};
+use crate::kernels::{
+    BlockType, HostTensor,
+    blocks::{BLOCK, GROUP, Group},
+};
+
+/// Groups of sixteen outputs in a task.
+const TASK_GROUPS: usize = 2;
+/// Rows of a task, when there are many.
+const TASK_ROWS: usize = 192;
+/// Blocks of inputs (at most) between two visits to y: a group's weights of them stay in the
+/// first-level cache while all rows go by.
+const STRETCH: usize = 24;
+/// Bytes of weights brought nearer ahead of their use.
+const AHEAD: usize = 2048;
+
+/// Products cut into tasks.
+pub(super) struct Plan<'a> {
+    level: Level,
+    inputs: Vec<Rounded<'a>>,
+    grids: Vec<Grid<'a>>,
+    /// Number of tasks.
+    pub(super) tasks: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// Rounds the inputs of jobs whose weights are quantised, and cuts the jobs.
+    pub(super) fn new(
+        isa: Isa,
+        pool: &Pool,
+        buffers: &std::sync::Arc<Recycler>,
+        jobs: &mut [Job<'a>],
+    ) -> Self {
+        let mut plan =
+            Self { level: Level::of(isa), inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
+        for job in jobs {
+            let Some(kind) = job.w.dtype().blocks() else { continue };
+            let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
+            if inputs == 0 && job.fresh {
+                job.y.data_mut().fill(0.0);
+            }
+            if rows == 0 || outputs == 0 || inputs == 0 {
+                continue;
+            }
+            let same = |r: &Rounded<'_>| std::ptr::eq(r.x, job.x) && r.zero == kind.zero();
+            let input = plan.inputs.iter().position(same).unwrap_or_else(|| {
+                plan.inputs.push(Rounded::new(isa, pool, buffers, job.x, kind.zero()));
+                plan.inputs.len() - 1
+            });
+            let row_blocks = rows.div_ceil(TASK_ROWS);
+            plan.tasks += row_blocks * (outputs / GROUP).div_ceil(TASK_GROUPS);
+            plan.grids.push(Grid {
+                input,
+                w: job.w,
+                kind,
+                y: SharedMut::new(&mut job.y),
+                rows,
+                inputs,
+                outputs,
+                fresh: job.fresh,
+                row_blocks,
+                end: plan.tasks,
+            });
+        }
+        plan
+    }
+
+    /// Does one task; each is to be done once.
+    pub(super) fn run(&self, task: usize) {
+        let Some(index) = self.grids.iter().position(|grid| task < grid.end) else { return };
+        let first = if index == 0 { 0 } else { self.grids[index - 1].end };
+        let grid = &self.grids[index];
+        let (row, group) = ((task - first) % grid.row_blocks, (task - first) / grid.row_blocks);
+        let step = grid.rows.div_ceil(grid.row_blocks);
+        let groups = group * TASK_GROUPS..(grid.outputs / GROUP).min((group + 1) * TASK_GROUPS);
+        let rows = row * step..grid.rows.min((row + 1) * step);
+        let part = Part { grid, x: &self.inputs[grid.input].packed, groups, rows };
+        match grid.kind {
+            BlockType::Q8_0 => self.level.run(Blocks::<false, false>(part)),
+            BlockType::Q4_0 => self.level.run(Blocks::<true, false>(part)),
+            BlockType::Q4_1 => self.level.run(Blocks::<true, true>(part)),
+        }
+    }
+}
+
+/// Rows of inputs as bytes. A packed row holds, in words of 32 bits: the codes, four to a word; the
+/// scale e of each block; −z·Σq of each block (i32); e·Σq of each block.
+struct Rounded<'a> {
+    x: &'a Tensor,
+    zero: i32,
+    packed: Tensor,
+}
+
+/// Words of a packed row.
+fn packed_width(inputs: usize) -> usize {
+    inputs / 4 + 3 * (inputs / BLOCK)
+}
+
+impl<'a> Rounded<'a> {
+    fn new(
+        isa: Isa,
+        pool: &Pool,
+        buffers: &std::sync::Arc<Recycler>,
+        x: &'a Tensor,
+        zero: i32,
+    ) -> Self {
+        let (rows, inputs) = (x.rows(), x.width());
+        let width = packed_width(inputs);
+        let mut packed = buffers.stale(rows, width);
+        // Few rows are rounded sooner than another thread hears of it.
+        let step = if rows < 16 { rows } else { rows.div_ceil(4 * pool.threads()) };
+        let out = SharedMut::new(&mut packed);
+        pool.run(rows.div_ceil(step), |task| {
+            let rows = task * step..rows.min((task + 1) * step);
+            // SAFETY: these rows are this task's alone.
+            let packed = unsafe { out.slice(rows.start * width, rows.len() * width) };
+            let x = &x.data()[rows.start * inputs..rows.end * inputs];
+            isa.run(Round { x, packed, inputs, zero });
+        });
+        Self { x, zero, packed }
+    }
+}
+
+struct Round<'a> {
+    x: &'a [f32],
+    packed: &'a mut [f32],
+    inputs: usize,
+    zero: i32,
+}
+
+impl Vectorised for Round<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (width, blocks) = (packed_width(self.inputs), self.inputs / BLOCK);
+        let rows = self.x.chunks_exact(self.inputs).zip(self.packed.chunks_exact_mut(width));
+        for (x, packed) in rows {
+            let (codes, sums) = packed.split_at_mut(self.inputs / 4);
+            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+                // As whole numbers, magnitudes have the same order, and NaN is the largest.
+                let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
+                let most = f32::from_bits(most);
+                let scale = most / 127.0;
+                let inverse = if most > f32::MIN_POSITIVE * 256.0 { 127.0 / most } else { 0.0 };
+                // Added to this, a number of few bits leaves its nearest whole one in the low bits.
+                const MAGIC: f32 = 12_582_912.0;
+                let mut rounded = [0i8; BLOCK];
+                for (q, &x) in rounded.iter_mut().zip(x) {
+                    *q = (x * inverse + MAGIC).to_bits() as i8;
+                }
+                let sum: i32 = rounded.iter().map(|&q| i32::from(q)).sum();
+                for (word, q) in codes[block * BLOCK / 4..].iter_mut().zip(rounded.chunks_exact(4))
+                {
+                    let bytes = [q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8];
+                    *word = f32::from_bits(u32::from_le_bytes(bytes));
+                }
+                sums[block] = scale;
+                sums[blocks + block] = f32::from_bits((-self.zero * sum) as u32);
+                sums[2 * blocks + block] = scale * sum as f32;
+            }
+        }
+    }
+}
+
+/// One job.
+struct Grid<'a> {
+    input: usize,
+    w: &'a HostTensor,
+    kind: BlockType,
+    y: SharedMut,
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    fresh: bool,
+    row_blocks: usize,
+    /// One past the last task of this job.
+    end: usize,
+}
+
+/// Some groups of outputs of some rows.
+struct Part<'a> {
+    grid: &'a Grid<'a>,
+    x: &'a Tensor,
+    groups: Range<usize>,
+    rows: Range<usize>,
+}
+
+/// A part whose codes have 4 bits or 8, with minima or without.
+struct Blocks<'a, const FOUR: bool, const MINIMA: bool>(Part<'a>);
+
+impl<const FOUR: bool, const MINIMA: bool> Dotted for Blocks<'_, FOUR, MINIMA> {
+    #[inline(always)]
+    fn run<D: Dot>(self, d: D) {
+        let Part { grid, x, groups, rows } = self.0;
+        let blocks = grid.inputs / BLOCK;
+        let stretches = blocks.div_ceil(STRETCH);
+        let tiles = rows.len().div_ceil(D::ROWS);
+        for group in groups {
+            let w = grid.kind.group(grid.w.bytes(), grid.inputs, group);
+            for stretch in 0..stretches {
+                let part = stretch * blocks / stretches..(stretch + 1) * blocks / stretches;
+                for tile in 0..tiles {
+                    let first = rows.start + tile * rows.len() / tiles;
+                    let last = rows.start + (tile + 1) * rows.len() / tiles;
+                    // SAFETY: these rows × outputs are inside y and this task's alone; the packed
+                    // rows and the group have all blocks.
+                    unsafe {
+                        let tile = Cell::<FOUR, MINIMA> {
+                            x: x.data().as_ptr().add(first * x.width()).cast(),
+                            ldx: x.width(),
+                            inputs: grid.inputs,
+                            w,
+                            blocks: part.clone(),
+                            y: grid.y.at(first * grid.outputs + group * GROUP),
+                            ldy: grid.outputs,
+                            fresh: grid.fresh && stretch == 0,
+                        };
+                        d.tile(last - first, &tile);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A register tile: some rows × sixteen outputs over some blocks of inputs.
+struct Cell<'a, const FOUR: bool, const MINIMA: bool> {
+    x: *const u32,
+    ldx: usize,
+    inputs: usize,
+    w: Group<'a>,
+    blocks: Range<usize>,
+    y: *mut f32,
+    ldy: usize,
+    fresh: bool,
+}
+
+impl<const FOUR: bool, const MINIMA: bool> Tile for Cell<'_, FOUR, MINIMA> {
+    /// # Safety
+    /// `x` holds R packed rows of `inputs`, `w` all blocks of a group, `y` R rows of sixteen values
+    /// that are nobody else's.
+    #[inline(always)]
+    unsafe fn run<D: Dot, const R: usize, const V: usize>(&self, d: D) {
+        let runs = if FOUR { BLOCK / 8 } else { BLOCK / 4 };
+        let all = self.inputs / BLOCK;
+        let mut sums = [[d.splat(0.0); V]; R];
+        // SAFETY: the caller's; every offset below is inside those.
+        unsafe {
+            if !self.fresh {
+                for r in 0..R {
+                    for v in 0..V {
+                        sums[r][v] = d.load(self.y.add(r * self.ldy + v * D::LANES));
+                    }
+                }
+            }
+            for block in self.blocks.clone() {
+                let bits = |r: usize, at: usize| *self.x.add(r * self.ldx + at) as i32;
+                let float = |r: usize, at: usize| d.splat(f32::from_bits(bits(r, at) as u32));
+                let scale_at = self.inputs / 4 + block;
+                let mut ints = [[d.sums(0); V]; R];
+                for r in 0..R {
+                    ints[r] = [d.sums(bits(r, scale_at + all)); V];
+                }
+                for run in 0..runs {
+                    let at = (block * runs + run) * 4 * GROUP;
+                    let codes = self.w.codes.as_ptr().add(at);
+                    if R <= 2 {
+                        d.prefetch(codes.wrapping_add(AHEAD));
+                    }
+                    let x = block * BLOCK / 4 + run;
+                    for v in 0..V {
+                        let codes = d.codes(codes.add(4 * v * D::LANES));
+                        if FOUR {
+                            let (low, high) = (d.low(codes), d.high(codes));
+                            for r in 0..R {
+                                ints[r][v] = d.dot(ints[r][v], low, bits(r, x));
+                                ints[r][v] = d.dot(ints[r][v], high, bits(r, x + runs));
+                            }
+                        } else {
+                            for r in 0..R {
+                                ints[r][v] = d.dot(ints[r][v], codes, bits(r, x));
+                            }
+                        }
+                    }
+                }
+                for v in 0..V {
+                    let at = 2 * (block * GROUP + v * D::LANES);
+                    let scale = d.halves(self.w.scales.as_ptr().add(at));
+                    for r in 0..R {
+                        let whole = d.mul(d.widen(ints[r][v]), float(r, scale_at));
+                        sums[r][v] = d.fma(whole, scale, sums[r][v]);
+                    }
+                    if MINIMA {
+                        let minimum = d.halves(self.w.minima.as_ptr().add(at));
+                        for r in 0..R {
+                            sums[r][v] = d.fma(minimum, float(r, scale_at + 2 * all), sums[r][v]);
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                for v in 0..V {
+                    d.store(self.y.add(r * self.ldy + v * D::LANES), sums[r][v]);
+                }
+            }
+        }
+    }
+}
