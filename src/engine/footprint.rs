@@ -1,7 +1,14 @@
 //! What a soup costs, counted over its plan.
 
 use super::cost::{Footprint, Pass};
-use crate::{kernels::HostTensor, merge::SoupPlan};
+use crate::{
+    kernels::{Dtype, HostTensor},
+    merge::SoupPlan,
+};
+
+/// Float operations in the time of one of the products of bytes that quantised weights take
+/// (`benches/decode.rs`, prefill).
+const QUANTISED_SPEED: f64 = 2.0;
 
 /// What a pass moves and computes, counted over the plan's tensors. An embedding that is not
 /// also the head is looked up by row, so it costs nothing; the head costs its bytes, and its
@@ -31,9 +38,12 @@ pub(super) fn footprint(plan: &SoupPlan, tied: bool) -> Footprint {
         cost.mixed.bytes += dense + low_rank;
         let linear = tensor.shape().len() == 2 && !embedding && tensor.name != "lm_head.weight";
         if linear {
-            cost.fused.flops_per_row += 2.0 * elements;
-            cost.mixed.flops_per_row +=
-                2.0 * (elements * tensor.dense.len() as f64 + low_rank_elements);
+            let work = |dtype: Dtype| {
+                elements / if dtype.blocks().is_some() { QUANTISED_SPEED } else { 1.0 }
+            };
+            let dense: f64 = tensor.dense.iter().map(|term| work(term.tensor.dtype())).sum();
+            cost.fused.flops_per_row += 2.0 * work(tensor.dtype);
+            cost.mixed.flops_per_row += 2.0 * (dense + low_rank_elements);
         }
     }
     cost
