@@ -6,8 +6,8 @@ use crate::{
     merge::SoupPlan,
 };
 
-/// Float operations in the time of one of the products of bytes that quantised weights take
-/// (`benches/decode.rs`, prefill).
+/// How much faster products of bytes (quantised weights) are than products of floats where
+/// arithmetic bounds both (`benches/decode.rs`, prefill).
 const QUANTISED_SPEED: f64 = 2.0;
 
 /// What a pass moves and computes, counted over the plan's tensors. An embedding that is not

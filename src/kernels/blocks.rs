@@ -1,8 +1,8 @@
 //! Quantised matrices: blocks of 32 values of a row with one scale, as ggml defines them, and the
 //! order in which they are stored.
 //!
-//! A value is `d · (u − z)`, or `d · u + m`: a code u, the block's scale d, and a fixed zero z or
-//! the block's own minimum m; d and m are f16.
+//! A value is `d · (u − z)`, or `d · u + m`: a code u, the block's scale d, and a fixed zero z
+//! or the block's own minimum m; d and m are f16.
 //!
 //! | type | code | zero or minimum | bytes a block | bits a value |
 //! |---|---|---|---|---|

@@ -1,4 +1,5 @@
-//! CPU kernels for serving: weights as stored (f32, f16, bf16, quantised), f32 activations and sums.
+//! CPU kernels for serving: weights as stored (f32, f16, bf16, quantised), f32 activations and
+//! sums. Products with quantised weights round their inputs to bytes.
 //!
 //! A row's result never depends on the other rows of its batch: each output element is summed in an
 //! order that only the weight's shape fixes, so batched and lone rows agree bit for bit.
