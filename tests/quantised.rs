@@ -154,12 +154,12 @@ fn nth(soup: &Soup, n: usize) -> Coefficients {
     soup.mixing.solve(&preference, &Alpha::Scalar((n % 3) as f64 * 0.25)).coefficients
 }
 
-/// A prompt, its log-probabilities, and twelve greedy tokens after it.
+/// A prompt, its log-probabilities with the two most likely tokens, and twelve greedy ones after it.
 fn request(soup: &Soup, n: usize) -> GenerateRequest {
     let prompt = (0..30).map(|i| 20 + ((n * 37 + i * 11) % 400) as u32).collect();
     GenerateRequest {
         sampling: SamplingParams { logprobs: Some(0), ..SamplingParams::greedy() },
-        prompt_logprobs: Some(1),
+        prompt_logprobs: Some(2),
         ignore_eos: true,
         ..GenerateRequest::new(prompt, nth(soup, n), 12)
     }
@@ -179,7 +179,7 @@ fn a_soup_on_a_quantised_base_answers_as_on_the_same_base_dequantised() {
 
         let alone: Vec<_> = (0..8).map(|n| run(&engine, request(&soup, n))).collect();
         let company: Vec<_> = (0..8).map(|n| engine.submit(request(&soup, n)).unwrap()).collect();
-        let (mut same, mut worst) = (0, 0f32);
+        let (mut decided, mut worst) = (0, 0f32);
         for (n, (generation, alone)) in company.into_iter().zip(&alone).enumerate() {
             let answer = collect(generation);
             assert_eq!(answer.ids(), alone.ids(), "{kind:?}: request {n} in company");
@@ -187,11 +187,15 @@ fn a_soup_on_a_quantised_base_answers_as_on_the_same_base_dequantised() {
             for ((got, alone), want) in answer.prompt.iter().zip(&alone.prompt).zip(&want.prompt) {
                 assert_eq!(got.logprob, alone.logprob, "rows do not feel each other");
                 worst = worst.max((got.logprob - want.logprob).abs());
+                // Which token is the most likely is the same wherever it leads clearly.
+                if want.top[0].1 - want.top[1].1 > 2.0 * TOLERANCE {
+                    assert_eq!(got.top[0].0, want.top[0].0, "{kind:?}: request {n}");
+                    decided += 1;
+                }
             }
-            same += usize::from(answer.text() == want.text());
         }
         assert!(worst < TOLERANCE, "{kind:?}: a log-probability is off by {worst}");
-        assert!(same >= 7, "{kind:?}: {same} of 8 greedy answers are the same");
+        assert!(decided > 80, "{kind:?}: {decided} of 232 tokens lead clearly");
         settled(&engine);
         let stats = engine.stats();
         assert!(stats.fused_forwards == 0 && stats.mixed_forwards > 0);
