@@ -70,24 +70,24 @@ def main():
     options.base = str(pathlib.Path(options.base).resolve())
     build = [os.environ.get("CARGO", "cargo"), "bench", "--quiet", "--workspace", "--bench", "update", "--no-run"]
     subprocess.run(build, cwd=ROOT, check=True)
-    rows = []
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    report = {
+        "command": f"benches/run-update PYTHON BASE --rounds {options.rounds} --repeats {options.repeats}",
+        "commit": commit.stdout.strip(), "machine": machine.describe(),
+        "what": "LoRA rank 16 on q, k, v, o of SmolLM2-135M-Instruct; seconds of each update, the first one warms up",
+        "tokens": TOKENS, "rows": [],
+    }
+    out = options.out or ROOT / f"benches/results/update-{datetime.date.today()}-{machine.slug()}.json"
     with tempfile.TemporaryDirectory() as inputs:
         subprocess.run([options.python, PEER, "make", options.base, inputs], cwd=ROOT, check=True)
         for round_ in range(options.rounds):
             for case in options.cases.split(","):
                 row = {"round": round_, **measure(options, inputs, case)}
-                rows.append(row)
+                report["rows"].append(row)
+                out.write_text(json.dumps(report, indent=1) + "\n")
                 print(case, row.get("error") or
                       f"{row['update_s']:.2f} s, {row['tokens_per_s']:.0f} tok/s, peak {row['peak_mib']:.0f} MiB, "
                       f"loss {row['losses'][0]:.5f}, norm {row['grad_norms'][0]:.4f}, others {row['others_share']}", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    out = options.out or ROOT / f"benches/results/update-{datetime.date.today()}-{machine.slug()}.json"
-    out.write_text(json.dumps({
-        "command": f"benches/run-update PYTHON BASE --rounds {options.rounds} --repeats {options.repeats}",
-        "commit": commit.stdout.strip(), "machine": machine.describe(),
-        "what": "LoRA rank 16 on q, k, v, o of SmolLM2-135M-Instruct; seconds of each update, the first one warms up",
-        "tokens": TOKENS, "rows": rows,
-    }, indent=1) + "\n")
     print(out)
 
 
