@@ -183,6 +183,7 @@ fn a_soup_on_a_quantised_base_answers_as_on_the_same_base_dequantised() {
         for (n, (generation, alone)) in company.into_iter().zip(&alone).enumerate() {
             let answer = collect(generation);
             assert_eq!(answer.ids(), alone.ids(), "{kind:?}: request {n} in company");
+            assert_eq!(answer.text(), alone.text(), "{kind:?}: request {n} in company");
             let want = run(&exact, request(&soup, n));
             for ((got, alone), want) in answer.prompt.iter().zip(&alone.prompt).zip(&want.prompt) {
                 assert_eq!(got.logprob, alone.logprob, "rows do not feel each other");

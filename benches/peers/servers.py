@@ -44,7 +44,12 @@ class Ladle(Server):
 
     def command(self):
         return [self.binary(), "serve", "--soup", self.models / "soup", "--port", self.port, "--log", "warn",
-                *self.case["options"]]
+                *self.quantised(), *self.case["options"]]
+
+    def quantised(self):
+        """The base in the case's storage type, where that is not the soup's own."""
+        dtype = self.case["dtype"]
+        return [] if dtype == "bf16" else ["--base", self.models / f"base-{dtype}"]
 
     def request(self, prompt, mix, tokens, seed):
         return "/generate", {
@@ -173,8 +178,8 @@ def run(*command):
     return re.sub(r"\s+", " ", done.stdout).strip()
 
 
-def ladle(mixes, *options):
-    return {"server": Ladle, "mixes": mixes, "options": list(options), "dtype": "bf16"}
+def ladle(mixes, *options, dtype="bf16"):
+    return {"server": Ladle, "mixes": mixes, "options": list(options), "dtype": dtype}
 
 
 def llama(mixes, dtype):
@@ -190,6 +195,7 @@ CASES = {
     "ladle/distinct-mixed": ladle("distinct", "--merge-mode", "mixed"),
     # Room for all mixes, so that what is measured is fused passes and not eviction.
     "ladle/distinct-fused": ladle("distinct", "--merge-mode", "fused", "--merge-cache", "6GiB"),
+    "ladle/distinct-q8_0": ladle("distinct", dtype="q8_0"),
     "ladle/fresh": ladle("fresh"),
     "ladle/arrivals": ladle("arrivals"),
     "ladle/arrivals-hot": ladle("arrivals-hot"),
