@@ -43,13 +43,10 @@ class Ladle(Server):
         return os.environ.get("LADLE", ROOT / "target" / "release" / "ladle")
 
     def command(self):
-        return [self.binary(), "serve", "--soup", self.models / "soup", "--port", self.port, "--log", "warn",
-                *self.quantised(), *self.case["options"]]
-
-    def quantised(self):
-        """The base in the case's storage type, where that is not the soup's own."""
-        dtype = self.case["dtype"]
-        return [] if dtype == "bf16" else ["--base", self.models / f"base-{dtype}"]
+        # One soup per storage type of the base: a soup says which weights it was made for.
+        soup = "soup" if self.case["dtype"] == "bf16" else f"soup-{self.case['dtype']}"
+        return [self.binary(), "serve", "--soup", self.models / soup, "--port", self.port, "--log", "warn",
+                *self.case["options"]]
 
     def request(self, prompt, mix, tokens, seed):
         return "/generate", {
