@@ -103,6 +103,29 @@ fn streamed_choices_keep_their_index() {
     }
 }
 
+/// Equal but for the last bits of numbers: which requests share a step, whether the weights are
+/// merged and what the prefix cache holds depend on what other tests do meanwhile.
+#[track_caller]
+fn assert_same_to_rounding(got: &Value, want: &Value) {
+    match (got, want) {
+        (Value::Array(got), Value::Array(want)) => {
+            assert_eq!(got.len(), want.len());
+            got.iter().zip(want).for_each(|(got, want)| assert_same_to_rounding(got, want));
+        }
+        (Value::Object(got), Value::Object(want)) => {
+            assert!(got.keys().eq(want.keys()));
+            got.values()
+                .zip(want.values())
+                .for_each(|(got, want)| assert_same_to_rounding(got, want));
+        }
+        (Value::Number(got), Value::Number(want)) => {
+            let (got, want) = (got.as_f64().unwrap(), want.as_f64().unwrap());
+            assert!((got - want).abs() < 1e-4, "{got} beside {want}");
+        }
+        _ => assert_eq!(got, want),
+    }
+}
+
 #[test]
 fn chat_log_probabilities_cover_every_token() {
     let body = with(chat(), json!({"logprobs": true, "top_logprobs": 2}));
@@ -126,7 +149,7 @@ fn chat_log_probabilities_cover_every_token() {
         .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array())
         .flatten()
         .collect();
-    assert_eq!(pieces, content.iter().collect::<Vec<_>>());
+    assert_same_to_rounding(&json!(pieces), &json!(content));
 }
 
 #[test]
@@ -215,7 +238,7 @@ fn echo_puts_the_prompt_and_its_log_probabilities_first() {
     assert_eq!(only["choices"][0]["text"], "The soup is");
     assert_eq!(only["usage"]["completion_tokens"], 0);
     let of_prompt = &table["token_logprobs"].as_array().unwrap()[..prompt_tokens];
-    assert_eq!(only["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap(), of_prompt);
+    assert_same_to_rounding(&only["choices"][0]["logprobs"]["token_logprobs"], &json!(of_prompt));
     let streamed = chunks("/v1/completions", with(body, json!({"stream": true})));
     let joined: String =
         streamed.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();

@@ -98,33 +98,43 @@ fn adapters(run: &Path) -> Vec<(String, Vec<u8>)> {
     names.map(|name| (name.to_owned(), read(name))).to_vec()
 }
 
+/// How far a run has come: the lines of all its metrics.
+fn metrics_lines(run: &Path) -> usize {
+    ["sft", "short", "plain"]
+        .iter()
+        .filter_map(|name| {
+            fs::read_to_string(run.join("metrics").join(name).join("metrics.jsonl")).ok()
+        })
+        .map(|text| text.lines().count())
+        .sum()
+}
+
 fn killed_and_whole(settings: &str, seed: u64) {
     let directory = tempfile::tempdir().unwrap();
     let config = task(directory.path(), settings);
     let (whole, killed) = (directory.path().join("whole"), directory.path().join("killed"));
     succeed(&mut start(&config, &whole));
 
+    // Each attempt is killed some way past the metrics that the last one left; progress, not the
+    // clock, decides when, so that the test is the same on a fast machine and on a slow one.
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut kills = 0;
-    loop {
+    while kills < 5 {
+        let enough = metrics_lines(&killed) + rng.random_range(0..=2);
         // `run` again on its own directory goes on, as `resume` does.
         let mut child = start(&config, &killed).spawn().unwrap();
-        // More time on every attempt, so that the test ends on a slow machine too.
-        let patience = Duration::from_millis(rng.random_range(5..60) * (2 + kills));
-        thread::sleep(patience);
-        match child.try_wait().unwrap() {
-            Some(status) => {
-                let output = child.wait_with_output().unwrap();
-                assert!(status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-                break;
-            }
-            None => {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                kills += 1;
-            }
+        while metrics_lines(&killed) < enough && child.try_wait().unwrap().is_none() {
+            thread::sleep(Duration::from_millis(1));
         }
+        thread::sleep(Duration::from_millis(rng.random_range(0..8)));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
     }
+    succeed(&mut start(&config, &killed));
     assert!(kills > 2, "the run ended after {kills} kills: too few to show anything");
     for ((name, whole), (_, killed)) in adapters(&whole).iter().zip(&adapters(&killed)) {
         assert!(whole == killed, "{name} differs after {kills} kills");
