@@ -11,6 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    data::rows::OnMalformed,
     optimizer::AdamWConfig,
     rewards::registry::RewardSpec,
     rl::{balance::BalanceConfig, lora::LoraConfig},
@@ -114,6 +115,10 @@ pub struct DataConfig {
     /// Column of the id, for format `jsonl`.
     #[serde(default)]
     pub id: Option<String>,
+    /// What to do with malformed rows: `fail` refuses the file and names them all, `skip` leaves
+    /// them out with a warning for each.
+    #[serde(default)]
+    pub malformed: OnMalformed,
     /// Documents put into a prompt, for format `alce` (5: ALCE's vanilla setting).
     #[serde(default = "DataConfig::documents")]
     pub documents: usize,

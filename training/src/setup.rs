@@ -17,7 +17,7 @@ use ladle::{
 
 use crate::{
     config::{DataConfig, DataFormat},
-    data::{self, Example, general::Columns, prompt::PromptTemplate, rows::OnMalformed},
+    data::{self, Example, general::Columns, prompt::PromptTemplate},
     rewards::Sample,
     rl::{lora::HostFactor, rollout::Rollout},
 };
@@ -193,7 +193,7 @@ fn chat_message(message: &data::Message) -> ChatMessage {
 }
 
 fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Example>, String> {
-    let mode = OnMalformed::Fail;
+    let mode = config.malformed;
     let template = match (&config.template, config.format) {
         (None, DataFormat::Jsonl) => return Err("format jsonl needs data.template".to_owned()),
         (Some(_), DataFormat::Jsonl) => None, // the reader renders it itself

@@ -14,7 +14,11 @@ use ladle_training::data::{
 };
 use ladle_training::run::{Places, Run, RunError};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/training/data").join(name)
@@ -196,9 +200,13 @@ fn a_row_keeps_its_part_when_others_come() {
     assert!(split(ids(3), |id| id, &[1.0, 0.0], 0).is_err());
 }
 
-/// A run of the tiny base on 40 rows; `data` are further lines of its `[data]`.
-fn opened(directory: &Path, data: &str) -> Result<Run, RunError> {
-    let rows: String = (0..40).map(|row| format!("{{\"q\": \"What is {row}?\"}}\n")).collect();
+/// 40 rows with a question each.
+fn questions() -> String {
+    (0..40).map(|row| format!("{{\"q\": \"What is {row}?\"}}\n")).collect()
+}
+
+/// A run of the tiny base on rows of questions; `data` are further lines of its `[data]`.
+fn opened(directory: &Path, rows: &str, data: &str) -> Result<Run, RunError> {
     std::fs::write(directory.join("rows.jsonl"), rows).unwrap();
     let objective = |name: &str| {
         format!("[[objectives]]\nname = \"{name}\"\nreward = {{ kind = \"readability\" }}\n")
@@ -215,7 +223,7 @@ fn opened(directory: &Path, data: &str) -> Result<Run, RunError> {
 #[test]
 fn one_file_is_split_into_rows_that_train_validate_and_test() {
     let directory = tempfile::tempdir().unwrap();
-    let run = opened(directory.path(), "split = [0.6, 0.2, 0.2]").unwrap();
+    let run = opened(directory.path(), &questions(), "split = [0.6, 0.2, 0.2]").unwrap();
     let parts = [&run.train, &run.validation, &run.test];
     let mut ids: Vec<&str> =
         parts.iter().flat_map(|p| p.iter().map(|p| p.example.id.as_str())).collect();
@@ -224,13 +232,58 @@ fn one_file_is_split_into_rows_that_train_validate_and_test() {
     assert_eq!(ids.len(), 40);
     assert_eq!(parts.map(|p| p.len()).iter().sum::<usize>(), 40);
     assert!(run.train.len() > run.test.len());
-    let refused = |data: &str| opened(directory.path(), data).err().unwrap().to_string();
+    let refused =
+        |data: &str| opened(directory.path(), &questions(), data).err().unwrap().to_string();
     let error = refused("split = [0.6, 0.2, 0.2]\ntest = \"rows.jsonl\"");
     assert!(error.contains("data.split") && error.contains("left out"), "{error}");
     for shares in ["[0.6, 0.4, 0.2]", "[0.9, 0.0, 0.1]", "[0.8, 1e-6, 0.1]"] {
         let error = refused(&format!("split = {shares}"));
         assert!(error.contains("data.split") && error.contains("of 40 rows"), "{error}");
     }
+}
+
+/// What is logged while it is the log of this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_run_refuses_malformed_rows_or_leaves_them_out_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let rows = format!("{{\"q\": \"Why?\"}}\n{{\"question\": 3}}\n{}{{\n", questions());
+    let refused =
+        |rows: &str, data: &str| opened(directory.path(), rows, data).err().unwrap().to_string();
+    for data in ["", "malformed = \"fail\""] {
+        let error = refused(&rows, data);
+        let lines: Vec<&str> = error.lines().collect();
+        assert_eq!(lines.len(), 2, "{error}");
+        assert!(lines[0].contains("rows.jsonl:2: ") && lines[1].contains("rows.jsonl:43: "));
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let run = tracing::subscriber::with_default(subscriber, || {
+        opened(directory.path(), &rows, "malformed = \"skip\"").unwrap()
+    });
+    assert_eq!(run.train.len(), 41);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 3, "{log}");
+    assert!(warnings[0].contains("rows.jsonl:2: ") && warnings[1].contains("rows.jsonl:43: "));
+    assert!(warnings[2].ends_with("rows.jsonl: 2 malformed rows left out"), "{log}");
+    // Without one good row there is nothing to go on with.
+    let error = refused("{\n", "malformed = \"skip\"");
+    assert!(error.contains("rows.jsonl:1: "), "{error}");
 }
 
 #[test]

@@ -151,6 +151,13 @@ fn lessons_that_teach_nothing_are_refused() {
     let template = Settings { template: Some("{{ fields.question }}".into()), ..settings() };
     let missing = fit(pairs(20), &model("llama"), directory.path(), &template).unwrap_err();
     assert!(missing.to_string().starts_with("row row-"), "{missing}");
+    let mut alike = pairs(40);
+    for row in &mut alike.rows {
+        row.samples[1] = row.samples[0].clone();
+    }
+    let nothing = fit(alike, &model("llama"), directory.path(), &settings()).unwrap_err();
+    assert!(nothing.to_string().contains("none of 20 epochs lowered the loss"), "{nothing}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     let nowhere = fit(pairs(20), Path::new("/nowhere"), directory.path(), &settings());
     assert!(nowhere.unwrap_err().to_string().contains("/nowhere/config.json"));
 }

@@ -11,7 +11,7 @@ pub enum OnMalformed {
     /// Refuse the file, naming them all.
     #[default]
     Fail,
-    /// Leave them out and report them.
+    /// Leave them out and warn of each. A file without a good row is refused all the same.
     Skip,
 }
 
@@ -25,7 +25,8 @@ pub struct Rows<T> {
 }
 
 impl<T> Rows<T> {
-    /// Applies `parse` to `(line, item)`; an `Err` is the reason why the row is malformed.
+    /// Applies `parse` to `(line, item)`; an `Err` is the reason why the row is malformed. Rows left
+    /// out are named in the log.
     pub(super) fn collect<I>(
         path: &Path,
         on_malformed: OnMalformed,
@@ -39,13 +40,19 @@ impl<T> Rows<T> {
                 Err(reason) => skipped.push(Malformed { path: path.into(), line, reason }),
             }
         }
-        match (rows.is_empty() && skipped.is_empty(), on_malformed) {
-            (true, _) => Err(DataError::Empty { path: path.into() }),
-            (_, OnMalformed::Fail) if !skipped.is_empty() => {
-                Err(DataError::Malformed { rows: skipped })
-            }
-            _ => Ok(Self { rows, skipped }),
+        if rows.is_empty() && skipped.is_empty() {
+            return Err(DataError::Empty { path: path.into() });
         }
+        if !skipped.is_empty() && (rows.is_empty() || on_malformed == OnMalformed::Fail) {
+            return Err(DataError::Malformed { rows: skipped });
+        }
+        for row in &skipped {
+            tracing::warn!("{row}; left out");
+        }
+        if !skipped.is_empty() {
+            tracing::warn!("{}: {} malformed rows left out", path.display(), skipped.len());
+        }
+        Ok(Self { rows, skipped })
     }
 }
 

@@ -62,6 +62,17 @@ pub enum FitError {
     /// Only one of the two labels occurs.
     #[error("{0}: the rows for learning have only one of the two labels")]
     OneLabel(&'static str),
+    /// No pass lowered the loss on rows that are not learned from: the head would judge at random.
+    #[error(
+        "nothing was learned: none of {epochs} epochs lowered the loss on {validation} held-out items; \
+         more rows or another learning rate may help"
+    )]
+    Nothing {
+        /// Passes that were made.
+        epochs: u64,
+        /// Pairs or segments that say when to stop.
+        validation: usize,
+    },
     /// A file could not be written.
     #[error(transparent)]
     File(#[from] CheckpointError),
@@ -162,6 +173,9 @@ pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Res
     };
     let learner = Learner::new(&names, train, labels.len(), settings.seed)?;
     let (epochs, loss) = learner.learn(train, validation, settings)?;
+    if epochs == 0 {
+        return Err(FitError::Nothing { epochs: settings.epochs, validation: validation.count() });
+    }
     let fit = Fit { trained: train.count(), epochs, loss, ..learner.test(test)? };
     fitted::write(&parts.config, kind, labels, learner.tensors()?, model, out)?;
     Ok(fit)
