@@ -13,7 +13,7 @@ use ladle_training::{
         summary,
     },
     plan::Plan,
-    rewards::{fit, lesson::Source as Lesson, neural::Reading},
+    rewards::{fit, lesson::Source as Lesson},
     run::{Places, Run},
     select,
 };
@@ -44,35 +44,11 @@ enum Command {
         /// Directory of the reward model.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// minijinja template of what stands before the response, over `prompt` and `fields`; left
-        /// out, the prompt. The reward must be configured with the same.
-        #[arg(long)]
-        template: Option<String>,
         /// Rows that are read at most.
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
-        /// Which tokens of a segment are read. The reward must be configured with the same.
-        #[arg(long, value_enum, default_value = "last")]
-        reading: Reading,
-        /// Passes over the rows at most: those are kept after which the loss on rows that are not
-        /// learned from was lowest.
-        #[arg(long, default_value_t = 30)]
-        epochs: u64,
-        /// Pairs or segments of one update.
-        #[arg(long, default_value_t = 32)]
-        batch: usize,
-        /// Peak learning rate, linear decay.
-        #[arg(long, default_value_t = 3e-4)]
-        learning_rate: f64,
-        /// Weight decay of the head.
-        #[arg(long, default_value_t = 0.1)]
-        weight_decay: f64,
-        /// Share of the rows that is kept for testing; as many say when to stop learning.
-        #[arg(long, default_value_t = 0.1)]
-        test_share: f64,
-        /// Seed of split, order and first weights.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
+        #[command(flatten)]
+        settings: fit::Settings,
     },
     /// Every stage to the soup: supervised tuning, all backbones, soup.toml.
     Run {
@@ -181,33 +157,9 @@ fn main() -> Result<()> {
                 bail!("the configuration has no [sft] section");
             }
         }
-        Command::Reward {
-            lesson,
-            rows,
-            model,
-            out,
-            template,
-            limit,
-            reading,
-            epochs,
-            batch,
-            learning_rate,
-            weight_decay,
-            test_share,
-            seed,
-        } => {
+        Command::Reward { lesson, rows, model, out, limit, settings } => {
             let mut lesson = lesson.read(&rows)?;
             lesson.rows.truncate(limit.unwrap_or(usize::MAX));
-            let settings = fit::Settings {
-                epochs,
-                batch,
-                learning_rate,
-                weight_decay,
-                test_share,
-                seed,
-                template,
-                reading,
-            };
             println!("{}", fit::fit(lesson, &model, &out, &settings)?);
         }
         Command::Run { source, only } => {

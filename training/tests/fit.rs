@@ -11,7 +11,7 @@ use ladle_training::{
     },
 };
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> PathBuf {
@@ -46,7 +46,7 @@ fn pairs(count: usize) -> Lesson {
         messages: vec![Message { role: Role::User, content: format!("Is {row} right?") }],
         chosen: format!("Yes, we think that {row} is right."),
         rejected: format!("No! Why do you ask me {row} times?"),
-        fields: serde_json::Map::new(),
+        fields: Map::new(),
     };
     Lesson::of_pairs((0..count).map(pair).collect())
 }
@@ -160,6 +160,34 @@ fn lessons_that_teach_nothing_are_refused() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     let nowhere = fit(pairs(20), Path::new("/nowhere"), directory.path(), &settings());
     assert!(nowhere.unwrap_err().to_string().contains("/nowhere/config.json"));
+}
+
+#[test]
+fn what_cannot_be_taught_is_said_before_anything_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let share = Settings { test_share: 0.5, ..settings() };
+    let error = fit(pairs(20), &model("llama"), directory.path(), &share).unwrap_err().to_string();
+    assert!(error.starts_with("test_share is 0.5, expected"), "{error}");
+    // The Llama family opens sharded, but a head is written next to one file only.
+    let sharded = tempfile::tempdir().unwrap();
+    let shard = "model-00001-of-00001.safetensors";
+    for (from, to) in [
+        ("config.json", "config.json"),
+        ("tokenizer.json", "tokenizer.json"),
+        ("model.safetensors", shard),
+    ] {
+        std::fs::copy(model("llama").join(from), sharded.path().join(to)).unwrap();
+    }
+    let bytes = std::fs::read(sharded.path().join(shard)).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let names = stored.names().into_iter();
+    let map: Map<String, Value> = names.map(|name| (name.into(), shard.into())).collect();
+    let index = serde_json::json!({ "weight_map": map }).to_string();
+    std::fs::write(sharded.path().join("model.safetensors.index.json"), index).unwrap();
+    // One of its texts cannot be made, so reading them first would be another error.
+    let unread = Settings { template: Some("{{ fields.question }}".into()), ..settings() };
+    let error = fit(pairs(20), sharded.path(), directory.path(), &unread).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && error.contains("sharded"), "{error}");
 }
 
 #[test]

@@ -428,3 +428,22 @@ fn a_template_says_what_a_model_reads_before_the_response() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+#[test]
+fn a_checkpoint_with_an_impossible_number_of_labels_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(fixtures().join("models/bert").join(name), directory.path().join(name))
+            .unwrap();
+    }
+    let path = directory.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config.as_object_mut().unwrap().remove("id2label");
+    for count in [0, u64::MAX] {
+        config["num_labels"] = json!(count);
+        std::fs::write(&path, config.to_string()).unwrap();
+        let toml = format!("kind = \"sequence-classifier\"\npath = {:?}", directory.path());
+        let error = build(&toml).err().unwrap().to_string();
+        assert!(error.contains(&format!("{count} labels, expected 1 to")), "{error}");
+    }
+}

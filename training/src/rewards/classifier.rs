@@ -15,6 +15,9 @@ use tokenizers::{EncodeInput, Encoding, Tokenizer, TruncationParams};
 /// Tokens (padding included) of one forward: bounds the memory of attention.
 const TOKENS_PER_FORWARD: usize = 4096;
 
+/// Labels of one head: more are a broken configuration, not a classifier.
+const MOST_LABELS: usize = 10_000;
+
 /// Why a model directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
@@ -100,17 +103,22 @@ impl Parts {
         Ok(found.into_iter().map(|(_, result)| result).collect())
     }
 
-    fn labels(&self) -> Vec<String> {
+    /// Names of the labels, in the order of the logits.
+    fn labels(&self) -> Result<Vec<String>, String> {
         let names = self.config.get("id2label").and_then(|v| v.as_object());
         let count = names
             .map(|n| n.len())
             .or_else(|| self.config.get("num_labels").and_then(|v| v.as_u64()).map(|n| n as usize));
+        // transformers leaves both out when there are its default two labels.
+        let count = count.unwrap_or(2);
+        if !(1..=MOST_LABELS).contains(&count) {
+            return Err(format!("config.json: {count} labels, expected 1 to {MOST_LABELS}"));
+        }
         let name = |i: usize| {
             let found = names.and_then(|n| n.get(&i.to_string())).and_then(|v| v.as_str());
             found.map_or_else(|| format!("LABEL_{i}"), str::to_string)
         };
-        // transformers leaves both out when there are its default two labels.
-        (0..count.unwrap_or(2)).map(name).collect()
+        Ok((0..count).map(name).collect())
     }
 }
 
@@ -136,7 +144,7 @@ struct Classifier {
 impl Classifier {
     fn open(dir: &Path, kind: HeadKind) -> Result<Self, ModelError> {
         let parts = Parts::open(dir, None)?;
-        let labels = parts.labels();
+        let labels = parts.labels().map_err(failed(dir))?;
         let names = HeadNames::of(model_type(&parts.config), kind);
         let head = Head::load(&names, parts.network.hidden, labels.len(), &parts.weights)
             .map_err(|e| failed(dir)(e.to_string()))?;

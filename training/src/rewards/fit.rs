@@ -59,6 +59,9 @@ pub enum FitError {
     /// Too few rows to learn from and to test on.
     #[error("{0} rows, expected at least 10: a part of them is kept for testing")]
     Rows(usize),
+    /// A share of the rows that leaves none to learn from.
+    #[error("test_share is {0}, expected a number above 0 and below 0.5")]
+    Share(f64),
     /// Only one of the two labels occurs.
     #[error("{0}: the rows for learning have only one of the two labels")]
     OneLabel(&'static str),
@@ -82,25 +85,33 @@ pub enum FitError {
 }
 
 /// How to fit.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct Settings {
     /// Passes over the rows at most: those are kept after which the loss on rows that are not
     /// learned from was lowest.
+    #[arg(long, default_value_t = 30)]
     pub epochs: u64,
     /// Pairs or segments of one update.
+    #[arg(long, default_value_t = 32)]
     pub batch: usize,
     /// Peak learning rate, linear decay.
+    #[arg(long, default_value_t = 3e-4)]
     pub learning_rate: f64,
     /// Decoupled weight decay of AdamW.
+    #[arg(long, default_value_t = 0.1)]
     pub weight_decay: f64,
-    /// Share of the rows that is kept for testing; as many say when to stop learning.
+    /// Share of the rows that is kept for testing, below 0.5; as many say when to stop learning.
+    #[arg(long, default_value_t = 0.1)]
     pub test_share: f64,
     /// Seed of the split, the order and the first weights.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// minijinja template of what stands before the response, over `prompt` and `fields`; left out,
     /// the prompt. The reward must be configured with the same.
+    #[arg(long)]
     pub template: Option<String>,
     /// Which tokens of a segment are read. The reward must be configured with the same.
+    #[arg(long, value_enum, default_value = "last")]
     pub reading: Reading,
 }
 
@@ -140,15 +151,17 @@ impl std::fmt::Display for Fit {
 pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Result<Fit, FitError> {
     let Lesson { goal, rows } = lesson;
     let before = Before::new(settings.template.as_deref())?;
-    let parts = Parts::open(model, None)?;
     let count = rows.len();
     if count < 10 {
         return Err(FitError::Rows(count));
     }
     let kept = settings.test_share;
     let split = split(rows, |row| &row.id, &[1.0 - 2.0 * kept, kept, kept], settings.seed);
+    let split = split.map_err(|_| FitError::Share(kept))?;
+    let parts = Parts::open(model, None)?;
+    fitted::check(model)?;
     let mut read = Vec::new();
-    for rows in split.map_err(|_| FitError::Rows(count))? {
+    for rows in split {
         let features = Features::of(&parts, model, &goal, &before, settings.reading, &rows)?;
         if rows.is_empty() || features.count() == 0 {
             return Err(FitError::Rows(count));

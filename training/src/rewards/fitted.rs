@@ -36,6 +36,19 @@ const TOKENIZER: [&str; 5] = [
     "sentence_bert_config.json",
 ];
 
+/// The file whose tensors [`write`] copies.
+const WEIGHTS: &str = "model.safetensors";
+
+/// That [`write`] will find the network of `model`, before it is taught anything.
+pub(super) fn check(model: &Path) -> Result<(), CheckpointError> {
+    let path = model.join(WEIGHTS);
+    if path.is_file() {
+        return Ok(());
+    }
+    let reason = "no such file; a head is taught on a checkpoint in one file, not a sharded one";
+    Err(CheckpointError::Format { path, reason: reason.into() })
+}
+
 /// Writes the network of the checkpoint `model`, whose configuration is `config`, with `head` as the
 /// checkpoint `out`; the weights last.
 pub(super) fn write(
@@ -50,10 +63,10 @@ pub(super) fn write(
         let path = model.join(name);
         fs::read(&path).map_err(|source| CheckpointError::Io { path, source })
     };
-    let path = out.join("model.safetensors");
+    let path = out.join(WEIGHTS);
     let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
     let (prefix, class) = names(model_type(config));
-    let stored = read("model.safetensors")?;
+    let stored = read(WEIGHTS)?;
     let stored = SafeTensors::deserialize(&stored).map_err(|e| format(e.to_string()))?;
     let mut head_bytes = Vec::with_capacity(head.len());
     for (name, tensor) in head {
