@@ -9,7 +9,7 @@ use std::{hint::black_box, time::Instant};
 use ladle::{
     kernels::{
         Batch, BlockType, ColumnScale, Dtype, HostTensor, RowCoefficients, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        cpu::{BLOCK, CpuKernels, KvPool, KvShape, panels},
     },
     model::{
         config::ModelConfig,
@@ -25,8 +25,8 @@ const STEPS: usize = 24;
 /// Low-rank terms and their rank in the mixed runs.
 const TERMS: usize = 3;
 const RANK: usize = 16;
-/// The stacked rank as a soup's decoder has it: filled up to whole vectors.
-const RANKS: usize = (TERMS * RANK).next_multiple_of(32);
+/// The stacked rank.
+const RANKS: usize = TERMS * RANK;
 
 fn main() {
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
@@ -84,7 +84,7 @@ fn measure(
         if let (true, [out, inputs]) = (mixed && name.contains("proj"), shape.as_slice()) {
             parameter.low_rank = Some(LowRank {
                 down: random.tensor(plain, &[RANKS, *inputs]),
-                up: random.tensor(plain, &[*out, RANKS]),
+                up: panels(&random.tensor(plain, &[*out, RANKS])).expect("a plain matrix"),
                 scales: (0..TERMS)
                     .map(|term| ColumnScale {
                         columns: term * RANK..(term + 1) * RANK,

@@ -7,7 +7,7 @@ use common::model::{Run, Sequence, family_names, load, run};
 use ladle::{
     kernels::{
         Batch, ColumnScale, Dtype, HostTensor, RowCoefficients, Segment,
-        cpu::{CpuKernels, Isa, KvPool, KvShape},
+        cpu::{CpuKernels, Isa, KvPool, KvShape, panels},
     },
     model::linear::{Dense, LowRank, Parameter},
 };
@@ -249,7 +249,7 @@ fn low_rank_mixed_rows_equal_the_merged_models() {
                             factor: FACTORS[term],
                         })
                         .collect();
-                    parameter.low_rank = Some(LowRank { down, up, scales });
+                    parameter.low_rank = Some(LowRank { down, up: panels(&up).unwrap(), scales });
                 }
                 parameter
             },

@@ -52,6 +52,9 @@ pub enum KernelError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Bytes that make no tensor.
+    #[error(transparent)]
+    Host(#[from] host::HostError),
     /// The GPU refused.
     #[error(transparent)]
     Device(#[from] cuda::DeviceError),
@@ -156,16 +159,16 @@ pub struct Product<'a, K: Kernels + ?Sized> {
     pub onto: Option<K::Tensor>,
 }
 
-/// One product of [`Kernels::scaled_products`]: `onto + (x ⊙ scales) Wᵀ`.
+/// One product of [`Kernels::scaled_products`]: `onto + (x ⊙ scales) Bᵀ`.
 pub struct ScaledProduct<'a, K: Kernels + ?Sized> {
     /// Input `[rows, in]`.
     pub x: K::Tensor,
     /// Scales of the input's columns, as in [`Kernels::scale_columns`].
     pub scales: &'a [ColumnScale],
-    /// Weight `[out, in]`.
+    /// B factors: `[out, Σ rank]`, on the CPU in [`cpu::panels`].
     pub weight: &'a K::Weight,
     /// Summand `[rows, out]`.
-    pub onto: Option<K::Tensor>,
+    pub onto: K::Tensor,
 }
 
 impl<'a, K: Kernels + ?Sized> ScaledProduct<'a, K> {
@@ -176,13 +179,14 @@ impl<'a, K: Kernels + ?Sized> ScaledProduct<'a, K> {
         coefficients: Option<&RowCoefficients>,
     ) -> Result<Vec<K::Tensor>> {
         let mut scaled = Vec::with_capacity(products.len());
+        let mut ontos = Vec::with_capacity(products.len());
         for Self { x, scales, weight, onto } in products {
-            scaled.push((k.scale_columns(x, scales, coefficients)?, weight, onto));
+            scaled.push((k.scale_columns(x, scales, coefficients)?, weight));
+            ontos.push(Some(onto));
         }
-        let ontos: Vec<_> = scaled.iter_mut().map(|(.., onto)| onto.take()).collect();
         let products = scaled.iter().zip(ontos);
         k.products(
-            products.map(|((x, weight, _), onto)| Product { x, weight: *weight, onto }).collect(),
+            products.map(|((x, weight), onto)| Product { x, weight: *weight, onto }).collect(),
         )
     }
 }

@@ -127,7 +127,7 @@ struct Recipe<'a> {
     ranks: usize,
     /// Row length: the last dimension.
     width: usize,
-    /// The A factors in f32, `[ranks, width]`, made by the first task that needs them.
+    /// The A factors in f32 and in [`sum::panels`], made by the first task that needs them.
     down: OnceLock<Vec<f32>>,
 }
 
@@ -163,8 +163,10 @@ impl<'a> Recipe<'a> {
     }
 
     fn down(&self) -> &[f32] {
-        self.down
-            .get_or_init(|| self.low_rank.iter().flat_map(|(term, _)| term.down.to_f32()).collect())
+        self.down.get_or_init(|| {
+            let rows = self.low_rank.iter().flat_map(|(term, _)| term.down.to_f32());
+            sum::panels(&rows.collect::<Vec<_>>(), self.ranks)
+        })
     }
 
     /// The B factors of the rows from `first`, times their coefficients: `[rows, ranks]`.

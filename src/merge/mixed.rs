@@ -9,7 +9,7 @@ use super::{
     plan::{LowRankTerm, SoupPlan, TensorPlan},
 };
 use crate::{
-    kernels::{ColumnScale, Dtype, HostTensor},
+    kernels::{ColumnScale, Dtype, HostTensor, cpu::panels},
     model::{
         config::ModelConfig,
         decoder::Decoder,
@@ -23,15 +23,17 @@ pub fn mixed_decoder(
     config: ModelConfig,
 ) -> Result<Decoder<HostTensor>, MergeError> {
     let keep = |tensor: &HostTensor| Ok(tensor.clone());
-    mixed_decoder_of(plan, config, keep, keep)
+    mixed_decoder_of(plan, config, keep, keep, |up| Ok(panels(up)?))
 }
 
-/// The same on another device: `dense` brings full-rank terms there, `factor` stacked factors.
+/// The same on another device: `dense` brings full-rank terms there, `down` and `up` the stacked
+/// factors.
 pub fn mixed_decoder_of<W: Clone>(
     plan: &SoupPlan,
     config: ModelConfig,
     dense: impl Fn(&HostTensor) -> Result<W, MergeError>,
-    factor: impl Fn(&HostTensor) -> Result<W, MergeError>,
+    down: impl Fn(&HostTensor) -> Result<W, MergeError>,
+    up: impl Fn(&HostTensor) -> Result<W, MergeError>,
 ) -> Result<Decoder<W>, MergeError> {
     Decoder::load(config, |name| {
         let missing = || MergeError::Missing { tensor: name.to_owned() };
@@ -44,16 +46,15 @@ pub fn mixed_decoder_of<W: Clone>(
         let low_rank = if tensor.low_rank.is_empty() {
             None
         } else {
-            let LowRank { down, up, scales } = stack(tensor)?;
-            Some(LowRank { down: factor(&down)?, up: factor(&up)?, scales })
+            let LowRank { down: a, up: b, scales } = stack(tensor)?;
+            Some(LowRank { down: down(&a)?, up: up(&b)?, scales })
         };
         Ok(Parameter { first, rest: terms.collect(), low_rank })
     })
 }
 
-/// The stacked rank is filled up with zeros to a multiple of this: products take their inputs in
-/// whole vectors.
-const RANK_STEP: usize = 32;
+/// The stacked rank is filled up with zeros to a multiple of this: GPUs load eight values at once.
+const RANK_STEP: usize = 8;
 
 /// Stacks the factors along the rank: A as `[Σr, in]`, B as `[out, Σr]`, Σr filled up to a multiple
 /// of [`RANK_STEP`]. They keep their storage type where it is one, else they are widened to f32;

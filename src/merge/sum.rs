@@ -177,8 +177,22 @@ impl<E: Element, const FIRST: bool> Kernel for Accumulate<'_, E, FIRST> {
     }
 }
 
+/// `down` `[ranks, width]` in panels `[panel, ranks, LANES]` for [`add_product`], the last one filled
+/// up with zeros: a tile reads its columns in one run.
+pub(super) fn panels(down: &[f32], ranks: usize) -> Vec<f32> {
+    let width = down.len() / ranks.max(1);
+    let mut panels = vec![0.0; width.div_ceil(LANES) * ranks * LANES];
+    for (rank, row) in down.chunks_exact(width.max(1)).enumerate() {
+        for (panel, columns) in row.chunks(LANES).enumerate() {
+            let at = (panel * ranks + rank) * LANES;
+            panels[at..at + columns.len()].copy_from_slice(columns);
+        }
+    }
+    panels
+}
+
 /// `sums[o, :] += Σᵣ up[o, r]·down[r, :]` for `sums` `[rows, width]`, `up` `[rows, ranks]` and
-/// `down` `[ranks, width]`, ranks in order.
+/// `down` in [`panels`], ranks in order.
 pub(super) fn add_product(
     level: Level,
     sums: &mut [f32],
@@ -190,7 +204,7 @@ pub(super) fn add_product(
     let rows = sums.len() / width;
     assert_eq!(
         (sums.len(), up.len(), down.len()),
-        (rows * width, rows * ranks, ranks * width),
+        (rows * width, rows * ranks, width.div_ceil(LANES) * ranks * LANES),
         "factors that fit the sums"
     );
     level.run(AddProduct { sums, up, down, width, ranks, rows });
@@ -206,22 +220,23 @@ struct AddProduct<'a> {
 }
 
 impl AddProduct<'_> {
-    /// `ROWS` rows from `row`, [`LANES`] columns from `column`, held in registers over the ranks.
+    /// `ROWS` rows from `row`, the [`LANES`] columns of a panel, held in registers over the ranks.
     ///
     /// # Safety
     /// The tile lies within the matrices and the features of `L` were detected.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const ROWS: usize>(&mut self, row: usize, column: usize) {
+    unsafe fn tile<L: Lanes, const ROWS: usize>(&mut self, row: usize, panel: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let to = self.sums.as_mut_ptr().add(row * self.width + column);
+            let to = self.sums.as_mut_ptr().add(row * self.width + panel * LANES);
             let up = self.up.as_ptr().add(row * self.ranks);
+            let down = self.down.as_ptr().add(panel * self.ranks * LANES);
             let mut sums = [L::splat(0.0); ROWS];
             for k in 0..ROWS {
                 sums[k] = L::load_f32(to.add(k * self.width));
             }
             for rank in 0..self.ranks {
-                let a = L::load_f32(self.down.as_ptr().add(rank * self.width + column));
+                let a = L::load_f32(down.add(rank * LANES));
                 for k in 0..ROWS {
                     let b = L::splat(*up.add(k * self.ranks + rank));
                     sums[k] = sums[k].add(b.mul(a));
@@ -234,33 +249,34 @@ impl AddProduct<'_> {
     }
 
     /// # Safety
-    /// As [`Self::tile`], for every whole tile of the column.
+    /// As [`Self::tile`], for every row of a whole panel.
     #[inline(always)]
-    unsafe fn column<L: Lanes, const ROWS: usize>(&mut self, column: usize) {
+    unsafe fn panel<L: Lanes, const ROWS: usize>(&mut self, panel: usize) {
         let whole = self.rows / ROWS * ROWS;
         // SAFETY: the tiles cover rows 0..rows once.
         unsafe {
             for row in (0..whole).step_by(ROWS) {
-                self.tile::<L, ROWS>(row, column);
+                self.tile::<L, ROWS>(row, panel);
             }
             for row in whole..self.rows {
-                self.tile::<L, 1>(row, column);
+                self.tile::<L, 1>(row, panel);
             }
         }
     }
 }
 
 impl Kernel for AddProduct<'_> {
-    /// Columns from `from` on.
+    /// Panels from `from` on.
     fn plain(self, from: usize) {
-        if from == self.width {
-            return;
-        }
-        for (row, sums) in self.sums.chunks_exact_mut(self.width).enumerate() {
-            let up = &self.up[row * self.ranks..(row + 1) * self.ranks];
-            for (b, down) in up.iter().zip(self.down.chunks_exact(self.width)) {
-                for (sum, a) in sums[from..].iter_mut().zip(&down[from..]) {
-                    *sum += b * a;
+        let panels = self.down.chunks_exact((self.ranks * LANES).max(1)).enumerate().skip(from);
+        for (panel, down) in panels {
+            let columns = panel * LANES..self.width.min((panel + 1) * LANES);
+            for (row, sums) in self.sums.chunks_exact_mut(self.width).enumerate() {
+                let up = &self.up[row * self.ranks..(row + 1) * self.ranks];
+                for (b, down) in up.iter().zip(down.chunks_exact(LANES)) {
+                    for (sum, a) in sums[columns.clone()].iter_mut().zip(down) {
+                        *sum += b * a;
+                    }
                 }
             }
         }
@@ -268,14 +284,14 @@ impl Kernel for AddProduct<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(mut self) {
-        let whole = self.width / LANES * LANES;
-        for column in (0..whole).step_by(LANES) {
-            // SAFETY: column + LANES ≤ width.
+        let whole = self.width / LANES;
+        for panel in 0..whole {
+            // SAFETY: a whole panel.
             unsafe {
                 if L::ROWS == 8 {
-                    self.column::<L, 8>(column);
+                    self.panel::<L, 8>(panel);
                 } else {
-                    self.column::<L, 4>(column);
+                    self.panel::<L, 4>(panel);
                 }
             }
         }

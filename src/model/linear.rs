@@ -20,7 +20,7 @@ pub struct Dense<W> {
 pub struct LowRank<W> {
     /// A factors, `[Σ rank, in]`.
     pub down: W,
-    /// B factors, `[out, Σ rank]`.
+    /// B factors `[out, Σ rank]` as [`Kernels::scaled_products`] takes them.
     pub up: W,
     /// Which ranks belong to which term, with LoRA's scale.
     pub scales: Vec<ColumnScale>,
@@ -176,20 +176,18 @@ pub fn linears<K: Kernels, const N: usize>(
         downs.extend(results);
     }
     if !downs.is_empty() {
-        let low_rank = || weights.iter().filter_map(|p| p.low_rank.as_ref());
-        let targets = weights.iter().zip(&mut sums).filter(|(p, _)| p.low_rank.is_some());
-        let mut targets: Vec<_> = targets.map(|(_, sum)| sum).collect();
-        let products = downs.into_iter().zip(low_rank()).zip(&mut targets);
-        let products = products
-            .map(|((x, LowRank { up, scales, .. }), sum)| ScaledProduct {
-                x,
-                scales,
-                weight: up,
-                onto: sum.take(),
-            })
-            .collect();
-        for (target, sum) in targets.into_iter().zip(k.scaled_products(products, coefficients)?) {
-            *target = Some(sum);
+        let mut downs = downs.into_iter();
+        let mut products = Vec::with_capacity(N);
+        for (parameter, sum) in weights.iter().zip(&mut sums) {
+            let Some(LowRank { up: weight, scales, .. }) = &parameter.low_rank else { continue };
+            let (Some(x), Some(onto)) = (downs.next(), sum.take()) else { continue };
+            products.push(ScaledProduct { x, scales, weight, onto });
+        }
+        let mut results = k.scaled_products(products, coefficients)?.into_iter();
+        for (parameter, sum) in weights.iter().zip(&mut sums) {
+            if parameter.low_rank.is_some() {
+                *sum = results.next();
+            }
         }
     }
     let mut out = Vec::with_capacity(N);

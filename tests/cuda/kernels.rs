@@ -3,7 +3,7 @@
 use ladle::kernels::{
     AttentionShape, Batch, ColumnScale, Dtype, HostTensor, Kernels, Product, Rope, RowCoefficients,
     ScaledProduct, Segment,
-    cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+    cpu::{BLOCK, CpuKernels, KvPool, KvShape, panels},
     cuda::CudaKernels,
 };
 
@@ -177,12 +177,12 @@ fn low_rank_steps_scale_each_row_by_its_own_coefficients() {
                     ColumnScale { columns: rank - 2..rank, term: None, factor: 1.5 },
                 ]
             });
-            let wide = ups.each_ref().map(|up| cast(up, Dtype::F32));
+            let wide = ups.each_ref().map(|up| panels(&cast(up, Dtype::F32)).unwrap());
             let products = (0..2).map(|i| ScaledProduct {
                 x: cpu.tensor(rows, &xs[i]).unwrap(),
                 scales: &scales[i],
                 weight: &wide[i],
-                onto: (i == 0).then(|| cpu.tensor(rows, &ontos[i]).unwrap()),
+                onto: cpu.tensor(rows, &ontos[i]).unwrap(),
             });
             let expected = cpu.scaled_products(products.collect(), Some(&c)).unwrap();
             for cuda in both_orders(dtype) {
@@ -191,7 +191,7 @@ fn low_rank_steps_scale_each_row_by_its_own_coefficients() {
                     x: cuda.tensor(rows, &xs[i]).unwrap(),
                     scales: &scales[i],
                     weight: &weights[i],
-                    onto: (i == 0).then(|| cuda.tensor(rows, &ontos[i]).unwrap()),
+                    onto: cuda.tensor(rows, &ontos[i]).unwrap(),
                 });
                 let got = cuda.scaled_products(products.collect(), Some(&c)).unwrap();
                 for (got, expected) in got.iter().zip(&expected) {

@@ -156,29 +156,27 @@ impl Pack<'_> {
         struct Rows<'a>(&'a [f32], &'a mut [f32], usize, bool);
         impl Vectorised for Rows<'_> {
             #[inline(always)]
-            fn run<S: Simd>(self, _: S) {
+            fn run<S: Simd>(self, s: S) {
                 let Self(x, packed, inputs, interleaved) = self;
-                let width = inputs.next_multiple_of(2 * S::LANES);
+                let (chunk, width) = (2 * S::LANES, inputs.next_multiple_of(2 * S::LANES));
                 for (x, packed) in x.chunks_exact(inputs).zip(packed.chunks_exact_mut(width)) {
-                    let chunks = x.chunks(2 * S::LANES).zip(packed.chunks_exact_mut(2 * S::LANES));
-                    for (x, packed) in chunks {
-                        let (first, second) = packed.split_at_mut(S::LANES);
-                        if x.len() < 2 * S::LANES {
-                            first.fill(0.0);
-                            second.fill(0.0);
-                            for (i, &x) in x.iter().enumerate() {
-                                let at = if interleaved { i / 2 } else { i % S::LANES };
-                                let odd = if interleaved { i % 2 } else { i / S::LANES };
-                                if odd == 0 { first[at] = x } else { second[at] = x }
-                            }
-                        } else if interleaved {
-                            for i in 0..S::LANES {
-                                first[i] = x[2 * i];
-                                second[i] = x[2 * i + 1];
-                            }
+                    let mut tail = [0.0; 64];
+                    for (x, packed) in x.chunks(chunk).zip(packed.chunks_exact_mut(chunk)) {
+                        let x = if x.len() < chunk {
+                            tail[..x.len()].copy_from_slice(x);
+                            &tail[..chunk]
                         } else {
-                            first.copy_from_slice(&x[..S::LANES]);
-                            second.copy_from_slice(&x[S::LANES..]);
+                            x
+                        };
+                        if !interleaved {
+                            packed.copy_from_slice(x);
+                            continue;
+                        }
+                        // SAFETY: both hold a chunk.
+                        unsafe {
+                            let [even, odd] = s.load_even_odd(x.as_ptr());
+                            s.store(packed.as_mut_ptr(), even);
+                            s.store(packed.as_mut_ptr().add(S::LANES), odd);
                         }
                     }
                 }

@@ -9,6 +9,7 @@ mod dot;
 mod elementwise;
 mod gemm;
 mod kv;
+mod low_rank;
 mod pool;
 mod quantised;
 mod simd;
@@ -18,13 +19,14 @@ mod tile;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use kv::{BLOCK, KvPool, KvShape};
+pub use low_rank::panels;
 pub use simd::Isa;
 pub use tensor::Tensor;
 
 use self::{pool::Pool, tensor::Recycler};
 use super::{
     AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
-    Rope, RowCoefficients,
+    Rope, RowCoefficients, ScaledProduct,
     check::{self, fits, matrix},
 };
 
@@ -162,6 +164,28 @@ impl Kernels for CpuKernels {
         let jobs: Result<Vec<_>> = products.into_iter().map(|p| self.job(p)).collect();
         let mut jobs = jobs?;
         self.multiply(&mut jobs);
+        Ok(jobs.into_iter().map(|job| job.y).collect())
+    }
+
+    fn scaled_products(
+        &self,
+        products: Vec<ScaledProduct<'_, Self>>,
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<Vec<Tensor>> {
+        let op = "scaled_products";
+        let mut jobs = Vec::with_capacity(products.len());
+        for ScaledProduct { x, scales, weight: b, onto: y } in products {
+            let &[panels, ranks, width] = b.shape() else {
+                let (what, got) = ("rank of the B factors, in panels", b.shape().len());
+                return Err(KernelError::Shape { op, what, expected: 3, got });
+            };
+            fits(op, "width of the input", ranks, x.width())?;
+            fits(op, "number of panels", y.width().div_ceil(width.max(1)), panels)?;
+            fits(op, "rows of the output", x.rows(), y.rows())?;
+            let x = self.scale_columns(x, scales, coefficients)?;
+            jobs.push(low_rank::Job { x, b, y });
+        }
+        low_rank::multiply(self.isa, &self.pool, &mut jobs);
         Ok(jobs.into_iter().map(|job| job.y).collect())
     }
 

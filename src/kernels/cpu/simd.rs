@@ -45,6 +45,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `p` must be readable for 2 LANES values.
     unsafe fn load_bf16_odd(self, p: *const bf16) -> Self::V;
+    /// 2 LANES values: the even-numbered, then the odd-numbered.
+    /// # Safety
+    /// `p` must be readable for 2 LANES values.
+    unsafe fn load_even_odd(self, p: *const f32) -> [Self::V; 2];
     /// Stores LANES values.
     /// # Safety
     /// `p` must be writable for LANES values.
@@ -200,6 +204,11 @@ impl Simd for Portable {
         self.map(|i| f32::from_bits(u32::from(v[2 * i + 1]) << 16))
     }
     #[inline(always)]
+    unsafe fn load_even_odd(self, p: *const f32) -> [Self::V; 2] {
+        // SAFETY: the caller's.
+        unsafe { [0, 1].map(|odd| std::array::from_fn(|i| *p.add(2 * i + odd))) }
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {
         // SAFETY: the caller's.
         unsafe { p.cast::<Self::V>().write(v) }
@@ -317,6 +326,16 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn load_even_odd(self, p: *const f32) -> [__m512; 2] {
+            unsafe {
+                let even =
+                    _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+                let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+                let (low, high) = (_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)));
+                [even, odd].map(|lanes| _mm512_permutex2var_ps(low, lanes, high))
+            }
+        }
+        #[inline(always)]
         unsafe fn store(self, p: *mut f32, v: __m512) {
             unsafe { _mm512_storeu_ps(p, v) }
         }
@@ -395,6 +414,19 @@ mod x86 {
             unsafe {
                 let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
                 _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p.cast()), high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_even_odd(self, p: *const f32) -> [__m256; 2] {
+            unsafe {
+                let (low, high) = (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)));
+                let even = _mm256_shuffle_ps::<0b10_00_10_00>(low, high);
+                let odd = _mm256_shuffle_ps::<0b11_01_11_01>(low, high);
+                // Each half took from both: pairs of lanes back into order.
+                [even, odd].map(|v| {
+                    let pairs = _mm256_castps_pd(v);
+                    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(pairs))
+                })
             }
         }
         #[inline(always)]

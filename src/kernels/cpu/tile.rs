@@ -125,6 +125,10 @@ pub(super) trait Element: Copy {
     /// # Safety
     /// `p` must be readable for 2 LANES values.
     unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// LANES values in order.
+    /// # Safety
+    /// `p` must be readable for LANES values.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
 }
 
 impl Element for f32 {
@@ -139,6 +143,11 @@ impl Element for f32 {
     unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.
         unsafe { s.load(p.add(S::LANES)) }
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load(p) }
     }
 }
 
@@ -155,6 +164,11 @@ impl Element for bf16 {
         // SAFETY: the caller's.
         unsafe { s.load_bf16_odd(p) }
     }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load_bf16(p) }
+    }
 }
 
 impl Element for f16 {
@@ -169,5 +183,10 @@ impl Element for f16 {
     unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
         // SAFETY: the caller's.
         unsafe { s.load_f16(p.add(S::LANES)) }
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load_f16(p) }
     }
 }

@@ -120,7 +120,7 @@ impl<D: Device> CudaKernels<D> {
         let mut jobs = Vec::with_capacity(products.len());
         let mut values = None;
         for ScaledProduct { x, scales, weight, onto } in products {
-            let mut job = self.job(&x, weight, onto)?;
+            let mut job = self.job(&x, weight, Some(onto))?;
             let columns = self.columns("scaled_products", &x, scales, coefficients)?;
             job.item.x = x.address();
             job.item.factor = columns.factor.address();

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use ladle::{
     kernels::{
         Batch, ColumnScale, Dtype, HostTensor, KernelError, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        cpu::{BLOCK, CpuKernels, KvPool, KvShape, panels},
         host::HostError,
     },
     model::{
@@ -114,7 +114,7 @@ pub fn decoder(
     })
 }
 
-/// Factors side by side along the rank: down `[Σ r, in]`, up `[out, Σ r]`.
+/// Factors side by side along the rank: down `[Σ r, in]`, up `[out, Σ r]` in panels.
 fn stack(factors: &[&HostFactor]) -> Result<LowRank<HostTensor>> {
     let ranks: Vec<usize> =
         factors.iter().map(|f| f.down.shape().first().copied().unwrap_or(0)).collect();
@@ -139,7 +139,7 @@ fn stack(factors: &[&HostFactor]) -> Result<LowRank<HostTensor>> {
     let (down_shape, up_shape) = (vec![rank, inner], vec![outer, rank]);
     let (down, up) =
         (HostTensor::from_f32(&down, down_shape)?, HostTensor::from_f32(&up, up_shape)?);
-    Ok(LowRank { down, up, scales })
+    Ok(LowRank { down, up: panels(&up)?, scales })
 }
 
 /// Kernels and cache for rollouts of one model.
