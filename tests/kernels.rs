@@ -5,8 +5,9 @@ mod common;
 
 use common::model::cast;
 use ladle::kernels::{
-    AttentionShape, Batch, BlockType, Dtype, HostTensor, KernelError, Kernels, Product, Segment,
-    cpu::{BLOCK, CpuKernels, Isa, KvPool, KvShape},
+    AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KernelError, Kernels,
+    Product, RowCoefficients, ScaledProduct, Segment,
+    cpu::{BLOCK, CpuKernels, Isa, KvPool, KvShape, panels},
 };
 use proptest::prelude::*;
 
@@ -63,6 +64,59 @@ proptest! {
                     let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
                     let expected =
                         terms.sum::<f64>() + if add { f64::from(y[t * outputs + o]) } else { 0.0 };
+                    let error = (f64::from(*got) - expected).abs();
+                    prop_assert!(error < 2e-6 * size, "{}: {got} for {expected}", isa.name());
+                }
+            }
+            for t in [0, rows / 2, rows - 1] {
+                let alone = product(t..t + 1);
+                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn low_rank_products_are_right_to_f32_rounding_and_rows_do_not_feel_each_other(
+        rows in prop_oneof![1usize..20, 190usize..200],
+        ranks in 1usize..50,
+        outputs in 1usize..200,
+        dtype in dtypes(),
+        seed in any::<u64>(),
+    ) {
+        let b = weight(dtype, [outputs, ranks], seed);
+        let (x, y) = (random(rows * ranks, !seed), random(rows * outputs, seed ^ 77));
+        let c = RowCoefficients { terms: 2, values: random(rows * 2, seed ^ 5) };
+        let split = ranks / 3;
+        let scales = [
+            ColumnScale { columns: 0..split, term: Some(1), factor: 2.0 },
+            ColumnScale { columns: split..ranks, term: Some(0), factor: -0.5 },
+        ];
+        let (wide, stored) = (b.to_f32(), panels(&b).unwrap());
+        for isa in Isa::available() {
+            let kernels = CpuKernels::with_isa(2, isa);
+            let product = |rows: std::ops::Range<usize>| {
+                let part = |of: &[f32], width: usize| {
+                    kernels.tensor(rows.len(), &of[rows.start * width..rows.end * width]).unwrap()
+                };
+                let c = c.select(&rows.clone().collect::<Vec<_>>());
+                let product = ScaledProduct {
+                    x: part(&x, ranks),
+                    scales: &scales,
+                    weight: &stored,
+                    onto: part(&y, outputs),
+                };
+                kernels.scaled_products(vec![product], Some(&c)).unwrap().remove(0)
+            };
+            let got = product(0..rows);
+            for (t, got) in got.data().chunks_exact(outputs).enumerate() {
+                for (o, got) in got.iter().enumerate() {
+                    let terms = (0..ranks).map(|r| {
+                        let (term, factor) = if r < split { (1, 2.0) } else { (0, -0.5) };
+                        let x = f64::from(x[t * ranks + r]) * f64::from(c.values[t * 2 + term]);
+                        x * factor * f64::from(wide[o * ranks + r])
+                    });
+                    let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
+                    let expected = terms.sum::<f64>() + f64::from(y[t * outputs + o]);
                     let error = (f64::from(*got) - expected).abs();
                     prop_assert!(error < 2e-6 * size, "{}: {got} for {expected}", isa.name());
                 }
