@@ -168,14 +168,12 @@ impl<'a> Trainer<'a> {
             let judging = start.elapsed() - sampling;
             let (batch, kl) = self.experience(&judged)?;
             let scoring = start.elapsed() - sampling - judging;
-            let eta = self.state.kl.coefficient;
             let report = self.update(&batch)?;
             let updating = start.elapsed() - sampling - judging - scoring;
             tracing::debug!(?sampling, ?judging, ?scoring, ?updating, "step {}", self.state.step);
-            let moved = self.balance(&judged)?;
+            self.record(&mut recorder, &judged, &report, kl)?;
             self.state.kl.update(kl, batch.len());
-            self.record(&mut recorder, &judged, &report, kl, eta)?;
-            if let Some(Update { floored, moved, weights }) = moved {
+            if let Some(Update { floored, moved, weights }) = self.balance(&judged)? {
                 recorder
                     .note(&format!("weights {weights:.4?} ({floored} floored, moved {moved:.3})"));
             }
@@ -379,13 +377,13 @@ impl<'a> Trainer<'a> {
         Ok(self.state.balance.advance(drawn, &judged.standardised)?)
     }
 
+    /// Notes the step, with the weights and the KL coefficient that it used.
     fn record(
         &self,
         recorder: &mut Recorder,
         judged: &Judged,
         report: &Report,
         kl: f64,
-        eta: f64,
     ) -> Result<()> {
         let count = judged.responses.len().max(1) as f64;
         let mean = |f: fn(&Response) -> f64| judged.responses.iter().map(f).sum::<f64>() / count;
@@ -397,7 +395,7 @@ impl<'a> Trainer<'a> {
         let mut metrics: Vec<(&str, f64)> = vec![
             ("score", mean(Response::total)),
             ("kl", kl),
-            ("kl_coefficient", eta),
+            ("kl_coefficient", self.state.kl.coefficient),
             ("response_tokens", mean(|r| r.rollout.tokens.len() as f64)),
             ("finished", mean(|r| f64::from(u8::from(r.rollout.finished)))),
             ("entropy", report.entropy),

@@ -182,7 +182,7 @@ fn a_finished_run_leaves_a_soup_that_opens() {
         r#"
 lora = {{ rank = 2, alpha = 4.0 }}
 rollout = {{ max_new_tokens = 4 }}
-rl = {{ steps = 1, batch = 4, standardise_on = 4 }}
+rl = {{ steps = 2, batch = 4, standardise_on = 4 }}
 balance = {{ strategy = "inverse", every = 1 }}
 mixing = {{ beta = 0.8 }}
 {OBJECTIVES}"#
@@ -204,6 +204,12 @@ mixing = {{ beta = 0.8 }}
     assert!((soup.mixing.column(0)[0] - 0.8).abs() < 1e-12);
     let realised = soup.manifest.mixing.realised.unwrap();
     assert!((realised[0][0] + realised[1][0] - 1.0).abs() < 1e-9);
+    // The weights on record are those that the steps used: their mean is the realised column.
+    for (row, name) in ["short", "plain"].into_iter().enumerate() {
+        let used = recorded(&run, "short", &format!("weight/{name}"));
+        assert!((used[0] - [0.8, 0.2][row]).abs() < 1e-12, "{used:?}");
+        assert!((used.iter().sum::<f64>() / 2.0 - realised[row][0]).abs() < 1e-12, "{used:?}");
+    }
 }
 
 #[test]
@@ -266,14 +272,18 @@ mixing = {{ {mixing} }}
     refuse(evaluate(&whole).args(["--seeds", "2"]), &["another evaluation"]);
 }
 
-/// Reward of objective `name` in the last steps of backbone `backbone`.
-fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
+/// A metric of a backbone's steps.
+fn recorded(run: &Path, backbone: &str, metric: &str) -> Vec<f64> {
     let path = run.join("metrics").join(backbone).join("metrics.jsonl");
     let text = fs::read_to_string(path).unwrap();
-    let steps: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let last = &steps[steps.len() - 5..];
-    let reward = format!("reward/{name}");
-    last.iter().map(|step| step[&reward].as_f64().unwrap()).sum::<f64>() / 5.0
+    let steps = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    steps.map(|step| step[metric].as_f64().unwrap()).collect()
+}
+
+/// Reward of objective `name` in the last steps of backbone `backbone`.
+fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
+    let steps = recorded(run, backbone, &format!("reward/{name}"));
+    steps[steps.len() - 5..].iter().sum::<f64>() / 5.0
 }
 
 /// A bandit in language: a response earns 1 by its first token alone, so the optimum of each
