@@ -295,7 +295,7 @@ fn reaches_the_optimum(algorithm: &str, seed: u64) {
 seed = {seed}
 lora = {{ rank = 4, alpha = 8.0 }}
 rollout = {{ max_new_tokens = 1, slots = 32, samples = 4 }}
-rl = {{ algorithm = "{algorithm}", steps = 24, batch = 32, minibatch = 32, epochs = 2, learning_rate = 4e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
+rl = {{ algorithm = "{algorithm}", steps = 40, batch = 32, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
 mixing = {{ identity = true }}
 [[objectives]]
 name = "vowels"
