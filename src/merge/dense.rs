@@ -152,7 +152,7 @@ impl<'a> Recipe<'a> {
     /// Cuts the tensor's output into tasks: whole rows where there are low-rank terms.
     fn split<'t>(&'t self, dtype: Dtype, out: &'t mut [u8], tasks: &mut Vec<Task<'t>>) {
         let elements = if !self.low_rank.is_empty() {
-            (BUFFERED / self.width).max(1) * self.width
+            (BUFFERED / self.width).max(1).next_multiple_of(sum::TILE_ROWS) * self.width
         } else if self.dense.iter().all(|(tensor, _)| tensor.dtype() == dtype) {
             STREAMED
         } else {
@@ -164,8 +164,8 @@ impl<'a> Recipe<'a> {
 
     fn down(&self) -> &[f32] {
         self.down.get_or_init(|| {
-            let rows = self.low_rank.iter().flat_map(|(term, _)| term.down.to_f32());
-            sum::panels(&rows.collect::<Vec<_>>(), self.ranks)
+            let rows: Vec<_> = self.low_rank.iter().map(|(term, _)| term.down.to_f32()).collect();
+            sum::panels(&rows.concat(), self.ranks)
         })
     }
 
@@ -177,42 +177,34 @@ impl<'a> Recipe<'a> {
         for &(term, factor) in &self.low_rank {
             let rank = rank(term);
             let range = first * rank..(first + rows) * rank;
-            let mut copy = |row: usize, r: usize, value: f32| {
-                up[row * self.ranks + column + r] = value * factor;
-            };
-            each_row(&term.up, range, rank, &mut copy);
+            let columns =
+                up.chunks_exact_mut(self.ranks).map(|row| &mut row[column..column + rank]);
+            match term.up.dtype() {
+                Dtype::F32 => scale::<f32>(&term.up, range, factor, columns),
+                Dtype::F16 => scale::<f16>(&term.up, range, factor, columns),
+                Dtype::Bf16 => scale::<bf16>(&term.up, range, factor, columns),
+                Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
+            }
             column += rank;
         }
     }
 }
 
-fn rank(term: &LowRankTerm) -> usize {
-    term.down.shape()[0]
-}
-
-/// Calls `f(row, column, value)` for the elements of `range` as rows of `width`.
-fn each_row(
+/// Fills rows with the elements of `range` times `factor`.
+fn scale<'a, E: Element>(
     tensor: &HostTensor,
     range: Range<usize>,
-    width: usize,
-    f: &mut impl FnMut(usize, usize, f32),
+    factor: f32,
+    rows: impl Iterator<Item = &'a mut [f32]>,
 ) {
-    fn of<E: Element>(
-        tensor: &HostTensor,
-        range: Range<usize>,
-        width: usize,
-        f: &mut impl FnMut(usize, usize, f32),
-    ) {
-        for (i, value) in E::of(tensor).unwrap_or_default()[range].iter().enumerate() {
-            f(i / width, i % width, value.widen());
-        }
+    let mut values = E::of(tensor).unwrap_or_default()[range].iter();
+    for row in rows {
+        row.iter_mut().zip(&mut values).for_each(|(to, value)| *to = value.widen() * factor);
     }
-    match tensor.dtype() {
-        Dtype::F32 => of::<f32>(tensor, range, width, f),
-        Dtype::F16 => of::<f16>(tensor, range, width, f),
-        Dtype::Bf16 => of::<bf16>(tensor, range, width, f),
-        Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
-    }
+}
+
+fn rank(term: &LowRankTerm) -> usize {
+    term.down.shape()[0]
 }
 
 /// A run of elements of one tensor.

@@ -12,6 +12,9 @@ const AHEAD_BYTES: usize = 2048;
 /// Elements per iteration: a whole cache line of a 16-bit type, so that streamed lines are full.
 const STEP: usize = 2 * LANES;
 
+/// Rows that [`add_product`] takes at once (at most).
+pub(super) const TILE_ROWS: usize = 8;
+
 /// Terms that [`weighted_sum`] keeps in registers.
 const MOST_TERMS: usize = 6;
 
@@ -288,8 +291,8 @@ impl Kernel for AddProduct<'_> {
         for panel in 0..whole {
             // SAFETY: a whole panel.
             unsafe {
-                if L::ROWS == 8 {
-                    self.panel::<L, 8>(panel);
+                if L::ROWS == TILE_ROWS {
+                    self.panel::<L, TILE_ROWS>(panel);
                 } else {
                     self.panel::<L, 4>(panel);
                 }
