@@ -105,7 +105,7 @@ impl<D: Device> CudaBackend<D> {
                 Ok(resident.weight(&kernels, tensor)?)
             };
             let factor = |tensor: &HostTensor| Ok(kernels.weight(&stored_as(tensor, dtype)?)?);
-            Some(mixed_decoder_of(&plan, config.clone(), dense, &factor, &factor)?)
+            Some(mixed_decoder_of(&plan, config.clone(), dense, factor, factor)?)
         } else {
             None
         };

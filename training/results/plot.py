@@ -1,4 +1,4 @@
-"""Draws a run's rewards over its steps, one panel an objective, one line a backbone.
+"""Draws a run's rewards over its steps, with the weights and the KL, one line a backbone.
 
     python training/results/plot.py training/results/NAME
 
@@ -25,17 +25,21 @@ def main():
         if path.stem != "sft":
             curves[path.stem] = [json.loads(line) for line in path.read_text().splitlines()]
     objectives = [key for key in next(iter(curves.values()))[0] if key.startswith("reward/")]
-    panels = [(key, key.removeprefix("reward/") + ", mean reward") for key in sorted(objectives)]
-    panels.append(("kl", "KL to θ_sft, nats a response"))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.1 * len(panels), 2.7), layout="constrained")
-    for axis, (key, title) in zip(axes, panels):
+    panels = [(key.removeprefix("reward/") + ", mean reward", lambda _, row, key=key: row[key]) for key in sorted(objectives)]
+    if any(len({row[f"weight/{name}"] for row in rows}) > 1 for name, rows in curves.items()):
+        panels.append(("weight of the backbone's own reward", lambda name, row: row[f"weight/{name}"]))
+    panels.append(("KL to θ_sft, nats a response", lambda _, row: row["kl"]))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.0), layout="constrained")
+    for axis, (title, value) in zip(axes, panels):
         for marker, (name, rows) in zip(MARKERS, curves.items()):
-            axis.plot([r["step"] for r in rows], [r[key] for r in rows], marker=marker, markersize=3, label=name)
+            steps, values = [row["step"] for row in rows], [value(name, row) for row in rows]
+            axis.plot(steps, values, marker=marker, markersize=3, label=name)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    axes[0].legend(title="backbone", fontsize=8, title_fontsize=8)
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, [f"backbone {name}" for name in names], loc="outside upper center", ncols=len(names), fontsize=8)
     figure.savefig(folder / "curves.svg", metadata={"Date": None})
 
 

@@ -14,6 +14,13 @@ use crate::checkpoint::{CheckpointError, write_atomically};
 
 type Result<T> = std::result::Result<T, CheckpointError>;
 
+/// A progress bar with rate and remaining time, over `total` things that are called `unit`.
+pub fn progress(title: &str, total: u64, unit: &str) -> ProgressBar {
+    let style = format!("{{msg}} {{bar:24}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+    let style = ProgressStyle::with_template(&style).unwrap_or(ProgressStyle::default_bar());
+    ProgressBar::new(total).with_style(style).with_message(title.to_owned())
+}
+
 /// Appends metrics of the steps of one run.
 pub struct Recorder {
     lines: PathBuf,
@@ -39,10 +46,7 @@ impl Recorder {
         let mut events = File::create(&path).map_err(io(&path))?;
         let header = [version_event(now), restart_event(now, from)].concat();
         events.write_all(&header).map_err(io(&path))?;
-        let bar = ProgressBar::new(total);
-        let style = "{msg} {bar:24} {pos}/{len} steps, {per_sec}, {eta} left";
-        bar.set_style(ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()));
-        bar.set_message(title.to_owned());
+        let bar = progress(title, total, "steps");
         bar.set_position(from);
         bar.reset_eta();
         Ok(Self { lines, jsonl, events, bar })

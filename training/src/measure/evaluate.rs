@@ -17,7 +17,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
 use ladle::{
     config::MergeMode,
     engine::{
@@ -39,6 +38,7 @@ use crate::{
     checkpoint::{CheckpointError, write_atomically},
     config::MixingConfig,
     draw,
+    metrics::progress,
     rewards::RewardError,
     run::{Run, RunError},
     setup::Prompt,
@@ -188,7 +188,7 @@ pub fn evaluate(
     let mut book = Book::open(&out.join("answers.jsonl"))?;
 
     // Every distinct model once, soup by soup, so that one engine runs at a time.
-    let bar = progress(methods.len() * preferences.len());
+    let bar = progress("evaluate", (methods.len() * preferences.len()) as u64, "points");
     for (index, soup) in served.iter().enumerate() {
         let engine = soup.engine()?;
         for method in methods.iter().filter(|method| method.run == index) {
@@ -390,13 +390,6 @@ fn point(preference: &[f64], answers: &[&Answer], settings: &Settings) -> Point 
         mean: (0..count).map(|objective| mean(&series(objective, None))).collect(),
         spread: (0..count).map(spread).collect(),
     }
-}
-
-fn progress(points: usize) -> ProgressBar {
-    let bar = ProgressBar::new(points as u64);
-    let style = "evaluate {bar:24} {pos}/{len} points, {per_sec}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()));
-    bar
 }
 
 impl Run {

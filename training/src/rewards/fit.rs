@@ -12,15 +12,14 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{Linear, loss::cross_entropy, ops::sigmoid};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokenizers::EncodeInput;
 
 use super::{
-    Sample,
-    classifier::{ModelError, Parts, ResponseTokens},
+    classifier::{ModelError, Parts},
+    features::{Features, Reader},
     fitted,
     head::{Head, HeadKind, HeadNames},
     labels::auc,
-    lesson::{Goal, Lesson, Row, has_error},
+    lesson::{Goal, Lesson},
     network::model_type,
     neural::{Before, Reading},
 };
@@ -28,6 +27,7 @@ use crate::{
     checkpoint::CheckpointError,
     data::{DataError, split::split},
     draw,
+    metrics::progress,
     optimizer::{AdamW, AdamWConfig, learning_rate},
 };
 
@@ -160,14 +160,23 @@ pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Res
     let split = split.map_err(|_| FitError::Share(kept))?;
     let parts = Parts::open(model, None)?;
     fitted::check(model)?;
+    let total = split.iter().flatten().map(|row| row.samples.len() as u64).sum();
+    let reader = Reader {
+        parts: &parts,
+        model,
+        before,
+        reading: settings.reading,
+        bar: progress("features", total, "texts"),
+    };
     let mut read = Vec::new();
     for rows in split {
-        let features = Features::of(&parts, model, &goal, &before, settings.reading, &rows)?;
+        let features = reader.read(&goal, &rows)?;
         if rows.is_empty() || features.count() == 0 {
             return Err(FitError::Rows(count));
         }
         read.push(features);
     }
+    reader.bar.finish();
     let [train, validation, test] = read.as_slice() else { return Err(FitError::Rows(count)) };
     let both = [true, false].iter().all(|label| train.wrong.contains(label));
     if let Goal::Error { name, .. } = goal
@@ -192,81 +201,6 @@ pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Res
     let fit = Fit { trained: train.count(), epochs, loss, ..learner.test(test)? };
     fitted::write(&parts.config, kind, labels, learner.tensors()?, model, out)?;
     Ok(fit)
-}
-
-/// Texts whose states of all tokens are in memory at once.
-const PART: usize = 64;
-
-/// What the network says about rows: states `[items, sides, hidden]`, where an item is a pair of
-/// two sides (the better one first) or a segment of one.
-struct Features {
-    states: Tensor,
-    /// For segments: whether each has the error.
-    wrong: Vec<bool>,
-}
-
-impl Features {
-    fn of(
-        parts: &Parts,
-        model: &Path,
-        goal: &Goal,
-        before: &Before,
-        reading: Reading,
-        rows: &[Row],
-    ) -> Result<Self, FitError> {
-        let failed = |reason| FitError::Features { path: model.to_owned(), reason };
-        let samples: Vec<(&Row, &Sample)> =
-            rows.iter().flat_map(|row| row.samples.iter().map(move |s| (row, s))).collect();
-        let mut texts = Vec::with_capacity(samples.len());
-        for &(row, sample) in &samples {
-            let text = before.text(sample);
-            let text = text.map_err(|reason| FitError::Text { row: row.id.clone(), reason })?;
-            texts.push((text, sample.response.as_str()));
-        }
-        let inputs = texts.iter().map(|(text, response)| EncodeInput::from((&**text, *response)));
-        let encodings = parts.encode(inputs).map_err(failed)?;
-        let network = &parts.network;
-        let Goal::Error { segment, .. } = goal else {
-            let states = parts
-                .run(&encodings, |states, batch| network.pooled(states, batch)?.to_vec2::<f32>())
-                .map_err(failed)?;
-            let flat = states.concat();
-            let shape = (samples.len() / 2, 2, network.hidden);
-            return Ok(Self {
-                states: Tensor::from_vec(flat, shape, &Device::Cpu)?,
-                wrong: Vec::new(),
-            });
-        };
-        let (mut flat, mut wrong) = (Vec::<f32>::new(), Vec::new());
-        for (samples, encodings) in samples.chunks(PART).zip(encodings.chunks(PART)) {
-            let all = parts.run(encodings, |states, _| states.to_vec3::<f32>()).map_err(failed)?;
-            for (((row, sample), encoding), states) in samples.iter().zip(encodings).zip(&all) {
-                let tokens = ResponseTokens::of(encoding);
-                for part in segment.of(&sample.response) {
-                    // A segment that was cut off, or that has no token, teaches nothing.
-                    let places = tokens.within(&part).unwrap_or_default();
-                    let places = tokens.places.get(places).unwrap_or_default().iter();
-                    let own: Vec<&[f32]> =
-                        places.filter_map(|&at| states.get(at).map(Vec::as_slice)).collect();
-                    let Some(state) = reading.of(&own) else { continue };
-                    flat.extend(state);
-                    wrong.push(has_error(&part, &row.marked));
-                }
-            }
-        }
-        let states = Tensor::from_vec(flat, (wrong.len(), 1, network.hidden), &Device::Cpu)?;
-        Ok(Self { states, wrong })
-    }
-
-    fn count(&self) -> usize {
-        self.states.dims()[0]
-    }
-
-    /// Share of the segments that have the error.
-    fn wrong_share(&self) -> f64 {
-        let wrong = self.wrong.iter().filter(|wrong| **wrong).count();
-        wrong as f64 / self.wrong.len().max(1) as f64
-    }
 }
 
 /// The head's variables. Its input is standardised, which [`Learner::tensors`] puts into its first

@@ -22,6 +22,7 @@ pub mod classifier;
 mod decoder;
 pub mod embedding;
 mod encoder;
+mod features;
 pub mod fit;
 mod fitted;
 mod gpt2;
