@@ -43,9 +43,9 @@ pub struct Machine {
     pub devices: f64,
     /// Between devices, bytes/s in one direction, and seconds per all-reduce.
     pub fabric: [f64; 2],
-    /// Bandwidth, products, overhead and overlap that the engine's cost model begins with, where
-    /// they are not the ones above.
-    pub told: Option<[f64; 4]>,
+    /// Bandwidth, products, those of merges, overhead and overlap that the engine's cost model
+    /// begins with, where they are not the ones above.
+    pub told: Option<[f64; 5]>,
 }
 
 /// A Llama-family decoder.
@@ -295,8 +295,9 @@ impl Machine {
 
     /// What the engine's cost model is told.
     pub fn figures(&self, soup: &Soup) -> cost::Machine {
-        let own = [self.read(), self.products(), soup.fused().kernels * self.launch, 1.0];
-        let [bandwidth, peak, overhead, overlap] = self.told.unwrap_or(own);
-        cost::Machine { bandwidth, peak, overhead, overlap }
+        let products = self.products();
+        let own = [self.read(), products, products, soup.fused().kernels * self.launch, 1.0];
+        let [bandwidth, peak, merge_peak, overhead, overlap] = self.told.unwrap_or(own);
+        cost::Machine { bandwidth, peak, merge_peak, overhead, overlap }
     }
 }

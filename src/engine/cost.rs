@@ -59,6 +59,8 @@ pub struct Machine {
     pub bandwidth: f64,
     /// Sustained products, flop/s.
     pub peak: f64,
+    /// Sustained low-rank products of a merge, flop/s.
+    pub merge_peak: f64,
     /// Fixed time of a pass, seconds.
     pub overhead: f64,
     /// How far reading and computing go on at once, from 0 (one after the other) to 1.
@@ -67,13 +69,14 @@ pub struct Machine {
 
 impl Machine {
     /// A current data-centre GPU; the learned factors correct it within some steps.
-    pub const GPU: Self = Self { bandwidth: 2e12, peak: 200e12, overhead: 2e-3, overlap: 1.0 };
+    pub const GPU: Self =
+        Self { bandwidth: 2e12, peak: 200e12, merge_peak: 200e12, overhead: 2e-3, overlap: 1.0 };
 }
 
 impl Default for Machine {
     /// Two current server cores; the learned factors correct it within some steps.
     fn default() -> Self {
-        Self { bandwidth: 20e9, peak: 150e9, overhead: 0.5e-3, overlap: 0.0 }
+        Self { bandwidth: 20e9, peak: 150e9, merge_peak: 60e9, overhead: 0.5e-3, overlap: 0.0 }
     }
 }
 
@@ -123,13 +126,10 @@ impl CostModel {
             Mode::Fused => self.footprint.fused,
             Mode::Mixed => self.footprint.mixed,
         };
-        self.times(mode, self.machine.overhead, pass.bytes, rows as f64 * pass.flops_per_row)
-    }
-
-    fn times(&self, mode: Mode, overhead: f64, bytes: f64, flops: f64) -> (f64, f64) {
         let Factors { read, compute } = self.factors(mode);
-        let Machine { bandwidth, peak, .. } = self.machine;
-        (read * (overhead + bytes / bandwidth), compute * flops / peak)
+        let Machine { bandwidth, peak, overhead, .. } = self.machine;
+        let flops = rows as f64 * pass.flops_per_row;
+        (read * (overhead + pass.bytes / bandwidth), compute * flops / peak)
     }
 
     /// Seconds of reading and computing, as far as they overlap.
@@ -160,8 +160,9 @@ impl CostModel {
     /// Predicted seconds of one merge, as slow beside the machine as the passes are.
     pub fn merge(&self) -> f64 {
         let Footprint { merge_bytes, merge_flops, .. } = self.footprint;
-        let (read, compute) = self.times(Mode::Fused, 0.0, merge_bytes, merge_flops);
-        self.both(read, compute)
+        let Factors { read, compute } = self.factors(Mode::Fused);
+        let Machine { bandwidth, merge_peak, .. } = self.machine;
+        self.both(read * merge_bytes / bandwidth, compute * merge_flops / merge_peak)
     }
 
     fn factors(&self, mode: Mode) -> Factors {

@@ -116,6 +116,8 @@ impl CpuBackend {
         let config = ModelConfig::from_json(soup.base.config())?;
         let plan = SoupPlan::new(soup, &config)?;
         let mixed = mixed_decoder(&plan, config.clone())?;
+        // It holds stacked copies of the adapters: their files can wait on disk for a merge.
+        soup.adapters().for_each(|adapter| adapter.file().release());
         // Quantised weights are not merged: every request has its own coefficients in each row.
         let merge_mode = match (options.merge_mode, plan.quantised()) {
             (MergeMode::Auto, Some(_)) => MergeMode::Mixed,

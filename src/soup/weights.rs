@@ -15,11 +15,12 @@ use std::{
     sync::Arc,
 };
 
+use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 
 use crate::kernels::{
-    BlockType, Bytes, Dtype, HostTensor,
+    BlockType, Dtype, HostTensor,
     blocks::{BLOCK, GROUP},
 };
 
@@ -118,19 +119,28 @@ impl WeightError {
 pub struct WeightFile {
     /// Where it was opened.
     pub path: PathBuf,
-    bytes: Bytes,
+    map: Arc<Mmap>,
     header: usize,
 }
 
 impl WeightFile {
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
-        (*self.bytes).as_ref()
+        &self.map
     }
 
     /// The length field and the header: names, shapes, dtypes and offsets of all tensors.
     pub fn header(&self) -> &[u8] {
         &self.bytes()[..self.header]
+    }
+
+    /// Gives the memory that the file's pages hold back to the system, which reads them from the file
+    /// again when they are next looked at.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        // SAFETY: the map is of a file and read-only, so what is read afterwards is the same. It is
+        // only a hint, so it does no harm if the system does not take it.
+        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 
     /// Maps and checks `path`; returns the file and its tensors in the order of their bytes.
@@ -154,12 +164,11 @@ impl WeightFile {
             return Err(length("a safetensors length field", LENGTH_FIELD, meta.len()));
         }
         // SAFETY: the map is read-only; see above for changes made to the file by others.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(WeightError::io(path))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(WeightError::io(path))?;
         let (header, metadata) =
             SafeTensors::read_metadata(&map).map_err(|error| explain(path, &map, &error))?;
         let header = header + LENGTH_FIELD as usize;
-        let bytes: Bytes = Arc::new(map);
-        let file = Self { path: path.to_owned(), bytes: bytes.clone(), header };
+        let file = Self { path: path.to_owned(), map: Arc::new(map), header };
         let tensors = file.tensors(&metadata)?;
         Ok((file, tensors))
     }
@@ -189,7 +198,7 @@ impl WeightFile {
             };
             let (start, end) = info.data_offsets;
             let range = self.header + start..self.header + end;
-            let tensor = HostTensor::new(self.bytes.clone(), range, dtype, shape)
+            let tensor = HostTensor::new(self.map.clone(), range, dtype, shape)
                 .map_err(|error| refuse(&name, "bytes inside the file", error.to_string()))?;
             tensors.push((name, tensor));
         }
