@@ -447,6 +447,45 @@ fn running_requests_go_on_while_a_new_preference_is_merged() {
 }
 
 #[test]
+fn weights_of_those_behind_never_keep_the_first_in_the_queue_waiting() {
+    // What they hold: all merges that may be under way at once, or the whole cache.
+    let mod_weights = Combine::Logits(vec![0.5, 0.3, 0.2]);
+    for (merged_models, lanes, combine) in [(8, 2, Combine::Weights), (3, 3, mod_weights)] {
+        let controls = Arc::new(Controls {
+            step: Duration::from_millis(2),
+            merge: Duration::from_millis(100),
+            merged_models,
+            ..Controls::default()
+        });
+        let limits =
+            Limits { lanes, aging: Duration::from_millis(200), ..config(MergeMode::Fused).limits };
+        let engine = engine(&controls, EngineConfig { limits, ..config(MergeMode::Fused) });
+        let start = |request| {
+            let mut generation = engine.submit(request).unwrap();
+            assert!(matches!(generation.blocking_next(), Some(Event::Started(_))));
+            generation
+        };
+        let mut running = vec![start(request(&nth(0), prompt(0, 10), 300))];
+        let behind: Vec<_> =
+            (1..5).map(|n| engine.submit(request(&nth(n), prompt(n, 10), 5)).unwrap()).collect();
+        running.extend((1..lanes).map(|n| start(request(&nth(0), prompt(10 + n, 10), 300))));
+        let first = GenerateRequest {
+            combine,
+            priority: 100,
+            deadline: Some(Instant::now() + Duration::from_secs(30)),
+            ..request(&nth(6), prompt(6, 10), 5)
+        };
+        let first = collect(engine.submit(first).unwrap());
+        assert_eq!((first.failed, first.tokens.len()), (None, 5));
+        for (n, generation) in (1..5).zip(behind) {
+            assert_eq!(collect(generation).ids(), greedy(&nth(n), &prompt(n, 10), 5));
+        }
+        running.into_iter().for_each(collect_rest);
+        settled(&engine);
+    }
+}
+
+#[test]
 fn auto_merges_a_hot_preference_and_no_passing_one() {
     let step = Duration::from_micros(200);
     let controls = Arc::new(Controls { step, merged_models: 2, ..Controls::default() });

@@ -33,6 +33,14 @@ struct Model<Lease, Ticket> {
 }
 
 impl<Lease, Ticket> Model<Lease, Ticket> {
+    /// What became of its merge; `None` while it is under way, and without one.
+    fn outcome<B>(&self, backend: &B) -> Option<Result<Lease, EngineError>>
+    where
+        B: Backend<Lease = Lease, Ticket = Ticket>,
+    {
+        backend.redeem(self.ticket.as_ref()?)
+    }
+
     /// Whether its merged weights are leased, after a look at its ticket; `None`: not yet.
     fn redeem<B>(&mut self, backend: &B) -> Option<Result<(), EngineError>>
     where
@@ -41,7 +49,7 @@ impl<Lease, Ticket> Model<Lease, Ticket> {
         if self.lease.is_some() {
             return Some(Ok(()));
         }
-        let outcome = backend.redeem(self.ticket.as_ref()?)?;
+        let outcome = self.outcome(backend)?;
         self.ticket = None;
         Some(outcome.map(|lease| self.lease = Some(lease)))
     }
@@ -66,13 +74,15 @@ pub struct Models<B: Backend> {
     /// The cost model, public to learn from measured steps.
     pub cost: CostModel,
     promoter: Promoter<Key>,
+    /// A request found no room for merged weights since leases were last given back.
+    full: bool,
 }
 
 impl<B: Backend> Models<B> {
     /// No models yet.
     pub fn new(mode: MergeMode, digest: String, cost: CostModel) -> Self {
         let promoter = Promoter::new(HALF_LIFE, MOST_CREDITS);
-        Self { mode, digest, entries: HashMap::new(), cost, promoter }
+        Self { mode, digest, entries: HashMap::new(), cost, promoter, full: false }
     }
 
     /// Takes a lane of `c` in; [`Self::leave`] lets it go.
@@ -133,7 +143,9 @@ impl<B: Backend> Models<B> {
         if self.mode != MergeMode::Fused {
             return Readiness::Ready;
         }
-        let mut building = self.entries.values().filter(|model| model.ticket.is_some()).count();
+        let under_way = self.entries.values().filter(|model| model.ticket.is_some());
+        let mut building = under_way.filter(|model| model.outcome(backend).is_none()).count();
+        let mut full = false;
         let mut readiness = Readiness::Ready;
         for key in keys {
             let Some(model) = self.entries.get_mut(key) else { continue };
@@ -149,7 +161,16 @@ impl<B: Backend> Models<B> {
                         model.ticket = Some(ticket);
                         building += 1;
                     }
-                    Fetch::NoRoom => {}
+                    Fetch::NoRoom => full = true,
+                }
+            }
+        }
+        if full && !std::mem::replace(&mut self.full, true) {
+            // The first in the queue that finds no room: those behind it give up the weights that
+            // came while they could not join. They stay in the cache, where they may be evicted.
+            for (key, model) in &mut self.entries {
+                if !keys.contains(key) && matches!(model.outcome(backend), Some(Ok(_))) {
+                    model.ticket = None;
                 }
             }
         }
@@ -205,6 +226,7 @@ impl<B: Backend> Models<B> {
 
     /// Gives back the leases of models that no running lane uses.
     pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a Key>) {
+        self.full = false;
         let used: std::collections::HashSet<&Key> = running.collect();
         for (key, model) in &mut self.entries {
             if !used.contains(key) {
