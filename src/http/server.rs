@@ -75,10 +75,13 @@ pub fn command(options: ServeOptions, file: Option<&Path>) -> Result<(), ServeEr
 /// Binds, serves until SIGTERM or SIGINT, drains, returns.
 pub fn run(config: ServeConfig) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let listener = bind(&config).await?;
         serve(config, listener, signal()).await
-    })
+    });
+    // A soup that is still being loaded is not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Serves on `listener` until `stop`, then drains: new work is refused with 503 while what runs

@@ -1,9 +1,14 @@
-use std::{thread, time::Duration};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use ladle::config::ServeOptions;
 use serde_json::json;
 
-use crate::server::{Server, events, fixture, greedy, options, with};
+use crate::server::{PATIENCE, Server, events, fixture, greedy, options, with};
 
 /// A stream that is larger than what sockets buffer: it goes on until the client has read it.
 fn long() -> serde_json::Value {
@@ -75,6 +80,41 @@ fn a_soup_that_cannot_be_served_ends_the_server_with_its_reason() {
         ladle::http::serve(config, listener, std::future::pending()).await
     });
     assert!(outcome.unwrap_err().to_string().contains("soup.toml"));
+}
+
+/// The process as a whole, for it is its end that must not wait.
+#[cfg(unix)]
+#[test]
+fn a_signal_while_the_soup_is_loaded_ends_the_process() {
+    let directory = tempfile::tempdir().unwrap();
+    // Reading a pipe that nobody writes to takes as long as it may.
+    let pipe = directory.path().join("soup.toml");
+    assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    let mut server = Command::new(env!("CARGO_BIN_EXE_ladle"))
+        .args(["serve", "--port", "0", "--offline", "--soup"])
+        .arg(directory.path())
+        .env("LADLE_HOME", directory.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(server.stderr.take().unwrap());
+    let mut lines = log.lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("listening")));
+    thread::sleep(Duration::from_millis(200));
+    let kill = format!("kill -TERM {}", server.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let patience = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = server.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > patience {
+            server.kill().unwrap();
+            panic!("the process goes on");
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    assert!(status.success(), "{status}");
 }
 
 #[test]
