@@ -6,7 +6,13 @@ mod common;
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use ladle::soup::{Adapter, Checkpoint, Manifest, OpenOptions, Soup, weights::WeightFile};
+use ladle::{
+    kernels::{BlockType, HostTensor},
+    soup::{
+        Adapter, Checkpoint, Manifest, OpenOptions, Soup, TensorSpec, WeightError,
+        weights::{WeightFile, write_safetensors},
+    },
+};
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -264,6 +270,20 @@ fn missing_and_left_over_tensors_are_refused() {
     let norm = "base_model.model.model.norm.weight";
     kitchen.tensors(path, |t| drop(t.remove(norm)));
     kitchen.refuses("soup-tiny-mixed", &[norm, "modules_to_save", "no such tensor"]);
+}
+
+#[test]
+fn factors_in_blocks_are_refused() {
+    let kitchen = Kitchen::new();
+    let dtype = ladle::kernels::Dtype::Quantised(BlockType::Q8_0);
+    let spec = TensorSpec { name: Q_A.to_owned(), dtype, shape: vec![16, 64] };
+    write_safetensors(&kitchen.path(HELPFUL), &[spec], |spec| {
+        let tensor = HostTensor::rounded(&[0.0; 16 * 64], dtype, spec.shape.clone());
+        Ok::<_, WeightError>(tensor.unwrap())
+    })
+    .unwrap();
+    let parts = ["adapter_model.safetensors", Q_A, "expected dtype F32, F16 or BF16, got q8_0"];
+    kitchen.refuses("soup-tiny", &parts);
 }
 
 #[test]

@@ -65,6 +65,11 @@ impl Adapter {
         let mut factors: BTreeMap<String, [Option<HostTensor>; 2]> = BTreeMap::new();
         let mut saved = BTreeMap::new();
         for (key, tensor) in tensors {
+            if tensor.dtype().blocks().is_some() {
+                let expected = "dtype F32, F16 or BF16".to_owned();
+                let got = tensor.dtype().to_string();
+                return Err(WeightError::Tensor { path, tensor: key, expected, got });
+            }
             let refuse = |expected: &str| WeightError::Tensor {
                 path: path.clone(),
                 tensor: key.clone(),
