@@ -9,7 +9,7 @@ use super::{
     cache::{Build, Cache, CacheEvent},
     dense::{Merger, view},
     plan::{MergeKey, SoupPlan},
-    slab::{SlabError, SlabPool},
+    slab::SlabPool,
 };
 use crate::{
     kernels::{Dtype, HostTensor},
@@ -112,12 +112,5 @@ impl Build for FusedBuilder {
             tensors.insert(tensor.name.clone(), merged);
         }
         MergedModel::new(self.config.clone(), tensors)
-    }
-}
-
-impl MergeError {
-    /// Whether the request may be tried again once leases are given back.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Slab(SlabError::Exhausted { .. }))
     }
 }

@@ -96,12 +96,6 @@ impl Tensor {
         self.data().chunks_exact(self.width).nth(row)
     }
 
-    /// One row, to change; `None` past the last.
-    pub fn row_mut(&mut self, row: usize) -> Option<&mut [f32]> {
-        let width = self.width;
-        self.data_mut().chunks_exact_mut(width).nth(row)
-    }
-
     /// A tensor of the same shape and kernels, contents unspecified.
     pub(super) fn stale_like(&self) -> Self {
         self.home.stale(self.rows, self.width)
