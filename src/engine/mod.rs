@@ -26,7 +26,6 @@ pub mod models;
 pub mod placement;
 pub mod request;
 pub mod scheduler;
-
 mod start;
 pub mod stats;
 mod step;

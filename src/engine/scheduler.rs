@@ -162,8 +162,9 @@ impl Scheduler {
     }
 
     /// Plans a step. `beside(decoding, prompts)` says how many rows of prefill may join so many
-    /// decoding rows while so many sequences have prompts to compute (one token always may). `ready` is asked about a waiting sequence when all else allows it
-    /// to join: whether its weights are there.
+    /// decoding rows while so many sequences have prompts to compute (one token always may).
+    /// `ready` is asked about a waiting sequence when all else allows it to join: whether its
+    /// weights are there.
     pub fn plan(
         &mut self,
         now: Duration,

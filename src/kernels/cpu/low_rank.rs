@@ -17,7 +17,7 @@ use super::{
 use crate::kernels::{Dtype, HostTensor, KernelError, Result, check::matrix};
 
 /// Outputs of a panel.
-const PANEL: usize = 64;
+pub(super) const PANEL: usize = 64;
 /// Vectors of outputs in a tile.
 const WIDTH: usize = 4;
 /// Rows of a task, when there are many.

@@ -180,7 +180,8 @@ impl Kernels for CpuKernels {
                 return Err(KernelError::Shape { op, what, expected: 3, got });
             };
             fits(op, "width of the input", ranks, x.width())?;
-            fits(op, "number of panels", y.width().div_ceil(width.max(1)), panels)?;
+            fits(op, "outputs of a panel", low_rank::PANEL, width)?;
+            fits(op, "number of panels", y.width().div_ceil(width), panels)?;
             fits(op, "rows of the output", x.rows(), y.rows())?;
             let x = self.scale_columns(x, scales, coefficients)?;
             jobs.push(low_rank::Job { x, b, y });
