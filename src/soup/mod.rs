@@ -357,7 +357,7 @@ fn open_full(root: &Path, path: &Path, base: &Checkpoint) -> Result<Checkpoint, 
 }
 
 /// Keys of `config.json` that change what the same tensors compute.
-const FUNCTION_KEYS: [&str; 17] = [
+const FUNCTION_KEYS: [&str; 19] = [
     "model_type",
     "vocab_size",
     "hidden_size",
@@ -374,6 +374,8 @@ const FUNCTION_KEYS: [&str; 17] = [
     "attention_bias",
     "mlp_bias",
     "sliding_window",
+    "use_sliding_window",
+    "layer_types",
     "tie_word_embeddings",
 ];
 
