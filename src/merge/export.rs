@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Files beside the weights that make a checkpoint usable; copied from the base where it has them.
-const COMPANIONS: [&str; 9] = [
+const COMPANIONS: [&str; 10] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -34,6 +34,7 @@ const COMPANIONS: [&str; 9] = [
     "added_tokens.json",
     "tokenizer.model",
     "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
 ];
 
