@@ -177,7 +177,9 @@ fn demand(
     // f32 and a rounded copy: the residual stream, what a layer holds at once, and the logits.
     let widths =
         6 * config.hidden_size + 3 * config.heads * config.head_dim + 3 * config.intermediate_size;
-    let activations = 6 * (options.step_rows * widths + options.logit_rows * config.vocab_size);
+    let logits = options.logit_rows * config.vocab_size;
+    let activations =
+        options.step_rows.saturating_mul(widths).saturating_add(logits).saturating_mul(6);
     let merges = options.merge_mode != MergeMode::Mixed;
     let mixes = options.merge_mode != MergeMode::Fused;
     let model =

@@ -54,7 +54,8 @@ const LEAST_KV: usize = 64 << 20;
 /// models are wanted, one of those); otherwise they are streamed for every merge, and every request
 /// runs fused.
 pub fn place(demand: &Demand, budget: usize, mode: MergeMode) -> Result<Placement, NoFit> {
-    let fixed = demand.activations + demand.kv.unwrap_or(LEAST_KV);
+    let sum = |parts: &[usize]| parts.iter().fold(0usize, |sum, &part| sum.saturating_add(part));
+    let fixed = sum(&[demand.activations, demand.kv.unwrap_or(LEAST_KV)]);
     // In auto, a soup whose budget for merged models is below one of them runs without any.
     let fuses = match mode {
         MergeMode::Fused => true,
@@ -62,9 +63,9 @@ pub fn place(demand: &Demand, budget: usize, mode: MergeMode) -> Result<Placemen
         MergeMode::Auto => demand.merged.is_none_or(|bytes| bytes >= demand.model),
     };
     let one_model = if fuses { demand.model } else { 0 };
-    let resident = fixed + demand.sources + one_model;
-    let streamed = fixed + demand.factors + 2 * demand.staging + demand.model;
-    let mixed_only = fixed + demand.sources;
+    let resident = sum(&[fixed, demand.sources, one_model]);
+    let streamed = sum(&[fixed, demand.factors, demand.staging, demand.staging, demand.model]);
+    let mixed_only = sum(&[fixed, demand.sources]);
     let finish = |sources, mixes, weights: usize, merges: bool| {
         let left = budget - demand.activations - weights;
         let least = if merges { demand.model } else { 0 };
@@ -123,6 +124,13 @@ mod tests {
         assert!(place(&full(), 40 * GIB, MergeMode::Mixed).is_err());
         let refused = place(&full(), 20 * GIB, MergeMode::Auto).unwrap_err();
         assert_eq!(refused.needed, GIB / 2 + 8 * GIB + 2 * GIB + 13 * GIB);
+    }
+
+    #[test]
+    fn a_budget_without_bounds_fits_nowhere() {
+        let demand = Demand { kv: Some(usize::MAX), ..full() };
+        let refused = place(&demand, 130 * GIB, MergeMode::Auto).unwrap_err();
+        assert_eq!(refused, NoFit { budget: 130 * GIB, needed: usize::MAX });
     }
 
     #[test]
