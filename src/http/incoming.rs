@@ -7,7 +7,7 @@ use axum::{
     http::HeaderMap,
 };
 
-use super::{app::App, error::ApiError, json, validate::Context};
+use super::{app::App, error::ApiError, json, observe::Permit, validate::Context};
 
 /// A request whose body has arrived.
 pub struct Incoming {
@@ -16,6 +16,7 @@ pub struct Incoming {
     headers: HeaderMap,
     body: Vec<u8>,
     arrived: Instant,
+    permit: Option<Permit>,
 }
 
 impl FromRequest<Arc<App>> for Incoming {
@@ -23,10 +24,11 @@ impl FromRequest<Arc<App>> for Incoming {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         let arrived = Instant::now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let permit = parts.extensions.remove::<Permit>();
         let limits = &app.limits;
         let body = json::read(&parts.headers, body, limits.max_body, limits.body_timeout).await?;
-        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived })
+        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, permit })
     }
 }
 
@@ -39,7 +41,10 @@ impl Incoming {
     ) -> Result<T, ApiError> {
         let (app, headers) = (self.app.clone(), std::mem::take(&mut self.headers));
         let (body, arrived) = (std::mem::take(&mut self.body), self.arrived);
+        let permit = self.permit.take();
         let checking = move || {
+            // Held until this is done, whether or not the client has gone by then.
+            let _permit = permit;
             let served = app.served()?;
             check(&Context { served, limits: &app.limits, headers: &headers, arrived }, &body)
         };

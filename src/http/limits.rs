@@ -30,7 +30,7 @@ pub enum Client {
 /// The layer around every route that makes the server work.
 pub async fn admit(
     State(app): State<Arc<App>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let key = app.keys.check(request.headers())?;
@@ -53,6 +53,7 @@ pub async fn admit(
         retry_after: 1,
     })?;
     let permit = Permit(Arc::new(permit));
+    request.extensions_mut().insert(permit.clone());
     let mut response = next.run(request).await;
     response.extensions_mut().insert(permit);
     Ok(response)
