@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{
     convert::Quantise,
-    import::{ImportError, ImportOptions, Record, import},
+    import::{ImportError, ImportOptions, import},
+    record::Record,
 };
 use crate::kernels::Dtype;
 

@@ -2,14 +2,13 @@
 //! Face directory under `models/`, whole or absent.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -18,15 +17,15 @@ use super::{
     base::{Source, check_id},
     convert::{Quantise, convert, copy, requantise},
     gguf::GgufError,
-    hub, wheel,
+    hub,
+    record::{Record, describe},
+    wheel,
 };
 use crate::{
     kernels::Dtype,
     tokenizer::{Tokenizer, TokenizerError},
 };
 
-/// What an import leaves beside the model: where it came from and what belongs to it.
-pub const RECORD: &str = "ladle.json";
 /// Where downloads wait under the models directory.
 const DOWNLOADS: &str = ".downloads";
 
@@ -182,32 +181,6 @@ pub struct Imported {
     pub already_there: bool,
 }
 
-/// What was imported, as [`RECORD`] keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Record {
-    /// Version of this record.
-    pub format: u32,
-    /// The source: a named model, a hub id, or a file's name.
-    pub source: String,
-    /// sha256 of the file, or the hub's commit.
-    pub version: String,
-    /// Storage type chosen at import, for what was dequantised, and how matrices were quantised.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<String>,
-    /// Every file by name.
-    pub files: BTreeMap<String, FileRecord>,
-}
-
-/// One file of an import.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileRecord {
-    /// Size in bytes.
-    pub bytes: u64,
-    /// Digest in hexadecimal.
-    pub sha256: String,
-}
-
 /// Imports `spec` (see [`Source::parse`]) unless it is there already.
 pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportError> {
     let source = Source::parse(spec)?;
@@ -293,7 +266,7 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
         }
     };
     validate(staging.path())?;
-    Record::write(staging.path(), &wanted, version)?;
+    Record::write(staging.path(), wanted.source, wanted.dtype, version)?;
     staging.commit()?;
     Ok(Imported { id, dir, already_there: false })
 }
@@ -334,50 +307,6 @@ impl Wanted {
 
     fn describe(&self) -> String {
         describe(&self.source, self.dtype.as_deref(), self.version.as_deref().unwrap_or_default())
-    }
-}
-
-fn describe(source: &str, dtype: Option<&str>, version: &str) -> String {
-    let dtype = dtype.map(|dtype| format!(" in {dtype}")).unwrap_or_default();
-    let version: String = version.chars().take(12).collect();
-    format!("{source}{dtype} ({version})")
-}
-
-impl Record {
-    /// The record of an imported model; `None` where `dir` has none, or has lost files that it
-    /// names (by presence and size: digests are what `ladle inspect` is for).
-    pub fn read(dir: &Path) -> Result<Option<Self>, ImportError> {
-        let path = dir.join(RECORD);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ImportError::Io { path, source }),
-        };
-        let record: Self = serde_json::from_slice(&text).map_err(|e| ImportError::Io {
-            path,
-            source: io::Error::new(io::ErrorKind::InvalidData, e),
-        })?;
-        let whole = record.files.iter().all(|(name, file)| {
-            fs::metadata(dir.join(name)).is_ok_and(|meta| meta.len() == file.bytes)
-        });
-        Ok(whole.then_some(record))
-    }
-
-    fn describe(&self) -> String {
-        describe(&self.source, self.dtype.as_deref(), &self.version)
-    }
-
-    fn write(dir: &Path, wanted: &Wanted, version: String) -> Result<(), ImportError> {
-        let mut files = BTreeMap::new();
-        for entry in fs::read_dir(dir).map_err(ImportError::io(dir))? {
-            let path = entry.map_err(ImportError::io(dir))?.path();
-            let bytes = fs::metadata(&path).map_err(ImportError::io(&path))?.len();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            let record = FileRecord { bytes, sha256: file_sha256(&path)? };
-            files.insert(name.unwrap_or_default(), record);
-        }
-        let (source, dtype) = (wanted.source.clone(), wanted.dtype.clone());
-        write_json(&dir.join(RECORD), &Self { format: 1, source, version, dtype, files })
     }
 }
 

@@ -19,6 +19,7 @@ pub mod inspect;
 pub mod manifest;
 mod peft;
 mod progress;
+mod record;
 mod staging;
 pub mod weights;
 mod wheel;
