@@ -220,9 +220,11 @@ impl<'a> Simulation<'a> {
     fn schedule(&mut self) -> StepPlan {
         let Self { scheduler, models, slots, live, .. } = self;
         let cost = models.cost.clone();
+        let mut building = models.building(slots);
         let ready = |id: SeqId| {
             let Some(live) = live.get_mut(&id) else { return false };
-            let ready = models.ready(slots, std::slice::from_ref(&live.key)) == Readiness::Ready;
+            let keys = std::slice::from_ref(&live.key);
+            let ready = models.ready(slots, keys, &mut building) == Readiness::Ready;
             live.hit.get_or_insert(ready);
             ready
         };

@@ -138,13 +138,18 @@ impl<B: Backend> Models<B> {
         self.entries.get(key).and_then(|model| model.lease.as_ref())
     }
 
+    /// Merges under way.
+    pub fn building(&self, backend: &B) -> usize {
+        let begun = self.entries.values().filter(|model| model.ticket.is_some());
+        begun.filter(|model| model.outcome(backend).is_none()).count()
+    }
+
     /// Whether a request of these lanes may join the batch, starting merges that it waits for.
-    pub fn ready(&mut self, backend: &mut B, keys: &[Key]) -> Readiness {
+    /// `building` are the merges under way.
+    pub fn ready(&mut self, backend: &mut B, keys: &[Key], building: &mut usize) -> Readiness {
         if self.mode != MergeMode::Fused {
             return Readiness::Ready;
         }
-        let under_way = self.entries.values().filter(|model| model.ticket.is_some());
-        let mut building = under_way.filter(|model| model.outcome(backend).is_none()).count();
         let mut full = false;
         let mut readiness = Readiness::Ready;
         for key in keys {
@@ -154,12 +159,12 @@ impl<B: Backend> Models<B> {
                 Some(Err(reason)) => return Readiness::Failed(reason),
                 None => readiness = Readiness::NotYet,
             }
-            if model.ticket.is_none() && building < MOST_BUILDING {
+            if model.ticket.is_none() && *building < MOST_BUILDING {
                 match backend.fetch(&model.coefficients) {
                     Fetch::Ready(lease) => model.lease = Some(lease),
                     Fetch::Building(ticket) => {
                         model.ticket = Some(ticket);
-                        building += 1;
+                        *building += 1;
                     }
                     Fetch::NoRoom => full = true,
                 }

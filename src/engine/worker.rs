@@ -253,12 +253,13 @@ impl<B: Backend> Worker<B> {
         let Self { scheduler, models, backend, live, started, .. } = self;
         let mut failed = Vec::new();
         let cost = models.cost.clone();
+        let mut building = models.building(backend);
         let plan = scheduler.plan(
             started.elapsed(),
             |decoding, prompts| cost.rows_beside(decoding, prompts),
             |id| {
                 let Some(request) = live.get_mut(&id) else { return false };
-                match models.ready(backend, &request.keys) {
+                match models.ready(backend, &request.keys, &mut building) {
                     Readiness::Ready => {
                         request.cache.get_or_insert(CacheOutcome::Hit);
                         if let Some(since) = request.merge_since.take() {
