@@ -296,6 +296,9 @@ fn a_pool_that_cannot_exist_is_refused() {
     let shape =
         KvShape { layers: usize::MAX, kv_heads: 8, head_dim: 128, blocks: 1, dtype: Dtype::Bf16 };
     let error = KvPool::new(shape).unwrap_err();
-    assert_eq!(error.to_string(), "kv pool: cannot reserve None bytes: the size overflows");
+    assert_eq!(
+        error.to_string(),
+        "kv pool: cannot reserve an impossible number of bytes: the size overflows"
+    );
     assert!(KvPool::new(KvShape { layers: 1, dtype: Dtype::F16, ..shape }).is_err());
 }

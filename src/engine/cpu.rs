@@ -89,8 +89,9 @@ pub enum OpenError {
     },
     /// The key/value budget holds no block.
     #[error(
-        "the key/value budget is {budget} bytes, expected at least {block:?} (one block of {BLOCK} \
-         tokens)"
+        "the key/value budget is {budget} bytes, expected at least {block} bytes (one block of \
+         {BLOCK} tokens)",
+        block = crate::kernels::host::shown(*block)
     )]
     KvBudget {
         /// The budget in bytes.

@@ -63,7 +63,10 @@ pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum HostError {
     /// The byte range does not hold `shape` elements of `dtype`.
-    #[error("a {dtype} tensor of shape {shape:?} needs {expected:?} bytes, got {got}")]
+    #[error(
+        "a {dtype} tensor of shape {shape:?} needs {expected} bytes, got {got}",
+        expected = shown(*expected)
+    )]
     Length {
         /// Storage type.
         dtype: Dtype,
@@ -84,6 +87,11 @@ pub enum HostError {
         /// Buffer length.
         len: usize,
     },
+}
+
+/// A number of bytes as messages show it, before the word "bytes".
+pub(crate) fn shown(bytes: Option<usize>) -> String {
+    bytes.map_or_else(|| "an impossible number of".to_owned(), |bytes| bytes.to_string())
 }
 
 /// A read-only tensor in host memory, row-major and aligned to its element.

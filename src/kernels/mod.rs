@@ -43,7 +43,7 @@ pub enum KernelError {
         dtype: String,
     },
     /// Memory for a cache cannot be had.
-    #[error("{op}: cannot reserve {bytes:?} bytes: {source}")]
+    #[error("{op}: cannot reserve {bytes} bytes: {source}", bytes = host::shown(*bytes))]
     Memory {
         /// What asked for it.
         op: &'static str,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ladle::config::ServeOptions;
+use ladle::config::{ByteSize, ServeOptions};
 use serde_json::json;
 
 use crate::server::{PATIENCE, Server, events, fixture, greedy, options, with};
@@ -73,13 +73,22 @@ fn what_outlives_the_drain_timeout_is_told_so() {
 #[test]
 fn a_soup_that_cannot_be_served_ends_the_server_with_its_reason() {
     let directory = tempfile::tempdir().unwrap();
-    let config = ServeOptions { soup: Some(directory.path().into()), ..options() }.check().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let outcome = runtime.block_on(async {
-        let listener = ladle::http::bind(&config).await.unwrap();
-        ladle::http::serve(config, listener, std::future::pending()).await
-    });
-    assert!(outcome.unwrap_err().to_string().contains("soup.toml"));
+    for (asked, reason) in [
+        (ServeOptions { soup: Some(directory.path().into()), ..options() }, "soup.toml"),
+        (
+            ServeOptions { kv_cache: Some(ByteSize(1)), ..options() },
+            "the key/value budget is 1 bytes, expected at least ",
+        ),
+    ] {
+        let config = asked.check().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let outcome = runtime.block_on(async {
+            let listener = ladle::http::bind(&config).await.unwrap();
+            ladle::http::serve(config, listener, std::future::pending()).await
+        });
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains(reason) && !error.contains("Some("), "{error}");
+    }
 }
 
 /// The process as a whole, for it is its end that must not wait.
