@@ -244,7 +244,7 @@ impl<Key: Eq + Hash + Clone> Promoter<Key> {
             self.forget_small(now);
         }
         let (old, since) = self.credits.get(key).copied().unwrap_or((0.0, now));
-        let credit = self.decayed(old, since, now) + saving;
+        let credit = decayed(old, self.half_life, now.saturating_sub(since)) + saving;
         if credit >= price {
             self.credits.remove(key);
             return true;
@@ -253,23 +253,22 @@ impl<Key: Eq + Hash + Clone> Promoter<Key> {
         false
     }
 
-    fn decayed(&self, credit: f64, since: Duration, now: Duration) -> f64 {
-        let halvings = now.saturating_sub(since).as_secs_f64() / self.half_life.as_secs_f64();
-        credit * (-halvings).exp2()
-    }
-
     /// Drops the smaller half of the credits.
     fn forget_small(&mut self, now: Duration) {
-        let decayed = |&(credit, since): &(f64, Duration)| self.decayed(credit, since, now);
-        let mut all: Vec<f64> = self.credits.values().map(decayed).collect();
+        let half_life = self.half_life;
+        let left = |&(credit, since): &(f64, Duration)| {
+            decayed(credit, half_life, now.saturating_sub(since))
+        };
+        let mut all: Vec<f64> = self.credits.values().map(left).collect();
         let middle = all.len() / 2;
         let (_, &mut median, _) = all.select_nth_unstable_by(middle, f64::total_cmp);
-        let half_life = self.half_life;
-        self.credits.retain(|_, (credit, since)| {
-            let halvings = now.saturating_sub(*since).as_secs_f64() / half_life.as_secs_f64();
-            *credit * (-halvings).exp2() > median
-        });
+        self.credits.retain(|_, &mut credit| left(&credit) > median);
     }
+}
+
+/// What is left of a credit after a time.
+fn decayed(credit: f64, half_life: Duration, after: Duration) -> f64 {
+    credit * (-after.as_secs_f64() / half_life.as_secs_f64()).exp2()
 }
 
 #[cfg(test)]
