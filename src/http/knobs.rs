@@ -135,6 +135,8 @@ impl Knobs {
                 format!("at most {} choices in all", context.limits.max_n),
             ));
         }
+        let most = context.limits.max_tokens.unwrap_or(usize::MAX);
+        let length = Length { default: length.default.min(most), ..length };
         let combine = if self.logits { logits(&solution)? } else { Combine::Weights };
         let mut requests = Vec::with_capacity(choices);
         for prompt in prompts {

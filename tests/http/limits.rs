@@ -98,6 +98,18 @@ fn a_full_queue_answers_503_and_nothing_is_left_behind() {
 }
 
 #[test]
+fn an_answer_of_no_given_length_keeps_to_the_limit_too() {
+    let server =
+        Server::start(ServeOptions { max_tokens: Some(3.try_into().unwrap()), ..options() });
+    for path in ["/generate", "/v1/completions"] {
+        let answer = server.post(path, with(greedy(), json!({"max_tokens": null}))).ok();
+        assert_eq!(answer["usage"]["completion_tokens"], 3, "{path}");
+    }
+    let reply = server.post("/generate", with(greedy(), json!({"max_tokens": 4})));
+    assert_eq!((reply.status, reply.error().1), (400, Some("max_tokens")));
+}
+
+#[test]
 fn a_passed_deadline_is_504_and_frees_the_work() {
     let server = Server::shared();
     let reply = server
