@@ -287,6 +287,24 @@ fn factors_in_blocks_are_refused() {
 }
 
 #[test]
+fn full_backbones_in_blocks_are_refused() {
+    let kitchen = Kitchen::new();
+    let table = "model.embed_tokens.weight";
+    let checkpoint = Checkpoint::open(kitchen.path(FULL).parent().unwrap()).unwrap();
+    let mut specs: Vec<_> =
+        checkpoint.tensors().iter().map(|(name, tensor)| TensorSpec::of(name, tensor)).collect();
+    let spec = specs.iter_mut().find(|spec| spec.name == table).unwrap();
+    spec.dtype = ladle::kernels::Dtype::Quantised(BlockType::Q8_0);
+    write_safetensors(&kitchen.path(FULL), &specs, |spec| {
+        let values = checkpoint.get(&spec.name).unwrap().to_f32();
+        let tensor = HostTensor::rounded(&values, spec.dtype, spec.shape.clone());
+        Ok::<_, WeightError>(tensor.unwrap())
+    })
+    .unwrap();
+    kitchen.refuses("soup-tiny-full", &["model.safetensors", table, "bf16", "got q8_0"]);
+}
+
+#[test]
 fn an_index_that_lies_is_refused() {
     let kitchen = Kitchen::new();
     fs::remove_file(kitchen.path(SHARD)).unwrap();

@@ -426,6 +426,9 @@ fn same_tensors(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupEr
             Some(own) if own.shape() != tensor.shape() => {
                 return Err(mismatch(name, expected, format!("{:?}", own.shape())));
             }
+            Some(own) if own.dtype().blocks().is_some() => {
+                return Err(mismatch(name, "f32, f16 or bf16".into(), own.dtype().to_string()));
+            }
             Some(_) => {}
         }
     }
