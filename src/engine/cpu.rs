@@ -108,7 +108,8 @@ pub type CpuBackend = Loaded<CpuPasses>;
 pub struct CpuPasses {
     kernels: CpuKernels,
     cache: KvPool,
-    mixed: Decoder<HostTensor>,
+    /// Absent where every request runs fused.
+    mixed: Option<Decoder<HostTensor>>,
 }
 
 impl CpuBackend {
@@ -116,13 +117,19 @@ impl CpuBackend {
     pub fn open(soup: &Soup, options: &CpuOptions) -> Result<Self, OpenError> {
         let config = ModelConfig::from_json(soup.base.config())?;
         let plan = SoupPlan::new(soup, &config)?;
-        let mixed = mixed_decoder(&plan, config.clone())?;
-        // It holds stacked copies of the adapters: their files can wait on disk for a merge.
-        soup.adapters().for_each(|adapter| adapter.file().release());
         // Quantised weights are not merged: every request has its own coefficients in each row.
         let merge_mode = match (options.merge_mode, plan.quantised()) {
             (MergeMode::Auto, Some(_)) => MergeMode::Mixed,
             (mode, _) => mode,
+        };
+        let mixed = match merge_mode {
+            MergeMode::Fused => None,
+            MergeMode::Auto | MergeMode::Mixed => {
+                let decoder = mixed_decoder(&plan, config.clone())?;
+                // It holds stacked copies of the adapters: their files can wait on disk for a merge.
+                soup.adapters().for_each(|adapter| adapter.file().release());
+                Some(decoder)
+            }
         };
         let merged = Merged::open(merge_mode, options.on_cache_event.clone(), |told| {
             let fused = FusedOptions {
@@ -160,7 +167,15 @@ impl Passes for CpuPasses {
         merged: Option<&FusedModel>,
         batch: &Batch,
     ) -> Result<Tensor, KernelError> {
-        let decoder = merged.map_or(&self.mixed, FusedModel::decoder);
+        let decoder = match merged {
+            Some(model) => model.decoder(),
+            None => self.mixed.as_ref().ok_or(KernelError::Shape {
+                op: "forward",
+                what: "number of merged models",
+                expected: 1,
+                got: 0,
+            })?,
+        };
         if batch.outputs.is_empty() {
             // A chunk in the middle of a prompt: its keys and values are all that is wanted.
             return decoder.hidden(&self.kernels, batch, &mut self.cache);
