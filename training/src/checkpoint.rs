@@ -44,7 +44,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let io = |source| CheckpointError::Io { path: path.to_owned(), source };
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(io)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(io)?;
+    let mut builder = tempfile::Builder::new();
+    // As any new file has them: by default it would be readable for its owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(directory).map_err(io)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io)?;
     file.persist(path).map_err(|error| io(error.error))?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
@@ -148,6 +152,16 @@ mod tests {
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&tensors["a"].to_vec1::<f32>().unwrap()), bits(&odd));
         assert_eq!(read, state);
+    }
+
+    #[test]
+    fn whoever_may_read_a_new_file_may_read_a_checkpoint() {
+        let directory = tempfile::tempdir().unwrap();
+        let [plain, whole] = ["plain", "whole"].map(|name| directory.path().join(name));
+        fs::write(&plain, b"x").unwrap();
+        write_atomically(&whole, b"x").unwrap();
+        let [plain, whole] = [plain, whole].map(|path| fs::metadata(path).unwrap().permissions());
+        assert_eq!(plain, whole);
     }
 
     #[test]
