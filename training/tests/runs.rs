@@ -263,7 +263,7 @@ mixing = {{ {mixing} }}
     let stopped = directory.path().join("stopped");
     fs::create_dir(&stopped).unwrap();
     fs::copy(whole.join("evaluation.toml"), stopped.join("evaluation.toml")).unwrap();
-    let answers = read(&whole, "answers.jsonl");
+    let answers = fs::read(whole.join("answers.jsonl")).unwrap();
     fs::write(stopped.join("answers.jsonl"), &answers[..answers.len() / 2]).unwrap();
     succeed(&mut evaluate(&stopped));
     assert_eq!(read(&whole, "front.json"), read(&stopped, "front.json"));

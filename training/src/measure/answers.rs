@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -54,13 +54,17 @@ impl Book {
     /// Reads the whole lines of the file; a line that a kill cut short is dropped.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-        write_atomically(path, whole.as_bytes())?;
+        let bytes = match fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(io)?,
+        };
+        let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+        let whole = &bytes[..end];
+        write_atomically(path, whole)?;
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
         let mut book = Self { path: path.to_owned(), file, known: BTreeMap::new() };
-        for (index, line) in whole.lines().enumerate() {
-            let answer: Answer = serde_json::from_str(line).map_err(|error| {
+        for (index, line) in whole.split_inclusive(|&byte| byte == b'\n').enumerate() {
+            let answer: Answer = serde_json::from_slice(line).map_err(|error| {
                 let reason = format!("line {}: {error}", index + 1);
                 CheckpointError::Format { path: path.to_owned(), reason }
             })?;
@@ -149,5 +153,31 @@ impl Table {
         cells.push(quoted(&answer.response));
         self.text.push_str(&cells.join(","));
         self.text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_cut_inside_a_character_costs_that_line_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("answers.jsonl");
+        let answer = Answer {
+            soup: "digest".into(),
+            coefficients: vec![1.0],
+            seed: 1,
+            row: "row".into(),
+            response: "naïve".into(),
+            finished: true,
+            rewards: vec![0.5],
+        };
+        Book::open(&path).unwrap().add(vec![answer]).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let inside = whole.iter().position(|byte| !byte.is_ascii()).unwrap() + 1;
+        fs::write(&path, [&whole[..], &whole[..inside]].concat()).unwrap();
+        Book::open(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), whole);
     }
 }
