@@ -1,8 +1,8 @@
 //! What a run reports: one JSON line and one TensorBoard event per step, and a progress bar.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    fs::{self, File, OpenOptions},
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -85,18 +85,16 @@ impl Drop for Recorder {
 
 /// The whole lines of steps before `from`.
 fn kept_lines(path: &Path, from: u64) -> Result<String> {
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
-        Err(error) => return Err(io(error)),
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?,
     };
     let mut kept = String::new();
-    for line in BufReader::new(file).lines() {
-        let line = line.map_err(io)?;
-        let step = serde_json::from_str::<Value>(&line).ok().and_then(|v| v["step"].as_u64());
+    // A kill can cut the last line inside a character.
+    for line in String::from_utf8_lossy(&bytes).lines() {
+        let step = serde_json::from_str::<Value>(line).ok().and_then(|v| v["step"].as_u64());
         if step.is_some_and(|step| step < from) {
-            kept.push_str(&line);
+            kept.push_str(line);
             kept.push('\n');
         }
     }
@@ -181,8 +179,6 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -202,7 +198,7 @@ mod tests {
         drop(recorder);
         let lines = directory.path().join("metrics.jsonl");
         let mut cut = fs::read(&lines).unwrap();
-        cut.extend(b"{\"step\": 5, \"lo"); // killed while writing
+        cut.extend(b"{\"step\": 5, \"\xce"); // killed while writing a μ
         fs::write(&lines, cut).unwrap();
         let mut recorder = Recorder::open(directory.path(), "run", 3, 9).unwrap();
         recorder.record(3, &[("loss", f64::NAN)]).unwrap();
