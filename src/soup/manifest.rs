@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use check::ManifestError;
+pub use check::{ManifestError, is_name};
 
 /// File name of the manifest inside a soup.
 pub const FILE: &str = "soup.toml";

@@ -343,7 +343,7 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 8] = [
+    let cases: [(&str, &[&str]); 14] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
@@ -352,10 +352,22 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
         ("rollout = { samples = 3 }", &["rl.batch is 64", "rollout.samples"]),
         ("lora = { targets = [\"q\"] }", &["q", "q_proj"]),
         ("lora = { dropout = 1.0 }", &["lora.dropout is 1", "less than 1"]),
+        ("sft = { lora = { alpha = 0.0 } }", &["sft.lora.alpha is 0", "above 0"]),
+        ("optimizer = { beta2 = 1.0 }", &["optimizer.beta2 is 1", "less than 1"]),
+        ("balance = { every = 0 }", &["balance.every is 0", "at least 1"]),
+        ("balance = { floor = 0.0 }", &["balance.floor is 0", "above 0"]),
+        ("balance = { shift = -1.0 }", &["balance.shift is -1", "at least 0"]),
+        ("mixing = { identity = false }", &["mixing.identity is false", "true"]),
     ];
     for (settings, parts) in cases {
         let config = task(directory.path(), &format!("{settings}\n{OBJECTIVES}"));
         refuse(&mut start(&config, &run), parts);
+    }
+    // What the soup would refuse once all is trained.
+    for name in ["plain words", "sft", "..", "short"] {
+        let objectives = OBJECTIVES.replace("\"plain\"", &format!("{name:?}"));
+        let config = task(directory.path(), &objectives);
+        refuse(&mut start(&config, &run), &["objectives[1].name", name, "a name of its own"]);
     }
     let unknown = OBJECTIVES.replace("regex", "regexp");
     let config = task(directory.path(), &unknown);

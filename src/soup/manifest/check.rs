@@ -266,7 +266,8 @@ fn check_name(key: &str, name: &str) -> Result<(), ManifestError> {
     Err(refuse(key, "1 to 64 of the characters A-Z a-z 0-9 _ - .", format!("{name:?}")))
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a soup, an objective or a preset can be called so.
+pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
 }

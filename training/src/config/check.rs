@@ -1,6 +1,8 @@
 //! What a configuration must satisfy before anything is opened.
 
-use super::{Algorithm, Config, ConfigError};
+use ladle::soup::manifest::is_name;
+
+use super::{Algorithm, Config, ConfigError, MixingConfig};
 use crate::rl::lora::KNOWN;
 
 impl Config {
@@ -17,6 +19,7 @@ impl Config {
             ("rl.rows", rl.rows as u64),
             ("rl.standardise_on", rl.standardise_on as u64),
             ("rl.checkpoint_every", rl.checkpoint_every),
+            ("balance.every", self.balance.every),
             ("rollout.max_new_tokens", rollout.max_new_tokens as u64),
             ("rollout.slots", rollout.slots as u64),
             ("rollout.samples", rollout.samples as u64),
@@ -47,16 +50,23 @@ impl Config {
             ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
             ("optimizer.epsilon", self.optimizer.epsilon),
             ("lora.alpha", self.lora.alpha),
+            ("balance.floor", self.balance.floor),
         ];
-        let sft = self.sft.iter().map(|sft| ("sft.learning_rate", sft.learning_rate));
+        let sft = self.sft.iter().flat_map(|sft| {
+            [("sft.learning_rate", sft.learning_rate), ("sft.lora.alpha", sft.lora.alpha)]
+        });
         for (key, value) in numbers.into_iter().chain(sft) {
             if !positive(value) {
                 return Err(value_error(key, value, "a number above 0"));
             }
         }
-        for (key, value) in
-            [("rl.kl", rl.kl), ("rl.kl_target", rl.kl_target), ("rl.value_weight", rl.value_weight)]
-        {
+        for (key, value) in [
+            ("rl.kl", rl.kl),
+            ("rl.kl_target", rl.kl_target),
+            ("rl.value_weight", rl.value_weight),
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+            ("balance.shift", self.balance.shift),
+        ] {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(value_error(key, value, "a number of at least 0"));
             }
@@ -64,6 +74,13 @@ impl Config {
         for (key, value) in [("rl.gamma", rl.gamma), ("rl.lambda", rl.lambda)] {
             if !share(value) {
                 return Err(value_error(key, value, "a number from 0 to 1"));
+            }
+        }
+        for (key, value) in
+            [("optimizer.beta1", self.optimizer.beta1), ("optimizer.beta2", self.optimizer.beta2)]
+        {
+            if !(0.0..1.0).contains(&value) {
+                return Err(value_error(key, value, "a number from 0 to less than 1"));
             }
         }
         let adapters =
@@ -96,14 +113,25 @@ impl Config {
             let expected = "at least 2 with algorithm rloo";
             return Err(value_error("rollout.samples", rollout.samples, expected));
         }
+        if self.mixing == MixingConfig::Identity(false) {
+            return Err(value_error("mixing.identity", false, "true, or beta or matrix instead"));
+        }
+        if !is_name(&self.name) {
+            let expected = "1 to 64 of the characters A-Z a-z 0-9 _ - .";
+            return Err(value_error("name", &self.name, expected));
+        }
         if self.objectives.len() < 2 {
             return Err(value_error("objectives", self.objectives.len(), "at least 2"));
         }
         for (index, objective) in self.objectives.iter().enumerate() {
             let name = &objective.name;
-            if name.is_empty() || self.objectives[..index].iter().any(|o| o.name == *name) {
+            let taken = name == "sft" || self.objectives[..index].iter().any(|o| o.name == *name);
+            // Adapters and metrics have directories of these names.
+            if taken || !is_name(name) || name.starts_with('.') {
                 let key = format!("objectives[{index}].name");
-                return Err(value_error(&key, name, "a name that no other objective has"));
+                let expected = "a name of its own, not \"sft\", of 1 to 64 of the characters \
+                                A-Z a-z 0-9 _ - . and without a dot in front";
+                return Err(value_error(&key, name, expected));
             }
         }
         Ok(())
