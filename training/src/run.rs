@@ -22,7 +22,10 @@ use std::{
 use ladle::{
     kernels::HostTensor,
     preference::{MixingError, MixingMatrix},
-    soup::{Adapter, SoupError, WeightError, manifest::BaseEntry},
+    soup::{
+        Adapter, SoupError, WeightError,
+        manifest::{self, BaseEntry},
+    },
 };
 
 use crate::{
@@ -305,6 +308,8 @@ impl Run {
             None => self.base.weights.clone(),
             Some(adapter) => merged(&self.base.weights, adapter)?,
         };
+        // A finished soup is left as it is: people put a front and their own settings there.
+        let mut stale = !self.places.run.join("soup").join(manifest::FILE).is_file();
         for (index, name) in names.iter().enumerate() {
             if only.is_some_and(|only| only != *name) || self.finished(name) {
                 continue;
@@ -336,8 +341,9 @@ impl Run {
             })?;
             write_atomically(&path, realised.as_bytes())?;
             export::write_adapter(&outcome.policy, &directory, &self.config.base)?;
+            stale = true;
         }
-        if names.iter().all(|name| self.finished(name)) {
+        if stale && names.iter().all(|name| self.finished(name)) {
             self.write_soup(&names)?;
         }
         Ok(())

@@ -210,6 +210,10 @@ mixing = {{ beta = 0.8 }}
         assert!((used[0] - [0.8, 0.2][row]).abs() < 1e-12, "{used:?}");
         assert!((used.iter().sum::<f64>() / 2.0 - realised[row][0]).abs() < 1e-12, "{used:?}");
     }
+    // Going on with a finished run leaves what was put into its soup.
+    fs::write(run.join("soup/front.json"), "{}").unwrap();
+    succeed(command().arg("resume").arg(&run).arg("--data").arg(directory.path()));
+    assert!(run.join("soup/front.json").is_file());
 }
 
 #[test]
