@@ -41,6 +41,9 @@ pub enum SelectError {
     /// There are no validation prompts.
     #[error("data.validation: the configuration names no file, and choices are made on it")]
     NoValidation,
+    /// None of them is to be answered.
+    #[error("--prompts is 0, expected at least 1")]
+    NoPrompts,
 }
 
 type Result<T> = std::result::Result<T, SelectError>;
@@ -67,6 +70,10 @@ impl fmt::Display for Table {
 /// Trains a fifth of the steps for each β (BS §3.2) and compares the hypervolumes of their fronts.
 /// Each β is a run of its own inside the run's directory, so a stopped selection goes on.
 pub fn betas(run: Run, betas: &[f64], prompts: usize) -> Result<Table> {
+    check(&run, prompts)?;
+    for &beta in betas {
+        MixingMatrix::circulant(run.config.objectives.len(), beta).map_err(RunError::from)?;
+    }
     let sft = run.sft()?;
     let standardiser = run.standardiser(sft.as_ref())?;
     let mut candidates = Vec::new();
@@ -89,6 +96,7 @@ pub fn betas(run: Run, betas: &[f64], prompts: usize) -> Result<Table> {
 
 /// Compares extrapolations of a finished run by the mean testing reward Σ μᵢ rᵢ over the grid.
 pub fn alphas(run: &Run, alphas: &[f64], prompts: usize) -> Result<Table> {
+    check(run, prompts)?;
     run.train(None)?;
     let standardiser = run.standardiser(run.sft()?.as_ref())?;
     let mut candidates = Vec::new();
@@ -98,6 +106,15 @@ pub fn alphas(run: &Run, alphas: &[f64], prompts: usize) -> Result<Table> {
     }
     let selection = by_testing_reward(&candidates, &preferences(run))?;
     Ok(Table { name: "alpha", score: "mean testing reward", values: alphas.to_vec(), selection })
+}
+
+/// What a choice needs, asked for before anything is trained.
+fn check(run: &Run, prompts: usize) -> Result<()> {
+    match prompts {
+        _ if run.validation.is_empty() => Err(SelectError::NoValidation),
+        0 => Err(SelectError::NoPrompts),
+        _ => Ok(()),
+    }
 }
 
 /// The grid of a selection: 11 points for two objectives, spacing 0.25 from three on.
@@ -114,9 +131,6 @@ fn front(
     alpha: &Alpha,
     prompts: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    if run.validation.is_empty() {
-        return Err(SelectError::NoValidation);
-    }
     let chosen = draw::batch(run.config.seed, run.validation.len(), prompts, 0);
     let chosen: Vec<&Prompt> = chosen.into_iter().filter_map(|i| run.validation.get(i)).collect();
     let sft = run.sft()?;

@@ -386,6 +386,25 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
 }
 
 #[test]
+fn what_nothing_could_be_selected_from_is_refused_before_anything_is_trained() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = task(directory.path(), OBJECTIVES);
+    let [run, other] = ["run", "other"].map(|name| directory.path().join(name));
+    let select = |out: &Path, arguments: &[&str]| {
+        let mut command = command();
+        command.arg("select-beta").arg(&config).arg("--out").arg(out);
+        command.arg("--data").arg(directory.path()).args(arguments);
+        command
+    };
+    refuse(&mut select(&run, &["--betas", "0.6,1.2"]), &["beta is 1.2", "expected"]);
+    refuse(&mut select(&run, &["--prompts", "0"]), &["--prompts is 0", "at least 1"]);
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("validation =", "# validation =")).unwrap();
+    refuse(&mut select(&other, &[]), &["data.validation"]);
+    assert!(!run.join("standardiser.toml").exists() && !other.join("standardiser.toml").exists());
+}
+
+#[test]
 fn another_configuration_in_the_same_directory_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
