@@ -131,6 +131,9 @@ impl Base {
         for example in examples {
             let named = |reason: String| error(format!("row {}: {reason}", example.id));
             let tokens = self.prompt(&example).map_err(named)?;
+            if tokens.is_empty() {
+                return Err(named("the prompt has no tokens".into()));
+            }
             if tokens.len() > config.max_prompt_tokens {
                 long += 1;
                 continue;
@@ -226,7 +229,15 @@ fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Ex
     let examples = read.map_err(|e| e.to_string())?;
     match template {
         None => Ok(examples),
-        Some(template) => examples.iter().map(|example| template.apply(example)).collect(),
+        Some(template) => examples
+            .iter()
+            .map(|example| {
+                let named = |e: String| {
+                    format!("{}: row {}: data.template: {e}", path.display(), example.id)
+                };
+                template.apply(example).map_err(named)
+            })
+            .collect(),
     }
 }
 
