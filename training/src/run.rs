@@ -203,6 +203,17 @@ impl Run {
             None => (train, optional(&config.data.validation)?, optional(&config.data.test)?),
             Some(shares) => thirds(train, shares, config.seed)?,
         };
+        let prompts = [&train, &validation, &test].into_iter().flatten();
+        let longest = prompts.map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+        let (new, context) = (config.rollout.max_new_tokens, base.model.max_positions);
+        if longest + new > context {
+            return Err(ConfigError::Value {
+                key: "rollout.max_new_tokens".into(),
+                got: format!("{new} after prompts of up to {longest} tokens"),
+                expected: "both together within the model's max_position_embeddings",
+            }
+            .into());
+        }
         Ok(Self { config, places, base, train, validation, test, rewards, mixing })
     }
 
