@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint,
-    config::{Config, SftConfig},
+    config::{Config, ConfigError, SftConfig},
     draw::{self, Purpose},
     metrics::Recorder,
     optimizer::{AdamW, learning_rate},
@@ -67,6 +67,14 @@ impl Task<'_> {
             step = state.step;
         }
         let train = self.sequences(self.train)?;
+        if train.is_empty() {
+            return Err(ConfigError::Value {
+                key: "sft.max_response_tokens".into(),
+                got: self.sft.max_response_tokens.to_string(),
+                expected: "a length that some training row has a reference within",
+            }
+            .into());
+        }
         let validation = self.sequences(self.validation)?;
         let total = self.steps(train.len());
         let mut recorder = Recorder::open(self.metrics, "sft", step, total)?;
@@ -78,15 +86,15 @@ impl Task<'_> {
                     .collect();
             let rate = learning_rate(self.sft.learning_rate, step, self.sft.warmup, total);
             let loss = self.accumulate(&policy, &mut optimizer, &batch, step)?;
+            let diverged =
+                |what, value| RunError::Diverged { stage: "sft".into(), step, what, value };
             if !loss.is_finite() {
-                return Err(RunError::Diverged {
-                    stage: "sft".into(),
-                    step,
-                    what: "loss",
-                    value: loss,
-                });
+                return Err(diverged("loss", loss));
             }
             let norm = optimizer.step(rate)?;
+            if !norm.is_finite() {
+                return Err(diverged("gradient norm", norm));
+            }
             let mut metrics = vec![("loss", loss), ("grad_norm", norm), ("learning_rate", rate)];
             let last = step + 1 == total;
             if !validation.is_empty() && (last || (step + 1) % self.sft.evaluate_every == 0) {

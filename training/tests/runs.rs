@@ -371,6 +371,10 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let config =
         task(directory.path(), &format!("rollout = {{ max_new_tokens = 255 }}\n{OBJECTIVES}"));
     refuse(&mut start(&config, &run), &["rollout.max_new_tokens is 255 after prompts", "max_pos"]);
+    let config =
+        task(directory.path(), &format!("sft = {{ max_response_tokens = 1 }}\n{OBJECTIVES}"));
+    refuse(&mut start(&config, &run), &["sft.max_response_tokens is 1", "reference"]);
+    fs::remove_dir_all(&run).unwrap();
     // What the soup would refuse once all is trained.
     for name in ["plain words", "sft", "..", "short"] {
         let objectives = OBJECTIVES.replace("\"plain\"", &format!("{name:?}"));
