@@ -133,6 +133,8 @@ fn settings_that_cannot_work_are_refused_before_the_run() {
     assert!(refused("url = \"nowhere\"").contains("nowhere"));
     assert!(refused("url = \"http://h\"\ntimeout_s = -1.0").contains("timeout_s"));
     assert!(refused("url = \"http://h\"\nbatch = 0").contains("batch"));
+    let range = refused("url = \"http://h\"\nrange = { low = 5, high = 0 }");
+    assert!(range.contains("range is 5..0, expected low below high"), "{range}");
     let token = refused("url = \"http://h\"\ntoken_env = \"LADLE_NO_SUCH_VARIABLE\"");
     assert!(token.contains("LADLE_NO_SUCH_VARIABLE"), "{token}");
 }

@@ -239,6 +239,8 @@ fn unknown_kinds_and_keys_are_refused_by_name() {
     }
     let error = build("kind = \"regex\"\npattern = '('").err().unwrap().to_string();
     assert!(error.starts_with("reward `it`: "), "{error}");
+    let unbounded = "kind = \"span-classifier\"\npath = \"x\"\nerror = 1\ngood = inf\nbad = 0.0";
+    assert!(build(unbounded).err().unwrap().to_string().contains("good is inf and bad 0"));
     let missing = "kind = \"sequence-classifier\"\npath = \"/nowhere\"";
     assert!(build(missing).err().unwrap().to_string().contains("/nowhere/config.json"));
 }

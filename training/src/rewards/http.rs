@@ -94,7 +94,12 @@ impl HttpReward {
         let timeout = seconds("timeout_s", config.timeout_s)?;
         seconds("backoff_s", config.backoff_s)?;
         if config.batch == 0 {
-            return Err(wrong("batch is 0".into()));
+            return Err(wrong("batch is 0, expected at least 1".into()));
+        }
+        let Range { low, high } = config.range.unwrap_or(Range::ANY);
+        let ordered = low < high;
+        if !ordered {
+            return Err(wrong(format!("range is {low}..{high}, expected low below high")));
         }
         let token = match &config.token_env {
             Some(variable) => Some(

@@ -240,7 +240,7 @@ impl RewardSpec {
                 if !(brevity.span > 0.0 && brevity.full.is_finite()) {
                     let Brevity { full, span, .. } = brevity;
                     return Err(wrong(format!(
-                        "full is {full} and span {span}, expected span > 0"
+                        "full is {full} and span {span}, expected a finite full and a span > 0"
                     )));
                 }
                 per_sample(name, "share of brevity", Range::UNIT, move |s| Ok(brevity.score(s)))
@@ -293,6 +293,10 @@ impl RewardSpec {
                 verdict,
                 template,
             } => {
+                if !(good.is_finite() && bad.is_finite()) {
+                    let reason = format!("good is {good} and bad {bad}, expected finite numbers");
+                    return Err(wrong(reason));
+                }
                 let (before, rewards) = (before(template)?, [good, bad]);
                 let judge = Judge { segment, reading, verdict, rewards };
                 let model = TokenClassifier::open(&path).map_err(|e| wrong(e.to_string()))?;
