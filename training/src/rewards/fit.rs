@@ -2,9 +2,9 @@
 //!
 //! rows → texts → hidden states → head. What is taught is data ([`Lesson`]): preferences train a
 //! scalar on a text's pooled state by `−log σ(r(better) − r(worse))` (Bradley and Terry 1952; Ouyang
-//! et al. 2022, eq. 1), marked errors train a label on the last token of every segment by cross
-//! entropy (Wu et al. 2023). What comes out is a checkpoint as transformers writes it, for the
-//! rewards `sequence-classifier` and `span-classifier`.
+//! et al. 2022, eq. 1), marked errors train a label of every segment, on its last token or on the
+//! mean of its tokens, by cross entropy (Wu et al. 2023). What comes out is a checkpoint as
+//! transformers writes it, for the rewards `sequence-classifier` and `span-classifier`.
 
 use std::path::{Path, PathBuf};
 
@@ -57,7 +57,9 @@ pub enum FitError {
         reason: String,
     },
     /// Too few rows to learn from and to test on.
-    #[error("{0} rows, expected at least 10: a part of them is kept for testing")]
+    #[error(
+        "{0} rows, expected enough (at least 10) to learn from, to say when to stop and to test on"
+    )]
     Rows(usize),
     /// A share of the rows that leaves none to learn from.
     #[error("test_share is {0}, expected a number above 0 and below 0.5")]
@@ -158,6 +160,9 @@ pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Res
     let kept = settings.test_share;
     let split = split(rows, |row| &row.id, &[1.0 - 2.0 * kept, kept, kept], settings.seed);
     let split = split.map_err(|_| FitError::Share(kept))?;
+    if split.iter().any(Vec::is_empty) {
+        return Err(FitError::Rows(count));
+    }
     let parts = Parts::open(model, None)?;
     fitted::check(model)?;
     let total = split.iter().flatten().map(|row| row.samples.len() as u64).sum();
@@ -171,7 +176,7 @@ pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Res
     let mut read = Vec::new();
     for rows in split {
         let features = reader.read(&goal, &rows)?;
-        if rows.is_empty() || features.count() == 0 {
+        if features.count() == 0 {
             return Err(FitError::Rows(count));
         }
         read.push(features);

@@ -17,7 +17,7 @@ pub enum Goal {
     /// The better of two responses to one prompt: one scalar, by Bradley and Terry. A row has two
     /// samples, the better one first.
     Preference,
-    /// Segments with an error: a label a segment, at its last token. A row has one sample.
+    /// Segments with an error: a label a segment. A row has one sample.
     Error {
         /// Label of the error.
         name: &'static str,
