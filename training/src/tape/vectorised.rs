@@ -8,16 +8,13 @@ macro_rules! vectorised {
         fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block
     ) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)] // slices of one loop: a struct would only rename them
         pub(super) fn $name($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
             fn portable($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-                #[allow(clippy::too_many_arguments)]
                 fn wide($($argument: $type),*) $(-> $result)? {
                     portable($($argument),*)
                 }
