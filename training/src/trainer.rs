@@ -15,7 +15,7 @@ use crate::{
     optimizer::{AdamW, learning_rate},
     rewards::RewardSet,
     rl::{
-        advantage::{TokenScore, gae, log_ratio, token_rewards, whiten},
+        advantage::{TokenScore, gae, log_ratio, token_at, token_rewards, whiten},
         balance::{Balance, Standardiser, Update},
         lora::{HostFactor, Policy},
         packing::{Sequence, micro_batches, pack},
@@ -267,8 +267,8 @@ impl<'a> Trainer<'a> {
                 scores.push(TokenScore { token: last, score: -weight * mean / std });
                 for span in &spans[index] {
                     let whole = span.end == text.response.len();
-                    let at = ends.iter().position(|&end| end >= span.end);
-                    let token = if whole { last } else { at.unwrap_or(last) };
+                    let at = if whole { None } else { token_at(&ends, span.end) };
+                    let token = at.unwrap_or(last);
                     scores.push(TokenScore { token, score: weight * span.score / std });
                 }
             }
@@ -298,7 +298,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Advantages and returns of the batch, and the mean KL of a response to the reference.
-    fn experience(&mut self, judged: &Judged) -> Result<(Vec<Experience>, f64)> {
+    fn experience(&self, judged: &Judged) -> Result<(Vec<Experience>, f64)> {
         let Config { rl, rollout, .. } = self.task.config;
         let sequences: Vec<_> = judged.responses.iter().map(|r| r.sequence.clone()).collect();
         let reference = self.reference(&sequences, rollout.temperature)?;

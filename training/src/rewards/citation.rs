@@ -43,12 +43,11 @@ impl CitationScore {
     }
 }
 
-/// Numbers cited as `[n]`, from 1, in order, at most `most` of them.
-fn cited(sentence: &str, most: usize) -> Vec<usize> {
+/// Numbers cited as `[n]`, from 1, in order.
+fn cited(sentence: &str) -> Vec<usize> {
     static MARK: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\[(\d+)").expect("constant pattern"));
-    let marks = MARK.captures_iter(sentence).filter_map(|c| c.get(1)?.as_str().parse().ok());
-    marks.take(most).collect()
+    MARK.captures_iter(sentence).filter_map(|c| c.get(1)?.as_str().parse().ok()).collect()
 }
 
 /// The sentence without its citation marks.
@@ -76,7 +75,7 @@ pub fn judge(
     for range in sentences(response) {
         let Some(sentence) = response.get(range) else { continue };
         statements += 1;
-        let numbers = cited(sentence, usize::MAX);
+        let numbers = cited(sentence);
         let found: Option<Vec<&str>> =
             numbers.iter().map(|n| documents.get(n.checked_sub(1)?).copied()).collect();
         let Some(mut passages) = found.filter(|p| !p.is_empty()) else { continue };

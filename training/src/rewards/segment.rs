@@ -41,8 +41,10 @@ pub fn sub_sentences(text: &str, min_words: usize) -> Vec<Range<usize>> {
             let words = |range: Range<usize>| {
                 text.get(range).map_or(0, |part| part.split_whitespace().count())
             };
-            let long = words(start..end) >= min_words && words(end..sentence.end) >= min_words;
-            if matches!(c, ',' | ';' | ':') && long {
+            if matches!(c, ',' | ';' | ':')
+                && words(start..end) >= min_words
+                && words(end..sentence.end) >= min_words
+            {
                 parts.push(start..end);
                 start = end;
             }

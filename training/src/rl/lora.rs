@@ -44,8 +44,7 @@ pub struct LoraConfig {
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-        Self { rank: 64, alpha: 128.0, targets: targets.map(str::to_owned).to_vec(), dropout: 0.0 }
+        Self { rank: 64, alpha: 128.0, targets: KNOWN.map(str::to_owned).to_vec(), dropout: 0.0 }
     }
 }
 

@@ -169,13 +169,6 @@ pub struct KlController {
     pub horizon: f64,
 }
 
-impl Default for KlController {
-    /// η = 0.2 at the start (Bone Soups, Table 8), target 3 and horizon 10,000 (its released code).
-    fn default() -> Self {
-        Self { coefficient: 0.2, target: Some(3.0), horizon: 10_000.0 }
-    }
-}
-
 impl KlController {
     /// Moves η after a batch of `samples` responses whose mean KL was `kl` nats. A KL that is not
     /// finite leaves it alone (the loss will have been refused).
