@@ -274,6 +274,12 @@ mixing = {{ {mixing} }}
     assert_eq!(read(&whole, "samples.csv"), read(&stopped, "samples.csv"));
 
     refuse(evaluate(&whole).args(["--seeds", "2"]), &["another evaluation"]);
+
+    // Runs may join later; methods of one name are told apart by their runs.
+    succeed(evaluate(&whole).arg("--against").arg(&bone));
+    let front: Value = serde_json::from_str(&read(&whole, "front.json")).unwrap();
+    let twin = format!("aba of {}", bone.display());
+    assert!(front["methods"].as_array().unwrap().iter().any(|m| m["method"] == twin.as_str()));
 }
 
 /// A metric of a backbone's steps.

@@ -179,11 +179,22 @@ pub fn evaluate(
     let served = std::iter::once(subject).chain(others).map(Served::open);
     let served = served.collect::<Result<Vec<_>>>()?;
     claim(&served, out, settings)?;
-    let mut methods = Vec::new();
-    for (index, soup) in served.iter().enumerate() {
-        methods.extend(soup.methods(index)?);
-    }
     let prompts = subject.test(settings.prompts)?;
+    let mut methods: Vec<Method> = Vec::new();
+    for (index, soup) in served.iter().enumerate() {
+        let tokens = |prompt: &&Prompt| soup.run.base.prompt(&prompt.example);
+        if prompts.iter().any(|prompt| tokens(prompt).as_ref() != Ok(&prompt.tokens)) {
+            let reason = "its base reads the prompts as other tokens; compare runs of one base";
+            return Err(EvaluateError::Soup { path: soup.path.clone(), reason: reason.into() });
+        }
+        for mut method in soup.methods(index)? {
+            // Two runs can serve a method of the same name.
+            if methods.iter().any(|other| other.name == method.name) {
+                method.name = format!("{} of {}", method.name, soup.run.places.run.display());
+            }
+            methods.push(method);
+        }
+    }
     let preferences = grid(subject.config.objectives.len(), settings.grid);
     let mut book = Book::open(&out.join("answers.jsonl"))?;
 
