@@ -88,7 +88,7 @@ fn busy_and_silent_scorers_are_asked_again() {
         Act::Answer(429, ""),
         Act::Answer(200, r#"{"scores": [4]}"#),
     ]);
-    let scores = reward(&url, "timeout_s = 0.3").score(&samples(1)).unwrap();
+    let scores = reward(&url, "timeout_s = 1.0").score(&samples(1)).unwrap();
     assert_eq!(scores, [4.0]);
     assert_eq!(bodies.iter().count(), 4);
 }
