@@ -114,6 +114,9 @@ fn shopping_records_of_every_kind() {
     assert_eq!(read[0].fields["label"], "0");
     assert_eq!(read[1].id, "line-3");
     assert_eq!(read[1].prompt(), "Two\nlines\n0. x\n1. y");
+    let csv = written("question,choices,answer\nq,\"['a\\nb', 'it\\'s']\",1\n");
+    let read = shopping::read_mmlu_choices(csv.path(), Fail).unwrap().rows;
+    assert_eq!(read[0].prompt(), "q\n0. a\nb\n1. it's");
 }
 
 #[test]

@@ -132,7 +132,11 @@ fn list(text: &str) -> Result<Vec<String>, String> {
                     match chars.next() {
                         None => return Err(format!("an open quote in {text}")),
                         Some(end) if end == c => break,
-                        Some('\\') => item.extend(chars.next()),
+                        Some('\\') => item.extend(chars.next().map(|escaped| match escaped {
+                            'n' => '\n',
+                            't' => '\t',
+                            other => other,
+                        })),
                         Some(other) => item.push(other),
                     }
                 }
