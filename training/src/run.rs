@@ -34,7 +34,7 @@ use crate::{
     data::split::split,
     draw::{self, Purpose},
     export,
-    rewards::{RewardError, RewardSet},
+    rewards::{RewardError, RewardSet, registry::RewardSpec},
     rl::{
         advantage::AdvantageError,
         balance::{BalanceError, Standardiser},
@@ -213,6 +213,14 @@ impl Run {
                 expected: "both together within the model's max_position_embeddings",
             }
             .into());
+        }
+        // A field that the data lacks is named now, not after the supervised tuning. Scorers behind
+        // HTTP are asked for nothing yet.
+        let answer = train.first().map(|prompt| prompt.sample("An answer.".into(), true));
+        for (objective, reward) in config.objectives.iter().zip(rewards.iter()) {
+            if !matches!(objective.reward, RewardSpec::Http(_)) {
+                reward.score(answer.as_slice())?;
+            }
         }
         Ok(Self { config, places, base, train, validation, test, rewards, mixing })
     }

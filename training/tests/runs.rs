@@ -387,6 +387,10 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
         let config = task(directory.path(), &objectives);
         refuse(&mut start(&config, &run), &["objectives[1].name", name, "a name of its own"]);
     }
+    let unlabelled = OBJECTIVES.replace("regex\", pattern = \"[aeiou]", "accuracy");
+    let config = task(directory.path(), &format!("sft = {{}}\n{unlabelled}"));
+    refuse(&mut start(&config, &run), &["reward `plain`", "no field `label`"]);
+    assert!(!run.exists());
     let unknown = OBJECTIVES.replace("regex", "regexp");
     let config = task(directory.path(), &unknown);
     refuse(&mut start(&config, &run), &["regexp"]);
