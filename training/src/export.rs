@@ -82,6 +82,8 @@ pub fn write_soup(
         verify_digests: false,
     };
     if target.exists() {
+        // The manifest first: a soup without one is made anew.
+        let _ = fs::remove_file(target.join(manifest::FILE));
         fs::remove_dir_all(target)
             .map_err(|source| CheckpointError::Io { path: target.to_owned(), source })?;
     }
