@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_cut_inside_a_character_costs_that_line_alone() {
+    fn answers_are_read_to_the_bit_and_a_cut_line_costs_itself_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("answers.jsonl");
         let answer = Answer {
@@ -171,13 +171,17 @@ mod tests {
             row: "row".into(),
             response: "naïve".into(),
             finished: true,
-            rewards: vec![0.5],
+            // Without `float_roundtrip` it is read as its neighbour.
+            rewards: vec![51.248178375505404],
         };
         Book::open(&path).unwrap().add(vec![answer]).unwrap();
         let whole = fs::read(&path).unwrap();
+        // Inside a character.
         let inside = whole.iter().position(|byte| !byte.is_ascii()).unwrap() + 1;
         fs::write(&path, [&whole[..], &whole[..inside]].concat()).unwrap();
-        Book::open(&path).unwrap();
+        let book = Book::open(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole);
+        let read = book.known.values().flat_map(BTreeMap::values).next().unwrap();
+        assert_eq!(read.rewards, [51.248178375505404]);
     }
 }
