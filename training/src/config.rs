@@ -153,6 +153,10 @@ pub enum DataFormat {
     Alce,
     /// ECInstruct records.
     Ecinstruct,
+    /// Shopping MMLU's retrieval, ranking, named-entity and generation tasks.
+    ShoppingMmlu,
+    /// Shopping MMLU's multiple choice.
+    ShoppingMmluChoices,
     /// Any JSONL with `template`.
     Jsonl,
 }

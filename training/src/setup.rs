@@ -207,6 +207,10 @@ fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Ex
         DataFormat::Scitldr => data::scitldr::read(path, mode).map(|rows| rows.rows),
         DataFormat::Tldr => data::tldr::read(path, mode).map(|rows| rows.rows),
         DataFormat::Ecinstruct => data::shopping::read_ecinstruct(path, mode).map(|rows| rows.rows),
+        DataFormat::ShoppingMmlu => data::shopping::read_mmlu(path, mode).map(|rows| rows.rows),
+        DataFormat::ShoppingMmluChoices => {
+            data::shopping::read_mmlu_choices(path, mode).map(|rows| rows.rows)
+        }
         DataFormat::QaFeedback => data::qa_feedback::read(path, mode)
             .map(|rows| rows.rows.into_iter().map(|row| row.example).collect()),
         DataFormat::HhRlhf => data::hh_rlhf::read(path, mode).map(|rows| {

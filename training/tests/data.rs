@@ -12,7 +12,11 @@ use ladle_training::data::{
     split::split,
     tldr,
 };
-use ladle_training::run::{Places, Run, RunError};
+use ladle_training::{
+    config::DataConfig,
+    run::{Places, Run, RunError},
+    setup::Base,
+};
 use serde_json::json;
 use std::{
     io::Write,
@@ -117,6 +121,27 @@ fn shopping_records_of_every_kind() {
     let csv = written("question,choices,answer\nq,\"['a\\nb', 'it\\'s']\",1\n");
     let read = shopping::read_mmlu_choices(csv.path(), Fail).unwrap().rows;
     assert_eq!(read[0].prompt(), "q\n0. a\nb\n1. it's");
+}
+
+#[test]
+fn a_run_can_name_every_published_layout() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/soup-tiny/base");
+    let base = Base::open(&base).unwrap();
+    for (format, file) in [
+        ("scitldr", "scitldr.jsonl"),
+        ("qa-feedback", "qa_feedback.jsonl"),
+        ("hh-rlhf", "hh_rlhf.jsonl"),
+        ("tldr", "tldr.jsonl"),
+        ("alce", "alce.json"),
+        ("ecinstruct", "ecinstruct.json"),
+        ("shopping-mmlu", "mmlu.jsonl"),
+        ("shopping-mmlu-choices", "mmlu_choices.csv"),
+    ] {
+        let config = format!("format = \"{format}\"\ntrain = \"{file}\"");
+        let config: DataConfig = toml::from_str(&config).unwrap();
+        let (prompts, _) = base.prompts(&config, &fixture(file)).unwrap();
+        assert!(!prompts.is_empty(), "{format}");
+    }
 }
 
 #[test]
