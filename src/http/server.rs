@@ -8,8 +8,11 @@ use std::{
     time::Duration,
 };
 
-use axum::http::HeaderValue;
-use tokio::{net::TcpListener, sync::oneshot};
+use axum::{http::HeaderValue, serve::ListenerExt};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+};
 use tower_http::cors::AllowOrigin;
 
 use super::{
@@ -26,6 +29,9 @@ use crate::{
 const UPKEEP: Duration = Duration::from_secs(5);
 /// What connections get to close after the engine has stopped.
 const GRACE: Duration = Duration::from_secs(5);
+/// A client that takes nothing for so long is given up.
+#[cfg(target_os = "linux")]
+const STALLED: Duration = Duration::from_secs(60);
 
 /// Why the server did not start or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,18 @@ pub enum ServeError {
     /// The runtime or the listener failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+/// Events go out as they come, and a client that stops reading its answer does not keep its place
+/// for ever (where the system offers that: Linux).
+fn tune(connection: &mut TcpStream) {
+    let socket = socket2::SockRef::from(&*connection);
+    let tuned = socket.set_tcp_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let tuned = tuned.and_then(|()| socket.set_tcp_user_timeout(Some(STALLED)));
+    if let Err(error) = tuned {
+        tracing::debug!(%error, "a connection keeps the system's settings");
+    }
 }
 
 /// Listens on the configured address.
@@ -108,8 +126,8 @@ pub async fn serve(
     let (close, closed) = oneshot::channel();
     let service = routes.into_make_service_with_connect_info::<SocketAddr>();
     // An error here means only that `life` is gone, and with it the reason to serve.
-    let graceful =
-        axum::serve(listener, service).with_graceful_shutdown(async { _ = closed.await });
+    let graceful = axum::serve(listener.tap_io(tune), service)
+        .with_graceful_shutdown(async { _ = closed.await });
     let life = async {
         let outcome = live(&app, config, stop).await;
         let _ = close.send(());

@@ -37,7 +37,7 @@ use crate::{
     rewards::{RewardError, RewardSet, registry::RewardSpec},
     rl::{
         advantage::AdvantageError,
-        balance::{BalanceError, Standardiser},
+        balance::{BalanceError, STD_FLOOR, Standardiser},
         lora::{HostFactor, PolicyError},
         rollout::{self, Request, RolloutError},
         update::UpdateError,
@@ -310,6 +310,12 @@ impl Run {
             .map(|(prompt, rollout)| base.sample(prompt, rollout))
             .collect();
         let standardiser = Standardiser::fit(&self.rewards.score(&samples)?)?;
+        for (objective, std) in config.objectives.iter().zip(&standardiser.std) {
+            if *std <= STD_FLOOR {
+                let (name, samples) = (&objective.name, samples.len());
+                tracing::warn!("{name}: every one of {samples} responses earned the same reward");
+            }
+        }
         let text = toml::to_string(&standardiser).map_err(|error| format(error.to_string()))?;
         write_atomically(&path, text.as_bytes())?;
         Ok(standardiser)

@@ -56,6 +56,9 @@ pub enum FitError {
         /// Why.
         reason: String,
     },
+    /// The reward model would replace the model under it.
+    #[error("--out is {}, the model that the head is for; expected a directory of its own", .0.display())]
+    Onto(PathBuf),
     /// Too few rows to learn from and to test on.
     #[error(
         "{0} rows, expected enough (at least 10) to learn from, to say when to stop and to test on"
@@ -152,6 +155,9 @@ impl std::fmt::Display for Fit {
 /// Fits a head on the network in `model` and writes network and head as the checkpoint `out`.
 pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Result<Fit, FitError> {
     let Lesson { goal, rows } = lesson;
+    if out.canonicalize().is_ok_and(|out| model.canonicalize().is_ok_and(|model| out == model)) {
+        return Err(FitError::Onto(out.to_owned()));
+    }
     let before = Before::new(settings.template.as_deref())?;
     let count = rows.len();
     if count < 10 {

@@ -24,9 +24,9 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Pads rows of `(ids, types)` with `pad`.
+    /// Pads rows of `(ids, types)` with `pad`, to one token at least.
     pub fn new(rows: &[(&[u32], &[u32])], pad: u32) -> Result<Self> {
-        let width = rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
+        let width = rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0).max(1);
         let padded = |fill: u32, row: &dyn Fn(&(&[u32], &[u32])) -> Vec<u32>| {
             let mut flat = Vec::with_capacity(rows.len() * width);
             for row in rows.iter().map(row) {

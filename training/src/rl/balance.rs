@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Smallest divisor of a standardised reward.
-const STD_FLOOR: f64 = 1e-6;
+pub const STD_FLOOR: f64 = 1e-6;
 /// By how much a backbone's own objective must lead after the projection. Not 0: a column without
 /// a single largest entry breaks the rules of B.
 const DOMINANCE_MARGIN: f64 = 1e-6;
