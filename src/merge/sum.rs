@@ -276,11 +276,13 @@ impl Kernel for AddProduct<'_> {
             let columns = panel * LANES..self.width.min((panel + 1) * LANES);
             for (row, sums) in self.sums.chunks_exact_mut(self.width).enumerate() {
                 let up = &self.up[row * self.ranks..(row + 1) * self.ranks];
+                let sums = &mut sums[columns.clone()];
+                let mut tile = [0.0; LANES];
+                tile[..sums.len()].copy_from_slice(sums);
                 for (b, down) in up.iter().zip(down.chunks_exact(LANES)) {
-                    for (sum, a) in sums[columns.clone()].iter_mut().zip(down) {
-                        *sum += b * a;
-                    }
+                    tile.iter_mut().zip(down).for_each(|(sum, a)| *sum += b * a);
                 }
+                sums.copy_from_slice(&tile[..sums.len()]);
             }
         }
     }

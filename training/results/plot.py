@@ -26,7 +26,8 @@ def main():
             curves[path.stem] = [json.loads(line) for line in path.read_text().splitlines()]
     objectives = [key for key in next(iter(curves.values()))[0] if key.startswith("reward/")]
     panels = [(key.removeprefix("reward/") + ", mean reward", lambda _, row, key=key: row[key]) for key in sorted(objectives)]
-    if any(len({row[f"weight/{name}"] for row in rows}) > 1 for name, rows in curves.items()):
+    weights = [[row[f"weight/{name}"] for row in rows] for name, rows in curves.items()]
+    if any(max(own) - min(own) > 1e-6 for own in weights):
         panels.append(("weight of the backbone's own reward", lambda name, row: row[f"weight/{name}"]))
     panels.append(("KL to θ_sft, nats a response", lambda _, row: row["kl"]))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.0), layout="constrained")
