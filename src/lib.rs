@@ -4,18 +4,8 @@
 //! preference vector μ becomes merging coefficients λ = B⁻¹μ, and the merged (optionally
 //! extrapolated) weights answer.
 //!
-//! The modules are floors; each uses only those below it, and modules on one floor do not use each
-//! other:
-//!
-//! | floor | modules |
-//! |---|---|
-//! | 6 | `main` (binary) |
-//! | 5 | [`http`] |
-//! | 4 | [`engine`] |
-//! | 3 | [`merge`] |
-//! | 2 | [`model`], [`soup`], [`chat`] |
-//! | 1 | [`kernels`], [`preference`], [`sampling`], [`tokenizer`], [`rng`], [`config`], [`telemetry`] |
-//! | 0 | [`math`] |
+//! The modules stand on floors, each using only those below it; `docs/architecture.md` has the table
+//! and both flows.
 
 pub mod chat;
 pub mod config;
