@@ -10,6 +10,7 @@
 pub mod chat;
 pub mod config;
 pub mod engine;
+pub mod files;
 pub mod http;
 pub mod kernels;
 pub mod math;

@@ -7,10 +7,11 @@ mod common;
 use std::fs;
 
 use ladle::{
+    files::Staging,
     kernels::{Dtype, HostTensor},
     preference::{Alpha, Preference},
     soup::{
-        Backbone, Checkpoint, OpenOptions, Soup, SoupError, Staging, TensorSpec, WeightError,
+        Backbone, Checkpoint, OpenOptions, Soup, SoupError, TensorSpec, WeightError,
         checkpoint::write_checkpoint,
         init::{Recipe, init},
         inspect::Inspection,

@@ -7,8 +7,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::weights::{TensorSpec, WeightError, WeightFile, read_json, write_safetensors};
-use crate::kernels::HostTensor;
+use super::weights::{TensorSpec, WeightError, WeightFile, write_safetensors};
+use crate::{
+    files::{FileError, read_json, write_json},
+    kernels::HostTensor,
+};
 
 /// Weights in one file.
 pub const SINGLE: &str = "model.safetensors";
@@ -71,7 +74,7 @@ impl Checkpoint {
     /// The file that holds `tensor`, for messages; the directory where none does.
     pub fn file_of(&self, tensor: &str) -> PathBuf {
         let index = || {
-            let index = read_json(&self.dir.join(INDEX)).ok()?;
+            let index: Value = read_json(&self.dir.join(INDEX)).ok()?;
             Some(self.dir.join(index["weight_map"][tensor].as_str()?))
         };
         match self.files.as_slice() {
@@ -103,7 +106,7 @@ fn sharded(dir: &Path) -> Result<Opened, WeightError> {
         expected: expected.to_owned(),
         got,
     };
-    let index = read_json(&path)?;
+    let index: Value = read_json(&path)?;
     let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
         return Err(refuse("weight_map", "an object tensor → file", "none".to_owned()));
     };
@@ -158,8 +161,8 @@ fn sharded(dir: &Path) -> Result<Opened, WeightError> {
 
 /// Writes tensors as `model.safetensors` into `dir`, or as shards of at most `shard_bytes` with
 /// their index. `tensor` is asked for one tensor at a time, in an order of its own. For a directory
-/// that is whole or absent, write into a [`super::Staging`].
-pub fn write_checkpoint<E: From<WeightError>>(
+/// that is whole or absent, write into a [`crate::files::Staging`].
+pub fn write_checkpoint<E: From<WeightError> + From<FileError>>(
     dir: &Path,
     specs: &[TensorSpec],
     shard_bytes: u64,
@@ -177,8 +180,7 @@ pub fn write_checkpoint<E: From<WeightError>>(
         }
         map.sort_keys();
         let index = json!({"metadata": {"total_size": total}, "weight_map": map});
-        let path = dir.join(INDEX);
-        return Ok(std::fs::write(&path, format!("{index:#}\n")).map_err(WeightError::io(path))?);
+        return Ok(write_json(&dir.join(INDEX), &index)?);
     };
     write_safetensors(&dir.join(SINGLE), single, tensor)
 }

@@ -6,15 +6,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{Soup, SoupError, weights::WeightFile};
-
-/// SHA-256 in lower-case hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
+use crate::files::{FileError, hex, same_digest, sha256};
 
 /// The key of `file` in the manifest: its path relative to `root`, with `/`.
 pub fn key(root: &Path, file: &WeightFile) -> String {
@@ -89,12 +81,8 @@ pub fn of_soup(soup: &Soup, manifest: &str, verify: bool) -> Result<String, Soup
     Ok(hex(&hasher.finalize()))
 }
 
-fn same(file: &WeightFile, expected: &str) -> Result<(), SoupError> {
-    let got = sha256(file.bytes());
-    if got == expected {
-        return Ok(());
-    }
-    Err(SoupError::Digest { path: file.path.clone(), expected: expected.to_owned(), got })
+fn same(file: &WeightFile, expected: &str) -> Result<(), FileError> {
+    same_digest(&file.path, expected, sha256(file.bytes()))
 }
 
 fn no_stray(

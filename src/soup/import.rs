@@ -13,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Checkpoint, Staging, WeightError,
+    Checkpoint, WeightError,
     base::{Source, check_id},
     convert::{Quantise, convert, copy, requantise},
     gguf::GgufError,
@@ -22,6 +22,7 @@ use super::{
     wheel,
 };
 use crate::{
+    files::{FileError, Staging},
     kernels::Dtype,
     tokenizer::{Tokenizer, TokenizerError},
 };
@@ -123,6 +124,9 @@ pub enum ImportError {
     /// The weights are wrong or cannot be written.
     #[error(transparent)]
     Weights(#[from] WeightError),
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The tokenizer does not load.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

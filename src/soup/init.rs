@@ -7,8 +7,7 @@ use std::{
 };
 
 use super::{
-    Adapter, Checkpoint, OpenOptions, Soup, SoupError, Staging, WeightError, adapter, checkpoint,
-    digest, find_base,
+    Adapter, Checkpoint, OpenOptions, Soup, SoupError, adapter, checkpoint, digest, find_base,
     manifest::{
         self, BackboneEntry, BackboneKind, BaseEntry, Extrapolation, Manifest, ManifestError,
         Mixing, Objective, SftEntry,
@@ -16,6 +15,7 @@ use super::{
     same_model,
     weights::WeightFile,
 };
+use crate::files::{self, FileError, Staging};
 
 /// What a new soup is to be made of.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
     let mut base = recipe.base.clone();
     for path in [&mut base.path, &mut base.gguf].into_iter().flatten() {
         // The soup will lie elsewhere than the working directory.
-        *path = fs::canonicalize(&path).map_err(WeightError::io(path.clone()))?;
+        *path = fs::canonicalize(&path).map_err(FileError::at(path.clone()))?;
     }
     let base_dir = match &options.base {
         Some(base) => base.clone(),
@@ -83,7 +83,7 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
     manifest.check().map_err(refuse)?;
 
     let staging = Staging::new(dir)?;
-    let root = fs::canonicalize(staging.path()).map_err(WeightError::io(staging.path()))?;
+    let root = fs::canonicalize(staging.path()).map_err(FileError::at(staging.path()))?;
     let mut copied = Vec::new();
     if let Some(sft) = &recipe.sft {
         copied.extend(copy_adapter(sft, &root.join("sft"), &base_model)?);
@@ -98,7 +98,7 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
     manifest.sha256 = digest::of_files(&root, copied.iter());
     let path = root.join(manifest::FILE);
     let text = manifest.to_toml().map_err(|error| refuse(ManifestError::Write(error)))?;
-    fs::write(&path, text).map_err(WeightError::io(&path))?;
+    files::write(&path, text.as_bytes())?;
 
     let base = Some(base_dir);
     Soup::open(&root, &OpenOptions { base, verify_digests: true, ..options.clone() })?;
@@ -138,11 +138,11 @@ fn copy_checkpoint(
     Ok(Checkpoint::open(to)?.files().to_vec())
 }
 
-fn copy(from: &Path, to: &Path, names: &[PathBuf]) -> Result<(), WeightError> {
-    fs::create_dir_all(to).map_err(WeightError::io(to))?;
+fn copy(from: &Path, to: &Path, names: &[PathBuf]) -> Result<(), FileError> {
+    fs::create_dir_all(to).map_err(FileError::at(to))?;
     for name in names {
         let source = from.join(name);
-        fs::copy(&source, to.join(name)).map_err(WeightError::io(source))?;
+        fs::copy(&source, to.join(name)).map_err(FileError::at(source))?;
     }
     Ok(())
 }

@@ -20,12 +20,11 @@ pub mod manifest;
 mod peft;
 mod progress;
 mod record;
-mod staging;
 pub mod weights;
 mod wheel;
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -35,11 +34,13 @@ use serde_json::Value;
 pub use adapter::{Adapter, LoraModule};
 pub use checkpoint::Checkpoint;
 pub use manifest::{BackboneKind, BaseSource, Manifest, ManifestError};
-pub use staging::Staging;
 pub use weights::{TensorSpec, WeightError};
 
-use crate::preference::MixingMatrix;
-use weights::{WeightFile, first_non_finite, read_json};
+use crate::{
+    files::{FileError, read_bounded, read_json},
+    preference::MixingMatrix,
+};
+use weights::{WeightFile, first_non_finite};
 
 /// Largest manifest that is read, in bytes.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -93,16 +94,9 @@ pub enum SoupError {
         /// Keys that would be right.
         known: String,
     },
-    /// A file is not the one that the manifest describes.
-    #[error("{path}: sha256 is {got}, expected {expected}", path = path.display())]
-    Digest {
-        /// The file.
-        path: PathBuf,
-        /// The digest in the manifest.
-        expected: String,
-        /// The digest of the file.
-        got: String,
-    },
+    /// A file cannot be read or written, or is not the one that the manifest describes.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A full backbone is not a model of the base's kind.
     #[error("{path}: {what}: expected {expected} (as in the base), got {got}", path = path.display())]
     Mismatch {
@@ -209,7 +203,7 @@ impl Soup {
             None => find_base(dir, &manifest.base.source().map_err(refuse)?, options)?,
         };
         let base = Checkpoint::open(&base_dir)?;
-        let root = fs::canonicalize(dir).map_err(WeightError::io(dir))?;
+        let root = fs::canonicalize(dir).map_err(FileError::at(dir))?;
         let sft = match &manifest.sft {
             Some(sft) => Some(open_adapter(&root, &root.join(&sft.path), &base)?),
             None => None,
@@ -286,17 +280,8 @@ impl Soup {
 /// Reads and checks the manifest of the soup in `dir`; returns its text as well.
 pub fn read_manifest(dir: &Path) -> Result<(String, Manifest), SoupError> {
     let path = dir.join(manifest::FILE);
-    let length = fs::metadata(&path).map_err(WeightError::io(&path))?.len();
-    if length > MAX_MANIFEST_BYTES {
-        return Err(WeightError::Length {
-            path,
-            what: "a manifest of at most that length",
-            expected: MAX_MANIFEST_BYTES,
-            got: length,
-        }
-        .into());
-    }
-    let text = fs::read_to_string(&path).map_err(WeightError::io(&path))?;
+    let text = String::from_utf8(read_bounded(&path, MAX_MANIFEST_BYTES)?)
+        .map_err(|error| FileError::at(&path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     match Manifest::parse(&text) {
         Ok(manifest) => Ok((text, manifest)),
         Err(error) => Err(SoupError::Manifest { path, error }),
@@ -325,7 +310,7 @@ fn find_base(dir: &Path, source: &BaseSource, options: &OpenOptions) -> Result<P
 
 /// Refuses a file or directory that a link leads out of the soup.
 fn stay_inside(root: &Path, path: &Path) -> Result<(), SoupError> {
-    let target = fs::canonicalize(path).map_err(WeightError::io(path))?;
+    let target = fs::canonicalize(path).map_err(FileError::at(path))?;
     if target.starts_with(root) {
         return Ok(());
     }

@@ -10,7 +10,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,28 +19,23 @@ use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 
-use crate::kernels::{
-    BlockType, Dtype, HostTensor,
-    blocks::{BLOCK, GROUP},
+use crate::{
+    files::{self, FileError},
+    kernels::{
+        BlockType, Dtype, HostTensor,
+        blocks::{BLOCK, GROUP},
+    },
 };
 
 /// Bytes of the length field before the header.
 const LENGTH_FIELD: u64 = 8;
 
-/// Largest JSON file (configuration, index, measured front) that is read, in bytes.
-const MAX_JSON_BYTES: u64 = 64 << 20;
-
 /// Why weights on disk were refused, or could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightError {
-    /// The operating system refused.
-    #[error("{path}: {source}", path = path.display())]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// The refusal.
-        source: io::Error,
-    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// No weights where some are expected.
     #[error("{dir}: found no weights, expected {expected}", dir = dir.display())]
     NoWeights {
@@ -109,8 +104,8 @@ pub enum WeightError {
 impl WeightError {
     /// Wraps an I/O error with the path it belongs to.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { path, source }
+        let at = FileError::at(path);
+        move |error| Self::File(at(error))
     }
 }
 
@@ -157,8 +152,8 @@ impl WeightFile {
             got,
         };
         if !meta.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-            return Err(WeightError::Io { path: path.to_owned(), source });
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(WeightError::io(path)(error));
         }
         if meta.len() < LENGTH_FIELD {
             return Err(length("a safetensors length field", LENGTH_FIELD, meta.len()));
@@ -305,26 +300,6 @@ fn size(entry: &Value) -> Option<Option<u64>> {
     Some(shape?.into_iter().try_fold(width, u64::checked_mul))
 }
 
-/// Reads a JSON file of bounded size.
-pub fn read_json(path: &Path) -> Result<Value, WeightError> {
-    let length = std::fs::metadata(path).map_err(WeightError::io(path))?.len();
-    if length > MAX_JSON_BYTES {
-        return Err(WeightError::Json {
-            path: path.to_owned(),
-            key: "document".to_owned(),
-            expected: format!("at most {MAX_JSON_BYTES} bytes"),
-            got: format!("{length} bytes"),
-        });
-    }
-    let text = std::fs::read(path).map_err(WeightError::io(path))?;
-    serde_json::from_slice(&text).map_err(|error| WeightError::Json {
-        path: path.to_owned(),
-        key: "document".to_owned(),
-        expected: "JSON".to_owned(),
-        got: error.to_string(),
-    })
-}
-
 /// Position of the first NaN or infinity.
 pub fn first_non_finite(tensor: &HostTensor) -> Option<usize> {
     if let Some(values) = tensor.as_f32() {
@@ -362,43 +337,28 @@ impl TensorSpec {
 /// Writes one safetensors file, fsynced, with its tensors in the order of `specs`; `tensor` is
 /// asked for one tensor at a time, so that memory holds one. The file appears under `path` only
 /// once it is whole.
-pub fn write_safetensors<E: From<WeightError>>(
+pub fn write_safetensors<E: From<WeightError> + From<FileError>>(
     path: &Path,
     specs: &[TensorSpec],
     mut tensor: impl FnMut(&TensorSpec) -> Result<HostTensor, E>,
 ) -> Result<(), E> {
-    let io = |source| WeightError::Io { path: path.to_owned(), source };
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut temporary = tempfile::Builder::new();
-    temporary.prefix(".ladle-");
-    #[cfg(unix)]
-    temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let temporary = temporary.tempfile_in(parent).map_err(io)?;
-    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
-    out.write_all(&header(specs)).map_err(io)?;
-    for spec in specs {
-        let tensor = tensor(spec)?;
-        let got = TensorSpec::of(&spec.name, &tensor);
-        if got != *spec {
-            return Err(E::from(WeightError::Tensor {
-                path: path.to_owned(),
-                tensor: spec.name.clone(),
-                expected: format!("{} {:?}", spec.dtype, spec.shape),
-                got: format!("{} {:?}", got.dtype, got.shape),
-            }));
+    files::write_with(path, |out| {
+        out.write_all(&header(specs)).map_err(FileError::at(path))?;
+        for spec in specs {
+            let tensor = tensor(spec)?;
+            let got = TensorSpec::of(&spec.name, &tensor);
+            if got != *spec {
+                return Err(E::from(WeightError::Tensor {
+                    path: path.to_owned(),
+                    tensor: spec.name.clone(),
+                    expected: format!("{} {:?}", spec.dtype, spec.shape),
+                    got: format!("{} {:?}", got.dtype, got.shape),
+                }));
+            }
+            out.write_all(tensor.bytes()).map_err(FileError::at(path))?;
         }
-        out.write_all(tensor.bytes()).map_err(io)?;
-    }
-    out.flush().map_err(io)?;
-    drop(out);
-    temporary.as_file().sync_all().map_err(io)?;
-    temporary.persist(path).map_err(|error| io(error.error))?;
-    // The rename itself must survive a power cut.
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(io)?;
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Length field and header, padded with spaces so that the data starts on a cache line.

@@ -3,12 +3,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor};
+use ladle::files::{self, FileError};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -16,13 +16,8 @@ use serde::{Serialize, de::DeserializeOwned};
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The file system refused (a full disk, for one).
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The file is not a checkpoint of this program.
     #[error("{path}: {reason}")]
     Format {
@@ -36,22 +31,19 @@ pub enum CheckpointError {
     Tensor(#[from] candle_core::Error),
 }
 
+impl CheckpointError {
+    /// Adds the path to an I/O error.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let at = FileError::at(path);
+        move |error| Self::File(at(error))
+    }
+}
+
 type Result<T> = std::result::Result<T, CheckpointError>;
 
-/// Writes `bytes` to `path` so that a reader finds the old file or the new one, never a part:
-/// temporary file, fsync, rename, fsync of the directory.
+/// Writes `bytes` to `path`, whole or not at all ([`files::write`]).
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(directory).map_err(io)?;
-    let mut builder = tempfile::Builder::new();
-    // As any new file has them: by default it would be readable for its owner alone.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(directory).map_err(io)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
+    Ok(files::write(path, bytes)?)
 }
 
 /// The tensors as a safetensors file in memory, in the order given; f32 or bf16.
@@ -96,9 +88,8 @@ pub fn load<S: DeserializeOwned>(
     path: &Path,
     device: &Device,
 ) -> Result<(BTreeMap<String, Tensor>, S)> {
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
     let format = |reason: String| CheckpointError::Format { path: path.to_owned(), reason };
-    let bytes = fs::read(path).map_err(io)?;
+    let bytes = fs::read(path).map_err(CheckpointError::io(path))?;
     let broken = |error: safetensors::SafeTensorError| format(error.to_string());
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
     let state = header.metadata().as_ref().and_then(|metadata| metadata.get("state"));
@@ -152,16 +143,6 @@ mod tests {
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&tensors["a"].to_vec1::<f32>().unwrap()), bits(&odd));
         assert_eq!(read, state);
-    }
-
-    #[test]
-    fn whoever_may_read_a_new_file_may_read_a_checkpoint() {
-        let directory = tempfile::tempdir().unwrap();
-        let [plain, whole] = ["plain", "whole"].map(|name| directory.path().join(name));
-        fs::write(&plain, b"x").unwrap();
-        write_atomically(&whole, b"x").unwrap();
-        let [plain, whole] = [plain, whole].map(|path| fs::metadata(path).unwrap().permissions());
-        assert_eq!(plain, whole);
     }
 
     #[test]

@@ -84,8 +84,7 @@ pub fn write_soup(
     if target.exists() {
         // The manifest first: a soup without one is made anew.
         let _ = fs::remove_file(target.join(manifest::FILE));
-        fs::remove_dir_all(target)
-            .map_err(|source| CheckpointError::Io { path: target.to_owned(), source })?;
+        fs::remove_dir_all(target).map_err(CheckpointError::io(target))?;
     }
     let mut manifest: Manifest = soup::init::init(target, &recipe, &options)?;
     for (entry, objective) in manifest.objectives.iter_mut().zip(&config.objectives) {

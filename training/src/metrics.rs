@@ -36,16 +36,13 @@ impl Recorder {
         let lines = directory.join("metrics.jsonl");
         let kept = kept_lines(&lines, from)?;
         write_atomically(&lines, kept.as_bytes())?;
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| CheckpointError::Io { path: path.clone(), source }
-        };
-        let jsonl = OpenOptions::new().append(true).open(&lines).map_err(io(&lines))?;
+        let jsonl =
+            OpenOptions::new().append(true).open(&lines).map_err(CheckpointError::io(&lines))?;
         let (now, nanos) = wall_time();
         let path = directory.join(format!("events.out.tfevents.{now:010.0}.{nanos:09}"));
-        let mut events = File::create(&path).map_err(io(&path))?;
+        let mut events = File::create(&path).map_err(CheckpointError::io(&path))?;
         let header = [version_event(now), restart_event(now, from)].concat();
-        events.write_all(&header).map_err(io(&path))?;
+        events.write_all(&header).map_err(CheckpointError::io(&path))?;
         let bar = progress(title, total, "steps");
         bar.set_position(from);
         bar.reset_eta();
@@ -59,7 +56,7 @@ impl Recorder {
         for (name, value) in metrics {
             line.insert((*name).to_owned(), Value::from(*value));
         }
-        let io = |source| CheckpointError::Io { path: self.lines.clone(), source };
+        let io = |error| CheckpointError::io(&self.lines)(error);
         let event = scalar_event(wall_time().0, step, metrics);
         self.jsonl.write_all(format!("{}\n", Value::Object(line)).as_bytes()).map_err(io)?;
         self.events.write_all(&event).map_err(io)?;
@@ -87,7 +84,7 @@ impl Drop for Recorder {
 fn kept_lines(path: &Path, from: u64) -> Result<String> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-        read => read.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?,
+        read => read.map_err(CheckpointError::io(path))?,
     };
     let mut kept = String::new();
     // A kill can cut the last line inside a character.

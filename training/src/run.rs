@@ -382,8 +382,7 @@ impl Run {
         for file in files {
             let (from, to) = (other.places.run.join(&file), self.places.run.join(&file));
             if from.is_file() && !to.exists() {
-                let bytes = fs::read(&from)
-                    .map_err(|source| CheckpointError::Io { path: from.clone(), source })?;
+                let bytes = fs::read(&from).map_err(CheckpointError::io(&from))?;
                 write_atomically(&to, &bytes)?;
             }
         }
@@ -395,8 +394,7 @@ impl Run {
         for name in names {
             let path = self.adapter(name).join(REALISED);
             let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
-            let text = fs::read_to_string(&path)
-                .map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+            let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
             let mut read: BTreeMap<String, Vec<f64>> =
                 toml::from_str(&text).map_err(|error| format(error.to_string()))?;
             let column = read.remove("realised").filter(|column| column.len() == names.len());

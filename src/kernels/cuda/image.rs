@@ -3,17 +3,16 @@
 
 use std::{
     ffi::{CString, c_char, c_int, c_void},
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
-
-use sha2::{Digest, Sha256};
 
 use super::{
     SOURCE,
     device::{DeviceError, Result},
     library::{Library, directories, functions},
 };
+use crate::files::{self, FileError, sha256};
 
 const REMEDY: &str = "install the wheel nvidia-cuda-nvrtc (13.0 for drivers of the r580 branch) or \
                       the CUDA toolkit, and name the directory of libnvrtc.so in LADLE_CUDA_LIBS; \
@@ -35,9 +34,8 @@ functions! {
 
 /// File name of the kernels for an architecture such as `sm_90`.
 pub fn file_name(architecture: &str) -> String {
-    let digest = Sha256::digest(SOURCE.as_bytes());
-    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{digest}.{architecture}.cubin")
+    let digest = sha256(SOURCE.as_bytes());
+    format!("{}.{architecture}.cubin", &digest[..16])
 }
 
 /// Architectures whose machine code runs on compute capability `major.minor`, best first.
@@ -79,12 +77,13 @@ pub fn find(capability: (i32, i32), caches: &[PathBuf]) -> Result<Vec<u8>> {
 }
 
 /// Writes an image into a directory, whole or not at all; returns its path.
-pub fn keep(directory: &Path, architecture: &str, image: &[u8]) -> io::Result<PathBuf> {
-    fs::create_dir_all(directory)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    io::Write::write_all(&mut file, image)?;
+pub fn keep(
+    directory: &Path,
+    architecture: &str,
+    image: &[u8],
+) -> std::result::Result<PathBuf, FileError> {
     let path = directory.join(file_name(architecture));
-    file.persist(&path).map_err(|error| error.error)?;
+    files::write(&path, image)?;
     Ok(path)
 }
 

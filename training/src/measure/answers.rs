@@ -53,7 +53,7 @@ pub struct Book {
 impl Book {
     /// Reads the whole lines of the file; a line that a kill cut short is dropped.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let io = |error| CheckpointError::io(path)(error);
         let bytes = match fs::read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.map_err(io)?,
@@ -90,7 +90,7 @@ impl Book {
             text.push('\n');
             self.insert(answer);
         }
-        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
+        let io = |error| CheckpointError::io(&self.path)(error);
         self.file.write_all(text.as_bytes()).map_err(io)?;
         self.file.sync_data().map_err(io)
     }

@@ -61,7 +61,7 @@ pub(super) fn write(
 ) -> Result<(), CheckpointError> {
     let read = |name: &str| {
         let path = model.join(name);
-        fs::read(&path).map_err(|source| CheckpointError::Io { path, source })
+        fs::read(&path).map_err(CheckpointError::io(path))
     };
     let path = out.join(WEIGHTS);
     let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };

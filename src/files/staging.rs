@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::weights::WeightError;
+use super::{FileError, TEMPORARY, parent, sync_directory};
 
 /// A directory in the making. Dropping it before [`Staging::commit`] removes every trace.
 pub struct Staging {
@@ -18,25 +18,25 @@ pub struct Staging {
 
 impl Staging {
     /// Starts a directory that will appear as `target`, which must not exist (or be empty).
-    pub fn new(target: &Path) -> Result<Self, WeightError> {
+    pub fn new(target: &Path) -> Result<Self, FileError> {
         let occupied = match fs::read_dir(target) {
             Ok(mut entries) => entries.next().is_some(),
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         };
         if occupied {
-            let source = io::Error::new(
+            let error = io::Error::new(
                 io::ErrorKind::AlreadyExists,
                 "already exists and is not an empty directory; choose another or remove it",
             );
-            return Err(WeightError::Io { path: target.to_owned(), source });
+            return Err(FileError::Io { path: target.to_owned(), error });
         }
         let parent = parent(target);
-        fs::create_dir_all(parent).map_err(WeightError::io(parent))?;
+        fs::create_dir_all(parent).map_err(FileError::at(parent))?;
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".ladle-");
+        builder.prefix(TEMPORARY);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let temporary = builder.tempdir_in(parent).map_err(WeightError::io(parent))?;
+        let temporary = builder.tempdir_in(parent).map_err(FileError::at(parent))?;
         Ok(Self { temporary, target: target.to_owned() })
     }
 
@@ -46,21 +46,14 @@ impl Staging {
     }
 
     /// Syncs what was written and gives it its name.
-    pub fn commit(self) -> Result<(), WeightError> {
+    pub fn commit(self) -> Result<(), FileError> {
         let Self { temporary, target } = self;
-        sync(temporary.path()).map_err(WeightError::io(&target))?;
-        fs::rename(temporary.path(), &target).map_err(WeightError::io(&target))?;
+        sync(temporary.path()).map_err(FileError::at(&target))?;
+        fs::rename(temporary.path(), &target).map_err(FileError::at(&target))?;
         // The directory has moved: there is nothing left to remove.
         let _ = temporary.keep();
         let parent = parent(&target);
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(WeightError::io(parent))
-    }
-}
-
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+        sync_directory(parent).map_err(FileError::at(parent))
     }
 }
 
@@ -73,5 +66,5 @@ fn sync(dir: &Path) -> io::Result<()> {
             File::open(&path)?.sync_all()?;
         }
     }
-    File::open(dir)?.sync_all()
+    sync_directory(dir)
 }
