@@ -169,7 +169,7 @@ fn demand(
             dense += once(tensor);
             converted += if widens(tensor, dtype) { tensor.len() * dtype.size() } else { 0 };
         }
-        for factor in tensor.low_rank.iter().flat_map(|term| [&term.down, &term.up]) {
+        for factor in tensor.low_rank.iter().flat_map(|term| [&term.lora.down, &term.lora.up]) {
             factors += once(factor);
             converted += factor.len() * dtype.size();
         }

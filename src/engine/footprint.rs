@@ -3,7 +3,8 @@
 use super::cost::{Footprint, Pass};
 use crate::{
     kernels::{Dtype, HostTensor},
-    merge::SoupPlan,
+    merge::{SoupPlan, low_rank::total_rank},
+    model::names::{EMBEDDING, is_vocabulary},
 };
 
 /// How much faster products of bytes (quantised weights) are than products of floats where
@@ -21,22 +22,22 @@ pub(super) fn footprint(plan: &SoupPlan, tied: bool) -> Footprint {
         let merged = tensor.dtype.bytes(tensor.shape()).map_or(0.0, |bytes| bytes as f64);
         let bytes = |t: &HostTensor| t.bytes().len() as f64;
         let dense: f64 = tensor.dense.iter().map(|term| bytes(&term.tensor)).sum();
-        let factors = tensor.low_rank.iter().flat_map(|term| [&term.down, &term.up]);
+        let factors = tensor.low_rank.iter().flat_map(|term| [&term.lora.down, &term.lora.up]);
         let (mut low_rank, mut low_rank_elements) = (0.0, 0.0);
         for factor in factors {
             low_rank += bytes(factor);
             low_rank_elements += factor.len() as f64;
         }
-        let ranks: usize = tensor.low_rank.iter().map(|term| term.down.shape()[0]).sum();
+        let ranks = total_rank(&tensor.low_rank);
         cost.merge_flops += 2.0 * elements * ranks as f64;
         cost.merge_bytes += dense + low_rank + merged;
-        let embedding = tensor.name == "model.embed_tokens.weight";
+        let embedding = tensor.name == EMBEDDING;
         if embedding && !tied {
             continue;
         }
         cost.fused.bytes += merged;
         cost.mixed.bytes += dense + low_rank;
-        let linear = tensor.shape().len() == 2 && !embedding && tensor.name != "lm_head.weight";
+        let linear = tensor.shape().len() == 2 && !is_vocabulary(&tensor.name);
         if linear {
             let work = |dtype: Dtype| {
                 elements / if dtype.blocks().is_some() { QUANTISED_SPEED } else { 1.0 }

@@ -15,7 +15,8 @@ use rayon::prelude::*;
 use super::{
     MergeError,
     lanes::{Element, Level},
-    plan::{LowRankTerm, SoupPlan, TensorPlan},
+    low_rank::LowRankTerm,
+    plan::{SoupPlan, TensorPlan},
     slab::{Layout, Slab, SlabError, SlabPool},
     sum,
 };
@@ -136,13 +137,13 @@ impl<'a> Recipe<'a> {
         let value = |term: Option<usize>| term.map_or(1.0, |term| values[term]);
         let dense = tensor.dense.iter().map(|d| (&d.tensor, value(d.term)));
         let low_rank = tensor.low_rank.iter().map(|l| {
-            let factor = f64::from(value(l.term)) * l.scale;
+            let factor = f64::from(value(l.term)) * l.lora.scale;
             (l, factor as f32)
         });
         let low_rank: Vec<_> = low_rank.filter(|&(_, factor)| factor != 0.0).collect();
         Self {
             dense: dense.filter(|&(_, c)| c != 0.0).collect(),
-            ranks: low_rank.iter().map(|(term, _)| rank(term)).sum(),
+            ranks: low_rank.iter().map(|(term, _)| term.rank()).sum(),
             low_rank,
             width: tensor.shape().last().copied().unwrap_or(1).max(1),
             down: OnceLock::new(),
@@ -164,7 +165,8 @@ impl<'a> Recipe<'a> {
 
     fn down(&self) -> &[f32] {
         self.down.get_or_init(|| {
-            let rows: Vec<_> = self.low_rank.iter().map(|(term, _)| term.down.to_f32()).collect();
+            let rows: Vec<_> =
+                self.low_rank.iter().map(|(term, _)| term.lora.down.to_f32()).collect();
             sum::panels(&rows.concat(), self.ranks)
         })
     }
@@ -175,14 +177,14 @@ impl<'a> Recipe<'a> {
         up.resize(rows * self.ranks, 0.0);
         let mut column = 0;
         for &(term, factor) in &self.low_rank {
-            let rank = rank(term);
+            let rank = term.rank();
             let range = first * rank..(first + rows) * rank;
             let columns =
                 up.chunks_exact_mut(self.ranks).map(|row| &mut row[column..column + rank]);
-            match term.up.dtype() {
-                Dtype::F32 => scale::<f32>(&term.up, range, factor, columns),
-                Dtype::F16 => scale::<f16>(&term.up, range, factor, columns),
-                Dtype::Bf16 => scale::<bf16>(&term.up, range, factor, columns),
+            match term.lora.up.dtype() {
+                Dtype::F32 => scale::<f32>(&term.lora.up, range, factor, columns),
+                Dtype::F16 => scale::<f16>(&term.lora.up, range, factor, columns),
+                Dtype::Bf16 => scale::<bf16>(&term.lora.up, range, factor, columns),
                 Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
             }
             column += rank;
@@ -201,10 +203,6 @@ fn scale<'a, E: Element>(
     for row in rows {
         row.iter_mut().zip(&mut values).for_each(|(to, value)| *to = value.widen() * factor);
     }
-}
-
-fn rank(term: &LowRankTerm) -> usize {
-    term.down.shape()[0]
 }
 
 /// A run of elements of one tensor.

@@ -11,14 +11,19 @@ use serde_json::{Value, json};
 use super::{
     MergeError,
     dense::Merger,
-    plan::{LowRankTerm, PlanError, SoupPlan},
+    low_rank::{LowRankTerm, total_rank},
+    plan::{PlanError, SoupPlan},
 };
 use crate::{
+    files::{FileError, Staging, write_json},
     kernels::{Dtype, HostTensor},
-    model::config::{ConfigError, ModelConfig},
+    model::{
+        config::{ConfigError, ModelConfig},
+        names::{EMBEDDING, HEAD, module_of},
+    },
     preference::Coefficients,
     soup::{
-        Soup, Staging, TensorSpec, WeightError, adapter,
+        Soup, TensorSpec, WeightError, adapter,
         checkpoint::{SHARD_BYTES, write_checkpoint},
         weights::write_safetensors,
     },
@@ -52,6 +57,9 @@ pub enum ExportError {
     Plan(#[from] PlanError),
     /// A file could not be written.
     #[error(transparent)]
+    File(#[from] FileError),
+    /// Weights could not be written.
+    #[error(transparent)]
     Weights(#[from] WeightError),
     /// Full backbones cannot be told as a low-rank change.
     #[error(
@@ -77,7 +85,7 @@ pub fn export_model(
     for name in COMPANIONS {
         let from = soup.base_dir.join(name);
         if from.is_file() {
-            fs::copy(&from, staging.path().join(name)).map_err(WeightError::io(from))?;
+            fs::copy(&from, staging.path().join(name)).map_err(FileError::at(from))?;
         }
     }
     let specs: Vec<_> = merger
@@ -109,10 +117,7 @@ pub fn export_adapter(soup: &Soup, c: &Coefficients, out: &Path) -> Result<(), E
     }
     let plan = plan(soup)?;
     let values = plan.term_values(c)?;
-    let module = |tensor: &str| match tensor.rsplit_once('.') {
-        Some((module, _)) => module.to_owned(),
-        None => tensor.to_owned(),
-    };
+    let module = |tensor: &str| module_of(tensor).to_owned();
     let saved: BTreeSet<String> =
         soup.adapters().flat_map(|adapter| adapter.saved.keys()).map(|name| module(name)).collect();
     // Only tensors that are stored whole are merged.
@@ -124,7 +129,7 @@ pub fn export_adapter(soup: &Soup, c: &Coefficients, out: &Path) -> Result<(), E
         !tensor.low_rank.is_empty() && !saved.contains(&module(&tensor.name))
     };
     let adapted: Vec<_> = plan.tensors().iter().filter(low_rank).collect();
-    let ranks = adapted.iter().map(|tensor| tensor.low_rank.iter().map(rank).sum());
+    let ranks = adapted.iter().map(|tensor| total_rank(&tensor.low_rank));
     let total: usize = ranks.max().unwrap_or(0).max(1);
 
     let mut specs = Vec::new();
@@ -162,8 +167,7 @@ pub fn export_adapter(soup: &Soup, c: &Coefficients, out: &Path) -> Result<(), E
     })?;
     let modules = adapted.iter().map(|tensor| module(&tensor.name)).collect();
     let config = adapter_config(soup, total, modules, saved);
-    let path = staging.path().join(adapter::CONFIG);
-    fs::write(&path, format!("{config:#}\n")).map_err(WeightError::io(path))?;
+    write_json(&staging.path().join(adapter::CONFIG), &config)?;
     Ok(staging.commit()?)
 }
 
@@ -171,17 +175,13 @@ fn plan(soup: &Soup) -> Result<SoupPlan, ExportError> {
     Ok(SoupPlan::new(soup, &ModelConfig::from_json(soup.base.config())?)?)
 }
 
-fn rank(term: &LowRankTerm) -> usize {
-    term.down.shape().first().copied().unwrap_or(0)
-}
-
 /// A factors times cᵢsᵢ, below each other: `[Σ rank, in]`, zeros below.
 fn stack_down(terms: &[LowRankTerm], values: &[f32], shape: &[usize]) -> Vec<f32> {
     let mut out = Vec::with_capacity(shape.iter().product());
     for term in terms {
         let c = term.term.and_then(|index| values.get(index)).map_or(1.0, |&c| f64::from(c));
-        let factor = c * term.scale;
-        out.extend(term.down.to_f32().into_iter().map(|a| (f64::from(a) * factor) as f32));
+        let factor = c * term.lora.scale;
+        out.extend(term.lora.down.to_f32().into_iter().map(|a| (f64::from(a) * factor) as f32));
     }
     out.resize(shape.iter().product(), 0.0);
     out
@@ -193,11 +193,11 @@ fn stack_up(terms: &[LowRankTerm], shape: &[usize]) -> Vec<f32> {
     let mut out = vec![0.0; shape.iter().product()];
     let mut column = 0;
     for term in terms {
-        let rank = rank(term);
+        let rank = term.rank();
         if rank == 0 {
             continue;
         }
-        for (row, values) in out.chunks_mut(total).zip(term.up.to_f32().chunks(rank)) {
+        for (row, values) in out.chunks_mut(total).zip(term.lora.up.to_f32().chunks(rank)) {
             row[column..column + rank].copy_from_slice(values);
         }
         column += rank;
@@ -211,7 +211,7 @@ fn adapter_config(
     modules: BTreeSet<String>,
     saved: BTreeSet<String>,
 ) -> Value {
-    let ties = saved.contains("model.embed_tokens") && soup.base.get("lm_head.weight").is_none();
+    let ties = saved.contains(module_of(EMBEDDING)) && soup.base.get(HEAD).is_none();
     let base = &soup.manifest.base;
     let name = match (&base.id, &base.path, &base.gguf) {
         (Some(id), _, _) => id.clone(),
@@ -254,7 +254,7 @@ fn short_names(soup: &Soup, modules: BTreeSet<String>) -> BTreeSet<String> {
 }
 
 /// Rewrites the storage type that the configuration names.
-fn set_dtype(path: &Path, config: &Value, dtype: Dtype) -> Result<(), WeightError> {
+fn set_dtype(path: &Path, config: &Value, dtype: Dtype) -> Result<(), FileError> {
     let mut config = config.clone();
     let name = match dtype {
         Dtype::F32 => "float32",
@@ -266,5 +266,5 @@ fn set_dtype(path: &Path, config: &Value, dtype: Dtype) -> Result<(), WeightErro
             *value = json!(name);
         }
     }
-    fs::write(path, format!("{config:#}\n")).map_err(WeightError::io(path))
+    write_json(path, &config)
 }

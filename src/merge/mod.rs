@@ -17,6 +17,7 @@ pub mod device;
 pub mod export;
 pub mod fused;
 mod lanes;
+pub mod low_rank;
 pub mod mixed;
 pub mod plan;
 pub mod slab;

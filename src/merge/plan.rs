@@ -15,15 +15,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::low_rank::LowRankTerm;
 use crate::{
     kernels::{Dtype, HostTensor, RowCoefficients},
-    model::config::ModelConfig,
+    model::{
+        config::ModelConfig,
+        names::{EMBEDDING, HEAD},
+    },
     preference::Coefficients,
     soup::{Adapter, Backbone, LoraModule, Soup},
 };
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 /// Buffer that old Llama checkpoints store; the configuration says the same.
 const ROTARY_BUFFER: &str = ".rotary_emb.inv_freq";
 
@@ -171,19 +173,6 @@ pub struct DenseTerm {
     pub term: Option<usize>,
 }
 
-/// A low-rank term of a tensor: coefficient · `scale` · `up` · `down`.
-#[derive(Debug, Clone)]
-pub struct LowRankTerm {
-    /// A, `[r, in]`.
-    pub down: HostTensor,
-    /// B, `[out, r]`.
-    pub up: HostTensor,
-    /// LoRA's scale.
-    pub scale: f64,
-    /// Index of its coefficient; `None` is 1 whatever c is.
-    pub term: Option<usize>,
-}
-
 /// One tensor of the merged model as a sum.
 #[derive(Debug, Clone)]
 pub struct TensorPlan {
@@ -279,12 +268,7 @@ impl SoupPlan {
             .collect();
         let low_rank = low_rank
             .into_iter()
-            .map(|(lora, term)| LowRankTerm {
-                down: lora.down.clone(),
-                up: lora.up.clone(),
-                scale: lora.scale,
-                term: self.term(term),
-            })
+            .map(|(lora, term)| LowRankTerm { lora: lora.clone(), term: self.term(term) })
             .collect();
         Ok(TensorPlan { name, dtype, dense, low_rank })
     }
@@ -380,7 +364,7 @@ fn check_factors<'a>(
     if name == EMBEDDING {
         return Err(PlanError::NotLinear { owner, tensor: name.to_owned() });
     }
-    let rank = lora.down.shape().first().copied().unwrap_or_default();
+    let rank = lora.rank();
     for (factor, tensor, expected) in
         [("A", &lora.down, [rank, width]), ("B", &lora.up, [out, rank])]
     {

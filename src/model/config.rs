@@ -1,8 +1,7 @@
 //! Model configuration: what a Hugging Face `config.json` says, checked, with the variants of the
 //! Llama family as data.
 
-use serde_json::Value;
-
+use super::names::{EMBEDDING, HEAD, Module, NORM};
 use crate::kernels::{AttentionShape, Rope};
 
 /// A checked model configuration.
@@ -57,11 +56,6 @@ pub struct ConfigError {
 }
 
 impl ModelConfig {
-    /// Reads and checks a `config.json` as transformers 4 or 5 write it.
-    pub fn from_json(json: &Value) -> Result<Self, ConfigError> {
-        super::read::config(json)
-    }
-
     /// Attention shape of a layer; layers past the last have no window.
     pub fn attention(&self, layer: usize) -> AttentionShape {
         AttentionShape {
@@ -76,35 +70,34 @@ impl ModelConfig {
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (h, hd) = (self.hidden_size, self.head_dim);
         let (q, kv, ff) = (self.heads * hd, self.kv_heads * hd, self.intermediate_size);
-        let mut out = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, h])];
+        let mut out = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, h])];
         for layer in 0..self.layers {
-            let mut push = |name: &str, shape: &[usize]| {
-                out.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
-            };
-            push("input_layernorm.weight", &[h]);
-            push("post_attention_layernorm.weight", &[h]);
-            for (name, rows, cols, bias) in [
-                ("self_attn.q_proj", q, h, self.qkv_bias),
-                ("self_attn.k_proj", kv, h, self.qkv_bias),
-                ("self_attn.v_proj", kv, h, self.qkv_bias),
-                ("self_attn.o_proj", h, q, self.output_bias),
-                ("mlp.gate_proj", ff, h, self.mlp_bias),
-                ("mlp.up_proj", ff, h, self.mlp_bias),
-                ("mlp.down_proj", h, ff, self.mlp_bias),
+            for norm in [Module::InputNorm, Module::PostNorm] {
+                out.push((norm.weight(layer), vec![h]));
+            }
+            for (module, rows, cols, bias) in [
+                (Module::Q, q, h, self.qkv_bias),
+                (Module::K, kv, h, self.qkv_bias),
+                (Module::V, kv, h, self.qkv_bias),
+                (Module::O, h, q, self.output_bias),
+                (Module::Gate, ff, h, self.mlp_bias),
+                (Module::Up, ff, h, self.mlp_bias),
+                (Module::Down, h, ff, self.mlp_bias),
             ] {
-                push(&format!("{name}.weight"), &[rows, cols]);
+                out.push((module.weight(layer), vec![rows, cols]));
                 if bias {
-                    push(&format!("{name}.bias"), &[rows]);
+                    out.push((module.bias(layer), vec![rows]));
                 }
             }
             if self.qk_norm {
-                push("self_attn.q_norm.weight", &[hd]);
-                push("self_attn.k_norm.weight", &[hd]);
+                for norm in [Module::QNorm, Module::KNorm] {
+                    out.push((norm.weight(layer), vec![hd]));
+                }
             }
         }
-        out.push(("model.norm.weight".to_owned(), vec![h]));
+        out.push((NORM.to_owned(), vec![h]));
         if !self.tied {
-            out.push(("lm_head.weight".to_owned(), vec![self.vocab_size, h]));
+            out.push((HEAD.to_owned(), vec![self.vocab_size, h]));
         }
         out
     }

@@ -10,6 +10,7 @@
 use super::{
     config::ModelConfig,
     linear::{Affine, Parameter, linears},
+    names::{EMBEDDING, HEAD, Module, NORM},
 };
 use crate::kernels::{Batch, Kernels, Result, RowCoefficients};
 
@@ -58,35 +59,35 @@ impl<W: Clone> Decoder<W> {
         config: ModelConfig,
         mut parameter: impl FnMut(&str) -> std::result::Result<Parameter<W>, E>,
     ) -> std::result::Result<Self, E> {
-        let embedding = parameter("model.embed_tokens.weight")?;
+        let embedding = parameter(EMBEDDING)?;
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            let mut get = |name: &str| parameter(&format!("model.layers.{index}.{name}"));
-            let mut linear = |name: &str, bias: bool| {
+            let mut linear = |module: Module, bias: bool| {
                 Ok(Linear {
-                    weight: get(&format!("{name}.weight"))?,
-                    bias: if bias { Some(get(&format!("{name}.bias"))?) } else { None },
+                    weight: parameter(&module.weight(index))?,
+                    bias: if bias { Some(parameter(&module.bias(index))?) } else { None },
                 })
             };
             layers.push(Layer {
-                q: linear("self_attn.q_proj", config.qkv_bias)?,
-                k: linear("self_attn.k_proj", config.qkv_bias)?,
-                v: linear("self_attn.v_proj", config.qkv_bias)?,
-                o: linear("self_attn.o_proj", config.output_bias)?,
-                gate: linear("mlp.gate_proj", config.mlp_bias)?,
-                up: linear("mlp.up_proj", config.mlp_bias)?,
-                down: linear("mlp.down_proj", config.mlp_bias)?,
-                input_norm: get("input_layernorm.weight")?,
-                post_norm: get("post_attention_layernorm.weight")?,
+                q: linear(Module::Q, config.qkv_bias)?,
+                k: linear(Module::K, config.qkv_bias)?,
+                v: linear(Module::V, config.qkv_bias)?,
+                o: linear(Module::O, config.output_bias)?,
+                gate: linear(Module::Gate, config.mlp_bias)?,
+                up: linear(Module::Up, config.mlp_bias)?,
+                down: linear(Module::Down, config.mlp_bias)?,
+                input_norm: parameter(&Module::InputNorm.weight(index))?,
+                post_norm: parameter(&Module::PostNorm.weight(index))?,
                 qk_norm: if config.qk_norm {
-                    Some((get("self_attn.q_norm.weight")?, get("self_attn.k_norm.weight")?))
+                    let norms = [Module::QNorm, Module::KNorm].map(|norm| norm.weight(index));
+                    Some((parameter(&norms[0])?, parameter(&norms[1])?))
                 } else {
                     None
                 },
             });
         }
-        let norm = parameter("model.norm.weight")?;
-        let head = if config.tied { embedding.clone() } else { parameter("lm_head.weight")? };
+        let norm = parameter(NORM)?;
+        let head = if config.tied { embedding.clone() } else { parameter(HEAD)? };
         Ok(Self { config, embedding, layers, norm, head })
     }
 

@@ -80,7 +80,14 @@ const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 12;
 const MAX_POSITIONS: usize = 1 << 26;
 
-pub(super) fn config(json: &Value) -> Result<ModelConfig, ConfigError> {
+impl ModelConfig {
+    /// Reads and checks a `config.json` as transformers 4 or 5 write it.
+    pub fn from_json(json: &Value) -> Result<Self, ConfigError> {
+        config(json)
+    }
+}
+
+fn config(json: &Value) -> Result<ModelConfig, ConfigError> {
     let keys = Keys { map: json.as_object().ok_or_else(|| error("(root)", "is not an object"))? };
     let family = family(&keys)?;
     for key in ["quantization_config", "num_local_experts", "num_experts"] {

@@ -12,7 +12,10 @@ use super::{
     peft::LoraConfig,
     weights::{WeightError, WeightFile},
 };
-use crate::kernels::HostTensor;
+use crate::{
+    kernels::HostTensor,
+    model::names::{EMBEDDING, HEAD, module_of},
+};
 
 /// The settings.
 pub const CONFIG: &str = "adapter_config.json";
@@ -20,8 +23,6 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 const PREFIX: &str = "base_model.model.";
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 const CONVERT: &str = "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load(\
      'adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\"";
 
@@ -34,6 +35,19 @@ pub struct LoraModule {
     pub up: HostTensor,
     /// s: alpha / r, for rsLoRA alpha / √r.
     pub scale: f64,
+}
+
+impl LoraModule {
+    /// Its rank r.
+    pub fn rank(&self) -> usize {
+        self.down.shape().first().copied().unwrap_or(0)
+    }
+
+    /// Shape of ΔW, `(out, in)`.
+    pub fn shape(&self) -> (usize, usize) {
+        let dim = |tensor: &HostTensor, axis| tensor.shape().get(axis).copied().unwrap_or(0);
+        (dim(&self.up, 0), dim(&self.down, 1))
+    }
 }
 
 /// An adapter: low-rank changes by module path, and tensors stored whole.
@@ -178,8 +192,7 @@ impl Adapter {
             }
         }
         for name in base.tensors().keys() {
-            let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
-            if self.config.saves(module) && !self.saved.contains_key(name) {
+            if self.config.saves(module_of(name)) && !self.saved.contains_key(name) {
                 let expected = "it, because modules_to_save names its module".to_owned();
                 let key = format!("{PREFIX}{name}");
                 return Err(self.refuse(&key, expected, "no such tensor"));

@@ -11,7 +11,10 @@ use super::{
     import::{ImportError, ImportOptions, write_json},
     progress::Progress,
 };
-use crate::kernels::{BlockType, Dtype, HostTensor, blocks};
+use crate::{
+    kernels::{BlockType, Dtype, HostTensor, blocks},
+    model::names::is_vocabulary,
+};
 
 /// How matrices are stored in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +54,7 @@ fn storage(
     shape: &[usize],
     stored: Stored,
 ) -> Dtype {
-    let table = ["model.embed_tokens.weight", "lm_head.weight"].contains(&name);
+    let table = is_vocabulary(name);
     let kind = match (quantise, stored) {
         (None, _) | (Some(Quantise::Keep), Stored::Plain) => return plain,
         (Some(Quantise::Keep), stored) => stored.kept().unwrap_or(BlockType::Q8_0),

@@ -4,7 +4,10 @@
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
-use crate::kernels::BlockType;
+use crate::{
+    kernels::BlockType,
+    model::names::{EMBEDDING, HEAD, Module, NORM},
+};
 
 /// Storage type of a tensor in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,30 +49,33 @@ impl From<GgmlDType> for Stored {
 /// The checkpoint's name of a tensor, and the part of the layer that it belongs to.
 pub fn checkpoint_name(gguf_name: &str) -> Option<(String, &str)> {
     match gguf_name {
-        "token_embd.weight" => return Some(("model.embed_tokens.weight".to_owned(), "")),
-        "output_norm.weight" => return Some(("model.norm.weight".to_owned(), "")),
-        "output.weight" => return Some(("lm_head.weight".to_owned(), "")),
+        "token_embd.weight" => return Some((EMBEDDING.to_owned(), "")),
+        "output_norm.weight" => return Some((NORM.to_owned(), "")),
+        "output.weight" => return Some((HEAD.to_owned(), "")),
         _ => {}
     }
     let (layer, rest) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
     let layer: usize = layer.parse().ok()?;
     let (part, kind) = rest.rsplit_once('.')?;
     let module = match part {
-        "attn_norm" => "input_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
+        "attn_norm" => Module::InputNorm,
+        "ffn_norm" => Module::PostNorm,
+        "attn_q" => Module::Q,
+        "attn_k" => Module::K,
+        "attn_v" => Module::V,
+        "attn_output" => Module::O,
+        "attn_q_norm" => Module::QNorm,
+        "attn_k_norm" => Module::KNorm,
+        "ffn_gate" => Module::Gate,
+        "ffn_up" => Module::Up,
+        "ffn_down" => Module::Down,
         _ => return None,
     };
-    matches!(kind, "weight" | "bias")
-        .then(|| (format!("model.layers.{layer}.{module}.{kind}"), part))
+    match kind {
+        "weight" => Some((module.weight(layer), part)),
+        "bias" => Some((module.bias(layer), part)),
+        _ => None,
+    }
 }
 
 /// Rows `2d + j` of a head (pair d side by side) move to `j · half + d` (first halves, then second).

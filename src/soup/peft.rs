@@ -5,7 +5,11 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::weights::{WeightError, read_json};
+use super::weights::WeightError;
+use crate::{
+    files::read_json,
+    model::names::{EMBEDDING, HEAD, module_of},
+};
 
 /// The settings of a LoRA adapter that decide its function.
 #[derive(Debug, Clone)]
@@ -182,7 +186,7 @@ fn is_suffix(name: &str, module: &str) -> bool {
 
 /// Modules that "all-linear" leaves out.
 fn is_head_or_embedding(module: &str) -> bool {
-    is_suffix("lm_head", module) || is_suffix("embed_tokens", module)
+    [HEAD, EMBEDDING].iter().any(|tensor| module == module_of(tensor))
 }
 
 /// The document with its path, for errors that name key and value.

@@ -1,6 +1,6 @@
 //! What a run will take, estimated before it starts (`--dry-run`).
 
-use ladle::model::config::ModelConfig;
+use ladle::model::{config::ModelConfig, names::EMBEDDING};
 
 use crate::{
     config::{Algorithm, Config},
@@ -53,7 +53,7 @@ impl Plan {
         let matrices: usize = model
             .tensors()
             .iter()
-            .filter(|(name, shape)| shape.len() == 2 && !name.contains("embed_tokens"))
+            .filter(|(name, shape)| shape.len() == 2 && name != EMBEDDING)
             .map(|(_, shape)| shape.iter().product::<usize>())
             .sum();
         let head = if model.tied { model.vocab_size * model.hidden_size } else { 0 };

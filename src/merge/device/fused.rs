@@ -115,8 +115,8 @@ pub struct DeviceBuilder<D: Device> {
     groups: Vec<Group<D>>,
     lanes: Mutex<Vec<Lane<D>>>,
     slabs: Arc<Slabs<D>>,
-    /// Keeps what the tables point at.
-    _sources: Vec<Weight>,
+    /// What the tables point at: device memory stays mapped while a weight lives.
+    keep_alive: Vec<Weight>,
 }
 
 /// Alignment of a source in a staging area.
@@ -155,7 +155,7 @@ impl<D: Device> DeviceBuilder<D> {
             groups: Vec::new(),
             lanes: Mutex::default(),
             slabs,
-            _sources: Vec::new(),
+            keep_alive: Vec::new(),
         };
         let mut bases = Vec::new();
         if let Sources::Streamed { staging } = sources {
@@ -203,7 +203,7 @@ impl<D: Device> DeviceBuilder<D> {
                 if bases.is_empty() {
                     let weight = resident.weight(kernels, &term.tensor)?;
                     addresses.push(weight.address());
-                    self._sources.push(weight);
+                    self.keep_alive.push(weight);
                 } else {
                     let (base, _) = bases[self.groups.len() % bases.len()];
                     addresses.push(base + used as u64);
@@ -213,10 +213,10 @@ impl<D: Device> DeviceBuilder<D> {
             }
             let mut factors = Vec::with_capacity(tensor.low_rank.len());
             for term in &tensor.low_rank {
-                let down = resident.weight(kernels, &term.down)?;
-                let up = resident.weight(kernels, &term.up)?;
+                let down = resident.weight(kernels, &term.lora.down)?;
+                let up = resident.weight(kernels, &term.lora.up)?;
                 factors.push((down.address(), up.address()));
-                self._sources.extend([down, up]);
+                self.keep_alive.extend([down, up]);
             }
             table.push(tensor, (place.offset, place.dtype), &addresses, &factors);
         }

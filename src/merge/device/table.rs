@@ -117,11 +117,11 @@ impl Table {
             LowRank {
                 down,
                 up,
-                scale: part.scale,
+                scale: part.lora.scale,
                 term: term(part.term),
-                rank: u(part.down.shape()[0]),
-                down_dtype: dtype_code(part.down.dtype()),
-                up_dtype: dtype_code(part.up.dtype()),
+                rank: u(part.rank()),
+                down_dtype: dtype_code(part.lora.down.dtype()),
+                up_dtype: dtype_code(part.lora.up.dtype()),
             }
         }));
         if plan.low_rank.is_empty() {

@@ -1,9 +1,8 @@
 //! What a configuration must satisfy before anything is opened.
 
-use ladle::soup::manifest::is_name;
+use ladle::{model::names::TARGETS, soup::manifest::is_name};
 
 use super::{Algorithm, Config, ConfigError, MixingConfig};
-use crate::rl::lora::KNOWN;
 
 impl Config {
     /// Refuses values that no run could use.
@@ -96,7 +95,7 @@ impl Config {
                 let expected = "a number from 0 to less than 1";
                 return Err(value_error(&dropout, lora.dropout, expected));
             }
-            if let Some(target) = lora.targets.iter().find(|t| !KNOWN.contains(&t.as_str())) {
+            if let Some(target) = lora.targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
                 let expected = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj";
                 return Err(value_error(&targets, target, expected));
             }

@@ -18,6 +18,7 @@ use ladle::{
         config::ModelConfig,
         decoder::Decoder,
         linear::{Dense, LowRank, Parameter},
+        names::{self, TARGETS},
     },
 };
 use rand::{Rng, SeedableRng};
@@ -44,7 +45,7 @@ pub struct LoraConfig {
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 64, alpha: 128.0, targets: KNOWN.map(str::to_owned).to_vec(), dropout: 0.0 }
+        Self { rank: 64, alpha: 128.0, targets: TARGETS.map(str::to_owned).to_vec(), dropout: 0.0 }
     }
 }
 
@@ -55,7 +56,7 @@ pub enum PolicyError {
     #[error("the base model has no tensor {0}")]
     Missing(String),
     /// A configured target names no linear layer.
-    #[error("lora.targets: {0:?} is no linear layer of the model; it has {known}", known = KNOWN.join(", "))]
+    #[error("lora.targets: {0:?} is no linear layer of the model; it has {known}", known = TARGETS.join(", "))]
     Target(String),
     /// The rank is out of range.
     #[error("lora.rank is {0}, expected 1 to 1024")]
@@ -85,10 +86,6 @@ pub enum PolicyError {
 }
 
 type Result<T> = std::result::Result<T, PolicyError>;
-
-/// Linear layers that can be adapted.
-pub const KNOWN: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// The two factors of one adapted layer, in f32.
 #[derive(Debug, Clone)]
@@ -162,7 +159,7 @@ impl Policy {
         if !(1..=1024).contains(&config.rank) {
             return Err(PolicyError::Rank(config.rank));
         }
-        if let Some(target) = config.targets.iter().find(|t| !KNOWN.contains(&t.as_str())) {
+        if let Some(target) = config.targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
             return Err(PolicyError::Target(target.clone()));
         }
         if !(0.0..1.0).contains(&config.dropout) {
@@ -212,7 +209,7 @@ impl Policy {
             })
         };
         let (adapted, reference) = (Arc::new(load(true)?), load(false)?);
-        let head = if model.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let head = names::head(model.tied);
         let head =
             frozen.get(head).cloned().ok_or_else(|| PolicyError::Missing(head.to_owned()))?;
         let config = config.clone();

@@ -1,0 +1,89 @@
+//! Names of the tensors of a checkpoint, as transformers writes them for the Llama family. Every
+//! other file takes them from here.
+
+/// The embedding table `[vocab, hidden]`.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The last norm `[hidden]`.
+pub const NORM: &str = "model.norm.weight";
+/// The output head `[vocab, hidden]`; absent where it is tied to the embedding.
+pub const HEAD: &str = "lm_head.weight";
+
+/// Last component of the path of a linear layer, by which adapters name their targets.
+pub const TARGETS: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// A module of one decoder layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Module {
+    /// Norm before the attention.
+    InputNorm,
+    /// Norm before the feed-forward layer.
+    PostNorm,
+    /// Query projection.
+    Q,
+    /// Key projection.
+    K,
+    /// Value projection.
+    V,
+    /// Attention output projection.
+    O,
+    /// Norm on each head of the queries.
+    QNorm,
+    /// Norm on each head of the keys.
+    KNorm,
+    /// Gate projection of the feed-forward layer.
+    Gate,
+    /// Up projection of the feed-forward layer.
+    Up,
+    /// Down projection of the feed-forward layer.
+    Down,
+}
+
+impl Module {
+    /// Path inside its layer, such as `self_attn.q_proj`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InputNorm => "input_layernorm",
+            Self::PostNorm => "post_attention_layernorm",
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::QNorm => "self_attn.q_norm",
+            Self::KNorm => "self_attn.k_norm",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// Full path, such as `model.layers.3.self_attn.q_proj`.
+    pub fn path(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}", self.name())
+    }
+
+    /// Name of its weight.
+    pub fn weight(self, layer: usize) -> String {
+        format!("{}.weight", self.path(layer))
+    }
+
+    /// Name of its bias.
+    pub fn bias(self, layer: usize) -> String {
+        format!("{}.bias", self.path(layer))
+    }
+}
+
+/// Path of the module that owns `tensor`: the name without `.weight` or `.bias`.
+pub fn module_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
+}
+
+/// Whether `tensor` is the embedding table or the output head.
+pub fn is_vocabulary(tensor: &str) -> bool {
+    tensor == EMBEDDING || tensor == HEAD
+}
+
+/// The tensor that the output head of a model is: its own, or the embedding where they are tied.
+pub fn head(tied: bool) -> &'static str {
+    if tied { EMBEDDING } else { HEAD }
+}
