@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     data::rows::OnMalformed,
     optimizer::AdamWConfig,
-    rewards::registry::RewardSpec,
+    rewards::spec::RewardSpec,
     rl::{balance::BalanceConfig, lora::LoraConfig},
 };
 

@@ -16,8 +16,8 @@ use serde_json::json;
 use crate::{
     checkpoint::{CheckpointError, serialize, write_atomically},
     config::Config,
+    error::RunError,
     rl::lora::Policy,
-    run::RunError,
 };
 
 /// Writes the policy's adapter as PEFT does, its factors in bf16: `adapter_model.safetensors` last,

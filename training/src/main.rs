@@ -13,7 +13,7 @@ use ladle_training::{
         summary,
     },
     plan::Plan,
-    rewards::{fit, lesson::Source as Lesson},
+    rewards::fit::{self, lesson::Source as Lesson},
     run::{Places, Run},
     select,
 };

@@ -21,9 +21,9 @@ use std::{
 
 use ladle::{
     kernels::HostTensor,
-    preference::{MixingError, MixingMatrix},
+    preference::MixingMatrix,
     soup::{
-        Adapter, SoupError, WeightError,
+        Adapter,
         manifest::{self, BaseEntry},
     },
 };
@@ -33,102 +33,19 @@ use crate::{
     config::{Config, ConfigError, MixingConfig},
     data::split::split,
     draw::{self, Purpose},
+    error::RunError,
     export,
-    rewards::{RewardError, RewardSet, registry::RewardSpec},
+    rewards::{RewardSet, registry, spec::RewardSpec},
     rl::{
-        advantage::AdvantageError,
-        balance::{BalanceError, STD_FLOOR, Standardiser},
-        lora::{HostFactor, PolicyError},
-        rollout::{self, Request, RolloutError},
-        update::UpdateError,
+        balance::{STD_FLOOR, Standardiser},
+        lora::HostFactor,
+        rollout::{self, Request},
     },
-    setup::{Base, Prompt, SetupError, host_factors, merged},
+    setup::{Base, Prompt},
     sft,
     trainer::{self, Start, Task, Trainer},
+    weights::{host_factors, merged},
 };
-
-/// Why a run stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Base model or data.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// The mixing matrix.
-    #[error("mixing: {0}")]
-    Mixing(#[from] MixingError),
-    /// A file of the run.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// An adapter.
-    #[error(transparent)]
-    Weights(#[from] WeightError),
-    /// The soup.
-    #[error(transparent)]
-    Soup(#[from] SoupError),
-    /// A reward.
-    #[error(transparent)]
-    Reward(#[from] RewardError),
-    /// The policy.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// Sampling.
-    #[error(transparent)]
-    Rollout(#[from] RolloutError),
-    /// An update.
-    #[error(transparent)]
-    Update(#[from] UpdateError),
-    /// Advantages.
-    #[error(transparent)]
-    Advantage(#[from] AdvantageError),
-    /// The balance of the objectives.
-    #[error(transparent)]
-    Balance(#[from] BalanceError),
-    /// A kernel refused.
-    #[error(transparent)]
-    Kernel(#[from] ladle::kernels::KernelError),
-    /// A tensor operation failed.
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
-    /// A text that the tokenizer refuses.
-    #[error("row {row}: {reason}")]
-    Text {
-        /// Its id.
-        row: String,
-        /// Why.
-        reason: String,
-    },
-    /// The numbers ran away.
-    #[error("{stage} diverged at step {step}: the {what} is {value}")]
-    Diverged {
-        /// Stage.
-        stage: String,
-        /// Step.
-        step: u64,
-        /// Which number.
-        what: &'static str,
-        /// Its value.
-        value: f64,
-    },
-    /// The directory holds something else than this run.
-    #[error("{path}: {reason}")]
-    Directory {
-        /// The directory or file.
-        path: PathBuf,
-        /// What is wrong and what to do.
-        reason: String,
-    },
-    /// `--only` names no objective.
-    #[error("no objective {name:?}; the config has {known}")]
-    Unknown {
-        /// The name.
-        name: String,
-        /// The names there are.
-        known: String,
-    },
-}
 
 type Result<T> = std::result::Result<T, RunError>;
 
@@ -182,7 +99,8 @@ impl Run {
             .into());
         }
         let rewards = config.objectives.iter();
-        let rewards = rewards.map(|o| o.reward.clone().located(&places.data).build(&o.name));
+        let rewards =
+            rewards.map(|o| registry::build(&o.name, o.reward.clone().located(&places.data)));
         let rewards = RewardSet::new(rewards.collect::<std::result::Result<_, _>>()?);
         let base = Base::open(&places.base)?;
         let read = |path: &Path| {
@@ -201,7 +119,7 @@ impl Run {
         let train = read(&config.data.train)?;
         let (train, validation, test) = match &config.data.split {
             None => (train, optional(&config.data.validation)?, optional(&config.data.test)?),
-            Some(shares) => thirds(train, shares, config.seed)?,
+            Some(shares) => split_rows(train, shares, config.seed)?,
         };
         let prompts = [&train, &validation, &test].into_iter().flatten();
         let longest = prompts.map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
@@ -420,7 +338,7 @@ impl Run {
 }
 
 /// The rows that train, validate and test.
-fn thirds(
+fn split_rows(
     rows: Vec<Prompt>,
     shares: &[f64; 3],
     seed: u64,

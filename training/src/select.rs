@@ -12,18 +12,20 @@ use ladle::{
 use crate::{
     config::MixingConfig,
     draw::{self, Purpose},
+    error::RunError,
     measure::{
+        criterion::{Candidate, Selection, by_hypervolume, by_testing_reward},
         front::{FrontError, grid},
-        select::{Candidate, Selection, by_hypervolume, by_testing_reward},
     },
     rl::{
         balance::Standardiser,
         lora::HostFactor,
         rollout::{self, Request, Sampler},
     },
-    run::{Places, Run, RunError},
-    setup::{Prompt, host_factors},
+    run::{Places, Run},
+    setup::Prompt,
     trainer,
+    weights::host_factors,
 };
 
 /// Why nothing could be selected.

@@ -6,12 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device, Tensor};
 use ladle::{
     chat::{ChatTemplate, Message as ChatMessage},
     kernels::HostTensor,
     model::config::ModelConfig,
-    soup::{Adapter, Checkpoint},
+    soup::Checkpoint,
     tokenizer::{TextDecoder, Tokenizer},
 };
 
@@ -19,7 +18,8 @@ use crate::{
     config::{DataConfig, DataFormat},
     data::{self, Example, general::Columns, prompt::PromptTemplate},
     rewards::Sample,
-    rl::{lora::HostFactor, rollout::Rollout},
+    rl::rollout::Rollout,
+    weights,
 };
 
 /// Why a run cannot start.
@@ -93,7 +93,7 @@ impl Base {
         let checkpoint = Checkpoint::open(dir).map_err(|e| error(e.to_string()))?;
         let model =
             ModelConfig::from_json(checkpoint.config()).map_err(|e| error(e.to_string()))?;
-        let weights = tensors(&checkpoint, &model).map_err(error)?;
+        let weights = weights::tensors(&checkpoint, &model).map_err(error)?;
         let tokenizer = Tokenizer::from_dir(dir).map_err(|e| error(e.to_string()))?;
         if tokenizer.eos().is_empty() {
             return Err(error(
@@ -170,22 +170,6 @@ impl Base {
     }
 }
 
-/// The tensors of a model's configuration, as stored, their shapes checked.
-pub(crate) fn tensors(
-    checkpoint: &Checkpoint,
-    model: &ModelConfig,
-) -> std::result::Result<BTreeMap<String, HostTensor>, String> {
-    let checked = |(name, shape): (String, Vec<usize>)| {
-        let tensor = checkpoint.get(&name).ok_or_else(|| format!("no tensor {name}"))?;
-        if tensor.shape() != shape {
-            let got = tensor.shape();
-            return Err(format!("{name} has shape {got:?}, expected {shape:?}"));
-        }
-        Ok((name, tensor))
-    };
-    model.tensors().into_iter().map(checked).collect()
-}
-
 fn chat_message(message: &data::Message) -> ChatMessage {
     let role = match message.role {
         data::Role::System => "system",
@@ -243,32 +227,4 @@ fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Ex
             })
             .collect(),
     }
-}
-
-/// The low-rank terms of a PEFT adapter.
-pub fn host_factors(adapter: &Adapter) -> BTreeMap<String, HostFactor> {
-    let factor = |module: &ladle::soup::LoraModule| HostFactor {
-        down: module.down.clone(),
-        up: module.up.clone(),
-        scale: module.scale,
-    };
-    adapter.modules.iter().map(|(name, module)| (name.clone(), factor(module))).collect()
-}
-
-/// The weights with an adapter added, `W + s B A` in f32: θ_sft as the frozen network of training.
-pub fn merged(
-    weights: &BTreeMap<String, HostTensor>,
-    adapter: &BTreeMap<String, HostFactor>,
-) -> Result<BTreeMap<String, HostTensor>> {
-    let tensor = |host: &HostTensor| Tensor::from_vec(host.to_f32(), host.shape(), &Device::Cpu);
-    let mut merged = weights.clone();
-    for (module, factor) in adapter {
-        let Some(weight) = merged.get_mut(&format!("{module}.weight")) else { continue };
-        let delta = tensor(&factor.up)?.matmul(&tensor(&factor.down)?)?;
-        let sum = (tensor(weight)? + (delta * factor.scale)?)?;
-        let values = sum.flatten_all()?.to_vec1::<f32>()?;
-        *weight = HostTensor::from_f32(&values, weight.shape().to_vec())
-            .map_err(candle_core::Error::wrap)?;
-    }
-    Ok(merged)
 }

@@ -10,13 +10,13 @@ use crate::{
     checkpoint,
     config::{Config, ConfigError, SftConfig},
     draw::{self, Purpose},
+    error::RunError,
     metrics::Recorder,
     optimizer::{AdamW, learning_rate},
     rl::{
         lora::Policy,
         packing::{Sequence, micro_batches, pack},
     },
-    run::RunError,
     setup::{Base, Prompt},
 };
 

@@ -11,6 +11,7 @@ use crate::{
     checkpoint,
     config::{Algorithm, Config},
     draw::{self, Purpose},
+    error::RunError,
     metrics::Recorder,
     optimizer::{AdamW, learning_rate},
     rewards::RewardSet,
@@ -25,7 +26,6 @@ use crate::{
         update::{Experience, Report, Updater},
         value_head::ValueHead,
     },
-    run::RunError,
     setup::{Base, Prompt},
 };
 

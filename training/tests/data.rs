@@ -14,7 +14,8 @@ use ladle_training::data::{
 };
 use ladle_training::{
     config::DataConfig,
-    run::{Places, Run, RunError},
+    error::RunError,
+    run::{Places, Run},
     setup::Base,
 };
 use serde_json::json;

@@ -4,10 +4,12 @@ use ladle_training::{
     data::{Message, Pair, Role},
     rewards::{
         Reward, Sample,
-        fit::{Settings, fit},
-        lesson::{Goal, Lesson, Row, Source, has_error},
+        fit::{
+            Settings, fit,
+            lesson::{Goal, Lesson, Row, Source, has_error},
+        },
         neural::{Reading, SegmentBy},
-        registry::RewardSpec,
+        registry,
     },
 };
 use safetensors::SafeTensors;
@@ -37,7 +39,7 @@ fn judged(response: &str) -> Sample {
 }
 
 fn reward(toml: &str) -> Box<dyn Reward> {
-    toml::from_str::<RewardSpec>(toml).unwrap().build("it").unwrap()
+    registry::build("it", toml::from_str(toml).unwrap()).unwrap()
 }
 
 fn pairs(count: usize) -> Lesson {

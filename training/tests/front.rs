@@ -2,11 +2,11 @@
 //! hand cases and brute force.
 
 use ladle_training::measure::{
+    criterion::{Candidate, by_hypervolume, by_testing_reward},
     front::{
         FrontError, controllability, grid, hypervolume, inner_product, non_dominated,
         reference_point, sorted_sparsity, spacing, sparsity,
     },
-    select::{Candidate, by_hypervolume, by_testing_reward},
 };
 use proptest::prelude::*;
 use serde_json::Value;

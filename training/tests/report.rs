@@ -99,14 +99,3 @@ fn front_json_survives_a_round_trip_and_keeps_its_metrics() {
     assert_eq!(bent.front_length, 66);
     assert_eq!(bent.controllability, 1.0);
 }
-
-/// Writes the page for a person to look at: `LADLE_REPORT_OUT` names the folder.
-#[test]
-fn a_page_to_look_at() {
-    let Some(out) = std::env::var_os("LADLE_REPORT_OUT").map(std::path::PathBuf::from) else {
-        return;
-    };
-    for n in [2, 3] {
-        std::fs::write(out.join(format!("report-{n}.html")), report(n).html()).unwrap();
-    }
-}

@@ -8,8 +8,7 @@ use ladle_training::rewards::{
     embedding::{SentenceEncoder, cosine},
     labels::{Confusion, Gain, accuracy, auc, hit_rate, listed, listed_numbers, ndcg},
     overlap::{bleu_4, exact_match_recall, rouge_l, tokens_13a},
-    porter,
-    registry::RewardSpec,
+    porter, registry,
     segment::{sentences, sub_sentences},
     style::{flesch_reading_ease, plain_words},
     words::syllables,
@@ -47,7 +46,7 @@ fn sample(response: &str) -> Sample {
 }
 
 fn build(toml: &str) -> Result<Box<dyn Reward>, RewardError> {
-    toml::from_str::<RewardSpec>(toml).unwrap().build("it")
+    registry::build("it", toml::from_str(toml).unwrap())
 }
 
 fn score(toml: &str, sample: &Sample) -> f64 {

@@ -2,10 +2,10 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     thread,
-    time::Duration,
 };
 
 use ladle::soup::{OpenOptions, Soup};
@@ -98,36 +98,24 @@ fn adapters(run: &Path) -> Vec<(String, Vec<u8>)> {
     names.map(|name| (name.to_owned(), read(name))).to_vec()
 }
 
-/// How far a run has come: the lines of all its metrics.
-fn metrics_lines(run: &Path) -> usize {
-    ["sft", "short", "plain"]
-        .iter()
-        .filter_map(|name| {
-            fs::read_to_string(run.join("metrics").join(name).join("metrics.jsonl")).ok()
-        })
-        .map(|text| text.lines().count())
-        .sum()
-}
-
 fn killed_and_whole(settings: &str, seed: u64) {
     let directory = tempfile::tempdir().unwrap();
     let config = task(directory.path(), settings);
     let (whole, killed) = (directory.path().join("whole"), directory.path().join("killed"));
     succeed(&mut start(&config, &whole));
 
-    // Each attempt is killed some way past the metrics that the last one left; progress, not the
-    // clock, decides when, so that the test is the same on a fast machine and on a slow one.
+    // Each attempt is killed as it logs a line: one a step when the step has been computed (debug),
+    // one when it has been recorded, before its checkpoint. Progress, not the clock, decides.
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut kills = 0;
-    while kills < 5 {
-        let enough = metrics_lines(&killed) + rng.random_range(0..=2);
+    while kills < 8 {
         // `run` again on its own directory goes on, as `resume` does.
-        let mut child = start(&config, &killed).spawn().unwrap();
-        while metrics_lines(&killed) < enough && child.try_wait().unwrap().is_none() {
-            thread::sleep(Duration::from_millis(1));
-        }
-        thread::sleep(Duration::from_millis(rng.random_range(0..8)));
-        if child.try_wait().unwrap().is_some() {
+        let mut child = start(&config, &killed).env("RUST_LOG", "debug").spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let steps = log.map(Result::unwrap).filter(|line| line.contains("step"));
+        let wanted = rng.random_range(3..=8);
+        if steps.take(wanted).count() < wanted {
+            assert!(child.wait().unwrap().success());
             break;
         }
         child.kill().unwrap();

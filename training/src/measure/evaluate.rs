@@ -38,9 +38,10 @@ use crate::{
     checkpoint::{CheckpointError, write_atomically},
     config::MixingConfig,
     draw,
+    error::RunError,
     metrics::progress,
     rewards::RewardError,
-    run::{Run, RunError},
+    run::Run,
     setup::Prompt,
 };
 

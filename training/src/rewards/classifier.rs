@@ -4,7 +4,8 @@
 use super::{
     decoder,
     head::{Head, HeadKind, HeadNames},
-    network::{Batch, Network, model_type},
+    layers::{Batch, model_type},
+    network::Network,
 };
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;

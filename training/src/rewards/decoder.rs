@@ -13,8 +13,11 @@ use ladle::{
     soup::Checkpoint,
 };
 
-use super::network::{Batch, Layers, Network, Pool};
-use crate::{rl::rollout, setup};
+use super::{
+    layers::{Batch, Layers},
+    network::{Network, Pool},
+};
+use crate::{rl::rollout, weights};
 
 /// `model_type`s that this module opens.
 pub(super) const FAMILY: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
@@ -31,7 +34,7 @@ pub(super) fn open(dir: &Path) -> std::result::Result<(Network, VarBuilder<'stat
     let mut model = ModelConfig::from_json(checkpoint.config()).map_err(|e| e.to_string())?;
     // There is no head over the vocabulary; a tied one asks for no tensor.
     model.tied = true;
-    let weights = setup::tensors(&checkpoint, &model)?;
+    let weights = weights::tensors(&checkpoint, &model)?;
     let decoder = rollout::decoder(&model, &weights, &[]).map_err(|e| e.to_string())?;
     let head = checkpoint.tensors().iter().filter(|(name, _)| name.starts_with("score."));
     let head = head.map(|(name, tensor)| {

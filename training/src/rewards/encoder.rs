@@ -7,7 +7,7 @@ use candle_nn::{
 };
 use serde::Deserialize;
 
-use super::network::{Batch, Layers, bias, model_type, parse};
+use super::layers::{Batch, Layers, bias, model_type, parse};
 
 /// The activation between the two layers of a feed-forward block, and of heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     encoder::{Activation, Layer},
-    network::{Batch, Layers, bias, parse},
+    layers::{Batch, Layers, bias, parse},
 };
 
 #[derive(Debug, Clone, Deserialize)]

@@ -7,10 +7,12 @@ use indicatif::ProgressBar;
 use tokenizers::EncodeInput;
 
 use super::{
+    error::FitError,
+    lesson::{Goal, Row, has_error},
+};
+use crate::rewards::{
     Sample,
     classifier::{Parts, ResponseTokens},
-    fit::FitError,
-    lesson::{Goal, Row, has_error},
     neural::{Before, Reading},
 };
 

@@ -1,124 +1,19 @@
-//! Teaching a reward model: a head on frozen features of an encoder or a causal language model.
-//!
-//! rows → texts → hidden states → head. What is taught is data ([`Lesson`]): preferences train a
-//! scalar on a text's pooled state by `−log σ(r(better) − r(worse))` (Bradley and Terry 1952; Ouyang
-//! et al. 2022, eq. 1), marked errors train a label of every segment, on its last token or on the
-//! mean of its tokens, by cross entropy (Wu et al. 2023). What comes out is a checkpoint as
-//! transformers writes it, for the rewards `sequence-classifier` and `span-classifier`.
-
-use std::path::{Path, PathBuf};
+//! The head as it learns, and the figures of what it learned.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{Linear, loss::cross_entropy, ops::sigmoid};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{
-    classifier::{ModelError, Parts},
-    features::{Features, Reader},
-    fitted,
-    head::{Head, HeadKind, HeadNames},
-    labels::auc,
-    lesson::{Goal, Lesson},
-    network::model_type,
-    neural::{Before, Reading},
-};
+use super::{features::Features, settings::Settings};
 use crate::{
-    checkpoint::CheckpointError,
-    data::{DataError, split::split},
     draw,
-    metrics::progress,
     optimizer::{AdamW, AdamWConfig, learning_rate},
+    rewards::{
+        head::{Head, HeadNames},
+        labels::auc,
+    },
 };
-
-/// Why no reward model came out.
-#[derive(Debug, thiserror::Error)]
-pub enum FitError {
-    /// The model cannot be used.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The template of the prompt does not compile.
-    #[error(transparent)]
-    Template(#[from] DataError),
-    /// A text cannot be read by the model.
-    #[error("row {row}: {reason}")]
-    Text {
-        /// Its id.
-        row: String,
-        /// Why.
-        reason: String,
-    },
-    /// The model failed on the texts.
-    #[error("{}: {reason}", path.display())]
-    Features {
-        /// Its directory.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The reward model would replace the model under it.
-    #[error("--out is {}, the model that the head is for; expected a directory of its own", .0.display())]
-    Onto(PathBuf),
-    /// Too few rows to learn from and to test on.
-    #[error(
-        "{0} rows, expected enough (at least 10) to learn from, to say when to stop and to test on"
-    )]
-    Rows(usize),
-    /// A share of the rows that leaves none to learn from.
-    #[error("test_share is {0}, expected a number above 0 and below 0.5")]
-    Share(f64),
-    /// Only one of the two labels occurs.
-    #[error("{0}: the rows for learning have only one of the two labels")]
-    OneLabel(&'static str),
-    /// No pass lowered the loss on rows that are not learned from: the head would judge at random.
-    #[error(
-        "nothing was learned: none of {epochs} epochs lowered the loss on {validation} held-out items; \
-         more rows or another learning rate may help"
-    )]
-    Nothing {
-        /// Passes that were made.
-        epochs: u64,
-        /// Pairs or segments that say when to stop.
-        validation: usize,
-    },
-    /// A file could not be written.
-    #[error(transparent)]
-    File(#[from] CheckpointError),
-    /// A tensor operation failed.
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
-}
-
-/// How to fit.
-#[derive(Debug, Clone, PartialEq, clap::Args)]
-pub struct Settings {
-    /// Passes over the rows at most: those are kept after which the loss on rows that are not
-    /// learned from was lowest.
-    #[arg(long, default_value_t = 30)]
-    pub epochs: u64,
-    /// Pairs or segments of one update.
-    #[arg(long, default_value_t = 32)]
-    pub batch: usize,
-    /// Peak learning rate, linear decay.
-    #[arg(long, default_value_t = 3e-4)]
-    pub learning_rate: f64,
-    /// Decoupled weight decay of AdamW.
-    #[arg(long, default_value_t = 0.1)]
-    pub weight_decay: f64,
-    /// Share of the rows that is kept for testing, below 0.5; as many say when to stop learning.
-    #[arg(long, default_value_t = 0.1)]
-    pub test_share: f64,
-    /// Seed of the split, the order and the first weights.
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// minijinja template of what stands before the response, over `prompt` and `fields`; left out,
-    /// the prompt. The reward must be configured with the same.
-    #[arg(long)]
-    pub template: Option<String>,
-    /// Which tokens of a segment are read. The reward must be configured with the same.
-    #[arg(long, value_enum, default_value = "last")]
-    pub reading: Reading,
-}
 
 /// What came out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -152,71 +47,9 @@ impl std::fmt::Display for Fit {
     }
 }
 
-/// Fits a head on the network in `model` and writes network and head as the checkpoint `out`.
-pub fn fit(lesson: Lesson, model: &Path, out: &Path, settings: &Settings) -> Result<Fit, FitError> {
-    let Lesson { goal, rows } = lesson;
-    if out.canonicalize().is_ok_and(|out| model.canonicalize().is_ok_and(|model| out == model)) {
-        return Err(FitError::Onto(out.to_owned()));
-    }
-    let before = Before::new(settings.template.as_deref())?;
-    let count = rows.len();
-    if count < 10 {
-        return Err(FitError::Rows(count));
-    }
-    let kept = settings.test_share;
-    let split = split(rows, |row| &row.id, &[1.0 - 2.0 * kept, kept, kept], settings.seed);
-    let split = split.map_err(|_| FitError::Share(kept))?;
-    if split.iter().any(Vec::is_empty) {
-        return Err(FitError::Rows(count));
-    }
-    let parts = Parts::open(model, None)?;
-    fitted::check(model)?;
-    let total = split.iter().flatten().map(|row| row.samples.len() as u64).sum();
-    let reader = Reader {
-        parts: &parts,
-        model,
-        before,
-        reading: settings.reading,
-        bar: progress("features", total, "texts"),
-    };
-    let mut read = Vec::new();
-    for rows in split {
-        let features = reader.read(&goal, &rows)?;
-        if features.count() == 0 {
-            return Err(FitError::Rows(count));
-        }
-        read.push(features);
-    }
-    reader.bar.finish();
-    let [train, validation, test] = read.as_slice() else { return Err(FitError::Rows(count)) };
-    let both = [true, false].iter().all(|label| train.wrong.contains(label));
-    if let Goal::Error { name, .. } = goal
-        && !both
-    {
-        return Err(FitError::OneLabel(name));
-    }
-    let kind = match goal {
-        Goal::Preference => HeadKind::Sequence,
-        Goal::Error { .. } => HeadKind::Tokens,
-    };
-    let names = HeadNames::of(model_type(&parts.config), kind);
-    let labels: &[&str] = match goal {
-        Goal::Preference => &["reward"],
-        Goal::Error { name, .. } => &["fine", name],
-    };
-    let learner = Learner::new(&names, train, labels.len(), settings.seed)?;
-    let (epochs, loss) = learner.learn(train, validation, settings)?;
-    if epochs == 0 {
-        return Err(FitError::Nothing { epochs: settings.epochs, validation: validation.count() });
-    }
-    let fit = Fit { trained: train.count(), epochs, loss, ..learner.test(test)? };
-    fitted::write(&parts.config, kind, labels, learner.tensors()?, model, out)?;
-    Ok(fit)
-}
-
 /// The head's variables. Its input is standardised, which [`Learner::tensors`] puts into its first
 /// layer: features of one network differ in scale by orders of magnitude.
-struct Learner<'a> {
+pub(super) struct Learner<'a> {
     names: &'a HeadNames,
     /// Of the features, `[hidden]` each.
     mean: Tensor,
@@ -226,7 +59,7 @@ struct Learner<'a> {
 }
 
 impl<'a> Learner<'a> {
-    fn new(
+    pub fn new(
         names: &'a HeadNames,
         train: &Features,
         labels: usize,
@@ -294,7 +127,7 @@ impl<'a> Learner<'a> {
 
     /// Learns, and keeps the weights after the epoch whose loss on `validation` is the lowest:
     /// returns how many epochs that are, and the loss.
-    fn learn(
+    pub fn learn(
         &self,
         train: &Features,
         validation: &Features,
@@ -336,7 +169,7 @@ impl<'a> Learner<'a> {
     }
 
     /// Figures on rows that were not learned from.
-    fn test(&self, test: &Features) -> candle_core::Result<Fit> {
+    pub fn test(&self, test: &Features) -> candle_core::Result<Fit> {
         let logits = self.logits(&test.states)?;
         let tested = test.count();
         let fit = Fit {
@@ -363,7 +196,7 @@ impl<'a> Learner<'a> {
     }
 
     /// The head as it is stored, for features that are not standardised.
-    fn tensors(&self) -> candle_core::Result<Vec<(String, Tensor)>> {
+    pub fn tensors(&self) -> candle_core::Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();
         for (at, (name, weight, bias)) in self.layers.iter().enumerate() {
             let (mut weight, mut bias) = (weight.as_tensor().detach(), bias.as_tensor().detach());

@@ -7,8 +7,10 @@ use candle_core::Tensor;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
-use super::{head::HeadKind, network::model_type};
-use crate::checkpoint::{CheckpointError, write_atomically};
+use crate::{
+    checkpoint::{CheckpointError, write_atomically},
+    rewards::{head::HeadKind, layers::model_type},
+};
 
 /// Of an architecture: the prefix of its network's tensors in a checkpoint with a head, and the
 /// beginning of the name of transformers' class.

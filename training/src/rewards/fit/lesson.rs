@@ -3,13 +3,13 @@
 
 use std::{ops::Range, path::Path};
 
-use super::{Sample, neural::SegmentBy};
 use crate::data::{
     DataError, Pair, hh_rlhf,
     qa_feedback::{self, ErrorKind, Feedback},
     rows::OnMalformed,
     tldr,
 };
+use crate::rewards::{Sample, neural::SegmentBy};
 
 /// What a reward model is to tell apart.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The choice of β and of α from validation results.
+//! Which candidate β or α is the best, from what each reached on validation prompts.
 
 use super::front::{FrontError, hypervolume, reference_point};
 

@@ -1,0 +1,102 @@
+//! Why a run stopped: the errors of all its stages.
+
+use std::path::PathBuf;
+
+use ladle::{
+    preference::MixingError,
+    soup::{SoupError, WeightError},
+};
+
+use crate::{
+    checkpoint::CheckpointError,
+    config::ConfigError,
+    rewards::RewardError,
+    rl::{
+        advantage::AdvantageError, balance::BalanceError, lora::PolicyError, rollout::RolloutError,
+        update::UpdateError,
+    },
+    setup::SetupError,
+};
+
+/// Why a run stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Base model or data.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The mixing matrix.
+    #[error("mixing: {0}")]
+    Mixing(#[from] MixingError),
+    /// A file of the run.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// An adapter.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The soup.
+    #[error(transparent)]
+    Soup(#[from] SoupError),
+    /// A reward.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Sampling.
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
+    /// An update.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// Advantages.
+    #[error(transparent)]
+    Advantage(#[from] AdvantageError),
+    /// The balance of the objectives.
+    #[error(transparent)]
+    Balance(#[from] BalanceError),
+    /// A kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] ladle::kernels::KernelError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A text that the tokenizer refuses.
+    #[error("row {row}: {reason}")]
+    Text {
+        /// Its id.
+        row: String,
+        /// Why.
+        reason: String,
+    },
+    /// The numbers ran away.
+    #[error("{stage} diverged at step {step}: the {what} is {value}")]
+    Diverged {
+        /// Stage.
+        stage: String,
+        /// Step.
+        step: u64,
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// The directory holds something else than this run.
+    #[error("{path}: {reason}")]
+    Directory {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// `--only` names no objective.
+    #[error("no objective {name:?}; the config has {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+}
