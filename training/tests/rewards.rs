@@ -10,6 +10,7 @@ use ladle_training::rewards::{
     overlap::{bleu_4, exact_match_recall, rouge_l, tokens_13a},
     porter, registry,
     segment::{sentences, sub_sentences},
+    spec::RewardSpec,
     style::{flesch_reading_ease, plain_words},
     words::syllables,
 };
