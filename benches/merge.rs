@@ -17,12 +17,12 @@ use anyhow::{Context, Result};
 use ladle::{
     kernels::{Dtype, HostTensor},
     merge::{
-        Fetch, FusedCache, FusedOptions, Level, MergeKey, Merger, SoupPlan,
+        Fetch, FusedCache, FusedOptions, Level, Merger, SoupPlan,
         plan::{Change, Ingredient, Ingredients, Tensors},
         slab::SlabPool,
     },
     model::config::ModelConfig,
-    preference::Coefficients,
+    preference::{Coefficients, ModelKey},
     soup::{
         LoraModule,
         checkpoint::{Checkpoint, write_checkpoint},
@@ -215,7 +215,7 @@ fn first_use(models: &[Model]) -> Result<Value> {
         let first = f64::from(i) * 0.1;
         let c = Coefficients { backbones: vec![first, 0.3, 0.7 - first], sft: 0.0 };
         let start = Instant::now();
-        match cache.get(&MergeKey::of(&c)) {
+        match cache.get(&ModelKey::of(&c)) {
             Fetch::Building(ticket) => drop(black_box(ticket.wait())),
             other => anyhow::bail!("a new key is {other:?}"),
         }

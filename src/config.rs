@@ -13,7 +13,7 @@ use std::{
 
 use serde::Deserialize;
 
-pub use checked::{Limits, ServeConfig};
+pub use checked::{Limits, ServeConfig, defaults};
 pub use values::{ApiKey, ByteSize, Processor};
 
 /// Why options don't make a configuration.

@@ -5,7 +5,7 @@
 //! with `ladle_`; durations are seconds and sizes are bytes. A preference vector never becomes a
 //! label: its weights go to one histogram per objective.
 
-use std::time::Duration;
+use std::{any::Any, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{
@@ -289,6 +289,12 @@ pub fn init_logs(filter: &str, json: bool) -> Result<(), LogError> {
     let builder = fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     let set = if json { builder.json().try_init() } else { builder.try_init() };
     set.map_err(|_| LogError::AlreadySet)
+}
+
+/// The text that a panic was raised with.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message")
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use answers::*;
 use ladle::{
     engine::{
         CacheOutcome, Combine, CpuBackend, CpuOptions, EngineConfig, EngineHandle, Event,
-        GenerateRequest, Limits, MergeMode, Mode, start,
+        GenerateRequest, MergeMode, Mode, StepLimits, start,
     },
     merge::CacheEvent,
     preference::{Alpha, Coefficients, Preference},
@@ -35,8 +35,12 @@ fn open(name: &str) -> Soup {
 }
 
 fn config(merge_mode: MergeMode) -> EngineConfig {
-    let limits =
-        Limits { step_tokens: 64, prefill_chunk: 16, lanes: 16, ..EngineConfig::default().limits };
+    let limits = StepLimits {
+        step_tokens: 64,
+        prefill_chunk: 16,
+        lanes: 16,
+        ..EngineConfig::default().limits
+    };
     EngineConfig { limits, merge_mode, ..EngineConfig::default() }
 }
 
@@ -81,8 +85,11 @@ fn tokens_do_not_depend_on_company_chunks_or_mode() {
         let soup = open(name);
         let request = |n: usize| request(nth(&soup, n), prompt(n, 5 + n * 7 % 50), 24);
         // Alone, the prompt in one go, one forward per model.
-        let whole =
-            Limits { prefill_chunk: 64, prefix_cache: false, ..config(MergeMode::Fused).limits };
+        let whole = StepLimits {
+            prefill_chunk: 64,
+            prefix_cache: false,
+            ..config(MergeMode::Fused).limits
+        };
         let mut alone_config = config(MergeMode::Fused);
         alone_config.limits = whole;
         let lone = serve(&soup, &options(MergeMode::Fused), alone_config);

@@ -16,7 +16,7 @@ use hash_soup::*;
 use ladle::{
     engine::{
         CacheOutcome, Combine, EngineConfig, EngineError, EngineHandle, EngineState, Event,
-        FinishReason, GenerateRequest, Generation, Limits, MergeMode, Mode, SubmitError, start,
+        FinishReason, GenerateRequest, Generation, MergeMode, Mode, StepLimits, SubmitError, start,
     },
     preference::Coefficients,
     sampling::SamplingParams,
@@ -44,8 +44,12 @@ fn request(c: &Coefficients, prompt: Vec<u32>, max_tokens: usize) -> GenerateReq
 }
 
 fn config(merge_mode: MergeMode) -> EngineConfig {
-    let limits =
-        Limits { step_tokens: 32, prefill_chunk: 8, lanes: 16, ..EngineConfig::default().limits };
+    let limits = StepLimits {
+        step_tokens: 32,
+        prefill_chunk: 8,
+        lanes: 16,
+        ..EngineConfig::default().limits
+    };
     EngineConfig { limits, merge_mode, ..EngineConfig::default() }
 }
 
@@ -269,7 +273,7 @@ fn a_client_that_leaves_frees_its_work_within_a_step() {
 fn a_deadline_fails_running_and_waiting_requests() {
     let controls = Arc::new(Controls { step: Duration::from_millis(5), ..Controls::default() });
     let one_lane = EngineConfig {
-        limits: Limits { lanes: 1, ..config(MergeMode::Mixed).limits },
+        limits: StepLimits { lanes: 1, ..config(MergeMode::Mixed).limits },
         ..config(MergeMode::Mixed)
     };
     let engine = engine(&controls, one_lane);
@@ -292,7 +296,7 @@ fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
     let controls = Arc::new(Controls { step: Duration::from_millis(2), ..Controls::default() });
     let narrow = EngineConfig {
         max_waiting: 3,
-        limits: Limits { lanes: 1, ..config(MergeMode::Mixed).limits },
+        limits: StepLimits { lanes: 1, ..config(MergeMode::Mixed).limits },
         ..config(MergeMode::Mixed)
     };
     let engine = engine(&controls, narrow);
@@ -457,8 +461,11 @@ fn weights_of_those_behind_never_keep_the_first_in_the_queue_waiting() {
             merged_models,
             ..Controls::default()
         });
-        let limits =
-            Limits { lanes, aging: Duration::from_millis(200), ..config(MergeMode::Fused).limits };
+        let limits = StepLimits {
+            lanes,
+            aging: Duration::from_millis(200),
+            ..config(MergeMode::Fused).limits
+        };
         let engine = engine(&controls, EngineConfig { limits, ..config(MergeMode::Fused) });
         let start = |request| {
             let mut generation = engine.submit(request).unwrap();

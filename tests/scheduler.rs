@@ -6,16 +6,19 @@ use std::{
     time::Duration,
 };
 
-use ladle::engine::{
-    blocks::{BlockHash, BlockPool},
-    scheduler::{Limits, Scheduler, SeqId, StepPlan, Task},
+use ladle::{
+    engine::{
+        blocks::{BlockHash, BlockPool},
+        scheduler::{Scheduler, SeqId, StepLimits, StepPlan, Task},
+    },
+    preference::{Coefficients, ModelKey},
 };
 use proptest::prelude::*;
 
 const BLOCK: usize = 4;
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> StepLimits {
+    StepLimits {
         step_tokens: 16,
         prefill_chunk: 8,
         lanes: 6,
@@ -26,7 +29,8 @@ fn limits() -> Limits {
 }
 
 fn root(model: u32) -> BlockHash {
-    BlockHash::root("soup", &[f64::from(model)])
+    let c = Coefficients { backbones: vec![f64::from(model)], sft: 0.0 };
+    BlockHash::root("soup", &ModelKey::of(&c))
 }
 
 fn task(tokens: Vec<u32>, arrived: u64) -> Task {
@@ -42,7 +46,7 @@ fn task(tokens: Vec<u32>, arrived: u64) -> Task {
 /// Drives a scheduler and checks every plan.
 struct Driver {
     scheduler: Scheduler,
-    limits: Limits,
+    limits: StepLimits,
     /// Rows of prefill allowed beside decoding rows.
     beside: usize,
     now: u64,
@@ -56,7 +60,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(limits: Limits, blocks: usize) -> Self {
+    fn new(limits: StepLimits, blocks: usize) -> Self {
         Self {
             scheduler: Scheduler::new(limits, BlockPool::new(blocks, BLOCK)),
             limits,
@@ -273,7 +277,7 @@ fn a_short_prompt_passes_beside_a_long_one() {
 
 #[test]
 fn higher_priorities_go_first_but_starve_nobody() {
-    let one_lane = Limits { lanes: 1, ..limits() };
+    let one_lane = StepLimits { lanes: 1, ..limits() };
     let mut driver = Driver::new(one_lane, 40);
     driver.add(task(vec![1], 0), 4);
     driver.step();

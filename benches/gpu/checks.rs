@@ -10,9 +10,9 @@ use ladle::{
         cpu::{BLOCK, CpuKernels, KvPool, KvShape},
         cuda::Device,
     },
-    merge::{MergeKey, Merger, SoupPlan, mixed_decoder},
+    merge::{Merger, SoupPlan, mixed_decoder},
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
-    preference::Coefficients,
+    preference::{Coefficients, ModelKey},
 };
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ fn coefficients() -> [Coefficients; 3] {
     [[1.4, -0.6, 0.1], [0.2, 0.5, 0.3], [0.0, 1.0, 0.0]].map(|backbones| {
         let c =
             Coefficients { sft: 1.0 - backbones.iter().sum::<f64>(), backbones: backbones.into() };
-        MergeKey::of(&c).coefficients()
+        ModelKey::of(&c).coefficients()
     })
 }
 

@@ -9,13 +9,12 @@ use std::{
 use ladle::{
     config::MergeMode,
     engine::{
-        CudaBackend, CudaOptions, EngineConfig, Event, GenerateRequest, Limits,
-        backend::{Backend, Fetch},
-        cost::Machine,
-        start,
+        CudaBackend, CudaOptions, EngineConfig, Event, GenerateRequest, StepLimits,
+        backend::Backend, cost::Machine, start,
     },
     kernels::{Batch, RowCoefficients, Segment, cpu::BLOCK, cuda::Device},
-    preference::Coefficients,
+    merge::Fetch,
+    preference::{Coefficients, ModelKey},
     sampling::SamplingParams,
     tokenizer::Tokenizer,
 };
@@ -68,7 +67,7 @@ pub fn lease<D: Device>(
     backend: &mut CudaBackend<D>,
     c: &Coefficients,
 ) -> <CudaBackend<D> as Backend>::Lease {
-    let ticket = match backend.fetch(c) {
+    let ticket = match backend.fetch(&ModelKey::of(c)) {
         Fetch::Ready(lease) => return lease,
         Fetch::Building(ticket) => ticket,
         Fetch::NoRoom => panic!("no room for merged weights"),
@@ -163,7 +162,8 @@ fn decode<D: Device>(device: &Arc<D>, scale: &Scale, pool: &mut Pool, kind: Kind
     let weights = backend.facts().footprint.fused.bytes;
     let mut results = Vec::new();
     for &sequences in &scale.batches {
-        let distinct: Vec<Vec<f32>> = (0..sequences).map(|i| backend.terms(&nth(3, i))).collect();
+        let distinct: Vec<Vec<f32>> =
+            (0..sequences).map(|i| backend.terms(&ModelKey::of(&nth(3, i)))).collect();
         for (what, merged) in [("one, fused", Some(&one)), ("all distinct, mixed", None)] {
             let mut all = decode_steps(&mut backend, scale, sequences, merged, &distinct);
             all.sort_by(f64::total_cmp);
@@ -191,7 +191,7 @@ fn first_token<D: Device>(
     let config = scale.model.clone();
     let backend =
         CudaBackend::with_plan(plan, config, "load".into(), device.clone(), &options).unwrap();
-    let limits = Limits { lanes: 64, ..EngineConfig::default().limits };
+    let limits = StepLimits { lanes: 64, ..EngineConfig::default().limits };
     let engine = EngineConfig { limits, machine: Machine::GPU, ..EngineConfig::default() };
     let engine = start(backend, Tokenizer::from_dir(tokenizer).unwrap(), engine).unwrap();
     let load = scale.batches.iter().copied().max().unwrap_or(1).min(32);

@@ -8,14 +8,13 @@ use std::{
 
 use ladle::{
     engine::{
-        backend::{Backend, Facts, Fetch},
+        backend::{Backend, Facts},
         cost::Footprint,
     },
     kernels::{Batch, KernelError},
-    preference::Coefficients,
+    merge::Fetch,
+    preference::ModelKey,
 };
-
-type Name = Vec<u64>;
 
 struct Entry {
     lease: Arc<()>,
@@ -25,7 +24,7 @@ struct Entry {
 
 /// A place in the queue for a slot, which is not given to others while it exists.
 pub struct Waiting {
-    name: Name,
+    key: ModelKey,
     _lease: Arc<()>,
 }
 
@@ -39,8 +38,8 @@ pub struct Slots {
     /// Seconds to fill a slot with a mix never seen before, and with one seen before.
     build: [f64; 2],
     footprint: Footprint,
-    entries: HashMap<Name, Entry>,
-    seen: HashSet<Name>,
+    entries: HashMap<ModelKey, Entry>,
+    seen: HashSet<ModelKey>,
     busy_until: f64,
     clock: u64,
 }
@@ -72,9 +71,9 @@ impl Slots {
         later.min_by(f64::total_cmp)
     }
 
-    fn take(&mut self, name: &Name) -> Option<Arc<()>> {
+    fn take(&mut self, key: &ModelKey) -> Option<Arc<()>> {
         self.clock += 1;
-        let entry = self.entries.get_mut(name).filter(|entry| entry.ready <= self.now)?;
+        let entry = self.entries.get_mut(key).filter(|entry| entry.ready <= self.now)?;
         entry.used = self.clock;
         Some(entry.lease.clone())
     }
@@ -86,13 +85,9 @@ impl Slots {
         }
         let idle = |entry: &Entry| Arc::strong_count(&entry.lease) == 1 && entry.ready <= self.now;
         let idle = self.entries.iter().filter(|(_, entry)| idle(entry));
-        let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(name, _)| name.clone());
-        oldest.is_some_and(|name| self.entries.remove(&name).is_some())
+        let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
+        oldest.is_some_and(|key| self.entries.remove(&key).is_some())
     }
-}
-
-fn name(c: &Coefficients) -> Name {
-    c.backbones.iter().map(|value| value.to_bits()).collect()
 }
 
 impl Backend for Slots {
@@ -114,44 +109,39 @@ impl Backend for Slots {
         }
     }
 
-    fn canonical(&self, c: &Coefficients) -> Coefficients {
-        c.clone()
-    }
-
-    fn terms(&self, _: &Coefficients) -> Vec<f32> {
+    fn terms(&self, _: &ModelKey) -> Vec<f32> {
         Vec::new()
     }
 
-    fn cached(&mut self, c: &Coefficients) -> Option<Arc<()>> {
-        self.take(&name(c))
+    fn cached(&mut self, key: &ModelKey) -> Option<Arc<()>> {
+        self.take(key)
     }
 
-    fn fetch(&mut self, c: &Coefficients) -> Fetch<Arc<()>, Waiting> {
-        let name = name(c);
-        if let Some(lease) = self.take(&name) {
+    fn fetch(&mut self, key: &ModelKey) -> Fetch<Arc<()>, Waiting> {
+        if let Some(lease) = self.take(key) {
             return Fetch::Ready(lease);
         }
-        if let Some(entry) = self.entries.get(&name) {
-            return Fetch::Building(Waiting { _lease: entry.lease.clone(), name });
+        if let Some(entry) = self.entries.get(key) {
+            return Fetch::Building(Waiting { _lease: entry.lease.clone(), key: key.clone() });
         }
         if !self.make_room() {
             return Fetch::NoRoom;
         }
-        let seen = !self.seen.insert(name.clone());
+        let seen = !self.seen.insert(key.clone());
         self.busy_until = self.busy_until.max(self.now) + self.build[usize::from(seen)];
         self.builds += 1;
         let lease = Arc::new(());
         let ready = self.busy_until;
         let entry = Entry { lease: lease.clone(), ready, used: self.clock };
-        self.entries.insert(name.clone(), entry);
+        self.entries.insert(key.clone(), entry);
         if ready <= self.now {
             return Fetch::Ready(lease);
         }
-        Fetch::Building(Waiting { name, _lease: lease })
+        Fetch::Building(Waiting { key: key.clone(), _lease: lease })
     }
 
     fn redeem(&self, ticket: &Waiting) -> Option<Result<Arc<()>, ladle::engine::EngineError>> {
-        let entry = self.entries.get(&ticket.name)?;
+        let entry = self.entries.get(&ticket.key)?;
         (entry.ready <= self.now).then(|| Ok(entry.lease.clone()))
     }
 

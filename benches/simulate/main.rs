@@ -1,27 +1,22 @@
-//! Serving simulated on machines that are described by figures: ladle's own scheduler, cost model
-//! and choice of modes against one adapter per request and one mix per batch.
+//! The scenarios of a configuration, simulated.
 //!
 //! `cargo bench --workspace --bench simulate -- [--config FILE] [--out DIR]` writes `simulate.csv`, a line per
 //! run, and `simulate.json`: the configuration, cache sizes and clients in a closed loop. The same
 //! configuration gives the same files. docs/scale.md says what is assumed.
 
-mod cache;
-mod load;
-mod machine;
-mod policy;
-mod run;
-
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use load::{Arrivals, Lengths, Load, Preferences, lru_sizes};
-use machine::{Machine, Soup};
-use policy::{Engine, Policy, System};
 use rayon::prelude::*;
-use run::{Outcome, simulate};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use simulate::{
+    load::{Arrivals, Lengths, Load, Preferences, lru_sizes},
+    machine::{Machine, Soup},
+    policy::{Engine, Policy, System},
+    run::{Outcome, simulate},
+};
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -105,7 +100,8 @@ fn main() -> Result<()> {
         Some(path) => std::fs::read_to_string(&path).with_context(|| format!("{path:?}"))?,
     };
     let config: Config = toml::from_str(&text).context("the configuration")?;
-    let out = option("--out").unwrap_or_else(|| PathBuf::from("benches/results"));
+    let results = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../results");
+    let out = option("--out").unwrap_or_else(results);
 
     let open = run_all(&config, open_jobs(&config)?, "open")?;
     let closed = run_all(&config, closed_jobs(&config)?, "closed")?;

@@ -9,12 +9,13 @@ use std::{
 use ladle::{
     config::MergeMode,
     engine::{
-        Limits, Mode,
+        Mode, StepLimits,
         blocks::BlockPool,
         cost::CostModel,
-        models::{Key, Models, Readiness},
+        models::{Models, Readiness},
         scheduler::{Scheduler, SeqId, StepPlan, Task},
     },
+    preference::ModelKey,
 };
 use serde::Serialize;
 
@@ -59,7 +60,7 @@ pub struct Outcome {
 }
 
 struct Live {
-    key: Key,
+    key: ModelKey,
     client: usize,
     output: usize,
     emitted: usize,
@@ -118,7 +119,7 @@ impl<'a> Simulation<'a> {
     fn new(system: System<'a>, load: Load, seed: u64) -> Self {
         let plan = system.plan();
         let engine = system.engine;
-        let limits = Limits {
+        let limits = StepLimits {
             step_tokens: engine.step_tokens,
             prefill_chunk: engine.prefill_chunk,
             lanes: engine.lanes,
@@ -172,7 +173,7 @@ impl<'a> Simulation<'a> {
             return next.is_some() && self.now < self.until;
         }
         let groups = self.groups(&plan);
-        let step: Vec<(Key, usize)> =
+        let step: Vec<(ModelKey, usize)> =
             groups.iter().map(|(key, rows)| (key.clone(), rows.rows as usize)).collect();
         let modes = self.models.decide(&mut self.slots, &step, time(self.now));
         let elapsed = self.compute(&groups, &modes);
@@ -236,8 +237,8 @@ impl<'a> Simulation<'a> {
     }
 
     /// The rows of each mix.
-    fn groups(&self, plan: &StepPlan) -> Vec<(Key, Rows)> {
-        let mut groups: BTreeMap<Key, Rows> = BTreeMap::new();
+    fn groups(&self, plan: &StepPlan) -> Vec<(ModelKey, Rows)> {
+        let mut groups: BTreeMap<ModelKey, Rows> = BTreeMap::new();
         for item in &plan.items {
             let rows = groups.entry(self.live[&item.id].key.clone()).or_default();
             let output = item.range.end == self.scheduler.tokens(item.id).len();
@@ -247,7 +248,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Seconds of a step's passes, from which the cost model learns.
-    fn compute(&mut self, groups: &[(Key, Rows)], modes: &[Mode]) -> f64 {
+    fn compute(&mut self, groups: &[(ModelKey, Rows)], modes: &[Mode]) -> f64 {
         let System { machine, soup, policy, .. } = self.system;
         let lora = matches!(soup.kind, Kind::Lora { .. });
         // Merges on the device take half of it.

@@ -4,6 +4,16 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use super::{ApiKey, ConfigError, LogFormat, MergeMode, Processor, ServeOptions, read};
 
+/// Defaults that the engine shares with the server's options.
+pub mod defaults {
+    /// Sequences in one batch.
+    pub const MAX_SEQUENCES: usize = 64;
+    /// Token rows in one step.
+    pub const MAX_STEP_TOKENS: usize = 512;
+    /// Sequences that may wait.
+    pub const MAX_QUEUE: usize = 1024;
+}
+
 /// Bounds on what a request may ask for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
@@ -139,9 +149,9 @@ impl ServeOptions {
             merge_cache: self.merge_cache.map(|bytes| bytes.0),
             kv_cache: self.kv_cache.map(|bytes| bytes.0),
             threads: self.threads.map(NonZeroUsize::get),
-            max_sequences: size(self.max_sequences, 64),
-            max_step_tokens: size(self.max_step_tokens, 512),
-            max_queue: size(self.max_queue, 1024),
+            max_sequences: size(self.max_sequences, defaults::MAX_SEQUENCES),
+            max_step_tokens: size(self.max_step_tokens, defaults::MAX_STEP_TOKENS),
+            max_queue: size(self.max_queue, defaults::MAX_QUEUE),
             max_context: self.max_context.map(NonZeroUsize::get),
             limits: Limits {
                 default_max_tokens: size(self.default_max_tokens, 256),

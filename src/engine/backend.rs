@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::{cost::Footprint, request::EngineError};
 use crate::{
     kernels::{Batch, KernelError},
-    preference::Coefficients,
+    merge::Fetch,
+    preference::ModelKey,
 };
 
 /// What a loaded soup is.
@@ -33,17 +34,6 @@ pub struct Facts {
     pub footprint: Footprint,
 }
 
-/// What became of a request for merged weights.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Fetch<Lease, Ticket> {
-    /// Here they are; they stay while the lease is held.
-    Ready(Lease),
-    /// They are being merged; the waker will be called. Without the ticket nobody waits for them.
-    Building(Ticket),
-    /// Everything in the cache is leased.
-    NoRoom,
-}
-
 /// A loaded soup on a device, with its key/value memory.
 pub trait Backend: Send + 'static {
     /// Merged weights, kept while it exists.
@@ -55,14 +45,12 @@ pub trait Backend: Send + 'static {
 
     /// What it is.
     fn facts(&self) -> Facts;
-    /// Coefficients on the grid of merge keys: equal models have equal canonical coefficients.
-    fn canonical(&self, c: &Coefficients) -> Coefficients;
-    /// Term values of `c` for [`crate::kernels::RowCoefficients`].
-    fn terms(&self, c: &Coefficients) -> Vec<f32>;
+    /// Term values of a model for [`crate::kernels::RowCoefficients`].
+    fn terms(&self, key: &ModelKey) -> Vec<f32>;
     /// Merged weights if they are there.
-    fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease>;
+    fn cached(&mut self, key: &ModelKey) -> Option<Self::Lease>;
     /// Merged weights, starting a merge in the background if need be; never waits.
-    fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket>;
+    fn fetch(&mut self, key: &ModelKey) -> Fetch<Self::Lease, Self::Ticket>;
     /// The merged weights of a ticket, or why the merge failed, once it has ended.
     fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>>;
     /// Sets what is called (from any thread) when a merge has ended.

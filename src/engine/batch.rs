@@ -5,7 +5,7 @@ use crate::kernels::{Batch, RowCoefficients, Segment};
 
 /// Rows of one lane of a sequence.
 #[derive(Debug, Clone)]
-pub struct Part<'a> {
+pub struct LaneRows<'a> {
     /// The sequence.
     pub id: SeqId,
     /// Its lane.
@@ -53,7 +53,7 @@ impl Forward {
         Self { merged, distinct: 0, batch, outputs: Vec::new() }
     }
 
-    fn push(&mut self, part: &Part<'_>, terms: &[f32]) {
+    fn push(&mut self, part: &LaneRows<'_>, terms: &[f32]) {
         let batch = &mut self.batch;
         let first = batch.tokens.len();
         batch.tokens.extend_from_slice(part.tokens);
@@ -76,7 +76,7 @@ impl Forward {
 
 /// Lays out a step: one mixed pass for all models that `modes` says so of, and one pass for each
 /// of the others. `terms` are each model's term values (all of one length).
-pub fn layout(parts: &[Part<'_>], modes: &[Mode], terms: &[&[f32]]) -> Vec<Forward> {
+pub fn layout(parts: &[LaneRows<'_>], modes: &[Mode], terms: &[&[f32]]) -> Vec<Forward> {
     let width = terms.first().map_or(0, |terms| terms.len());
     let mut mixed = Forward::new(None, Some(width));
     let mut fused: Vec<Option<Forward>> = modes.iter().map(|_| None).collect();
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn mixed_models_share_a_pass_and_fused_ones_have_their_own() {
-        let part = |id, model, start, tokens: &'static [u32], outputs: &[usize]| Part {
+        let part = |id, model, start, tokens: &'static [u32], outputs: &[usize]| LaneRows {
             id,
             lane: 0,
             model,

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
+use crate::preference::ModelKey;
+
 /// Index of a block in the key/value memory.
 pub type BlockId = u32;
 
@@ -19,13 +21,12 @@ pub type BlockId = u32;
 pub struct BlockHash([u8; 32]);
 
 impl BlockHash {
-    /// The empty prefix under coefficients `c` (canonical, θ_sft last) of the soup `digest`.
-    pub fn root(digest: &str, c: &[f64]) -> Self {
+    /// The empty prefix under a model of the soup `digest`.
+    pub fn root(digest: &str, key: &ModelKey) -> Self {
         let mut hash = Sha256::new();
         hash.update((digest.len() as u64).to_le_bytes());
         hash.update(digest.as_bytes());
-        // Adding 0 makes −0 the same as 0.
-        c.iter().for_each(|value| hash.update((value + 0.0).to_bits().to_le_bytes()));
+        key.bytes().for_each(|bytes| hash.update(bytes));
         Self(hash.finalize().into())
     }
 
@@ -212,17 +213,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::preference::Coefficients;
+
+    fn key(a: f64, b: f64) -> ModelKey {
+        ModelKey::of(&Coefficients { backbones: vec![a, b], sft: -0.0 })
+    }
 
     fn name(n: u32) -> BlockHash {
-        BlockHash::root("soup", &[0.5, 0.5, 0.0]).then(&[n])
+        BlockHash::root("soup", &key(0.5, 0.5)).then(&[n])
     }
 
     #[test]
     fn names_differ_by_soup_coefficients_and_every_token_before() {
-        let root = BlockHash::root("soup", &[0.5, 0.5, 0.0]);
-        assert_eq!(root, BlockHash::root("soup", &[0.5, 0.5, -0.0]));
-        assert_ne!(root, BlockHash::root("soup", &[0.5, 0.500001, 0.0]));
-        assert_ne!(root, BlockHash::root("other", &[0.5, 0.5, 0.0]));
+        let root = BlockHash::root("soup", &key(0.5, 0.5));
+        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.500001)));
+        assert_ne!(root, BlockHash::root("other", &key(0.5, 0.5)));
         assert_ne!(root.then(&[1]).then(&[3]), root.then(&[2]).then(&[3]));
     }
 

@@ -2,6 +2,7 @@
 //! merged models, and the key/value memory.
 
 use super::{
+    error::OpenError,
     loaded::{Identity, Loaded, Passes, kv_shape},
     merged::{Merged, OnCacheEvent},
 };
@@ -9,16 +10,10 @@ use crate::{
     config::MergeMode,
     kernels::{
         Batch, Dtype, HostTensor, KernelError,
-        cpu::{BLOCK, CpuKernels, KvPool, Tensor},
+        cpu::{CpuKernels, KvPool, Tensor},
     },
-    merge::{
-        FusedBuilder, FusedCache, FusedModel, FusedOptions, MergeError, PlanError, SoupPlan,
-        mixed_decoder,
-    },
-    model::{
-        config::{ConfigError, ModelConfig},
-        decoder::Decoder,
-    },
+    merge::{FusedBuilder, FusedCache, FusedOptions, SoupPlan, mixed_decoder},
+    model::{config::ModelConfig, decoder::Decoder},
     soup::Soup,
 };
 
@@ -55,52 +50,6 @@ impl Default for CpuOptions {
     }
 }
 
-/// Why a soup cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The base's `config.json` is not one that is understood.
-    #[error("base: {0}")]
-    Config(#[from] ConfigError),
-    /// The weights do not make a model.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The cache of merged models, or the mixed decoder, cannot be set up.
-    #[error(transparent)]
-    Merge(#[from] MergeError),
-    /// Key/value memory cannot be had.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The GPU refused.
-    #[error(transparent)]
-    Device(#[from] crate::kernels::cuda::DeviceError),
-    /// The GPU's memory does not hold the soup.
-    #[error(transparent)]
-    NoFit(#[from] super::placement::NoFit),
-    /// A quantised base on a GPU.
-    #[error(
-        "{tensor} of the base is {dtype}: quantised weights are served on the CPU (--device cpu); a \
-         GPU needs the base in bf16, f16 or f32"
-    )]
-    QuantisedOnGpu {
-        /// A quantised tensor.
-        tensor: String,
-        /// Its storage type.
-        dtype: Dtype,
-    },
-    /// The key/value budget holds no block.
-    #[error(
-        "the key/value budget is {budget} bytes, expected at least {block} bytes (one block of \
-         {BLOCK} tokens)",
-        block = crate::kernels::host::shown(*block)
-    )]
-    KvBudget {
-        /// The budget in bytes.
-        budget: usize,
-        /// One block in bytes; `None` where that overflows.
-        block: Option<usize>,
-    },
-}
-
 /// A soup on the CPU.
 pub type CpuBackend = Loaded<CpuPasses>;
 
@@ -108,8 +57,6 @@ pub type CpuBackend = Loaded<CpuPasses>;
 pub struct CpuPasses {
     kernels: CpuKernels,
     cache: KvPool,
-    /// Absent where every request runs fused.
-    mixed: Option<Decoder<HostTensor>>,
 }
 
 impl CpuBackend {
@@ -131,13 +78,13 @@ impl CpuBackend {
                 Some(decoder)
             }
         };
-        let merged = Merged::open(merge_mode, options.on_cache_event.clone(), |told| {
+        let merged = Merged::open(merge_mode, options.on_cache_event.clone(), |on_event| {
             let fused = FusedOptions {
                 budget: options.merged_bytes,
                 dtype: None,
                 threads: options.merge_threads,
             };
-            FusedCache::open(plan.clone(), config.clone(), &fused, move |event| told(event))
+            FusedCache::open(plan.clone(), config.clone(), &fused, move |event| on_event(event))
         })?;
         let weights = plan.tensors().first().map_or(Dtype::F32, |tensor| tensor.dtype);
         let dtype = options.kv_dtype.unwrap_or(match weights {
@@ -147,14 +94,14 @@ impl CpuBackend {
         let passes = CpuPasses {
             kernels: options.threads.map_or_else(CpuKernels::default, CpuKernels::new),
             cache: KvPool::new(kv_shape(&config, dtype, options.kv_bytes)?)?,
-            mixed,
         };
         let identity = Identity { config, plan, digest: soup.digest.clone() };
-        Ok(Self::new(identity, merged, passes, merge_mode != MergeMode::Fused))
+        Ok(Self::new(identity, merged, mixed, passes))
     }
 }
 
 impl Passes for CpuPasses {
+    type Weight = HostTensor;
     type Builder = FusedBuilder;
     type Logits = Tensor;
 
@@ -164,18 +111,9 @@ impl Passes for CpuPasses {
 
     fn forward(
         &mut self,
-        merged: Option<&FusedModel>,
+        decoder: &Decoder<HostTensor>,
         batch: &Batch,
     ) -> Result<Tensor, KernelError> {
-        let decoder = match merged {
-            Some(model) => model.decoder(),
-            None => self.mixed.as_ref().ok_or(KernelError::Shape {
-                op: "forward",
-                what: "number of merged models",
-                expected: 1,
-                got: 0,
-            })?,
-        };
         if batch.outputs.is_empty() {
             // A chunk in the middle of a prompt: its keys and values are all that is wanted.
             return decoder.hidden(&self.kernels, batch, &mut self.cache);

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    cpu::OpenError,
+    error::OpenError,
     loaded::{Identity, Loaded, Passes, kv_shape},
     merged::{Merged, OnCacheEvent},
     placement::{Demand, Placement, place},
@@ -17,7 +17,7 @@ use crate::{
     },
     merge::{
         Cache, SoupPlan,
-        device::{DeviceBuilder, DeviceModel, Resident, compute_dtype, largest_staging},
+        device::{DeviceBuilder, Resident, compute_dtype, largest_staging},
         mixed_decoder_of,
         plan::DenseTerm,
     },
@@ -63,7 +63,6 @@ pub type CudaBackend<D> = Loaded<CudaPasses<D>>;
 
 /// Passes over weights in device memory.
 pub struct CudaPasses<D: Device> {
-    mixed: Option<Decoder<Weight>>,
     cache: KvCache<D>,
     kernels: CudaKernels<D>,
     placement: Placement,
@@ -113,16 +112,16 @@ impl<D: Device> CudaBackend<D> {
             MergeMode::Auto if placement.merged == 0 => MergeMode::Mixed,
             mode => mode,
         };
-        let merged = Merged::open(mode, options.on_cache_event.clone(), |told| {
+        let merged = Merged::open(mode, options.on_cache_event.clone(), |on_event| {
             let (plan, config) = (plan.clone(), config.clone());
             let builder = DeviceBuilder::new(&kernels, &resident, plan, config, placement.sources)?;
-            Cache::new(builder, placement.merged, move |event| told(event))
+            Cache::new(builder, placement.merged, move |event| on_event(event))
         })?;
         let shape = kv_shape(&config, dtype, placement.kv)?;
         let cache = kernels.cache(shape)?;
         kernels.synchronize()?;
-        let passes = CudaPasses { mixed, cache, kernels, placement };
-        Ok(Self::new(Identity { config, plan, digest }, merged, passes, placement.mixes))
+        let passes = CudaPasses { cache, kernels, placement };
+        Ok(Self::new(Identity { config, plan, digest }, merged, mixed, passes))
     }
 
     /// Where everything went.
@@ -196,6 +195,7 @@ fn demand(
 }
 
 impl<D: Device> Passes for CudaPasses<D> {
+    type Weight = Weight;
     type Builder = DeviceBuilder<D>;
     type Logits = Vec<f32>;
 
@@ -205,18 +205,9 @@ impl<D: Device> Passes for CudaPasses<D> {
 
     fn forward(
         &mut self,
-        merged: Option<&DeviceModel>,
+        decoder: &Decoder<Weight>,
         batch: &Batch,
     ) -> Result<Vec<f32>, KernelError> {
-        let decoder = match merged {
-            Some(model) => model.decoder(),
-            None => self.mixed.as_ref().ok_or(KernelError::Shape {
-                op: "forward",
-                what: "number of merged models",
-                expected: 1,
-                got: 0,
-            })?,
-        };
         let hidden = decoder.hidden(&self.kernels, batch, &mut self.cache)?;
         if batch.outputs.is_empty() {
             // A chunk in the middle of a prompt: its keys and values are all that is wanted. The

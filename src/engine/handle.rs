@@ -18,6 +18,7 @@ use super::{
     request::{Combine, Event, GenerateRequest, SubmitError},
     stats::EngineStats,
 };
+use crate::preference::ModelKey;
 
 /// What every request must fit, known once the model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +65,11 @@ impl Bounds {
             let (got, expected) = (c.backbones.len(), self.backbones);
             return invalid("coefficients", format!("{got} backbones, expected {expected}"));
         }
-        if !c.backbones.iter().chain([&c.sft]).all(|v| v.is_finite()) {
-            return invalid("coefficients", format!("not finite: {:?}, {}", c.backbones, c.sft));
+        let most = ModelKey::MOST;
+        if let Some(value) =
+            c.backbones.iter().chain([&c.sft]).find(|v| !v.is_finite() || v.abs() > most)
+        {
+            return invalid("coefficients", format!("{value}, expected numbers within ±{most}"));
         }
         let lanes = match &request.combine {
             Combine::Weights => 1,
@@ -138,7 +142,7 @@ impl Drop for WaitingSlot {
 }
 
 /// State shared by handle and worker.
-pub(super) struct Shared {
+pub(super) struct SharedState {
     pub bounds: Bounds,
     pub max_waiting: usize,
     pub waiting: Arc<AtomicUsize>,
@@ -146,7 +150,7 @@ pub(super) struct Shared {
     pub state: watch::Sender<EngineState>,
 }
 
-impl Shared {
+impl SharedState {
     pub(super) fn new(bounds: Bounds, max_waiting: usize) -> Self {
         Self {
             bounds,
@@ -162,11 +166,11 @@ impl Shared {
 #[derive(Clone)]
 pub struct EngineHandle {
     messages: Arc<mpsc::Sender<Message>>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
 }
 
 impl EngineHandle {
-    pub(super) fn new(messages: Arc<mpsc::Sender<Message>>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(messages: Arc<mpsc::Sender<Message>>, shared: Arc<SharedState>) -> Self {
         Self { messages, shared }
     }
 

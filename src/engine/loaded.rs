@@ -1,12 +1,12 @@
 //! A loaded soup as a [`Backend`], whatever the device: what coefficients mean to the plan, the cache
-//! of merged models and the key/value blocks are the same everywhere; forward passes are
-//! the device's ([`Passes`]).
+//! of merged models, the decoder of mixed passes and the key/value blocks are the same everywhere;
+//! a pass of a decoder is the device's ([`Passes`]).
 
 use std::sync::Arc;
 
 use super::{
-    backend::{Backend, Facts, Fetch},
-    cpu::OpenError,
+    backend::{Backend, Facts},
+    error::OpenError,
     footprint::footprint,
     merged::Merged,
     request::EngineError,
@@ -16,24 +16,26 @@ use crate::{
         Batch, Dtype, KernelError,
         cpu::{BLOCK, KvShape},
     },
-    merge::{Build, Lease, MergeKey, SoupPlan, Ticket},
-    model::config::ModelConfig,
-    preference::Coefficients,
+    merge::{Build, Fetch, Lease, MergedModel, SoupPlan, Ticket},
+    model::{config::ModelConfig, decoder::Decoder},
+    preference::ModelKey,
 };
 
 /// Forward passes on one device, with its key/value memory.
 pub trait Passes: Send + 'static {
+    /// A weight on the device.
+    type Weight: Clone + Send + Sync + 'static;
     /// What makes merged models for it.
-    type Builder: Build<Key = MergeKey>;
+    type Builder: Build<Key = ModelKey, Value = MergedModel<Self::Weight>>;
     /// Logits of one pass.
     type Logits;
 
     /// Key/value blocks.
     fn blocks(&self) -> usize;
-    /// One pass over a merged model or, without, with the batch's coefficients per row.
+    /// One pass: logits of `batch.outputs`.
     fn forward(
         &mut self,
-        merged: Option<&<Self::Builder as Build>::Value>,
+        decoder: &Decoder<Self::Weight>,
         batch: &Batch,
     ) -> Result<Self::Logits, KernelError>;
     /// The values of logits, `[outputs, vocabulary]`.
@@ -46,9 +48,10 @@ pub trait Passes: Send + 'static {
 pub struct Loaded<P: Passes> {
     // Models before the device that they live on.
     merged: Merged<P::Builder>,
+    /// All terms, for passes with per-row coefficients; absent where every request runs fused.
+    mixed: Option<Decoder<P::Weight>>,
     pub(super) passes: P,
     soup: Identity,
-    mixes: bool,
 }
 
 /// What a soup is on every device.
@@ -60,14 +63,19 @@ pub(super) struct Identity {
 }
 
 impl<P: Passes> Loaded<P> {
-    pub(super) fn new(soup: Identity, merged: Merged<P::Builder>, passes: P, mixes: bool) -> Self {
-        Self { merged, passes, soup, mixes }
+    pub(super) fn new(
+        soup: Identity,
+        merged: Merged<P::Builder>,
+        mixed: Option<Decoder<P::Weight>>,
+        passes: P,
+    ) -> Self {
+        Self { merged, mixed, passes, soup }
     }
 }
 
 impl<P: Passes> Backend for Loaded<P> {
-    type Lease = Lease<<P::Builder as Build>::Value>;
-    type Ticket = Ticket<<P::Builder as Build>::Value>;
+    type Lease = Lease<MergedModel<P::Weight>>;
+    type Ticket = Ticket<MergedModel<P::Weight>>;
     type Logits = P::Logits;
 
     fn facts(&self) -> Facts {
@@ -80,27 +88,23 @@ impl<P: Passes> Backend for Loaded<P> {
             block_tokens: BLOCK,
             digest: digest.clone(),
             merged_models: self.merged.capacity(),
-            mixes: self.mixes,
+            mixes: self.mixed.is_some(),
             footprint: footprint(plan, config.tied),
         }
     }
 
-    fn canonical(&self, c: &Coefficients) -> Coefficients {
-        MergeKey::of(c).coefficients()
-    }
-
-    fn terms(&self, c: &Coefficients) -> Vec<f32> {
+    fn terms(&self, key: &ModelKey) -> Vec<f32> {
         // The engine's bounds have checked number and finiteness; without its terms a batch is
         // refused by the kernels, so an error here would not pass unseen either.
-        self.soup.plan.term_values(c).unwrap_or_default()
+        self.soup.plan.term_values(&key.coefficients()).unwrap_or_default()
     }
 
-    fn cached(&mut self, c: &Coefficients) -> Option<Self::Lease> {
-        self.merged.cached(c)
+    fn cached(&mut self, key: &ModelKey) -> Option<Self::Lease> {
+        self.merged.cached(key)
     }
 
-    fn fetch(&mut self, c: &Coefficients) -> Fetch<Self::Lease, Self::Ticket> {
-        self.merged.fetch(c)
+    fn fetch(&mut self, key: &ModelKey) -> Fetch<Self::Lease, Self::Ticket> {
+        self.merged.fetch(key)
     }
 
     fn redeem(&self, ticket: &Self::Ticket) -> Option<Result<Self::Lease, EngineError>> {
@@ -118,10 +122,18 @@ impl<P: Passes> Backend for Loaded<P> {
         merged: Option<&Self::Lease>,
         batch: &Batch,
     ) -> Result<P::Logits, KernelError> {
-        let merged = merged.map(|lease| &**lease);
-        match self.passes.forward(merged, batch) {
+        let decoder = match merged {
+            Some(model) => model.decoder(),
+            None => self.mixed.as_ref().ok_or(KernelError::Shape {
+                op: "forward",
+                what: "number of merged models",
+                expected: 1,
+                got: 0,
+            })?,
+        };
+        match self.passes.forward(decoder, batch) {
             Err(error) if error.is_out_of_memory() && self.merged.clear() > 0 => {
-                self.passes.forward(merged, batch)
+                self.passes.forward(decoder, batch)
             }
             outcome => outcome,
         }

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::{backend::Fetch, request::EngineError};
+use super::request::EngineError;
 use crate::{
     config::MergeMode,
-    merge::{Build, Cache, CacheEvent, Fetch as CacheFetch, Lease, MergeError, MergeKey, Ticket},
-    preference::Coefficients,
+    merge::{Build, Cache, CacheEvent, Fetch, Lease, MergeError, Ticket},
+    preference::ModelKey,
 };
 
 /// Called on every event of the cache of merged models, from any thread; must not block.
@@ -15,17 +15,17 @@ pub type OnCacheEvent = Arc<dyn Fn(CacheEvent) + Send + Sync>;
 type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// The merged models of a soup; none where all requests run with per-row coefficients.
-pub(super) struct Merged<B: Build<Key = MergeKey>> {
+pub(super) struct Merged<B: Build<Key = ModelKey>> {
     cache: Option<Cache<B>>,
     waker: Arc<OnceLock<Waker>>,
 }
 
-impl<B: Build<Key = MergeKey>> Merged<B> {
-    /// Makes the cache by `open`, which is given what the cache is to call on every event. A budget
-    /// below one model is an error only where merged models are all there is.
+impl<B: Build<Key = ModelKey>> Merged<B> {
+    /// Makes the cache by `open`, whose argument is what the cache calls on every event. A budget
+    /// below one model is an error only in fused mode; in auto every request then runs mixed.
     pub fn open(
         mode: MergeMode,
-        told: Option<OnCacheEvent>,
+        listener: Option<OnCacheEvent>,
         open: impl FnOnce(OnCacheEvent) -> Result<Cache<B>, MergeError>,
     ) -> Result<Self, MergeError> {
         let waker: Arc<OnceLock<Waker>> = Arc::default();
@@ -34,8 +34,8 @@ impl<B: Build<Key = MergeKey>> Merged<B> {
         }
         let wake = waker.clone();
         let on_event = move |event| {
-            if let Some(told) = &told {
-                told(event);
+            if let Some(listener) = &listener {
+                listener(event);
             }
             let ended = matches!(event, CacheEvent::Built { .. } | CacheEvent::Failed);
             if let Some(wake) = wake.get().filter(|_| ended) {
@@ -63,16 +63,12 @@ impl<B: Build<Key = MergeKey>> Merged<B> {
         self.cache.as_ref().map_or(0, Cache::clear)
     }
 
-    pub fn cached(&self, c: &Coefficients) -> Option<Lease<B::Value>> {
-        self.cache.as_ref()?.peek(&MergeKey::of(c))
+    pub fn cached(&self, key: &ModelKey) -> Option<Lease<B::Value>> {
+        self.cache.as_ref()?.peek(key)
     }
 
-    pub fn fetch(&self, c: &Coefficients) -> Fetch<Lease<B::Value>, Ticket<B::Value>> {
-        match self.cache.as_ref().map(|cache| cache.get(&MergeKey::of(c))) {
-            Some(CacheFetch::Ready(lease)) => Fetch::Ready(lease),
-            Some(CacheFetch::Building(ticket)) => Fetch::Building(ticket),
-            Some(CacheFetch::NoRoom) | None => Fetch::NoRoom,
-        }
+    pub fn fetch(&self, key: &ModelKey) -> Fetch<Lease<B::Value>, Ticket<B::Value>> {
+        self.cache.as_ref().map_or(Fetch::NoRoom, |cache| cache.get(key))
     }
 
     pub fn redeem(

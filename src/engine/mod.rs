@@ -18,11 +18,13 @@ pub mod blocks;
 pub mod cost;
 pub mod cpu;
 pub mod cuda;
+mod error;
 mod footprint;
 pub mod handle;
 pub mod loaded;
 mod merged;
 pub mod models;
+mod open;
 pub mod placement;
 pub mod request;
 pub mod scheduler;
@@ -32,14 +34,16 @@ mod step;
 mod worker;
 
 pub use crate::config::MergeMode;
-pub use cpu::{CpuBackend, CpuOptions, OpenError};
+pub use cpu::{CpuBackend, CpuOptions};
 pub use cuda::{CudaBackend, CudaOptions};
+pub use error::OpenError;
 pub use handle::{Bounds, EngineHandle, EngineState, Generation};
 pub use merged::OnCacheEvent;
+pub use open::{Listeners, open};
 pub use request::{
     CacheOutcome, Combine, EngineError, Event, FinishReason, Finished, GenerateRequest, Mode,
     Started, SubmitError, Timings, Token, TokenLogprob, Usage,
 };
-pub use scheduler::Limits;
+pub use scheduler::StepLimits;
 pub use start::{EngineConfig, StartError, start};
 pub use stats::{EngineStats, ForwardReport, Observer, StepReport};

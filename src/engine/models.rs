@@ -1,18 +1,19 @@
 //! The distinct models of the requests at hand: their leases on merged weights, and which of them
 //! run fused.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use super::{
-    backend::{Backend, Fetch},
+    backend::Backend,
     blocks::BlockHash,
     cost::{CostModel, Group, Promoter},
     request::{EngineError, Mode},
 };
-use crate::{config::MergeMode, preference::Coefficients};
-
-/// Identity of a model: the bits of its canonical coefficients.
-pub type Key = Arc<[u64]>;
+use crate::{
+    config::MergeMode,
+    merge::Fetch,
+    preference::{Coefficients, ModelKey},
+};
 
 /// Merges that may be under way at once: more would only compete for the memory.
 const MOST_BUILDING: usize = 4;
@@ -22,7 +23,6 @@ const HALF_LIFE: Duration = Duration::from_secs(60);
 const MOST_CREDITS: usize = 4096;
 
 struct Model<Lease, Ticket> {
-    coefficients: Coefficients,
     root: BlockHash,
     terms: Vec<f32>,
     lease: Option<Lease>,
@@ -70,10 +70,10 @@ pub enum Readiness {
 pub struct Models<B: Backend> {
     mode: MergeMode,
     digest: String,
-    entries: HashMap<Key, Model<B::Lease, B::Ticket>>,
+    entries: HashMap<ModelKey, Model<B::Lease, B::Ticket>>,
     /// The cost model, public to learn from measured steps.
     pub cost: CostModel,
-    promoter: Promoter<Key>,
+    promoter: Promoter<ModelKey>,
     /// A request found no room for merged weights since leases were last given back.
     full: bool,
 }
@@ -86,15 +86,11 @@ impl<B: Backend> Models<B> {
     }
 
     /// Takes a lane of `c` in; [`Self::leave`] lets it go.
-    pub fn enter(&mut self, backend: &B, c: &Coefficients) -> Key {
-        let c = backend.canonical(c);
-        // Adding 0 makes −0 the same as 0.
-        let values: Vec<f64> = c.backbones.iter().chain([&c.sft]).map(|v| v + 0.0).collect();
-        let key: Key = values.iter().map(|v| v.to_bits()).collect();
+    pub fn enter(&mut self, backend: &B, c: &Coefficients) -> ModelKey {
+        let key = ModelKey::of(c);
         let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
-            root: BlockHash::root(&self.digest, &values),
-            terms: backend.terms(&c),
-            coefficients: c,
+            root: BlockHash::root(&self.digest, &key),
+            terms: backend.terms(&key),
             lease: None,
             ticket: None,
             users: 0,
@@ -104,7 +100,7 @@ impl<B: Backend> Models<B> {
     }
 
     /// Lets a lane go.
-    pub fn leave(&mut self, key: &Key) {
+    pub fn leave(&mut self, key: &ModelKey) {
         if let Some(model) = self.entries.get_mut(key) {
             model.users -= 1;
             if model.users == 0 {
@@ -124,17 +120,17 @@ impl<B: Backend> Models<B> {
     }
 
     /// Name of the empty prefix under a model.
-    pub fn root(&self, key: &Key) -> Option<BlockHash> {
+    pub fn root(&self, key: &ModelKey) -> Option<BlockHash> {
         self.entries.get(key).map(|model| model.root)
     }
 
     /// Term values of a model.
-    pub fn terms(&self, key: &Key) -> &[f32] {
+    pub fn terms(&self, key: &ModelKey) -> &[f32] {
         self.entries.get(key).map_or(&[], |model| &model.terms)
     }
 
     /// The lease that a model holds.
-    pub fn lease(&self, key: &Key) -> Option<&B::Lease> {
+    pub fn lease(&self, key: &ModelKey) -> Option<&B::Lease> {
         self.entries.get(key).and_then(|model| model.lease.as_ref())
     }
 
@@ -146,7 +142,7 @@ impl<B: Backend> Models<B> {
 
     /// Whether a request of these lanes may join the batch, starting merges that it waits for.
     /// `building` are the merges under way.
-    pub fn ready(&mut self, backend: &mut B, keys: &[Key], building: &mut usize) -> Readiness {
+    pub fn ready(&mut self, backend: &mut B, keys: &[ModelKey], building: &mut usize) -> Readiness {
         if self.mode != MergeMode::Fused {
             return Readiness::Ready;
         }
@@ -160,7 +156,7 @@ impl<B: Backend> Models<B> {
                 None => readiness = Readiness::NotYet,
             }
             if model.ticket.is_none() && *building < MOST_BUILDING {
-                match backend.fetch(&model.coefficients) {
+                match backend.fetch(key) {
                     Fetch::Ready(lease) => model.lease = Some(lease),
                     Fetch::Building(ticket) => {
                         model.ticket = Some(ticket);
@@ -179,13 +175,18 @@ impl<B: Backend> Models<B> {
                 }
             }
         }
-        let leased = |key: &Key| self.lease(key).is_some();
+        let leased = |key: &ModelKey| self.lease(key).is_some();
         if keys.iter().all(leased) { Readiness::Ready } else { readiness }
     }
 
     /// Chooses the mode of each model of a step (`rows` token rows each). Models that run fused
     /// hold a lease afterwards.
-    pub fn decide(&mut self, backend: &mut B, step: &[(Key, usize)], now: Duration) -> Vec<Mode> {
+    pub fn decide(
+        &mut self,
+        backend: &mut B,
+        step: &[(ModelKey, usize)],
+        now: Duration,
+    ) -> Vec<Mode> {
         match self.mode {
             MergeMode::Fused => return vec![Mode::Fused; step.len()],
             MergeMode::Mixed => return vec![Mode::Mixed; step.len()],
@@ -199,7 +200,7 @@ impl<B: Backend> Models<B> {
                     Some(Err(reason)) => {
                         tracing::error!(%reason, "merging a hot preference failed")
                     }
-                    None => model.lease = backend.cached(&model.coefficients),
+                    None => model.lease = backend.cached(key),
                 }
             }
             groups.push(Group { rows: *rows, fused: self.lease(key).is_some() });
@@ -221,7 +222,7 @@ impl<B: Backend> Models<B> {
             if !group.fused
                 && model.ticket.is_none()
                 && self.promoter.credit(key, saving, price, now)
-                && let Fetch::Building(ticket) = backend.fetch(&model.coefficients)
+                && let Fetch::Building(ticket) = backend.fetch(key)
             {
                 model.ticket = Some(ticket);
             }
@@ -230,9 +231,9 @@ impl<B: Backend> Models<B> {
     }
 
     /// Gives back the leases of models that no running lane uses.
-    pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a Key>) {
+    pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a ModelKey>) {
         self.full = false;
-        let used: std::collections::HashSet<&Key> = running.collect();
+        let used: std::collections::HashSet<&ModelKey> = running.collect();
         for (key, model) in &mut self.entries {
             if !used.contains(key) {
                 model.lease = None;

@@ -34,7 +34,7 @@ pub type SeqId = u64;
 
 /// Budgets of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct StepLimits {
     /// Token rows of one step; at least `lanes`.
     pub step_tokens: usize,
     /// Rows of one sequence's prefill in one step.
@@ -124,7 +124,7 @@ impl Sequence {
 /// The queue, the running sequences and their key/value blocks.
 #[derive(Debug, Clone)]
 pub struct Scheduler {
-    limits: Limits,
+    limits: StepLimits,
     pool: BlockPool,
     sequences: HashMap<SeqId, Sequence>,
     waiting: Vec<SeqId>,
@@ -134,7 +134,7 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// An empty scheduler over `pool`.
-    pub fn new(limits: Limits, pool: BlockPool) -> Self {
+    pub fn new(limits: StepLimits, pool: BlockPool) -> Self {
         let (sequences, next) = (HashMap::new(), 0);
         Self { limits, pool, sequences, waiting: Vec::new(), running: Vec::new(), next }
     }

@@ -9,19 +9,22 @@ use super::{
     backend::Backend,
     blocks::BlockPool,
     cost::{CostModel, Machine},
-    handle::{Bounds, EngineHandle, Message, Shared},
+    handle::{Bounds, EngineHandle, Message, SharedState},
     models::Models,
-    scheduler::{Limits, Scheduler},
+    scheduler::{Scheduler, StepLimits},
     stats::Observer,
     worker::Worker,
 };
-use crate::{config::MergeMode, tokenizer::Tokenizer};
+use crate::{
+    config::{MergeMode, defaults},
+    tokenizer::Tokenizer,
+};
 
 /// Settings of the engine.
 #[derive(Clone)]
 pub struct EngineConfig {
     /// Budgets of a step.
-    pub limits: Limits,
+    pub limits: StepLimits,
     /// Requests that may wait.
     pub max_waiting: usize,
     /// Longest prompt + answer in tokens; the model's own context if that is shorter.
@@ -36,17 +39,17 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        let limits = Limits {
-            step_tokens: 512,
+        let limits = StepLimits {
+            step_tokens: defaults::MAX_STEP_TOKENS,
             prefill_chunk: 256,
-            lanes: 64,
+            lanes: defaults::MAX_SEQUENCES,
             logit_rows: 64,
             aging: Duration::from_secs(10),
             prefix_cache: true,
         };
         Self {
             limits,
-            max_waiting: 256,
+            max_waiting: defaults::MAX_QUEUE,
             max_context: usize::MAX,
             merge_mode: MergeMode::Auto,
             machine: Machine::default(),
@@ -124,7 +127,7 @@ pub fn start<B: Backend>(
         block_tokens: facts.block_tokens,
         lanes,
     };
-    let shared = Arc::new(Shared::new(bounds, config.max_waiting));
+    let shared = Arc::new(SharedState::new(bounds, config.max_waiting));
     let (messages, inbox) = mpsc::channel();
     let messages = Arc::new(messages);
     let waker = Arc::downgrade(&messages);
@@ -132,7 +135,8 @@ pub fn start<B: Backend>(
 
     let scheduler = Scheduler::new(limits, BlockPool::new(facts.blocks, facts.block_tokens));
     let models = Models::new(mode, facts.digest, CostModel::new(facts.footprint, config.machine));
-    let mut worker = Worker::new(backend, tokenizer, scheduler, models, (shared, config.observer));
+    let mut worker = Worker::new(backend, tokenizer, scheduler, models, shared);
+    worker.observer = config.observer;
     // Weak, so that the thread ends with the last handle; a merge that ends after that wakes nobody.
     worker.backend.set_waker(Arc::new(move || {
         if let Some(messages) = waker.upgrade() {

@@ -11,16 +11,17 @@ use rayon::prelude::*;
 
 use super::{
     backend::Backend,
-    batch::{Forward, Output, Part, layout},
-    models::Key,
+    batch::{Forward, LaneRows, Output, layout},
     request::{EngineError, Event, Finished, Mode, Started, Timings, Token, TokenLogprob, Usage},
     scheduler::{SeqId, StepPlan},
     stats::{ForwardReport, StepReport},
     worker::{Live, Worker},
 };
 use crate::{
+    preference::ModelKey,
     rng,
     sampling::{self, SampleError, Sampled},
+    telemetry::panic_text,
 };
 
 /// Rows to sample from which on it pays to use more than one thread.
@@ -32,8 +33,8 @@ struct Outcome {
     sampled: Option<Result<Sampled, SampleError>>,
 }
 
-/// The logits of one request: its live state, and each row with whose it is.
-struct Job<'a> {
+/// The logits of one request in a step, ready to be sampled from.
+struct RequestLogits<'a> {
     id: SeqId,
     live: &'a mut Live,
     /// Prompt and answer so far.
@@ -63,7 +64,7 @@ impl<B: Backend> Worker<B> {
                     let rows = forward.batch.segments.len();
                     tracing::error!(%error, sequences = rows, "a forward pass failed");
                     for id in plan.items.iter().map(|item| item.id) {
-                        let uses = |key: &Key| match forward.merged {
+                        let uses = |key: &ModelKey| match forward.merged {
                             Some(index) => step[index].0 == *key,
                             None => mixed(&step, &modes, key),
                         };
@@ -96,9 +97,9 @@ impl<B: Backend> Worker<B> {
     }
 
     /// The distinct models of a step with their rows, and their modes.
-    fn decide(&mut self, plan: &StepPlan) -> (Vec<(Key, usize)>, Vec<Mode>) {
-        let mut step: Vec<(Key, usize)> = Vec::new();
-        let mut index: HashMap<Key, usize> = HashMap::new();
+    fn decide(&mut self, plan: &StepPlan) -> (Vec<(ModelKey, usize)>, Vec<Mode>) {
+        let mut step: Vec<(ModelKey, usize)> = Vec::new();
+        let mut index: HashMap<ModelKey, usize> = HashMap::new();
         for item in &plan.items {
             for key in self.live.get(&item.id).iter().flat_map(|live| &live.keys) {
                 let slot = *index.entry(key.clone()).or_insert_with(|| {
@@ -113,7 +114,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Tells the requests that join for the first time.
-    fn announce(&mut self, plan: &StepPlan, step: &[(Key, usize)], modes: &[Mode]) {
+    fn announce(&mut self, plan: &StepPlan, step: &[(ModelKey, usize)], modes: &[Mode]) {
         for &(id, cached) in &plan.admitted {
             let Some(live) = self.live.get_mut(&id) else { continue };
             if live.waiting.take().is_none() {
@@ -136,8 +137,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    fn layout(&self, plan: &StepPlan, step: &[(Key, usize)], modes: &[Mode]) -> Vec<Forward> {
-        let index: HashMap<&Key, usize> = step.iter().map(|(key, _)| key).zip(0..).collect();
+    fn layout(&self, plan: &StepPlan, step: &[(ModelKey, usize)], modes: &[Mode]) -> Vec<Forward> {
+        let index: HashMap<&ModelKey, usize> = step.iter().map(|(key, _)| key).zip(0..).collect();
         let mut parts = Vec::with_capacity(plan.items.len());
         for item in &plan.items {
             let Some(live) = self.live.get(&item.id) else { continue };
@@ -148,7 +149,7 @@ impl<B: Backend> Worker<B> {
             };
             let outputs: Vec<usize> = (0..item.range.len()).filter(wanted).collect();
             for (lane, key) in live.keys.iter().enumerate() {
-                parts.push(Part {
+                parts.push(LaneRows {
                     id: item.id,
                     lane,
                     model: index[key],
@@ -167,7 +168,7 @@ impl<B: Backend> Worker<B> {
     fn compute(
         &mut self,
         forward: &Forward,
-        key: Option<&Key>,
+        key: Option<&ModelKey>,
     ) -> Result<(B::Logits, ForwardReport), Failure> {
         let error = |error, panicked| Failure { error: EngineError::Forward(error), panicked };
         let lease = match key {
@@ -232,16 +233,21 @@ impl<B: Backend> Worker<B> {
                 rows.entry(output.id).or_default().push((*output, row));
             }
         }
-        let mut jobs: Vec<Job<'_>> = live
+        let mut requests: Vec<RequestLogits<'_>> = live
             .iter_mut()
             .filter_map(|(&id, live)| {
-                Some(Job { id, live, tokens: scheduler.tokens(id), rows: rows.remove(&id)? })
+                Some(RequestLogits {
+                    id,
+                    live,
+                    tokens: scheduler.tokens(id),
+                    rows: rows.remove(&id)?,
+                })
             })
             .collect();
-        if jobs.len() < PARALLEL_ROWS {
-            jobs.iter_mut().map(Job::run).collect()
+        if requests.len() < PARALLEL_ROWS {
+            requests.iter_mut().map(RequestLogits::run).collect()
         } else {
-            jobs.par_iter_mut().map(Job::run).collect()
+            requests.par_iter_mut().map(RequestLogits::run).collect()
         }
     }
 
@@ -299,7 +305,7 @@ impl<B: Backend> Worker<B> {
     }
 }
 
-impl Job<'_> {
+impl RequestLogits<'_> {
     fn run(&mut self) -> Outcome {
         let mut rows = std::mem::take(&mut self.rows);
         rows.sort_by_key(|(output, _)| (output.position, output.lane));
@@ -361,12 +367,10 @@ struct Failure {
     panicked: bool,
 }
 
-fn mixed(step: &[(Key, usize)], modes: &[Mode], key: &Key) -> bool {
+fn mixed(step: &[(ModelKey, usize)], modes: &[Mode], key: &ModelKey) -> bool {
     step.iter().zip(modes).any(|((other, _), mode)| other == key && *mode == Mode::Mixed)
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("internal error: {}", text.unwrap_or_else(|| "a panic without a message".to_owned()))
+    format!("internal error: {}", panic_text(panic))
 }

@@ -14,13 +14,14 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     answer::Answer,
     backend::Backend,
-    handle::{EngineState, Message, Shared, Submission, WaitingSlot},
-    models::{Key, Models, Readiness},
+    handle::{EngineState, Message, SharedState, Submission, WaitingSlot},
+    models::{Models, Readiness},
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
     scheduler::{Scheduler, SeqId, Task},
     stats::{EngineStats, Observer},
 };
 use crate::{
+    preference::ModelKey,
     rng,
     sampling::{History, SamplingParams},
     tokenizer::Tokenizer,
@@ -33,7 +34,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// An accepted request.
 pub(super) struct Live {
     pub events: UnboundedSender<Event>,
-    pub keys: Vec<Key>,
+    pub keys: Vec<ModelKey>,
     /// Weights of the lanes' logits; empty for a single lane.
     pub mix: Vec<f32>,
     pub sampling: SamplingParams,
@@ -65,7 +66,7 @@ pub(super) struct Worker<B: Backend> {
     pub scheduler: Scheduler,
     pub models: Models<B>,
     pub live: HashMap<SeqId, Live>,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SharedState>,
     pub observer: Option<Arc<dyn Observer>>,
     pub stats: EngineStats,
     pub started: Instant,
@@ -73,7 +74,7 @@ pub(super) struct Worker<B: Backend> {
 }
 
 /// Marks the engine stopped however its thread ends.
-struct Stopped(Arc<Shared>);
+struct Stopped(Arc<SharedState>);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
@@ -82,20 +83,19 @@ impl Drop for Stopped {
 }
 
 impl<B: Backend> Worker<B> {
-    /// A worker with nothing to do; `outside` is who is told of its state and steps.
+    /// A worker with nothing to do and without an observer.
     pub(super) fn new(
         backend: B,
         tokenizer: Tokenizer,
         scheduler: Scheduler,
         models: Models<B>,
-        outside: (Arc<Shared>, Option<Arc<dyn Observer>>),
+        shared: Arc<SharedState>,
     ) -> Self {
         let stats = EngineStats {
             kv_blocks: scheduler.pool().len(),
             block_tokens: scheduler.pool().block_tokens(),
             ..EngineStats::default()
         };
-        let (shared, observer) = outside;
         Self {
             backend,
             eos: tokenizer.eos().into(),
@@ -104,7 +104,7 @@ impl<B: Backend> Worker<B> {
             models,
             live: HashMap::new(),
             shared,
-            observer,
+            observer: None,
             stats,
             started: Instant::now(),
             was_busy: false,
@@ -177,7 +177,7 @@ impl<B: Backend> Worker<B> {
     fn accept(&mut self, submission: Submission) {
         let Submission { request, events, arrived, slot } = submission;
         let GenerateRequest { prompt, coefficients, combine, sampling, max_tokens, .. } = request;
-        let keys: Vec<Key> = match &combine {
+        let keys: Vec<ModelKey> = match &combine {
             Combine::Weights => vec![self.models.enter(&self.backend, &coefficients)],
             Combine::Logits(weights) => (0..weights.len())
                 .map(|lane| {

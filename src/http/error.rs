@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::telemetry::Rejection;
+use crate::telemetry::{Rejection, panic_text};
 
 /// Why a request gets no answer.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -266,9 +266,7 @@ impl ApiError {
 
     /// What a panic in a handler becomes. The panic's text stays in the log.
     pub fn from_panic(panic: Box<dyn Any + Send>) -> Response {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
-        tracing::error!(panic = text, "a request handler panicked");
+        tracing::error!(panic = panic_text(&*panic), "a request handler panicked");
         Self::Internal("the request's handler failed".into()).into_response()
     }
 }

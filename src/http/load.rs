@@ -14,12 +14,8 @@ use super::{
 };
 use crate::{
     chat::{ChatError, ChatTemplate},
-    config::{Processor, ServeConfig},
-    engine::{
-        self, CpuBackend, CpuOptions, CudaBackend, CudaOptions, EngineConfig, EngineHandle, Limits,
-        OnCacheEvent, OpenError, StartError, cost::Machine,
-    },
-    kernels::cuda::{Gpu, image::kernel_caches},
+    config::ServeConfig,
+    engine::{self, Listeners, OpenError},
     soup::{ManifestError, OpenOptions, Soup, SoupError, base::default_models_dir},
     telemetry::Telemetry,
     tokenizer::{Tokenizer, TokenizerError},
@@ -40,12 +36,9 @@ pub enum LoadError {
     /// The base's chat template is not right.
     #[error(transparent)]
     Chat(#[from] ChatError),
-    /// Its weights do not make a model, or the budgets do not hold it.
+    /// Its weights do not make a model, the budgets do not hold it, or the engine does not start.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The engine does not start.
-    #[error(transparent)]
-    Engine(#[from] StartError),
     /// There is no place for imported models.
     #[error("no directory for base models: give --models-dir, or set LADLE_HOME or HOME")]
     Home,
@@ -69,7 +62,11 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
     let mut description = describe(&soup, &menu);
-    let engine = start(&soup, tokenizer.clone(), config, telemetry)?;
+    let listeners = Listeners {
+        observer: telemetry.clone(),
+        on_cache_event: Arc::new(move |event| cache_event(&telemetry, event)),
+    };
+    let engine = engine::open(&soup, tokenizer.clone(), config, listeners)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut served = Served {
         engine,
@@ -86,59 +83,6 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     description["chat"] = served.chat.is_some().into();
     served.description = description;
     Ok(served)
-}
-
-fn start(
-    soup: &Soup,
-    tokenizer: Tokenizer,
-    config: &ServeConfig,
-    telemetry: Arc<Telemetry>,
-) -> Result<EngineHandle, LoadError> {
-    let bytes = |budget: Option<u64>| budget.map(|b| usize::try_from(b).unwrap_or(usize::MAX));
-    let told = telemetry.clone();
-    let defaults = EngineConfig::default();
-    let limits = Limits {
-        step_tokens: config.max_step_tokens,
-        lanes: config.max_sequences,
-        ..defaults.limits
-    };
-    let engine = EngineConfig {
-        limits,
-        max_waiting: config.max_queue,
-        max_context: config.max_context.unwrap_or(usize::MAX),
-        merge_mode: config.merge_mode,
-        observer: Some(telemetry),
-        ..defaults
-    };
-    let told: OnCacheEvent = Arc::new(move |event| cache_event(&told, event));
-    match config.device {
-        Processor::Cpu => {
-            let defaults = CpuOptions::default();
-            let options = CpuOptions {
-                threads: config.threads,
-                kv_bytes: bytes(config.kv_cache).unwrap_or(defaults.kv_bytes),
-                merged_bytes: bytes(config.merge_cache).unwrap_or(defaults.merged_bytes),
-                merge_mode: config.merge_mode,
-                on_cache_event: Some(told),
-                ..defaults
-            };
-            Ok(engine::start(CpuBackend::open(soup, &options)?, tokenizer, engine)?)
-        }
-        Processor::Cuda(ordinal) => {
-            let options = CudaOptions {
-                device_bytes: bytes(config.device_memory),
-                kv_bytes: bytes(config.kv_cache),
-                merged_bytes: bytes(config.merge_cache),
-                merge_mode: config.merge_mode,
-                step_rows: config.max_step_tokens,
-                logit_rows: engine.limits.logit_rows,
-                on_cache_event: Some(told),
-            };
-            let gpu = Gpu::open(ordinal, &kernel_caches()).map_err(OpenError::from)?;
-            let engine = EngineConfig { machine: Machine::GPU, ..engine };
-            Ok(engine::start(CudaBackend::open(soup, gpu, &options)?, tokenizer, engine)?)
-        }
-    }
 }
 
 /// `GET /v1/soup`.

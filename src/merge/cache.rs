@@ -26,6 +26,7 @@ use std::{
 mod event;
 
 use super::MergeError;
+use crate::telemetry::panic_text;
 pub use event::{CacheEvent, CacheStats};
 
 /// What the cache keeps and how it is made.
@@ -43,24 +44,15 @@ pub trait Build: Send + Sync + 'static {
     fn build(&self, key: &Self::Key) -> Result<Self::Value, MergeError>;
 }
 
-/// Answer to [`Cache::get`].
-pub enum Fetch<V> {
-    /// The model is here.
-    Ready(Lease<V>),
+/// What came of asking for a model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fetch<Lease, Ticket> {
+    /// The model is here and stays while the lease is held.
+    Ready(Lease),
     /// It is being built, for this caller or an earlier one. The ticket holds its place.
-    Building(Ticket<V>),
+    Building(Ticket),
     /// The budget is taken by models on lease or in building: ask again when one is given back.
     NoRoom,
-}
-
-impl<V> fmt::Debug for Fetch<V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ready(_) => "Ready",
-            Self::Building(_) => "Building",
-            Self::NoRoom => "NoRoom",
-        })
-    }
 }
 
 type Outcome<V> = Result<Arc<V>, Arc<MergeError>>;
@@ -144,13 +136,15 @@ impl<V> Entry<V> {
     }
 }
 
+/// What the lock guards.
 struct State<B: Build> {
     entries: HashMap<B::Key, Entry<B::Value>>,
     clock: u64,
     counters: CacheStats,
 }
 
-struct Shared<B: Build> {
+/// What callers and the build thread share.
+struct Core<B: Build> {
     builder: B,
     /// Most models at a time: budget over bytes.
     capacity: usize,
@@ -160,15 +154,16 @@ struct Shared<B: Build> {
     on_event: Box<dyn Fn(CacheEvent) + Send + Sync>,
 }
 
-struct Job<B: Build> {
+/// A build to make; the reference to its slot keeps the model's place.
+struct BuildJob<B: Build> {
     key: B::Key,
     slot: Arc<Slot<B::Value>>,
 }
 
 /// The cache. Dropping it ends the build under way and fails those that wait.
 pub struct Cache<B: Build> {
-    shared: Arc<Shared<B>>,
-    jobs: Option<mpsc::Sender<Job<B>>>,
+    core: Arc<Core<B>>,
+    jobs: Option<mpsc::Sender<BuildJob<B>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -186,7 +181,7 @@ impl<B: Build> Cache<B> {
             return Err(MergeError::Budget { budget, model });
         }
         let state = State { entries: HashMap::new(), clock: 0, counters: CacheStats::default() };
-        let shared = Arc::new(Shared {
+        let core = Arc::new(Core {
             builder,
             capacity,
             budget,
@@ -195,20 +190,20 @@ impl<B: Build> Cache<B> {
             on_event: Box::new(on_event),
         });
         let (jobs, queue) = mpsc::channel();
-        let worker = shared.clone();
+        let worker = core.clone();
         let thread = std::thread::Builder::new()
             .name("merge".to_owned())
             .spawn(move || worker.work(&queue))
             .map_err(|error| MergeError::Threads(error.to_string()))?;
-        Ok(Self { shared, jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { core, jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// The model of `key`: here, being built, or without room. Never blocks on a build.
-    pub fn get(&self, key: &B::Key) -> Fetch<B::Value> {
+    pub fn get(&self, key: &B::Key) -> Fetch<Lease<B::Value>, Ticket<B::Value>> {
         let mut evicted = None;
         let mut job = None;
         let (fetch, event) = {
-            let mut state = self.shared.lock();
+            let mut state = self.core.lock();
             state.clock += 1;
             let used = state.clock;
             let (fetch, event) = if let Some(entry) = state.entries.get_mut(key) {
@@ -222,15 +217,15 @@ impl<B: Build> Cache<B> {
                     _ => (Fetch::Building(Ticket { slot }), CacheEvent::Joined),
                 }
             } else {
-                if state.entries.len() >= self.shared.capacity {
-                    evicted = state.evict(self.shared.builder.bytes());
+                if state.entries.len() >= self.core.capacity {
+                    evicted = state.evict(self.core.builder.bytes());
                 }
-                if state.entries.len() >= self.shared.capacity {
+                if state.entries.len() >= self.core.capacity {
                     (Fetch::NoRoom, CacheEvent::NoRoom)
                 } else {
                     let slot = Arc::new(Slot { outcome: OnceLock::new() });
                     state.entries.insert(key.clone(), Entry { slot: slot.clone(), used });
-                    job = Some(Job { key: key.clone(), slot: slot.clone() });
+                    job = Some(BuildJob { key: key.clone(), slot: slot.clone() });
                     (Fetch::Building(Ticket { slot }), CacheEvent::Miss)
                 }
             };
@@ -240,22 +235,22 @@ impl<B: Build> Cache<B> {
         // Its memory is given back before the build that needs it is asked for.
         if let Some((model, event)) = evicted {
             drop(model);
-            (self.shared.on_event)(event);
+            (self.core.on_event)(event);
         }
-        (self.shared.on_event)(event);
+        (self.core.on_event)(event);
         if let (Some(job), Some(jobs)) = (job, &self.jobs)
             && let Err(mpsc::SendError(job)) = jobs.send(job)
         {
             // The worker is gone: nobody may wait for it.
-            let event = self.shared.finish(job, Err(MergeError::Closed), Duration::ZERO);
-            (self.shared.on_event)(event);
+            let event = self.core.finish(job, Err(MergeError::Closed), Duration::ZERO);
+            (self.core.on_event)(event);
         }
         fetch
     }
 
     /// The model of `key` if it is here, without beginning a build or counting a request.
     pub fn peek(&self, key: &B::Key) -> Option<Lease<B::Value>> {
-        let state = self.shared.lock();
+        let state = self.core.lock();
         let slot = state.entries.get(key)?.slot.clone();
         let model = slot.outcome.get()?.as_ref().ok()?.clone();
         Some(Lease { model, _slot: slot })
@@ -263,22 +258,22 @@ impl<B: Build> Cache<B> {
 
     /// Gives up all models that nobody holds, and their memory; returns how many.
     pub fn clear(&self) -> usize {
-        self.shared.clear()
+        self.core.clear()
     }
 
     /// Most models at a time.
     pub fn capacity(&self) -> usize {
-        self.shared.capacity
+        self.core.capacity
     }
 
     /// Counters and sizes now.
     pub fn stats(&self) -> CacheStats {
-        let state = self.shared.lock();
+        let state = self.core.lock();
         CacheStats {
             models: state.entries.len(),
             leased: state.entries.values().filter(|entry| entry.is_held()).count(),
-            bytes: state.entries.len() * self.shared.builder.bytes(),
-            budget: self.shared.budget,
+            bytes: state.entries.len() * self.core.builder.bytes(),
+            budget: self.core.budget,
             ..state.counters
         }
     }
@@ -286,7 +281,7 @@ impl<B: Build> Cache<B> {
 
 impl<B: Build> Drop for Cache<B> {
     fn drop(&mut self) {
-        self.shared.closing.store(true, Ordering::Release);
+        self.core.closing.store(true, Ordering::Release);
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             // Builds catch their panics; one of the event hook was reported where it happened.
@@ -307,7 +302,7 @@ impl<B: Build> State<B> {
     }
 }
 
-impl<B: Build> Shared<B> {
+impl<B: Build> Core<B> {
     fn lock(&self) -> MutexGuard<'_, State<B>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -329,7 +324,7 @@ impl<B: Build> Shared<B> {
         count
     }
 
-    fn work(&self, queue: &mpsc::Receiver<Job<B>>) {
+    fn work(&self, queue: &mpsc::Receiver<BuildJob<B>>) {
         for job in queue {
             if self.abandon(&job) {
                 (self.on_event)(CacheEvent::Abandoned);
@@ -340,7 +335,7 @@ impl<B: Build> Shared<B> {
                 Err(MergeError::Closed)
             } else {
                 match self.build(&job.key) {
-                    // Once more with all the memory that there is.
+                    // Retry with the whole budget.
                     Err(error) if error.is_out_of_memory() && self.clear() > 0 => {
                         self.build(&job.key)
                     }
@@ -353,7 +348,7 @@ impl<B: Build> Shared<B> {
     }
 
     /// Takes a build out of the cache when the cache and the job are all that refers to it.
-    fn abandon(&self, job: &Job<B>) -> bool {
+    fn abandon(&self, job: &BuildJob<B>) -> bool {
         let mut state = self.lock();
         let abandoned = Arc::strong_count(&job.slot) == 2;
         if abandoned {
@@ -364,17 +359,14 @@ impl<B: Build> Shared<B> {
     }
 
     fn build(&self, key: &B::Key) -> Result<B::Value, MergeError> {
-        catch_unwind(AssertUnwindSafe(|| self.builder.build(key))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(MergeError::Panicked(text.unwrap_or("no message").to_owned()))
-        })
+        catch_unwind(AssertUnwindSafe(|| self.builder.build(key)))
+            .unwrap_or_else(|panic| Err(MergeError::Panicked(panic_text(&*panic).to_owned())))
     }
 
     /// Publishes an outcome. A failure leaves the cache first, so that no later request sees it.
     fn finish(
         &self,
-        job: Job<B>,
+        job: BuildJob<B>,
         outcome: Result<B::Value, MergeError>,
         elapsed: Duration,
     ) -> CacheEvent {

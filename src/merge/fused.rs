@@ -8,12 +8,13 @@ use super::{
     MergeError,
     cache::{Build, Cache, CacheEvent},
     dense::{Merger, view},
-    plan::{MergeKey, SoupPlan},
+    plan::SoupPlan,
     slab::SlabPool,
 };
 use crate::{
     kernels::{Dtype, HostTensor},
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
+    preference::ModelKey,
 };
 
 /// Settings of a cache of merged models.
@@ -93,14 +94,14 @@ impl FusedCache {
 }
 
 impl Build for FusedBuilder {
-    type Key = MergeKey;
+    type Key = ModelKey;
     type Value = FusedModel;
 
     fn bytes(&self) -> usize {
         self.merger.layout().bytes()
     }
 
-    fn build(&self, key: &MergeKey) -> Result<FusedModel, MergeError> {
+    fn build(&self, key: &ModelKey) -> Result<FusedModel, MergeError> {
         let mut slab = self.slabs.take()?;
         self.threads.install(|| self.merger.merge(&key.coefficients(), &mut slab))?;
         let slab = Arc::new(slab);

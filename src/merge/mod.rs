@@ -28,7 +28,7 @@ pub use dense::Merger;
 pub use fused::{FusedBuilder, FusedCache, FusedModel, FusedOptions, MergedModel};
 pub use lanes::Level;
 pub use mixed::{mixed_decoder, mixed_decoder_of};
-pub use plan::{MergeKey, PlanError, SoupPlan};
+pub use plan::{PlanError, SoupPlan};
 pub use slab::SlabError;
 
 /// Why a merged model was not built.

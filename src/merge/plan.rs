@@ -138,32 +138,6 @@ pub enum PlanError {
     },
 }
 
-/// Canonical coefficients: c rounded to 1e-6. Requests with the same key share one merged model,
-/// and its weights are those of [`MergeKey::coefficients`] whoever asked first.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MergeKey {
-    /// Millionths: of the backbones, then of θ_sft.
-    units: Vec<i64>,
-}
-
-impl MergeKey {
-    const PER_UNIT: f64 = 1e6;
-
-    /// The key of c.
-    pub fn of(c: &Coefficients) -> Self {
-        let values = c.backbones.iter().chain([&c.sft]);
-        Self { units: values.map(|value| (value * Self::PER_UNIT).round() as i64).collect() }
-    }
-
-    /// The coefficients that the key stands for; each within 5e-7 of what it was made of.
-    pub fn coefficients(&self) -> Coefficients {
-        let mut values: Vec<f64> =
-            self.units.iter().map(|&units| units as f64 / Self::PER_UNIT).collect();
-        let sft = values.pop().unwrap_or_default();
-        Coefficients { backbones: values, sft }
-    }
-}
-
 /// A full-rank term of a tensor.
 #[derive(Debug, Clone)]
 pub struct DenseTerm {

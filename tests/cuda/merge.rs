@@ -8,10 +8,10 @@ use ladle::{
         cuda::{CudaKernels, Device},
     },
     merge::{
-        Cache, Fetch, Lease, MergeKey, Merger, SoupPlan,
+        Cache, Fetch, Lease, Merger, SoupPlan,
         device::{DeviceBuilder, DeviceModel, Resident, Sources, largest_staging},
     },
-    preference::Coefficients,
+    preference::{Coefficients, ModelKey},
 };
 
 use crate::{
@@ -36,7 +36,7 @@ fn cache(
 }
 
 fn take(cache: &Cache<DeviceBuilder<Emulator>>, c: &Coefficients) -> Lease<DeviceModel> {
-    match cache.get(&MergeKey::of(c)) {
+    match cache.get(&ModelKey::of(c)) {
         Fetch::Ready(lease) => lease,
         Fetch::Building(ticket) => ticket.wait().unwrap(),
         Fetch::NoRoom => panic!("no room"),
@@ -77,7 +77,7 @@ fn sums_of_checkpoints_are_the_cpus_bits_resident_and_streamed() {
             let (cache, _) = cache(&device, &soup, sources, 2);
             for c in coefficients(n) {
                 let model = take(&cache, &c);
-                let c = MergeKey::of(&c).coefficients();
+                let c = ModelKey::of(&c).coefficients();
                 for (name, _) in soup.config.tensors() {
                     let expected = merger.tensor(&name, &c).unwrap();
                     let got = bytes(&device, &model, &name);
@@ -101,7 +101,7 @@ fn merges_with_adapters_are_the_sum_by_definition() {
         let (cache, _) = cache(&device, &soup, |_| Sources::Resident, 1);
         for c in coefficients(kinds.len()) {
             let model = take(&cache, &c);
-            let c = MergeKey::of(&c).coefficients();
+            let c = ModelKey::of(&c).coefficients();
             for (name, shape) in soup.config.tensors() {
                 let bytes = bytes(&device, &model, &name);
                 let len = bytes.len();
@@ -133,7 +133,7 @@ fn a_merge_that_meets_no_memory_takes_that_of_models_nobody_holds() {
     drop(take(&cache, &all[0]));
     let second = take(&cache, &all[1]);
     assert_eq!(cache.stats().evictions, 1);
-    let Fetch::Building(ticket) = cache.get(&MergeKey::of(&all[2])) else { panic!("not built") };
+    let Fetch::Building(ticket) = cache.get(&ModelKey::of(&all[2])) else { panic!("not built") };
     let refused = ticket.wait().unwrap_err();
     assert!(refused.is_out_of_memory(), "{refused}");
     assert_eq!(cache.stats().failures, 1);

@@ -8,13 +8,11 @@ use answers::{Answer, collect, settled};
 use ladle::{
     engine::{
         CpuBackend, CpuOptions, CudaBackend, CudaOptions, EngineConfig, EngineError, EngineHandle,
-        GenerateRequest, Limits, MergeMode,
-        backend::{Backend, Fetch},
-        start,
+        GenerateRequest, MergeMode, StepLimits, backend::Backend, start,
     },
     kernels::{Batch, Segment},
-    merge::device::Sources,
-    preference::{Alpha, Coefficients, Preference},
+    merge::{Fetch, device::Sources},
+    preference::{Alpha, Coefficients, ModelKey, Preference},
     sampling::SamplingParams,
     soup::Soup,
     tokenizer::Tokenizer,
@@ -26,8 +24,12 @@ use crate::{
 };
 
 fn config(merge_mode: MergeMode) -> EngineConfig {
-    let limits =
-        Limits { step_tokens: 64, prefill_chunk: 16, lanes: 8, ..EngineConfig::default().limits };
+    let limits = StepLimits {
+        step_tokens: 64,
+        prefill_chunk: 16,
+        lanes: 8,
+        ..EngineConfig::default().limits
+    };
     EngineConfig { limits, merge_mode, ..EngineConfig::default() }
 }
 
@@ -140,9 +142,9 @@ fn a_pass_that_meets_no_memory_gives_up_idle_models_and_then_refuses() {
     let device = Emulator::new(1 << 28, false);
     let mut backend = CudaBackend::open(&soup, device.clone(), &options).unwrap();
     let lease = |backend: &mut CudaBackend<Emulator>, n| {
-        let c = nth(&soup, n);
+        let key = ModelKey::of(&nth(&soup, n));
         loop {
-            match backend.fetch(&c) {
+            match backend.fetch(&key) {
                 Fetch::Ready(lease) => return lease,
                 _ => std::thread::yield_now(),
             }
@@ -156,7 +158,7 @@ fn a_pass_that_meets_no_memory_gives_up_idle_models_and_then_refuses() {
     // A long pass, with hardly any room left beside what is allocated.
     device.limit_to(before + 1024);
     backend.forward(Some(&held), &batch(140)).unwrap();
-    assert!(backend.cached(&nth(&soup, 1)).is_none(), "the idle model was kept");
+    assert!(backend.cached(&ModelKey::of(&nth(&soup, 1))).is_none(), "the idle model was kept");
     device.limit_to(0);
     let refused = backend.forward(Some(&held), &batch(144)).err();
     // Everything it needs may be recycled; what cannot be must be refused as such.

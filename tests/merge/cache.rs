@@ -13,10 +13,9 @@ use std::{
 use ladle::{
     kernels::Dtype,
     merge::{
-        Build, Cache, CacheEvent, Fetch, FusedCache, FusedOptions, MergeError, MergeKey, Merger,
-        SoupPlan,
+        Build, Cache, CacheEvent, Fetch, FusedCache, FusedOptions, MergeError, Merger, SoupPlan,
     },
-    preference::Coefficients,
+    preference::{Coefficients, ModelKey},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -318,7 +317,7 @@ fn merged_models_come_back_with_the_right_weights_through_recycled_slabs() {
     for round in 0..6 {
         let first = f64::from(round % 4) * 0.25;
         let c = Coefficients { backbones: vec![first, 1.0 - first], sft: 0.0 };
-        let model = match cache.get(&MergeKey::of(&c)) {
+        let model = match cache.get(&ModelKey::of(&c)) {
             Fetch::Ready(model) => model,
             Fetch::Building(ticket) => ticket.wait().unwrap(),
             Fetch::NoRoom => panic!("nothing is leased"),

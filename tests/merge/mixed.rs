@@ -5,9 +5,9 @@ use ladle::{
         Batch, Dtype, HostTensor, Segment,
         cpu::{BLOCK, CpuKernels, KvPool, KvShape},
     },
-    merge::{Fetch, FusedCache, FusedOptions, MergeKey, SoupPlan, mixed_decoder},
+    merge::{Fetch, FusedCache, FusedOptions, SoupPlan, mixed_decoder},
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
-    preference::Coefficients,
+    preference::{Coefficients, ModelKey},
 };
 
 use crate::soups::{self, Kind, OwnedSoup};
@@ -93,7 +93,7 @@ fn plan(soup: &OwnedSoup) -> SoupPlan {
 }
 
 fn fused(cache: &FusedCache, c: &Coefficients, tokens: &[u32]) -> Vec<f32> {
-    let model = match cache.get(&MergeKey::of(c)) {
+    let model = match cache.get(&ModelKey::of(c)) {
         Fetch::Ready(model) => model,
         Fetch::Building(ticket) => ticket.wait().unwrap(),
         Fetch::NoRoom => panic!("nothing is leased"),

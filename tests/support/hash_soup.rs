@@ -14,11 +14,12 @@ use std::{
 use ladle::{
     engine::{
         EngineError,
-        backend::{Backend, Facts, Fetch},
+        backend::{Backend, Facts},
         cost::{Footprint, Pass},
     },
     kernels::{Batch, KernelError},
-    preference::Coefficients,
+    merge::Fetch,
+    preference::{Coefficients, ModelKey},
     tokenizer::Tokenizer,
 };
 
@@ -208,27 +209,19 @@ impl Backend for HashSoup {
         }
     }
 
-    fn canonical(&self, c: &Coefficients) -> Coefficients {
-        let round = |v: f64| (v * 1e6).round() / 1e6;
-        Coefficients {
-            backbones: c.backbones.iter().map(|&v| round(v)).collect(),
-            sft: round(c.sft),
-        }
+    fn terms(&self, key: &ModelKey) -> Vec<f32> {
+        terms(&key.coefficients())
     }
 
-    fn terms(&self, c: &Coefficients) -> Vec<f32> {
-        terms(c)
-    }
-
-    fn cached(&mut self, c: &Coefficients) -> Option<Arc<Merged>> {
-        match &self.cache.lock().unwrap().get(&model(&terms(c)))?.state {
+    fn cached(&mut self, key: &ModelKey) -> Option<Arc<Merged>> {
+        match &self.cache.lock().unwrap().get(&model(&self.terms(key)))?.state {
             State::Built(merged) => Some(merged.clone()),
             _ => None,
         }
     }
 
-    fn fetch(&mut self, c: &Coefficients) -> Fetch<Arc<Merged>, Ticket> {
-        let model = model(&terms(c));
+    fn fetch(&mut self, key: &ModelKey) -> Fetch<Arc<Merged>, Ticket> {
+        let model = model(&self.terms(key));
         let mut cache = self.cache.lock().unwrap();
         match cache.get(&model).map(|entry| (&entry.state, entry)) {
             Some((State::Built(merged), _)) => return Fetch::Ready(merged.clone()),

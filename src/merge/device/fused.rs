@@ -23,10 +23,11 @@ use crate::{
         MergeError,
         cache::{Build, Cache},
         fused::MergedModel,
-        plan::{MergeKey, SoupPlan},
+        plan::SoupPlan,
         slab::Layout,
     },
     model::config::ModelConfig,
+    preference::ModelKey,
 };
 
 /// Where the sources of merges are.
@@ -315,7 +316,7 @@ impl<D: Device> DeviceBuilder<D> {
 }
 
 impl<D: Device> Build for DeviceBuilder<D> {
-    type Key = MergeKey;
+    type Key = ModelKey;
     type Value = DeviceModel;
 
     fn bytes(&self) -> usize {
@@ -326,7 +327,7 @@ impl<D: Device> Build for DeviceBuilder<D> {
         self.slabs.free().clear();
     }
 
-    fn build(&self, key: &MergeKey) -> Result<DeviceModel, MergeError> {
+    fn build(&self, key: &ModelKey) -> Result<DeviceModel, MergeError> {
         let slab = self.slab()?;
         let address = slab.buffer.as_ref().map_or(0, |buffer| self.slabs.device.address(buffer));
         let values = self.plan.term_values(&key.coefficients())?;

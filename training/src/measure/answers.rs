@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ladle::preference::{Coefficients, ModelKey};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -22,7 +23,7 @@ type Result<T> = std::result::Result<T, CheckpointError>;
 pub struct Answer {
     /// Digest of the soup.
     pub soup: String,
-    /// c over the backbones, on the grid of merge keys.
+    /// c over the backbones.
     pub coefficients: Vec<f64>,
     /// Seed of the sampling.
     pub seed: u64,
@@ -36,11 +37,13 @@ pub struct Answer {
     pub rewards: Vec<f64>,
 }
 
-/// A model: digest of the soup, and the coefficients on the grid of merge keys (1e-6).
-type Key = (String, Vec<i64>);
+/// A model: digest of the soup, and its identity within it.
+type Key = (String, ModelKey);
 
+/// The model of `coefficients` over the backbones, of which θ_sft's follows: Σc = 1.
 fn model(soup: &str, coefficients: &[f64]) -> Key {
-    (soup.to_owned(), coefficients.iter().map(|c| (c * 1e6).round() as i64).collect())
+    let sft = 1.0 - coefficients.iter().sum::<f64>();
+    (soup.to_owned(), ModelKey::of(&Coefficients { backbones: coefficients.to_vec(), sft }))
 }
 
 /// All answers so far.

@@ -1,24 +1,11 @@
-//! The simulator of benches/simulate on loads small enough for pencil and paper.
+//! The simulator on loads small enough for pencil and paper.
 
-#[path = "../benches/simulate/cache.rs"]
-mod cache;
-#[path = "../benches/simulate/load.rs"]
-#[allow(dead_code)]
-mod load;
-#[path = "../benches/simulate/machine.rs"]
-#[allow(dead_code)]
-mod machine;
-#[path = "../benches/simulate/policy.rs"]
-#[allow(dead_code)]
-mod policy;
-#[path = "../benches/simulate/run.rs"]
-#[allow(dead_code)]
-mod run;
-
-use load::{Arrivals, Lengths, Load, Preferences, lru_sizes};
-use machine::{Kind, Machine, Shape, Soup};
-use policy::{Engine, Policy, System};
-use run::{Outcome, simulate};
+use simulate::{
+    load::{Arrivals, Lengths, Load, Preferences, lru_sizes},
+    machine::{Kind, Machine, Shape, Soup},
+    policy::{Engine, Policy, System},
+    run::{Outcome, simulate},
+};
 
 /// 1 MB/s of memory, products for nothing, 1 s of host time a step.
 fn machine() -> Machine {

@@ -1,0 +1,57 @@
+//! Why a soup cannot be served.
+
+use super::{placement::NoFit, start::StartError};
+use crate::{
+    kernels::{Dtype, KernelError, cpu::BLOCK, cuda::DeviceError, host::shown},
+    merge::{MergeError, PlanError},
+    model::config::ConfigError,
+};
+
+/// Why a soup cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The base's `config.json` is not one that is understood.
+    #[error("base: {0}")]
+    Config(#[from] ConfigError),
+    /// The weights do not make a model.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The cache of merged models, or the mixed decoder, cannot be set up.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// Key/value memory cannot be had.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The GPU refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The GPU's memory does not hold the soup.
+    #[error(transparent)]
+    NoFit(#[from] NoFit),
+    /// A quantised base on a GPU.
+    #[error(
+        "{tensor} of the base is {dtype}: quantised weights are served on the CPU (--device cpu); a \
+         GPU needs the base in bf16, f16 or f32"
+    )]
+    QuantisedOnGpu {
+        /// A quantised tensor.
+        tensor: String,
+        /// Its storage type.
+        dtype: Dtype,
+    },
+    /// The key/value budget holds no block.
+    #[error(
+        "the key/value budget is {budget} bytes, expected at least {block} bytes (one block of \
+         {BLOCK} tokens)",
+        block = shown(*block)
+    )]
+    KvBudget {
+        /// The budget in bytes.
+        budget: usize,
+        /// One block in bytes; `None` where that overflows.
+        block: Option<usize>,
+    },
+    /// The engine does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
