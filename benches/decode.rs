@@ -8,8 +8,9 @@ use std::{hint::black_box, time::Instant};
 
 use ladle::{
     kernels::{
-        Batch, BlockType, ColumnScale, Dtype, HostTensor, RowCoefficients, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape, panels},
+        Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KvShape, RowCoefficients,
+        Segment,
+        cpu::{CpuKernels, KvPool, panels},
     },
     model::{
         config::ModelConfig,
@@ -101,7 +102,7 @@ fn measure(
         layers: config.layers,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        blocks: 16 * (PREFILL / BLOCK),
+        blocks: 16 * (PREFILL / KV_BLOCK),
         dtype: if dtype == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 },
     };
     let mut cache = KvPool::new(shape).expect("memory for the cache");
@@ -113,11 +114,11 @@ fn measure(
             ..Batch::default()
         };
         for sequence in 0..sequences {
-            let first = (sequence * (PREFILL / BLOCK)) as u32;
+            let first = (sequence * (PREFILL / KV_BLOCK)) as u32;
             batch.segments.push(Segment {
                 rows: sequence * tokens..(sequence + 1) * tokens,
                 cached,
-                blocks: (first..first + (PREFILL / BLOCK) as u32).collect(),
+                blocks: (first..first + (PREFILL / KV_BLOCK) as u32).collect(),
             });
             batch.outputs.push((sequence + 1) * tokens - 1);
         }

@@ -5,9 +5,9 @@ mod common;
 
 use common::model::cast;
 use ladle::kernels::{
-    AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KernelError, Kernels,
-    Product, RowCoefficients, ScaledProduct, Segment,
-    cpu::{BLOCK, CpuKernels, Isa, KvPool, KvShape, panels},
+    AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError,
+    Kernels, KvShape, Product, RowCoefficients, ScaledProduct, Segment,
+    cpu::{CpuKernels, Isa, KvPool, panels},
 };
 use proptest::prelude::*;
 
@@ -203,7 +203,7 @@ proptest! {
         let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, window };
         let length = cached + rows;
         let dtype = if narrow { Dtype::Bf16 } else { Dtype::F32 };
-        let needed = length.div_ceil(BLOCK);
+        let needed = length.div_ceil(KV_BLOCK);
         let blocks: Vec<u32> = (0..needed as u32).rev().collect();
         let pool = KvShape { layers: 2, kv_heads, head_dim, blocks: needed, dtype };
         let width = kv_heads * head_dim;
@@ -263,7 +263,7 @@ fn operands_that_do_not_fit_are_named() {
     let kernels = CpuKernels::new(1);
     let x = kernels.tensor(2, &[0.0; 6]).unwrap();
     let w = weight(Dtype::F32, [4, 5], 1);
-    let error = kernels.linear(&x, &w).unwrap_err();
+    let error = kernels.products(vec![Product { x: &x, weight: &w, onto: None }]).unwrap_err();
     assert_eq!(error.to_string(), "linear: width of the input is 3, expected 5");
     let error = kernels.embed(&w, &[1, 4]).unwrap_err();
     assert_eq!(error.to_string(), "embed: token id (at most) is 4, expected 3");
@@ -283,12 +283,12 @@ fn attention_refuses_blocks_that_are_missing_or_not_of_the_pool() {
         let batch = Batch { segments, ..Batch::default() };
         kernels.attention(x.clone(), x.clone(), x, 0, shape, &batch, &mut cache)
     };
-    let error = attend(BLOCK, vec![0]).unwrap_err();
+    let error = attend(KV_BLOCK, vec![0]).unwrap_err();
     let missing = "attention: number of cache blocks (at least) is 1, expected 2";
     assert_eq!(error.to_string(), missing);
     let error = attend(0, vec![2]).unwrap_err();
     assert_eq!(error.to_string(), "attention: cache block (below) is 2, expected 2");
-    assert!(attend(BLOCK, vec![1, 0]).is_ok());
+    assert!(attend(KV_BLOCK, vec![1, 0]).is_ok());
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod common;
 use common::model::{Run, Sequence, family_names, load, run};
 use ladle::{
     kernels::{
-        Batch, ColumnScale, Dtype, HostTensor, RowCoefficients, Segment,
-        cpu::{CpuKernels, Isa, KvPool, KvShape, panels},
+        Batch, ColumnScale, Dtype, HostTensor, KvShape, RowCoefficients, Segment,
+        cpu::{CpuKernels, Isa, KvPool, panels},
     },
     model::linear::{Dense, LowRank, Parameter},
 };

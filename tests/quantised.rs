@@ -19,7 +19,7 @@ use ladle::{
         CpuBackend, CpuOptions, EngineConfig, EngineHandle, GenerateRequest, MergeMode, OpenError,
         backend::Backend, start,
     },
-    kernels::{BlockType, Dtype, HostTensor, blocks},
+    kernels::{BlockType, Dtype, HostTensor, quantised},
     preference::{Alpha, Coefficients, Preference},
     sampling::SamplingParams,
     soup::{
@@ -55,7 +55,7 @@ fn blocks_are_made_and_read_as_the_gguf_package_does() {
     };
     let values = floats("values");
     for kind in BlockType::ALL {
-        let made = blocks::quantise(kind, &values);
+        let made = quantised::quantise(kind, &values);
         assert_eq!(made, file.tensor(kind.name()).unwrap().data(), "{}", kind.name());
         let tensor = HostTensor::rounded(&values, Dtype::Quantised(kind), vec![16, 64]).unwrap();
         let (got, want) = (tensor.to_f32(), floats(&format!("{}.values", kind.name())));

@@ -11,8 +11,8 @@ use std::{
 use ladle::{
     chat::{ChatTemplate, Message},
     kernels::{
-        Batch, Dtype, HostTensor, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        Batch, Dtype, HostTensor, KV_BLOCK, KvShape, Segment,
+        cpu::{CpuKernels, KvPool},
     },
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
     soup::{Checkpoint, base::default_models_dir},
@@ -77,7 +77,7 @@ struct Sequence<'a> {
 impl<'a> Sequence<'a> {
     fn new(decoder: &'a Decoder<HostTensor>, kernels: &'a CpuKernels, tokens: usize) -> Self {
         let config = decoder.config();
-        let blocks = tokens.div_ceil(BLOCK);
+        let blocks = tokens.div_ceil(KV_BLOCK);
         let shape = KvShape {
             layers: config.layers,
             kv_heads: config.kv_heads,

@@ -6,8 +6,8 @@ use ladle::{
     config::MergeMode,
     engine::{CudaBackend, CudaOptions, backend::Backend},
     kernels::{
-        Batch, Dtype, HostTensor, RowCoefficients, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        Batch, Dtype, HostTensor, KV_BLOCK, KvShape, RowCoefficients, Segment,
+        cpu::{CpuKernels, KvPool},
         cuda::Device,
     },
     merge::{Merger, SoupPlan, mixed_decoder},
@@ -55,7 +55,7 @@ fn steps() -> Vec<Batch> {
     let mut next = 0;
     let tables = lengths.map(|len| {
         let first = next;
-        next += (len + 4).div_ceil(BLOCK) as u32;
+        next += (len + 4).div_ceil(KV_BLOCK) as u32;
         (first..next).rev().collect::<Vec<u32>>()
     });
     let token = |sequence: usize, position: usize| (sequence * 67 + position * 13) as u32 % 200;

@@ -12,7 +12,7 @@ use ladle::{
         CudaBackend, CudaOptions, EngineConfig, Event, GenerateRequest, StepLimits,
         backend::Backend, cost::Machine, start,
     },
-    kernels::{Batch, RowCoefficients, Segment, cpu::BLOCK, cuda::Device},
+    kernels::{Batch, KV_BLOCK, RowCoefficients, Segment, cuda::Device},
     merge::Fetch,
     preference::{Coefficients, ModelKey},
     sampling::SamplingParams,
@@ -42,7 +42,7 @@ pub fn all<D: Device>(device: &Arc<D>, scale: &Scale, tokenizer: &Path) -> Value
 
 fn options(mode: MergeMode, scale: &Scale) -> CudaOptions {
     let most = scale.batches.iter().max().copied().unwrap_or(1);
-    let tokens = most * (scale.prompt + scale.steps + BLOCK).next_multiple_of(BLOCK);
+    let tokens = most * (scale.prompt + scale.steps + KV_BLOCK).next_multiple_of(KV_BLOCK);
     let model = &scale.model;
     let token = 2 * model.layers * model.kv_heads * model.head_dim * 2;
     CudaOptions {
@@ -121,7 +121,7 @@ fn decode_steps<D: Device>(
     merged: Option<&<CudaBackend<D> as Backend>::Lease>,
     terms: &[Vec<f32>],
 ) -> Vec<f64> {
-    let blocks = (scale.prompt + scale.steps).div_ceil(BLOCK);
+    let blocks = (scale.prompt + scale.steps).div_ceil(KV_BLOCK);
     let table = |s: usize| ((s * blocks) as u32..((s + 1) * blocks) as u32).collect::<Vec<u32>>();
     let batch = |sequences: std::ops::Range<usize>, cached: usize, count: usize| {
         let mut batch = Batch::default();

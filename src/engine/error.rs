@@ -2,7 +2,7 @@
 
 use super::{placement::NoFit, start::StartError};
 use crate::{
-    kernels::{Dtype, KernelError, cpu::BLOCK, cuda::DeviceError, host::shown},
+    kernels::{Dtype, KV_BLOCK, KernelError, cuda::DeviceError, host::shown},
     merge::{MergeError, PlanError},
     model::config::ConfigError,
 };
@@ -42,7 +42,7 @@ pub enum OpenError {
     /// The key/value budget holds no block.
     #[error(
         "the key/value budget is {budget} bytes, expected at least {block} bytes (one block of \
-         {BLOCK} tokens)",
+         {KV_BLOCK} tokens)",
         block = shown(*block)
     )]
     KvBudget {

@@ -12,10 +12,7 @@ use super::{
     request::EngineError,
 };
 use crate::{
-    kernels::{
-        Batch, Dtype, KernelError,
-        cpu::{BLOCK, KvShape},
-    },
+    kernels::{Batch, Dtype, KV_BLOCK, KernelError, KvShape},
     merge::{Build, Fetch, Lease, MergedModel, SoupPlan, Ticket},
     model::{config::ModelConfig, decoder::Decoder},
     preference::ModelKey,
@@ -85,7 +82,7 @@ impl<P: Passes> Backend for Loaded<P> {
             backbones: plan.backbones(),
             context: config.max_positions,
             blocks: self.passes.blocks(),
-            block_tokens: BLOCK,
+            block_tokens: KV_BLOCK,
             digest: digest.clone(),
             merged_models: self.merged.capacity(),
             mixes: self.mixed.is_some(),

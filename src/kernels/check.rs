@@ -1,21 +1,14 @@
-//! What every kernel set checks before it indexes.
+//! What every set of kernels checks before it indexes.
 
-use super::{
-    AttentionShape, Batch, KernelError, Result,
-    cpu::{BLOCK, KvShape},
-};
+use super::{AttentionShape, Batch, KV_BLOCK, KernelError, KvShape, Result};
 
-pub(super) fn fits(
-    op: &'static str,
-    what: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<()> {
+/// Refuses a size that is not the expected one.
+pub fn fits(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
     if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
 }
 
 /// `[out, in]` of a linear weight or table.
-pub(super) fn matrix(op: &'static str, shape: &[usize]) -> Result<(usize, usize)> {
+pub fn matrix(op: &'static str, shape: &[usize]) -> Result<(usize, usize)> {
     match *shape {
         [out, inputs] => Ok((out, inputs)),
         _ => {
@@ -26,7 +19,7 @@ pub(super) fn matrix(op: &'static str, shape: &[usize]) -> Result<(usize, usize)
 }
 
 /// Everything that attention indexes by. `sizes`: rows and widths of q, k and v.
-pub(super) fn attention(
+pub fn attention(
     sizes: [(usize, usize); 3],
     layer: usize,
     shape: AttentionShape,
@@ -53,7 +46,7 @@ pub(super) fn attention(
     for segment in &batch.segments {
         fits("first row of a segment", next, segment.rows.start)?;
         next = segment.rows.end.max(next);
-        let needed = (segment.cached + segment.rows.len()).div_ceil(BLOCK);
+        let needed = (segment.cached + segment.rows.len()).div_ceil(KV_BLOCK);
         if segment.blocks.len() < needed {
             let what = "number of cache blocks (at least)";
             let got = segment.blocks.len();

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use super::blocks::{self, BlockType};
+use super::quantised::{self, BlockType};
 
 /// Storage type of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +28,7 @@ impl Dtype {
     }
 
     /// Bytes of a tensor of that shape; `None` where the number overflows, or for a quantised one
-    /// that is no matrix of whole groups ([`blocks`]).
+    /// that is no matrix of whole groups ([`quantised`]).
     pub fn bytes(self, shape: &[usize]) -> Option<usize> {
         match self {
             Self::Quantised(kind) => kind.bytes(shape),
@@ -140,7 +140,7 @@ impl HostTensor {
     }
 
     /// A tensor of `dtype` that owns its values, each rounded to the nearest; blocks are made by
-    /// [`blocks::quantise`]. `values.len()` must be the product of `shape`.
+    /// [`quantised::quantise`]. `values.len()` must be the product of `shape`.
     pub fn rounded(values: &[f32], dtype: Dtype, shape: Vec<usize>) -> Result<Self, HostError> {
         let bytes: Vec<u8> = match (dtype, shape.as_slice()) {
             (Dtype::F32, _) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -151,7 +151,7 @@ impl HostTensor {
                 values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
             }
             (Dtype::Quantised(kind), &[_, columns]) => {
-                blocks::arrange(kind, columns, &blocks::quantise(kind, values))
+                quantised::arrange(kind, columns, &quantised::quantise(kind, values))
             }
             (Dtype::Quantised(_), _) => Vec::new(),
         };
@@ -225,7 +225,7 @@ impl HostTensor {
             Dtype::Quantised(kind) => {
                 let mut values = vec![0.0; self.len()];
                 let rows = values.chunks_exact_mut(self.shape[1].max(1)).enumerate();
-                rows.for_each(|(row, out)| blocks::row(kind, self.bytes(), row, out));
+                rows.for_each(|(row, out)| quantised::row(kind, self.bytes(), row, out));
                 values
             }
         }

@@ -1,23 +1,23 @@
 //! The kernel seam: everything a forward pass asks of a device, and nothing more.
 //!
-//! [`Kernels`] has one implementation per way of computing: [`cpu`] for serving, [`cuda`] on a GPU,
-//! [`differentiable`] for gradients on any device; the trainer adds its own for gradients on the CPU.
-//! The decoder is written once over this trait.
+//! [`Kernels`] has one implementation per way of computing: [`cpu`] and [`cuda`] serve; the trainer
+//! adds two that compute gradients. The decoder is written once over this trait.
 //!
 //! Shapes: activations are row-major `[rows, width]`, one row per token of a ragged batch; linear
 //! weights are `[out, in]` as Hugging Face stores them; gains and biases are `[width]`.
 
-pub mod blocks;
-mod check;
+pub mod check;
 pub mod cpu;
 pub mod cuda;
-pub mod differentiable;
 pub mod host;
+pub mod kv;
+pub mod quantised;
 
 use std::ops::Range;
 
-pub use blocks::BlockType;
 pub use host::{Bytes, Dtype, HostTensor};
+pub use kv::{KV_BLOCK, KvShape};
+pub use quantised::BlockType;
 
 /// What went wrong inside a kernel, with the operands that caused it.
 #[derive(Debug, thiserror::Error)]
@@ -58,9 +58,9 @@ pub enum KernelError {
     /// The GPU refused.
     #[error(transparent)]
     Device(#[from] cuda::DeviceError),
-    /// candle refused (differentiable kernels).
+    /// A library that a set of kernels is built on refused.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Library(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl KernelError {
@@ -204,23 +204,9 @@ pub trait Kernels {
     fn weight(&self, tensor: &HostTensor) -> Result<Self::Weight>;
     /// Rows of `table` `[vocab, width]` picked by `tokens` → `[tokens, width]`.
     fn embed(&self, table: &Self::Weight, tokens: &[u32]) -> Result<Self::Tensor>;
-    /// `x Wᵀ`: `[rows, in] × [out, in]` → `[rows, out]`.
-    fn linear(&self, x: &Self::Tensor, w: &Self::Weight) -> Result<Self::Tensor>;
-    /// `y + x Wᵀ`.
-    fn linear_add(
-        &self,
-        y: Self::Tensor,
-        x: &Self::Tensor,
-        w: &Self::Weight,
-    ) -> Result<Self::Tensor>;
-    /// Independent products, results in order. A device may run them side by side.
-    fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Self::Tensor>> {
-        let one = |Product { x, weight, onto }: Product<'_, Self>| match onto {
-            None => self.linear(x, weight),
-            Some(y) => self.linear_add(y, x, weight),
-        };
-        products.into_iter().map(one).collect()
-    }
+    /// Independent products `x Wᵀ`, `[rows, in] × [out, in]` → `[rows, out]`, each added to its
+    /// summand if it has one; results in order. A device may run them side by side.
+    fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Self::Tensor>>;
     /// The second half of low-rank layers: products of inputs whose columns are scaled per row.
     fn scaled_products(
         &self,

@@ -12,7 +12,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    kernels::{BlockType, Dtype, HostTensor, blocks},
+    kernels::{BlockType, Dtype, HostTensor, quantised},
     model::names::is_vocabulary,
 };
 
@@ -93,7 +93,7 @@ pub(super) fn convert(path: &Path, out: &Path, options: &ImportOptions) -> Resul
         match spec.dtype {
             Dtype::Quantised(kind) if source.stored.kept() == Some(kind) => {
                 let columns = spec.shape.last().copied().unwrap_or_default();
-                let bytes = blocks::arrange(kind, columns, &gguf.blocks(source)?);
+                let bytes = quantised::arrange(kind, columns, &gguf.blocks(source)?);
                 let range = 0..bytes.len();
                 let bytes = std::sync::Arc::new(bytes);
                 let tensor = HostTensor::new(bytes, range, spec.dtype, spec.shape.clone());
@@ -180,7 +180,7 @@ fn finite(
     let tensor = tensor.map_err(|e| refuse(path, spec, expected, e.to_string()))?;
     let columns = spec.shape.last().copied().unwrap_or_default();
     match spec.dtype.blocks() {
-        Some(kind) if !blocks::are_finite(kind, tensor.bytes(), columns) => {
+        Some(kind) if !quantised::are_finite(kind, tensor.bytes(), columns) => {
             let got = "NaN or infinity as a block's scale or minimum".to_owned();
             Err(refuse(path, spec, "numbers in the range of f16".to_owned(), got))
         }

@@ -6,7 +6,7 @@
 //!
 //! A quantised matrix `[rows, columns]` is a tensor of bytes `[rows, bytes of a row]` whose block
 //! type stands under its name in the file's `__metadata__`; the bytes are ordered as
-//! [`crate::kernels::blocks`] says.
+//! [`crate::kernels::quantised`] says.
 
 use std::{
     fs::File,
@@ -23,7 +23,7 @@ use crate::{
     files::{self, FileError},
     kernels::{
         BlockType, Dtype, HostTensor,
-        blocks::{BLOCK, GROUP},
+        quantised::{GROUP, QUANT_BLOCK},
     },
 };
 
@@ -209,7 +209,7 @@ fn quantised(kind: &str, bytes: &[usize]) -> Result<(Dtype, Vec<usize>), (String
     };
     match bytes {
         &[rows, row] if rows.is_multiple_of(GROUP) && row.is_multiple_of(kind.block_bytes()) => {
-            Ok((Dtype::Quantised(kind), vec![rows, row / kind.block_bytes() * BLOCK]))
+            Ok((Dtype::Quantised(kind), vec![rows, row / kind.block_bytes() * QUANT_BLOCK]))
         }
         other => {
             let (name, size) = (kind.name(), kind.block_bytes());
@@ -377,7 +377,7 @@ fn header(specs: &[TensorSpec]) -> Vec<u8> {
             (Dtype::F16, shape) => ("F16", json!(shape)),
             (Dtype::Bf16, shape) => ("BF16", json!(shape)),
             (Dtype::Quantised(kind), &[rows, columns]) => {
-                ("U8", json!([rows, columns / BLOCK * kind.block_bytes()]))
+                ("U8", json!([rows, columns / QUANT_BLOCK * kind.block_bytes()]))
             }
             (Dtype::Quantised(_), shape) => ("U8", json!(shape)),
         };

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use ladle::{
     kernels::{
-        Batch, Dtype, HostTensor, Kernels, RowCoefficients, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        Batch, Dtype, HostTensor, KV_BLOCK, Kernels, KvShape, RowCoefficients, Segment,
+        cpu::{CpuKernels, KvPool},
     },
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
 };
@@ -127,7 +127,7 @@ pub fn run_on<K: Kernels>(
     values: impl Fn(&K::Tensor) -> Vec<f32>,
 ) -> Vec<Vec<Vec<f32>>> {
     let config = decoder.config();
-    let needed: Vec<_> = sequences.iter().map(|s| s.tokens.len().div_ceil(BLOCK)).collect();
+    let needed: Vec<_> = sequences.iter().map(|s| s.tokens.len().div_ceil(KV_BLOCK)).collect();
     let shape = KvShape {
         layers: config.layers,
         kv_heads: config.kv_heads,

@@ -1,9 +1,9 @@
 //! Every kernel of a forward pass against the CPU's, or f64.
 
 use ladle::kernels::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, Kernels, Product, Rope, RowCoefficients,
-    ScaledProduct, Segment,
-    cpu::{BLOCK, CpuKernels, KvPool, KvShape, panels},
+    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, Kernels, KvShape, Product,
+    Rope, RowCoefficients, ScaledProduct, Segment,
+    cpu::{CpuKernels, KvPool, panels},
     cuda::CudaKernels,
 };
 
@@ -212,7 +212,9 @@ fn operands_that_do_not_fit_are_refused() {
     let [cuda, _] = both_orders(Dtype::Bf16);
     let w = cuda.weight(&weight(Dtype::Bf16, &[4, 8], 1)).unwrap();
     let x = cuda.tensor(2, &random(14, 1)).unwrap();
-    assert!(cuda.linear(&x, &w).err().unwrap().to_string().contains("width of the input"));
+    let product = Product { x: &x, weight: &w, onto: None };
+    let error = cuda.products(vec![product]).err().unwrap().to_string();
+    assert!(error.contains("width of the input"), "{error}");
     assert!(cuda.embed(&w, &[0, 4]).err().unwrap().to_string().contains("token id"));
     assert!(cuda.select_rows(&x, &[2]).err().unwrap().to_string().contains("row (below)"));
     let scales = [ColumnScale { columns: 0..7, term: Some(0), factor: 1.0 }];
@@ -228,7 +230,7 @@ fn check_attention(
 ) {
     let width = shape.heads * shape.head_dim;
     let kv_width = shape.kv_heads * shape.head_dim;
-    let blocks: usize = lengths.iter().map(|(c, n)| (c + n).div_ceil(BLOCK)).sum();
+    let blocks: usize = lengths.iter().map(|(c, n)| (c + n).div_ceil(KV_BLOCK)).sum();
     let pool = |dtype| KvShape {
         layers: 2,
         kv_heads: shape.kv_heads,
@@ -240,7 +242,7 @@ fn check_attention(
     let mut free = (1..=blocks as u32).rev();
     let tables: Vec<Vec<u32>> = lengths
         .iter()
-        .map(|(c, n)| free.by_ref().take((c + n).div_ceil(BLOCK)).collect())
+        .map(|(c, n)| free.by_ref().take((c + n).div_ceil(KV_BLOCK)).collect())
         .collect();
     let step = |cached: &dyn Fn(usize) -> usize, rows: &dyn Fn(usize) -> usize| {
         let mut batch = Batch::default();

@@ -2,8 +2,8 @@
 
 use ladle::{
     kernels::{
-        Batch, Dtype, HostTensor, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        Batch, Dtype, HostTensor, KV_BLOCK, KvShape, Segment,
+        cpu::{CpuKernels, KvPool},
     },
     merge::{Fetch, FusedCache, FusedOptions, SoupPlan, mixed_decoder},
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
@@ -40,7 +40,7 @@ pub fn logits(
         let start = batch.tokens.len();
         batch.tokens.extend_from_slice(tokens);
         batch.positions.extend(0..tokens.len() as u32);
-        let blocks = tokens.len().div_ceil(BLOCK) as u32;
+        let blocks = tokens.len().div_ceil(KV_BLOCK) as u32;
         batch.segments.push(Segment {
             rows: start..batch.tokens.len(),
             cached: 0,

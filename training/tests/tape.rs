@@ -5,10 +5,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, Tensor, Var};
 use ladle::kernels::{
-    AttentionShape, Batch, ColumnScale, Kernels, Result, Rope, RowCoefficients, Segment,
-    differentiable::Differentiable,
+    AttentionShape, Batch, ColumnScale, Kernels, Product, Result, Rope, RowCoefficients, Segment,
 };
-use ladle_training::tape::{Dropout, Tape, Value};
+use ladle_training::{
+    autograd::Differentiable,
+    tape::{Dropout, Tape, Value},
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -35,6 +37,16 @@ trait Computation {
         x: Vec<K::Tensor>,
         w: &[Tensor],
     ) -> Result<K::Tensor>;
+}
+
+/// `onto + x Wᵀ`, or `x Wᵀ` alone.
+fn product<K: Kernels>(
+    k: &K,
+    onto: Option<K::Tensor>,
+    x: &K::Tensor,
+    weight: &K::Weight,
+) -> Result<K::Tensor> {
+    Ok(k.products(vec![Product { x, weight, onto }])?.remove(0))
 }
 
 /// Values and gradients by candle.
@@ -156,15 +168,15 @@ fn products_with_frozen_and_tracked_weights_and_scales() {
     computation!(Products {}, |self, k, x, w| {
         let coefficients =
             RowCoefficients { terms: 2, values: (0..26).map(|i| 0.1 * i as f32).collect() };
-        let inner = k.linear(&x[0], &w[1])?;
+        let inner = product(k, None, &x[0], &w[1])?;
         let scales = [
             ColumnScale { columns: 0..2, term: None, factor: 3.0 },
             ColumnScale { columns: 1..4, term: Some(1), factor: 0.5 },
         ];
         let inner = k.scale_columns(inner, &scales, Some(&coefficients))?;
-        let frozen = k.linear(&x[0], &w[0])?;
-        let sum = k.linear_add(frozen, &inner, &w[2])?;
-        k.scale_rows(k.linear_add(sum, &x[0], &w[0])?, &coefficients.column(0))
+        let frozen = product(k, None, &x[0], &w[0])?;
+        let sum = product(k, Some(frozen), &inner, &w[2])?;
+        k.scale_rows(product(k, Some(sum), &x[0], &w[0])?, &coefficients.column(0))
     });
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let x = random(&mut rng, 13, 40);
@@ -233,8 +245,8 @@ fn shared_rows_attend_as_copies_of_them_would() {
 }
 
 computation!(Adapted {}, |self, k, x, w| {
-    let inner = k.linear(&x[0], &w[1])?;
-    k.linear_add(k.linear(&x[0], &w[0])?, &inner, &w[2])
+    let inner = product(k, None, &x[0], &w[1])?;
+    product(k, Some(product(k, None, &x[0], &w[0])?), &inner, &w[2])
 });
 
 /// A frozen weight `[24, 40]` and the factors of rank 4.
@@ -249,7 +261,7 @@ fn dropout(rate: f64, draw: u64, down: &Tensor) -> Dropout {
 
 #[test]
 fn dropout_drops_the_share_asked_for_and_scales_the_rest() {
-    computation!(Down {}, |self, k, x, w| k.linear(&x[0], &w[0]));
+    computation!(Down {}, |self, k, x, w| product(k, None, &x[0], &w[0]));
     // The identity shows the input that the projection sees.
     let identity: Vec<f32> = (0..64 * 64).map(|i| f32::from(u8::from(i % 65 == 0))).collect();
     let identity = Var::from_vec(identity, (64, 64), &Device::Cpu).unwrap().into_inner();

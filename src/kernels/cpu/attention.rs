@@ -9,14 +9,14 @@
 use std::{cell::RefCell, ops::Range};
 
 use super::{
-    gemm::SharedMut,
-    kv::{BLOCK, KvElement, KvLayer},
+    kv::{KvElement, KvLayer},
     pool::Pool,
+    shared::SharedMut,
     simd::{Isa, Simd, Vectorised},
     tensor::Tensor,
 };
 use crate::{
-    kernels::{AttentionShape, Batch, Segment},
+    kernels::{AttentionShape, Batch, KV_BLOCK, Segment},
     math::exp,
 };
 
@@ -187,7 +187,7 @@ impl<T: KvElement> Tile<'_, T> {
     /// Keys and values of the block that holds `position`.
     #[inline(always)]
     fn block(&self, position: usize) -> (&[T], &[T]) {
-        self.layer.head(self.segment.blocks[position / BLOCK], self.kv_head)
+        self.layer.head(self.segment.blocks[position / KV_BLOCK], self.kv_head)
     }
 
     /// `scale · q k` of all positions of the blocks that `span` touches, at their place in the span.
@@ -195,16 +195,16 @@ impl<T: KvElement> Tile<'_, T> {
     fn scores<S: Simd, const M: usize>(&mut self, s: S, span: &Range<usize>) {
         let head_dim = self.q[0].len();
         let scale = s.splat(self.scale);
-        for block in span.start / BLOCK..span.end.div_ceil(BLOCK) {
-            let keys = self.block(block * BLOCK).0.as_ptr();
-            for part in 0..BLOCK / S::LANES {
+        for block in span.start / KV_BLOCK..span.end.div_ceil(KV_BLOCK) {
+            let keys = self.block(block * KV_BLOCK).0.as_ptr();
+            for part in 0..KV_BLOCK / S::LANES {
                 // Two sums a row: one chain of dependent additions would leave the units idle.
                 let mut sums = [[s.splat(0.0); 2]; M];
                 for d in 0..head_dim / 2 {
                     for parity in 0..2 {
                         let d = 2 * d + parity;
-                        // SAFETY: keys are [head_dim, BLOCK], and LANES divides BLOCK.
-                        let key = unsafe { T::load(s, keys.add(d * BLOCK + part * S::LANES)) };
+                        // SAFETY: keys are [head_dim, KV_BLOCK], and LANES divides KV_BLOCK.
+                        let key = unsafe { T::load(s, keys.add(d * KV_BLOCK + part * S::LANES)) };
                         for i in 0..M {
                             // SAFETY: d < head_dim, the length of every row.
                             let q = s.splat(unsafe { *self.q[i].get_unchecked(d) });
@@ -212,7 +212,7 @@ impl<T: KvElement> Tile<'_, T> {
                         }
                     }
                 }
-                let at = block * BLOCK % SPAN + part * S::LANES;
+                let at = block * KV_BLOCK % SPAN + part * S::LANES;
                 for i in 0..M {
                     let score = s.mul(scale, s.add(sums[i][0], sums[i][1]));
                     let weights = &mut self.scratch.weights[i][at..at + S::LANES];
@@ -236,12 +236,12 @@ impl<T: KvElement> Tile<'_, T> {
         let mut position = span.start;
         while position < span.end {
             let values = self.block(position).1.as_ptr();
-            let last = span.end.min((position / BLOCK + 1) * BLOCK);
+            let last = span.end.min((position / KV_BLOCK + 1) * KV_BLOCK);
             for position in position..last {
                 let mut value = [s.splat(0.0); N];
                 for j in 0..N {
-                    let at = position % BLOCK * head_dim + column + j * S::LANES;
-                    // SAFETY: values are [BLOCK, head_dim] and these columns lie in a row.
+                    let at = position % KV_BLOCK * head_dim + column + j * S::LANES;
+                    // SAFETY: values are [KV_BLOCK, head_dim] and these columns lie in a row.
                     value[j] = unsafe { T::load(s, values.add(at)) };
                 }
                 for i in 0..M {
@@ -270,7 +270,7 @@ impl<T: KvElement> Tile<'_, T> {
             for d in column..head_dim {
                 let mut sum = 0.0;
                 for position in span.clone() {
-                    let value = self.block(position).1[position % BLOCK * head_dim + d];
+                    let value = self.block(position).1[position % KV_BLOCK * head_dim + d];
                     sum += self.scratch.weights[i][position % SPAN] * value.widen();
                 }
                 self.scratch.sums[i * head_dim + d] += sum;
@@ -290,25 +290,25 @@ fn soften(
     total: &mut f32,
 ) -> f32 {
     // Whole blocks, so that a position always has the same lane.
-    let first = span.start / BLOCK * BLOCK % SPAN;
+    let first = span.start / KV_BLOCK * KV_BLOCK % SPAN;
     let weights = &mut weights
-        [first..first + (span.end - span.start / BLOCK * BLOCK).next_multiple_of(BLOCK)];
-    let origin = span.start / BLOCK * BLOCK;
+        [first..first + (span.end - span.start / KV_BLOCK * KV_BLOCK).next_multiple_of(KV_BLOCK)];
+    let origin = span.start / KV_BLOCK * KV_BLOCK;
     if seen.is_empty() {
         weights.fill(0.0);
         return 1.0;
     }
     weights[..seen.start - origin].fill(f32::NEG_INFINITY);
     weights[seen.end - origin..].fill(f32::NEG_INFINITY);
-    let mut lanes = [f32::NEG_INFINITY; BLOCK];
-    for weights in weights.chunks_exact(BLOCK) {
+    let mut lanes = [f32::NEG_INFINITY; KV_BLOCK];
+    for weights in weights.chunks_exact(KV_BLOCK) {
         for (lane, &weight) in lanes.iter_mut().zip(weights) {
             *lane = if weight > *lane { weight } else { *lane };
         }
     }
     let new = lanes.iter().copied().fold(*max, f32::max);
-    let mut lanes = [0.0; BLOCK];
-    for weights in weights.chunks_exact_mut(BLOCK) {
+    let mut lanes = [0.0; KV_BLOCK];
+    for weights in weights.chunks_exact_mut(KV_BLOCK) {
         for (lane, weight) in lanes.iter_mut().zip(weights) {
             *weight = exp(*weight - new);
             *lane += *weight;

@@ -4,13 +4,13 @@
 use std::ops::Range;
 
 use super::{
-    gemm::SharedMut,
     pool::Pool,
+    shared::SharedMut,
     simd::{Isa, Simd, Vectorised},
     tensor::Tensor,
 };
 use crate::{
-    kernels::{HostTensor, blocks},
+    kernels::{HostTensor, quantised},
     math::exp,
 };
 
@@ -57,7 +57,7 @@ pub(super) fn widen(w: &HostTensor, start: usize, out: &mut [f32]) {
     } else if let Some(w) = w.as_f16() {
         out.iter_mut().zip(&w[start..end]).for_each(|(out, w)| *out = w.to_f32());
     } else if let Some(kind) = w.dtype().blocks() {
-        blocks::row(kind, w.bytes(), start / out.len().max(1), out);
+        quantised::row(kind, w.bytes(), start / out.len().max(1), out);
     }
 }
 

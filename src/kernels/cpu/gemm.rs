@@ -12,6 +12,7 @@ use std::{cell::RefCell, ops::Range};
 
 use super::{
     pool::Pool,
+    shared::SharedMut,
     simd::{Isa, Simd, Vectorised},
     tensor::{LINE, Line, Recycler, Tensor, values_mut, zeroed},
     tile::{Element, LINE_BYTES, Tile, widen},
@@ -26,40 +27,6 @@ const DIRECT_ROWS: usize = 16;
 const BLOCK_ROWS: usize = 192;
 /// Inputs (at most) between two summings of lanes: a tile's rows of them fit the first-level cache.
 const STRETCH: usize = 768;
-
-/// A pointer that the chunks of one region write disjoint parts of.
-#[derive(Clone, Copy)]
-pub(super) struct SharedMut(*mut f32);
-// SAFETY: users write disjoint elements of a buffer that outlives the region.
-unsafe impl Sync for SharedMut {}
-// SAFETY: as above.
-unsafe impl Send for SharedMut {}
-
-impl SharedMut {
-    /// A pointer to the values of `tensor`.
-    pub(super) fn new(tensor: &mut Tensor) -> Self {
-        Self(tensor.data_mut().as_mut_ptr())
-    }
-
-    /// Where value `start` lies.
-    /// # Safety
-    /// It must lie in the tensor, which must live, and be no other chunk's.
-    #[inline(always)]
-    pub(super) unsafe fn at(&self, start: usize) -> *mut f32 {
-        // SAFETY: the caller's.
-        unsafe { self.0.add(start) }
-    }
-
-    /// `len` values from `start` on.
-    /// # Safety
-    /// They must lie in the tensor, which must live, and be no other chunk's.
-    #[allow(clippy::mut_from_ref)]
-    #[inline(always)]
-    pub(super) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
-        // SAFETY: the caller's.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
-}
 
 /// `y = x Wᵀ`, or `y += x Wᵀ` where `y` is not `fresh`. Shapes fit: the caller has checked.
 pub(super) struct Job<'a> {
@@ -355,7 +322,7 @@ impl Block<'_> {
                     ldx: self.x.width(),
                     w,
                     ldw,
-                    y: self.y.0.add(first * self.outputs + self.outs.start + outs.start),
+                    y: self.y.at(first * self.outputs + self.outs.start + outs.start),
                     ldy: self.outputs,
                     chunks: chunks.len(),
                     next: next.cast::<u8>().wrapping_add(done),

@@ -1,8 +1,8 @@
-//! Keys and values of all sequences and layers, in blocks of [`BLOCK`] tokens that are allocated
+//! Keys and values of all sequences and layers, in blocks of [`KV_BLOCK`] tokens that are allocated
 //! once. Sequences hold lists of blocks, so they grow without copying.
 //!
-//! Layout per block, layer and head: keys transposed `[head_dim, BLOCK]` (the scores of a block's
-//! tokens then come out side by side), values `[BLOCK, head_dim]`. Blocks come first, so that only
+//! Layout per block, layer and head: keys transposed `[head_dim, KV_BLOCK]` (the scores of a block's
+//! tokens then come out side by side), values `[KV_BLOCK, head_dim]`. Blocks come first, so that only
 //! as much memory is committed as tokens were ever held at once.
 
 use std::ops::Range;
@@ -11,34 +11,7 @@ use half::bf16;
 use memmap2::MmapMut;
 
 use super::simd::Simd;
-use crate::kernels::{Dtype, KernelError, Result};
-
-/// Tokens in a block.
-pub const BLOCK: usize = 16;
-
-/// Size of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvShape {
-    /// Decoder layers.
-    pub layers: usize,
-    /// Key/value heads of a layer.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Blocks of [`BLOCK`] tokens, shared by all sequences.
-    pub blocks: usize,
-    /// Storage type: f32 or bf16.
-    pub dtype: Dtype,
-}
-
-impl KvShape {
-    /// Bytes that one block takes over all layers; `None` where that overflows.
-    pub fn block_bytes(&self) -> Option<usize> {
-        [self.layers, self.kv_heads, self.head_dim, 2 * BLOCK]
-            .into_iter()
-            .try_fold(self.dtype.size(), usize::checked_mul)
-    }
-}
+use crate::kernels::{Dtype, KV_BLOCK, KernelError, KvShape, Result};
 
 /// The cache of [`super::CpuKernels`].
 #[derive(Debug)]
@@ -70,7 +43,7 @@ impl KvPool {
 
     /// Elements of one head of one block: keys, then as many values.
     fn head_elements(&self) -> usize {
-        2 * BLOCK * self.shape.head_dim
+        2 * KV_BLOCK * self.shape.head_dim
     }
 
     /// Keys and values as one slice of elements. `T` must be the pool's storage type.
@@ -105,14 +78,14 @@ pub(super) struct KvLayer<'a, T> {
 impl<T: KvElement> KvLayer<'_, T> {
     /// Elements of a head of a block: keys, then as many values.
     fn place(&self, block: u32, head: usize) -> Range<usize> {
-        let size = 2 * BLOCK * self.head_dim;
+        let size = 2 * KV_BLOCK * self.head_dim;
         let start = self.first + block as usize * self.stride + head * size;
         start..start + size
     }
 
-    /// Keys `[head_dim, BLOCK]` and values `[BLOCK, head_dim]` of a head of a block.
+    /// Keys `[head_dim, KV_BLOCK]` and values `[KV_BLOCK, head_dim]` of a head of a block.
     pub(super) fn head(&self, block: u32, head: usize) -> (&[T], &[T]) {
-        self.elements[self.place(block, head)].split_at(BLOCK * self.head_dim)
+        self.elements[self.place(block, head)].split_at(KV_BLOCK * self.head_dim)
     }
 
     /// Stores the key and value rows `[kv_heads · head_dim]` of the token in `slot` of `block`.
@@ -120,8 +93,8 @@ impl<T: KvElement> KvLayer<'_, T> {
         let rows = k.chunks_exact(self.head_dim).zip(v.chunks_exact(self.head_dim));
         for (head, (k, v)) in rows.enumerate() {
             let place = self.place(block, head);
-            let (keys, values) = self.elements[place].split_at_mut(BLOCK * self.head_dim);
-            for (key, &k) in keys[slot..].iter_mut().step_by(BLOCK).zip(k) {
+            let (keys, values) = self.elements[place].split_at_mut(KV_BLOCK * self.head_dim);
+            for (key, &k) in keys[slot..].iter_mut().step_by(KV_BLOCK).zip(k) {
                 *key = T::narrow(k);
             }
             let slot = &mut values[slot * self.head_dim..(slot + 1) * self.head_dim];

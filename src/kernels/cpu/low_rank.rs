@@ -8,8 +8,8 @@ use std::{cell::RefCell, ops::Range, sync::Arc};
 use half::{bf16, f16};
 
 use super::{
-    gemm::SharedMut,
     pool::Pool,
+    shared::SharedMut,
     simd::{Isa, Simd, Vectorised},
     tensor::{LINE, Line, Tensor, values_mut, zeroed},
     tile::Element,

@@ -12,21 +12,22 @@ mod kv;
 mod low_rank;
 mod pool;
 mod quantised;
+mod shared;
 mod simd;
 mod tensor;
 mod tile;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use kv::{BLOCK, KvPool, KvShape};
+pub use kv::KvPool;
 pub use low_rank::panels;
 pub use simd::Isa;
 pub use tensor::Tensor;
 
 use self::{pool::Pool, tensor::Recycler};
 use super::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
-    Rope, RowCoefficients, ScaledProduct,
+    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError, Kernels, Product,
+    Result, Rope, RowCoefficients, ScaledProduct,
     check::{self, fits, matrix},
 };
 
@@ -144,20 +145,6 @@ impl Kernels for CpuKernels {
             elementwise::widen(table, token * width, row);
         }
         Ok(out)
-    }
-
-    fn linear(&self, x: &Tensor, w: &HostTensor) -> Result<Tensor> {
-        let mut job = [self.job(Product { x, weight: w, onto: None })?];
-        self.multiply(&mut job);
-        let [gemm::Job { y, .. }] = job;
-        Ok(y)
-    }
-
-    fn linear_add(&self, y: Tensor, x: &Tensor, w: &HostTensor) -> Result<Tensor> {
-        let mut job = [self.job(Product { x, weight: w, onto: Some(y) })?];
-        self.multiply(&mut job);
-        let [gemm::Job { y, .. }] = job;
-        Ok(y)
     }
 
     fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Tensor>> {
@@ -369,8 +356,8 @@ fn store<T: kv::KvElement>(layer: &mut kv::KvLayer<'_, T>, k: &Tensor, v: &Tenso
         for (index, row) in segment.rows.clone().enumerate() {
             let position = segment.cached + index;
             let (k, v) = (&k.data()[row * width..], &v.data()[row * width..]);
-            let block = segment.blocks[position / BLOCK];
-            layer.store(block, position % BLOCK, &k[..width], &v[..width]);
+            let block = segment.blocks[position / KV_BLOCK];
+            layer.store(block, position % KV_BLOCK, &k[..width], &v[..width]);
         }
     }
 }

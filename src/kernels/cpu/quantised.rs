@@ -1,4 +1,4 @@
-//! Products with quantised weights: `y (+)= x Wᵀ`, W in the blocks of [`crate::kernels::blocks`].
+//! Products with quantised weights: `y (+)= x Wᵀ`, W in the blocks of [`crate::kernels::quantised`].
 //!
 //! Each row of x is rounded, block by block, to signed bytes q of one scale e (the largest
 //! magnitude becomes 127), so that with a weight's `d · (u − z)` or `d · u + m`
@@ -13,14 +13,15 @@ use std::ops::Range;
 
 use super::{
     dot::{Dot, Dotted, Level, Tile},
-    gemm::{Job, SharedMut},
+    gemm::Job,
     pool::Pool,
+    shared::SharedMut,
     simd::{Isa, Simd, Vectorised},
     tensor::{Recycler, Tensor},
 };
 use crate::kernels::{
     BlockType, HostTensor,
-    blocks::{BLOCK, GROUP, Group},
+    quantised::{GROUP, Group, QUANT_BLOCK},
 };
 
 /// Groups of sixteen outputs in a task.
@@ -112,7 +113,7 @@ struct Rounded<'a> {
 
 /// Words of a packed row.
 fn packed_width(inputs: usize) -> usize {
-    inputs / 4 + 3 * (inputs / BLOCK)
+    inputs / 4 + 3 * (inputs / QUANT_BLOCK)
 }
 
 impl<'a> Rounded<'a> {
@@ -150,11 +151,11 @@ struct Round<'a> {
 impl Vectorised for Round<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (width, blocks) = (packed_width(self.inputs), self.inputs / BLOCK);
+        let (width, blocks) = (packed_width(self.inputs), self.inputs / QUANT_BLOCK);
         let rows = self.x.chunks_exact(self.inputs).zip(self.packed.chunks_exact_mut(width));
         for (x, packed) in rows {
             let (codes, sums) = packed.split_at_mut(self.inputs / 4);
-            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+            for (block, x) in x.chunks_exact(QUANT_BLOCK).enumerate() {
                 // As whole numbers, magnitudes have the same order, and NaN is the largest.
                 let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
                 let most = f32::from_bits(most);
@@ -162,12 +163,13 @@ impl Vectorised for Round<'_> {
                 let inverse = if most > f32::MIN_POSITIVE * 256.0 { 127.0 / most } else { 0.0 };
                 // Added to this, a number of few bits leaves its nearest whole one in the low bits.
                 const MAGIC: f32 = 12_582_912.0;
-                let mut rounded = [0i8; BLOCK];
+                let mut rounded = [0i8; QUANT_BLOCK];
                 for (q, &x) in rounded.iter_mut().zip(x) {
                     *q = (x * inverse + MAGIC).to_bits() as i8;
                 }
                 let sum: i32 = rounded.iter().map(|&q| i32::from(q)).sum();
-                for (word, q) in codes[block * BLOCK / 4..].iter_mut().zip(rounded.chunks_exact(4))
+                for (word, q) in
+                    codes[block * QUANT_BLOCK / 4..].iter_mut().zip(rounded.chunks_exact(4))
                 {
                     let bytes = [q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8];
                     *word = f32::from_bits(u32::from_le_bytes(bytes));
@@ -210,7 +212,7 @@ impl<const FOUR: bool, const MINIMA: bool> Dotted for Blocks<'_, FOUR, MINIMA> {
     #[inline(always)]
     fn run<D: Dot>(self, d: D) {
         let Part { grid, x, groups, rows } = self.0;
-        let blocks = grid.inputs / BLOCK;
+        let blocks = grid.inputs / QUANT_BLOCK;
         let stretches = blocks.div_ceil(STRETCH);
         let tiles = rows.len().div_ceil(D::ROWS);
         for group in groups {
@@ -259,8 +261,8 @@ impl<const FOUR: bool, const MINIMA: bool> Tile for Cell<'_, FOUR, MINIMA> {
     /// that are nobody else's.
     #[inline(always)]
     unsafe fn run<D: Dot, const R: usize, const V: usize>(&self, d: D) {
-        let runs = if FOUR { BLOCK / 8 } else { BLOCK / 4 };
-        let all = self.inputs / BLOCK;
+        let runs = if FOUR { QUANT_BLOCK / 8 } else { QUANT_BLOCK / 4 };
+        let all = self.inputs / QUANT_BLOCK;
         let mut sums = [[d.splat(0.0); V]; R];
         // SAFETY: the caller's; every offset below is inside those.
         unsafe {
@@ -285,7 +287,7 @@ impl<const FOUR: bool, const MINIMA: bool> Tile for Cell<'_, FOUR, MINIMA> {
                     if R <= 2 {
                         d.prefetch(codes.wrapping_add(AHEAD));
                     }
-                    let x = block * BLOCK / 4 + run;
+                    let x = block * QUANT_BLOCK / 4 + run;
                     for v in 0..V {
                         let codes = d.codes(codes.add(4 * v * D::LANES));
                         if FOUR {

@@ -10,8 +10,7 @@ use super::{
     tensor::{KvCache, Tensor},
 };
 use crate::kernels::{
-    AttentionShape, Batch, Dtype, KernelError, Result, Segment,
-    cpu::{BLOCK, KvShape},
+    AttentionShape, Batch, Dtype, KV_BLOCK, KernelError, KvShape, Result, Segment,
 };
 
 /// Query rows of a tile; as in attention.cu.
@@ -89,11 +88,9 @@ impl Layout {
             let tokens = segment.rows.len();
             let table = u(layout.tables.len());
             layout.tables.extend(&segment.blocks);
-            layout.slots.extend(
-                (segment.cached..segment.cached + tokens).map(|position| {
-                    segment.blocks[position / BLOCK] * u(BLOCK) + u(position % BLOCK)
-                }),
-            );
+            layout.slots.extend((segment.cached..segment.cached + tokens).map(|position| {
+                segment.blocks[position / KV_BLOCK] * u(KV_BLOCK) + u(position % KV_BLOCK)
+            }));
             let few = tokens <= DECODE_ROWS;
             let part = &mut layout.parts[usize::from(few)];
             let split = u(part.rows.len());

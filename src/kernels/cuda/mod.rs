@@ -183,14 +183,6 @@ impl<D: Device> Kernels for CudaKernels<D> {
         Ok(out)
     }
 
-    fn linear(&self, x: &Tensor<D>, weight: &Weight) -> Result<Tensor<D>> {
-        self.one(self.products(vec![Product { x, weight, onto: None }])?)
-    }
-
-    fn linear_add(&self, y: Tensor<D>, x: &Tensor<D>, weight: &Weight) -> Result<Tensor<D>> {
-        self.one(self.products(vec![Product { x, weight, onto: Some(y) }])?)
-    }
-
     fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Tensor<D>>> {
         self.dense_products(products)
     }

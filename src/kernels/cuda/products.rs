@@ -75,13 +75,6 @@ struct Job<'a, D: Device> {
 
 impl<D: Device> CudaKernels<D> {
     /// The only one of `results`.
-    pub(super) fn one(&self, results: Vec<Tensor<D>>) -> Result<Tensor<D>> {
-        let got = results.len();
-        let what = "number of results";
-        let shape = KernelError::Shape { op: "products", what, expected: 1, got };
-        results.into_iter().next().ok_or(shape)
-    }
-
     pub(super) fn dense_products(
         &self,
         products: Vec<Product<'_, Self>>,

@@ -6,7 +6,7 @@ use super::{
     device::Device,
     memory::{Memory, Recycled},
 };
-use crate::kernels::{Dtype, Result, cpu::KvShape};
+use crate::kernels::{Dtype, KvShape, Result};
 
 /// Activations `[rows, width]`, f32, row-major. Clones share memory until one of them is changed.
 pub struct Tensor<D: Device> {
@@ -101,7 +101,7 @@ impl Weight {
 }
 
 /// Keys and values of all sequences and layers. Layout per layer, block and head: keys
-/// `[BLOCK, head_dim]`, values transposed `[head_dim, BLOCK]`.
+/// `[KV_BLOCK, head_dim]`, values transposed `[head_dim, KV_BLOCK]`.
 pub struct KvCache<D: Device> {
     pub(super) shape: KvShape,
     /// Bytes of one layer.

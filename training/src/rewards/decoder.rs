@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use ladle::{
     kernels::{
-        Batch as Ragged, Dtype, HostTensor, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape},
+        Batch as Ragged, Dtype, HostTensor, KV_BLOCK, KvShape, Segment,
+        cpu::{CpuKernels, KvPool},
     },
     model::{config::ModelConfig, decoder::Decoder},
     soup::Checkpoint,
@@ -60,7 +60,7 @@ impl Layers for Llama {
             ragged.tokens.extend(row);
             ragged.positions.extend(0..row.len() as u32);
             let first = blocks;
-            blocks += row.len().div_ceil(BLOCK) as u32;
+            blocks += row.len().div_ceil(KV_BLOCK) as u32;
             let rows = start..start + row.len();
             ragged.segments.push(Segment { rows, cached: 0, blocks: (first..blocks).collect() });
         }

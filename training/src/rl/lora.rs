@@ -11,9 +11,7 @@ use std::{
 
 use candle_core::{Device, Tensor, TensorId, Var, backprop::GradStore};
 use ladle::{
-    kernels::{
-        Batch, ColumnScale, HostTensor, KernelError, Kernels, differentiable::Differentiable,
-    },
+    kernels::{Batch, ColumnScale, HostTensor, KernelError, Kernels},
     model::{
         config::ModelConfig,
         decoder::Decoder,
@@ -26,7 +24,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::log_probs::{LogProbs, log_probs};
-use crate::tape::{Dropout, Tape, Value};
+use crate::{
+    autograd::Differentiable,
+    tape::{Dropout, Tape, Value},
+};
 
 /// Shape of the adapters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use ladle::{
     kernels::{
-        Batch, ColumnScale, Dtype, HostTensor, KernelError, Segment,
-        cpu::{BLOCK, CpuKernels, KvPool, KvShape, panels},
+        Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError, KvShape, Segment,
+        cpu::{CpuKernels, KvPool, panels},
         host::HostError,
     },
     model::{
@@ -176,7 +176,7 @@ impl Sampler {
         slots: usize,
         max_tokens: usize,
     ) -> Result<Self> {
-        let per_sequence = max_tokens.div_ceil(BLOCK);
+        let per_sequence = max_tokens.div_ceil(KV_BLOCK);
         let slots = slots.max(1);
         let blocks = per_sequence * slots;
         let cache = KvPool::new(KvShape {
@@ -191,7 +191,7 @@ impl Sampler {
     }
 
     fn max_tokens(&self) -> usize {
-        self.per_sequence * BLOCK
+        self.per_sequence * KV_BLOCK
     }
 
     /// Samples every request; results are in their order.
@@ -219,9 +219,9 @@ impl Sampler {
                 let Request { prompt, stream, .. } = &requests[index];
                 let same = |other: &&Active| requests[other.index].prompt == *prompt;
                 let found = active.iter().find(same).map(|other| other.prompt.clone());
-                let shared = (prompt.len() - 1) / BLOCK;
+                let shared = (prompt.len() - 1) / KV_BLOCK;
                 // What another response has computed (or will in this step) is in the cache.
-                let cached = if found.is_some() { shared * BLOCK } else { 0 };
+                let cached = if found.is_some() { shared * KV_BLOCK } else { 0 };
                 let filled = found.unwrap_or_else(|| Rc::new(self.take(shared)));
                 let blocks = self.take(self.per_sequence - shared);
                 let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);

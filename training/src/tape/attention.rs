@@ -3,10 +3,7 @@
 
 use std::ops::Range;
 
-use ladle::{
-    kernels::{AttentionShape, differentiable::tree::Tree},
-    math::exp,
-};
+use ladle::{kernels::AttentionShape, math::exp};
 use rayon::prelude::*;
 
 use super::{
@@ -14,6 +11,7 @@ use super::{
     rows::{dot, max, sum},
     vectorised::vectorised,
 };
+use crate::autograd::tree::Tree;
 
 vectorised! {
     /// The largest value.

@@ -2,9 +2,8 @@
 
 use candle_core::{Device, Tensor};
 use ladle::kernels::{
-    AttentionShape, Batch, ColumnScale, HostTensor, KernelError, Kernels, Result, Rope,
-    RowCoefficients,
-    differentiable::{Differentiable, tree::trees},
+    AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Product, Result, Rope,
+    RowCoefficients, check::fits,
 };
 use rayon::prelude::*;
 
@@ -15,21 +14,18 @@ use super::{
     read,
     rows::{self, Angles, Gains},
 };
-
-fn expect(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
-}
+use crate::autograd::{Differentiable, refused, tree::trees};
 
 /// That `width` is whole groups of `group` columns.
-fn expect_groups(op: &'static str, width: usize, group: usize) -> Result<()> {
-    expect(op, "width modulo the group's", 0, width.checked_rem(group).unwrap_or(1))
+fn fits_groups(op: &'static str, width: usize, group: usize) -> Result<()> {
+    fits(op, "width modulo the group's", 0, width.checked_rem(group).unwrap_or(1))
 }
 
 impl Tape {
     /// `onto + dropout(x) Wᵀ`: a frozen weight costs no gradient, a tracked one gets its own.
     fn product(&self, onto: Option<Value>, x: &Value, w: &Tensor) -> Result<Value> {
-        let (outer, inner) = w.dims2()?;
-        expect("linear", "input width", inner, x.width)?;
+        let (outer, inner) = w.dims2().map_err(refused)?;
+        fits("linear", "input width", inner, x.width)?;
         let (rows, note, w) = (x.rows, x.note, w.clone());
         let mask = self.dropout.as_ref().and_then(|dropout| dropout.mask(&w));
         let masked = move |x: &[f32]| {
@@ -42,8 +38,8 @@ impl Tape {
         let (onto, mut y) = match onto {
             None => (None, None),
             Some(y) => {
-                expect("linear", "rows of the summand", rows, y.rows)?;
-                expect("linear", "width of the summand", outer, y.width)?;
+                fits("linear", "rows of the summand", rows, y.rows)?;
+                fits("linear", "width of the summand", outer, y.width)?;
                 (y.note, Some(y.take()))
             }
         };
@@ -54,7 +50,8 @@ impl Tape {
         read(&w, |w| {
             let w = View::new(w, outer, inner);
             parallel_product(View::new(&mut out[..], rows, outer), keep, input, w.t(), 1.0);
-        })?;
+        })
+        .map_err(refused)?;
         let tracked = w.track_op();
         let learns = tracked || note.is_some() || onto.is_some();
         let result = (y.unwrap_or_default(), rows, outer);
@@ -80,7 +77,8 @@ impl Tape {
                             mask.add(out, &back);
                         }
                     });
-                })?;
+                })
+                .map_err(refused)?;
                 gradients.give(onto, grad);
                 Ok(())
             }
@@ -137,9 +135,9 @@ impl Kernels for Tape {
     }
 
     fn embed(&self, table: &Tensor, tokens: &[u32]) -> Result<Value> {
-        let (vocabulary, width) = table.dims2()?;
+        let (vocabulary, width) = table.dims2().map_err(refused)?;
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
-            expect("embed", "vocabulary", token as usize + 1, vocabulary)?;
+            fits("embed", "vocabulary", token as usize + 1, vocabulary)?;
         }
         let gather = |table: &[f32]| {
             tokens
@@ -148,35 +146,34 @@ impl Kernels for Tape {
                 .copied()
                 .collect()
         };
-        Ok(Value::constant(read(table, gather)?, tokens.len(), width))
+        Ok(Value::constant(read(table, gather).map_err(refused)?, tokens.len(), width))
     }
 
-    fn linear(&self, x: &Value, w: &Tensor) -> Result<Value> {
-        self.product(None, x, w)
-    }
-
-    fn linear_add(&self, y: Value, x: &Value, w: &Tensor) -> Result<Value> {
-        self.product(Some(y), x, w)
+    fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Value>> {
+        let one = |p: Product<'_, Self>| self.product(p.onto, p.x, p.weight);
+        products.into_iter().map(one).collect()
     }
 
     fn bias_add(&self, y: Value, bias: &Tensor) -> Result<Value> {
-        expect("bias_add", "width", bias.elem_count(), y.width)?;
+        fits("bias_add", "width", bias.elem_count(), y.width)?;
         // The gradient passes as it is: the sum stands in for `y`.
         let (rows, width, note) = (y.rows, y.width, y.note);
         let mut sum = y.take();
         read(bias, |bias| {
             let rows = sum.par_chunks_mut(width.max(1)).with_min_len(16);
             rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
-        })?;
+        })
+        .map_err(refused)?;
         Ok(Value { note, ..Value::constant(sum, rows, width) })
     }
 
     fn broadcast(&self, w: &Tensor, rows: usize) -> Result<Value> {
-        Ok(Value::constant(read(w, |w| w.repeat(rows))?, rows, w.elem_count()))
+        let values = read(w, |w| w.repeat(rows)).map_err(refused)?;
+        Ok(Value::constant(values, rows, w.elem_count()))
     }
 
     fn scale_rows(&self, x: Value, scale: &[f32]) -> Result<Value> {
-        expect("scale_rows", "scales", x.rows, scale.len())?;
+        fits("scale_rows", "scales", x.rows, scale.len())?;
         let scale = scale.to_vec();
         Ok(self.scaled(x, move |row, _| scale[row]))
     }
@@ -189,7 +186,7 @@ impl Kernels for Tape {
     ) -> Result<Value> {
         let (rows, width) = x.dims();
         if let Some(scale) = scales.iter().find(|scale| scale.columns.end > width) {
-            expect("scale_columns", "end of a column range", width, scale.columns.end)?;
+            fits("scale_columns", "end of a column range", width, scale.columns.end)?;
         }
         let coefficients = coefficients.filter(|_| scales.iter().any(|scale| scale.term.is_some()));
         let height = if coefficients.is_some() { rows } else { 1 };
@@ -209,8 +206,8 @@ impl Kernels for Tape {
     }
 
     fn add(&self, a: Value, b: &Value) -> Result<Value> {
-        expect("add", "rows", a.rows, b.rows)?;
-        expect("add", "width", a.width, b.width)?;
+        fits("add", "rows", a.rows, b.rows)?;
+        fits("add", "width", a.width, b.width)?;
         let (rows, width, notes) = (a.rows, a.width, (a.note, b.note));
         let mut sum = a.take();
         rows::add(&mut sum, &b.data);
@@ -225,22 +222,22 @@ impl Kernels for Tape {
 
     fn rms_norm(&self, x: &Value, gain: &Tensor, eps: f32) -> Result<Value> {
         let group = gain.elem_count();
-        expect_groups("rms_norm", x.width, group)?;
-        let values = read(gain, <[f32]>::to_vec)?;
+        fits_groups("rms_norm", x.width, group)?;
+        let values = read(gain, <[f32]>::to_vec).map_err(refused)?;
         Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
     }
 
     fn rms_norm_rows(&self, x: &Value, gain: &Value, eps: f32) -> Result<Value> {
-        expect("rms_norm_rows", "gain rows", x.rows, gain.rows)?;
-        expect_groups("rms_norm_rows", x.width, gain.width)?;
+        fits("rms_norm_rows", "gain rows", x.rows, gain.rows)?;
+        fits_groups("rms_norm_rows", x.width, gain.width)?;
         let (values, group) = (gain.data.to_vec(), gain.width);
         Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
     }
 
     fn rope(&self, x: Value, positions: &[u32], rope: &Rope) -> Result<Value> {
         let (rows, width, note) = (x.rows, x.width, x.note);
-        expect("rope", "positions", rows, positions.len())?;
-        expect_groups("rope", width, 2 * rope.inv_freq.len())?;
+        fits("rope", "positions", rows, positions.len())?;
+        fits_groups("rope", width, 2 * rope.inv_freq.len())?;
         let angles = Angles::new(positions, rope);
         let mut y = x.take();
         angles.rotate(&mut y, width, 1.0);
@@ -269,10 +266,10 @@ impl Kernels for Tape {
             ("keys", &k, shape.kv_heads),
             ("values", &v, shape.kv_heads),
         ] {
-            expect("attention", what, rows, x.rows)?;
-            expect("attention", what, heads * shape.head_dim, x.width)?;
+            fits("attention", what, rows, x.rows)?;
+            fits("attention", what, heads * shape.head_dim, x.width)?;
         }
-        expect_groups("attention", shape.heads, shape.kv_heads)?;
+        fits_groups("attention", shape.heads, shape.kv_heads)?;
         let op = Attention { shape, trees: trees(batch)?, rows };
         let (q_note, k_note, v_note) = (q.note, k.note, v.note);
         let learns = q_note.or(k_note).or(v_note).is_some();
@@ -291,8 +288,8 @@ impl Kernels for Tape {
     }
 
     fn swiglu(&self, gate: Value, up: &Value) -> Result<Value> {
-        expect("swiglu", "rows of up", gate.rows, up.rows)?;
-        expect("swiglu", "width of up", gate.width, up.width)?;
+        fits("swiglu", "rows of up", gate.rows, up.rows)?;
+        fits("swiglu", "width of up", gate.width, up.width)?;
         let (rows, width, notes) = (gate.rows, gate.width, (gate.note, up.note));
         let y = rows::swiglu(&gate.data, &up.data);
         Ok(self.result((y, rows, width), notes.0.is_some() || notes.1.is_some(), |_| {
@@ -309,7 +306,7 @@ impl Kernels for Tape {
     fn select_rows(&self, x: &Value, rows: &[usize]) -> Result<Value> {
         let (height, width, note) = (x.rows, x.width, x.note);
         if let Some(&row) = rows.iter().find(|&&row| row >= height) {
-            expect("select_rows", "rows", row + 1, height)?;
+            fits("select_rows", "rows", row + 1, height)?;
         }
         if rows.iter().copied().eq(0..height) {
             return Ok(x.clone());

@@ -7,7 +7,7 @@
 //! use of every activation.
 //!
 //! What learns are the weights of linear layers that candle tracks (`Var`s); everything else is
-//! frozen. Batches are packed as [`ladle::kernels::differentiable`] describes.
+//! frozen. Batches are packed as [`crate::autograd`] describes.
 
 mod attention;
 mod dropout;

@@ -1,13 +1,9 @@
 //! The product with a frozen weight, with a gradient for the input only.
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Storage, Tensor, backend::BackendStorage,
-    bail,
+    CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor,
+    backend::BackendStorage, bail,
 };
-
-use super::Result;
-
-type Candle<T> = candle_core::Result<T>;
 
 /// `x Wᵀ` for a frozen `W` `[out, in]`. candle's own matmul would compute and keep `∂W` as well:
 /// more memory than the whole rest of a LoRA step.
@@ -22,7 +18,7 @@ impl FrozenLinear {
         layout: &Layout,
         weight: &S,
         weight_layout: &Layout,
-    ) -> Candle<(S, Shape)> {
+    ) -> Result<(S, Shape)> {
         let (rows, inner) = layout.shape().dims2()?;
         let outer = weight_layout.dims()[1];
         let y = x.matmul(weight, (1, rows, outer, inner), layout, weight_layout)?;
@@ -35,7 +31,7 @@ impl CustomOp1 for FrozenLinear {
         "frozen-linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Candle<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let weight = self.weight.t()?;
         let (storage, weight_layout) = weight.storage_and_layout();
         match &*storage {
@@ -46,7 +42,7 @@ impl CustomOp1 for FrozenLinear {
         }
     }
 
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Candle<(CudaStorage, Shape)> {
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let weight = self.weight.t()?;
         let (storage, weight_layout) = weight.storage_and_layout();
         match &*storage {
@@ -55,12 +51,12 @@ impl CustomOp1 for FrozenLinear {
         }
     }
 
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Candle<Option<Tensor>> {
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(grad.contiguous()?.matmul(&self.weight)?))
     }
 }
 
 /// `x Wᵀ` with a gradient for `x` only.
 pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(x.contiguous()?.apply_op1(FrozenLinear { weight: weight.contiguous()? })?)
+    x.contiguous()?.apply_op1(FrozenLinear { weight: weight.contiguous()? })
 }

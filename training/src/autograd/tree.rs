@@ -3,8 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Result, expect};
-use crate::kernels::Batch;
+use ladle::kernels::{Batch, Result, check::fits};
 
 /// Consecutive rows that attend to each other: a segment from position 0, and the segments that
 /// continue it, each seeing all of it and itself.
@@ -56,21 +55,21 @@ pub fn trees(batch: &Batch) -> Result<Vec<Tree>> {
     let mut trees: Vec<Tree> = Vec::new();
     let mut next = 0;
     for segment in &batch.segments {
-        expect("attention", "first row of a segment", next, segment.rows.start)?;
+        fits("attention", "first row of a segment", next, segment.rows.start)?;
         next = segment.rows.end;
         match trees.last_mut() {
             Some(tree) if segment.cached > 0 => {
-                expect("attention", "cached tokens", tree.shared, segment.cached)?;
+                fits("attention", "cached tokens", tree.shared, segment.cached)?;
                 tree.starts.push(segment.rows.start - tree.rows.start);
                 tree.rows.end = segment.rows.end;
             }
             _ => {
-                expect("attention", "cached tokens of the first segment", 0, segment.cached)?;
+                fits("attention", "cached tokens of the first segment", 0, segment.cached)?;
                 let (rows, shared) = (segment.rows.clone(), segment.rows.len());
                 trees.push(Tree { rows, starts: vec![0], shared });
             }
         }
     }
-    expect("attention", "rows in segments", batch.tokens.len(), next)?;
+    fits("attention", "rows in segments", batch.tokens.len(), next)?;
     Ok(trees)
 }

@@ -17,11 +17,11 @@ mod composed;
 mod frozen;
 pub mod tree;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-use super::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Result, Rope,
-    RowCoefficients,
+use ladle::kernels::{
+    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
+    Rope, RowCoefficients, check::fits,
 };
 
 /// Kernels over f32 candle tensors with autograd.
@@ -42,8 +42,18 @@ impl Differentiable {
     }
 }
 
-fn expect(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
+/// An error of candle as the kernels' errors carry it.
+pub(crate) fn refused(error: candle_core::Error) -> KernelError {
+    KernelError::Library(Box::new(error))
+}
+
+/// `x Wᵀ`.
+fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let (_, width) = dims("linear", x)?;
+    let (_, inner) = dims("linear", w)?;
+    fits("linear", "input width", inner, width)?;
+    let y = if w.track_op() { w.t().and_then(|w| x.matmul(&w)) } else { frozen::linear(x, w) };
+    y.map_err(refused)
 }
 
 /// Rows and columns of an activation.
@@ -58,44 +68,42 @@ impl Kernels for Differentiable {
 
     fn weight(&self, tensor: &HostTensor) -> Result<Tensor> {
         let shape = tensor.shape();
-        Ok(match (tensor.dtype(), tensor.as_f32()) {
-            (Dtype::F32, Some(values)) => Tensor::from_slice(values, shape, &self.device)?,
-            _ => Tensor::from_vec(tensor.to_f32(), shape, &self.device)?,
-        })
+        let weight = match (tensor.dtype(), tensor.as_f32()) {
+            (Dtype::F32, Some(values)) => Tensor::from_slice(values, shape, &self.device),
+            _ => Tensor::from_vec(tensor.to_f32(), shape, &self.device),
+        };
+        weight.map_err(refused)
     }
 
     fn embed(&self, table: &Tensor, tokens: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(tokens, &self.device)?;
-        Ok(table.index_select(&ids, 0)?)
+        let ids = Tensor::new(tokens, &self.device).map_err(refused)?;
+        table.index_select(&ids, 0).map_err(refused)
     }
 
-    fn linear(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        let (_, width) = dims("linear", x)?;
-        let (_, inner) = dims("linear", w)?;
-        expect("linear", "input width", inner, width)?;
-        if w.track_op() {
-            return Ok(x.matmul(&w.t()?)?);
-        }
-        frozen::linear(x, w)
-    }
-
-    fn linear_add(&self, y: Tensor, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        Ok((y + self.linear(x, w)?)?)
+    fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Tensor>> {
+        let one = |Product { x, weight, onto }: Product<'_, Self>| {
+            let y = linear(x, weight)?;
+            match onto {
+                None => Ok(y),
+                Some(onto) => (onto + y).map_err(refused),
+            }
+        };
+        products.into_iter().map(one).collect()
     }
 
     fn bias_add(&self, y: Tensor, bias: &Tensor) -> Result<Tensor> {
-        Ok(y.broadcast_add(bias)?)
+        y.broadcast_add(bias).map_err(refused)
     }
 
     fn broadcast(&self, w: &Tensor, rows: usize) -> Result<Tensor> {
-        Ok(w.broadcast_left(rows)?)
+        w.broadcast_left(rows).map_err(refused)
     }
 
     fn scale_rows(&self, x: Tensor, scale: &[f32]) -> Result<Tensor> {
         let (rows, _) = dims("scale_rows", &x)?;
-        expect("scale_rows", "scales", rows, scale.len())?;
-        let scale = Tensor::from_slice(scale, (rows, 1), &self.device)?;
-        Ok(x.broadcast_mul(&scale)?)
+        fits("scale_rows", "scales", rows, scale.len())?;
+        let scale = Tensor::from_slice(scale, (rows, 1), &self.device).map_err(refused)?;
+        x.broadcast_mul(&scale).map_err(refused)
     }
 
     fn scale_columns(
@@ -117,7 +125,7 @@ impl Kernels for Differentiable {
         if let [ColumnScale { columns, term: None, factor }] = scales
             && *columns == (0..width)
         {
-            return Ok(x.affine(f64::from(*factor), 0.0)?);
+            return x.affine(f64::from(*factor), 0.0).map_err(refused);
         }
         let per_row = coefficients.filter(|_| scales.iter().any(|scale| scale.term.is_some()));
         let height = per_row.map_or(1, |_| rows);
@@ -133,39 +141,36 @@ impl Kernels for Differentiable {
                 }
             }
         }
-        Ok(x.broadcast_mul(&Tensor::from_vec(factors, (height, width), &self.device)?)?)
+        let factors = Tensor::from_vec(factors, (height, width), &self.device).map_err(refused)?;
+        x.broadcast_mul(&factors).map_err(refused)
     }
 
     fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {
-        Ok((a + b)?)
+        (a + b).map_err(refused)
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
         let (_, width) = dims("rms_norm", x)?;
         let group = gain.elem_count();
-        expect("rms_norm", "width modulo the gain's", 0, width.checked_rem(group).unwrap_or(1))?;
-        composed::rms_norm(x, gain, group, eps)
+        fits("rms_norm", "width modulo the gain's", 0, width.checked_rem(group).unwrap_or(1))?;
+        composed::rms_norm(x, gain, group, eps).map_err(refused)
     }
 
     fn rms_norm_rows(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
         let (rows, width) = dims("rms_norm_rows", x)?;
         let (gains, group) = dims("rms_norm_rows", gain)?;
-        expect("rms_norm_rows", "gain rows", rows, gains)?;
-        expect(
-            "rms_norm_rows",
-            "width modulo the gain's",
-            0,
-            width.checked_rem(group).unwrap_or(1),
-        )?;
-        composed::rms_norm(x, &gain.unsqueeze(1)?, group, eps)
+        fits("rms_norm_rows", "gain rows", rows, gains)?;
+        fits("rms_norm_rows", "width modulo the gain's", 0, width.checked_rem(group).unwrap_or(1))?;
+        let gain = gain.unsqueeze(1).map_err(refused)?;
+        composed::rms_norm(x, &gain, group, eps).map_err(refused)
     }
 
     fn rope(&self, x: Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
         let (rows, width) = dims("rope", &x)?;
-        expect("rope", "positions", rows, positions.len())?;
+        fits("rope", "positions", rows, positions.len())?;
         let half = rope.inv_freq.len();
-        expect("rope", "width modulo the head's", 0, width.checked_rem(2 * half).unwrap_or(1))?;
-        composed::rope(&x, positions, rope)
+        fits("rope", "width modulo the head's", 0, width.checked_rem(2 * half).unwrap_or(1))?;
+        composed::rope(&x, positions, rope).map_err(refused)
     }
 
     fn attention(
@@ -185,16 +190,16 @@ impl Kernels for Differentiable {
             ("values", &v, shape.kv_heads),
         ] {
             let (got, width) = dims("attention", x)?;
-            expect("attention", what, rows, got)?;
-            expect("attention", what, heads * shape.head_dim, width)?;
+            fits("attention", what, rows, got)?;
+            fits("attention", what, heads * shape.head_dim, width)?;
         }
-        expect("attention", "heads modulo key/value heads", 0, shape.heads % shape.kv_heads)?;
+        fits("attention", "heads modulo key/value heads", 0, shape.heads % shape.kv_heads)?;
         let trees = tree::trees(batch)?;
-        composed::attention(&q, &k, &v, shape, &trees)
+        composed::attention(&q, &k, &v, shape, &trees).map_err(refused)
     }
 
     fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        Ok((gate.silu()? * up)?)
+        gate.silu().and_then(|gate| gate * up).map_err(refused)
     }
 
     fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
@@ -203,6 +208,7 @@ impl Kernels for Differentiable {
             return Ok(x.clone());
         }
         let ids = rows.iter().map(|&row| row as u32).collect::<Vec<_>>();
-        Ok(x.index_select(&Tensor::new(ids, &self.device)?, 0)?)
+        let ids = Tensor::new(ids, &self.device).map_err(refused)?;
+        x.index_select(&ids, 0).map_err(refused)
     }
 }

@@ -1,19 +1,22 @@
 //! The operations that take more than one of candle's differentiable ones.
 
-use super::{tree::Tree, *};
+use candle_core::{D, DType, Result, Tensor};
+use ladle::kernels::{AttentionShape, Rope};
+
+use super::tree::Tree;
 
 /// `x / √(mean(x²) + ε) · gain` over groups of `group` columns; `gain` is `[group]` or
 /// `[rows, 1, group]`.
 pub(super) fn rms_norm(x: &Tensor, gain: &Tensor, group: usize, eps: f32) -> Result<Tensor> {
-    let (rows, width) = dims("rms_norm", x)?;
+    let (rows, width) = x.dims2()?;
     let x = x.reshape((rows, width / group, group))?;
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
-    Ok(x.broadcast_div(&scale)?.broadcast_mul(gain)?.reshape((rows, width))?)
+    x.broadcast_div(&scale)?.broadcast_mul(gain)?.reshape((rows, width))
 }
 
 /// Half-split rotary embedding of each head of `x`.
 pub(super) fn rope(x: &Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
-    let (rows, width) = dims("rope", x)?;
+    let (rows, width) = x.dims2()?;
     let half = rope.inv_freq.len();
     let (cos, sin) = angles(positions, rope);
     let cos = Tensor::from_vec(cos, (rows, 1, half), x.device())?;
@@ -22,7 +25,7 @@ pub(super) fn rope(x: &Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor>
     let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Ok(Tensor::cat(&[first, second], 2)?.reshape((rows, width))?)
+    Tensor::cat(&[first, second], 2)?.reshape((rows, width))
 }
 
 /// cos and sin of `positions[t] · inv_freq[j]`, times the rope's scale: `[rows, half]` each.
@@ -48,12 +51,12 @@ pub(super) fn attention(
         let len = tree.rows.len();
         let take = |x: &Tensor, heads: usize| -> Result<Tensor> {
             let x = x.narrow(0, tree.rows.start, len)?.reshape((len, heads, head_dim))?;
-            Ok(x.transpose(0, 1)?.contiguous()?)
+            x.transpose(0, 1)?.contiguous()
         };
         // Query head h reads key/value head h / (heads / kv_heads).
         let repeat = |x: Tensor| -> Result<Tensor> {
             let shape = (kv_heads, heads / kv_heads, len, head_dim);
-            Ok(x.unsqueeze(1)?.broadcast_as(shape)?.reshape((heads, len, head_dim))?)
+            x.unsqueeze(1)?.broadcast_as(shape)?.reshape((heads, len, head_dim))
         };
         let query = take(q, heads)?;
         let key = repeat(take(k, kv_heads)?)?;
@@ -75,7 +78,7 @@ pub(super) fn attention(
         outputs.push(attended.transpose(0, 1)?.reshape((len, heads * head_dim))?);
     }
     if outputs.is_empty() {
-        return Ok(Tensor::zeros((0, heads * head_dim), DType::F32, q.device())?);
+        return Tensor::zeros((0, heads * head_dim), DType::F32, q.device());
     }
-    Ok(Tensor::cat(&outputs, 0)?)
+    Tensor::cat(&outputs, 0)
 }

@@ -19,7 +19,7 @@
 use half::f16;
 
 /// Values of a block.
-pub const BLOCK: usize = 32;
+pub const QUANT_BLOCK: usize = 32;
 /// Rows of a group.
 pub const GROUP: usize = 16;
 
@@ -54,7 +54,7 @@ impl BlockType {
 
     /// Bytes of the codes of a block.
     pub const fn code_bytes(self) -> usize {
-        if self.is_four_bit() { BLOCK / 2 } else { BLOCK }
+        if self.is_four_bit() { QUANT_BLOCK / 2 } else { QUANT_BLOCK }
     }
 
     /// Bytes of a block.
@@ -90,14 +90,14 @@ impl BlockType {
     /// the number overflows.
     pub fn bytes(self, shape: &[usize]) -> Option<usize> {
         let &[rows, columns] = shape else { return None };
-        let whole = rows.is_multiple_of(GROUP) && columns.is_multiple_of(BLOCK);
-        whole.then(|| rows.checked_mul(columns / BLOCK)?.checked_mul(self.block_bytes()))?
+        let whole = rows.is_multiple_of(GROUP) && columns.is_multiple_of(QUANT_BLOCK);
+        whole.then(|| rows.checked_mul(columns / QUANT_BLOCK)?.checked_mul(self.block_bytes()))?
     }
 
     /// Group `index` of a matrix with that many columns.
     pub fn group(self, bytes: &[u8], columns: usize, index: usize) -> Group<'_> {
-        let halves = columns / BLOCK * GROUP * 2;
-        let len = columns / BLOCK * GROUP * self.block_bytes();
+        let halves = columns / QUANT_BLOCK * GROUP * 2;
+        let len = columns / QUANT_BLOCK * GROUP * self.block_bytes();
         let group = &bytes[index * len..(index + 1) * len];
         let (scales, rest) = group.split_at(halves);
         let (minima, codes) = rest.split_at(if self.has_minima() { halves } else { 0 });
@@ -124,8 +124,8 @@ fn half(bytes: &[u8], index: usize) -> f32 {
 /// Blocks of `values` in ggml's order, by ggml's reference formulas (`quantize_row_*_ref`): the
 /// scale is rounded to f16 after the codes are made with it. `values` are whole blocks.
 pub fn quantise(kind: BlockType, values: &[f32]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(values.len() / BLOCK * kind.block_bytes());
-    for block in values.chunks_exact(BLOCK) {
+    let mut out = Vec::with_capacity(values.len() / QUANT_BLOCK * kind.block_bytes());
+    for block in values.chunks_exact(QUANT_BLOCK) {
         // The first of the values farthest from 0.
         let farthest = |most: f32, v: f32| if v.abs() > most.abs() { v } else { most };
         let most = block.iter().copied().reduce(farthest).unwrap_or(0.0);
@@ -147,7 +147,7 @@ pub fn quantise(kind: BlockType, values: &[f32]) -> Vec<u8> {
             out.extend(f16::from_f32(low).to_le_bytes());
         }
         if kind.is_four_bit() {
-            let (first, second) = block.split_at(BLOCK / 2);
+            let (first, second) = block.split_at(QUANT_BLOCK / 2);
             out.extend(first.iter().zip(second).map(|(&a, &b)| code(a) | code(b) << 4));
         } else {
             out.extend(block.iter().map(|&v| code(v)));
@@ -159,7 +159,7 @@ pub fn quantise(kind: BlockType, values: &[f32]) -> Vec<u8> {
 /// Blocks in ggml's order (row after row) in the order of the module; whole groups of rows of
 /// `columns` values.
 pub fn arrange(kind: BlockType, columns: usize, blocks: &[u8]) -> Vec<u8> {
-    let (size, per_row) = (kind.block_bytes(), columns / BLOCK);
+    let (size, per_row) = (kind.block_bytes(), columns / QUANT_BLOCK);
     let mut out = Vec::with_capacity(blocks.len());
     for group in blocks.chunks_exact((GROUP * per_row * size).max(1)) {
         let field = |row: usize, block: usize, at: usize, len: usize| {
@@ -189,7 +189,7 @@ pub fn arrange(kind: BlockType, columns: usize, blocks: &[u8]) -> Vec<u8> {
 pub fn row(kind: BlockType, bytes: &[u8], row: usize, out: &mut [f32]) {
     let Group { scales, minima, codes } = kind.group(bytes, out.len(), row / GROUP);
     let (lane, zero) = (row % GROUP, kind.zero());
-    for (block, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+    for (block, out) in out.chunks_exact_mut(QUANT_BLOCK).enumerate() {
         let at = block * GROUP + lane;
         let scale = half(scales, at);
         let minimum = if kind.has_minima() { half(minima, at) } else { 0.0 };
@@ -202,7 +202,7 @@ pub fn row(kind: BlockType, bytes: &[u8], row: usize, out: &mut [f32]) {
             for (i, &code) in codes[4 * lane..4 * lane + 4].iter().enumerate() {
                 if kind.is_four_bit() {
                     out[4 * run + i] = value(code & 15);
-                    out[BLOCK / 2 + 4 * run + i] = value(code >> 4);
+                    out[QUANT_BLOCK / 2 + 4 * run + i] = value(code >> 4);
                 } else {
                     out[4 * run + i] = value(code);
                 }
@@ -213,7 +213,7 @@ pub fn row(kind: BlockType, bytes: &[u8], row: usize, out: &mut [f32]) {
 
 /// Whether every scale and minimum of a stored matrix is a finite number.
 pub fn are_finite(kind: BlockType, bytes: &[u8], columns: usize) -> bool {
-    let len = columns / BLOCK * GROUP * kind.block_bytes();
+    let len = columns / QUANT_BLOCK * GROUP * kind.block_bytes();
     let groups = bytes.len() / len.max(1);
     (0..groups).all(|index| {
         let Group { scales, minima, .. } = kind.group(bytes, columns, index);
