@@ -18,9 +18,10 @@ use ladle::{
         CpuBackend, CpuOptions, EngineConfig, EngineStats, Event, ForwardReport, GenerateRequest,
         MergeMode, Mode, Observer, StepReport, backend::Backend, cost::CostModel, start,
     },
+    import::{Store, default_models_dir},
     merge::CacheEvent,
     preference::{Alpha, Preference},
-    soup::{OpenOptions, Soup, base::default_models_dir},
+    soup::{OpenOptions, Soup},
     tokenizer::Tokenizer,
 };
 use serde_json::{Value, json};
@@ -56,8 +57,8 @@ fn main() -> Result<()> {
     let dir = PathBuf::from(option("--soup").unwrap_or_else(|| "backbones".to_owned()));
     let threads = option("--threads").map(|n| n.parse()).transpose().context("--threads")?;
     let models_dir = default_models_dir().context("set LADLE_HOME")?;
-    let options = OpenOptions { base: None, models_dir, offline: true, verify_digests: true };
-    let soup = Soup::open(&dir, &options)?;
+    let store = Store { models_dir, offline: true };
+    let soup = store.open(&dir, OpenOptions { base: None, verify_digests: true })?;
 
     let modes = [MergeMode::Fused, MergeMode::Mixed];
     let mut runs = Vec::new();

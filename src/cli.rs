@@ -13,14 +13,12 @@ use ladle::{
         self,
         preference::{Form, Menu, Solved},
     },
+    import::{self, ImportOptions, Quantise, Store, default_models_dir},
     kernels::{Dtype, cuda::image},
     merge::export::{export_adapter, export_model},
     preference::{Alpha, MixingMatrix, Preference, Solution},
     soup::{
         self, OpenOptions, Soup,
-        base::default_models_dir,
-        convert::Quantise,
-        import::ImportOptions,
         init::Recipe,
         inspect::Inspection,
         manifest::{BaseEntry, Mapping, Mixing},
@@ -83,16 +81,16 @@ pub struct StoreArgs {
 }
 
 impl StoreArgs {
-    fn models_dir(&self) -> anyhow::Result<PathBuf> {
-        self.models_dir
-            .clone()
-            .or_else(default_models_dir)
-            .ok_or_else(|| anyhow!("no place for models: set --models-dir, LADLE_HOME or HOME"))
+    fn store(&self) -> anyhow::Result<Store> {
+        let models_dir =
+            self.models_dir.clone().or_else(default_models_dir).ok_or_else(|| {
+                anyhow!("no place for models: set --models-dir, LADLE_HOME or HOME")
+            })?;
+        Ok(Store { models_dir, offline: self.offline })
     }
 
-    fn open_options(&self, base: Option<PathBuf>) -> anyhow::Result<OpenOptions> {
-        let models_dir = self.models_dir()?;
-        Ok(OpenOptions { base, models_dir, offline: self.offline, verify_digests: true })
+    fn open(&self, soup: &Path, base: Option<PathBuf>) -> anyhow::Result<Soup> {
+        Ok(self.store()?.open(soup, OpenOptions { base, verify_digests: true })?)
     }
 }
 
@@ -235,15 +233,16 @@ pub fn kernels(args: KernelsArgs) -> anyhow::Result<()> {
 }
 
 pub fn import(args: ImportArgs) -> anyhow::Result<()> {
+    let store = args.store.store()?;
     let options = ImportOptions {
         dtype: args.dtype,
         quantise: args.quantise,
         name: args.name,
         copy: args.copy,
-        offline: args.store.offline,
-        ..ImportOptions::new(args.store.models_dir()?)
+        offline: store.offline,
+        ..ImportOptions::new(store.models_dir)
     };
-    let imported = soup::import::import(&args.source, &options)?;
+    let imported = import::import(&args.source, &options)?;
     print(&format!("{} {}", imported.id, imported.dir.display()))
 }
 
@@ -270,11 +269,13 @@ pub fn init(args: InitArgs) -> anyhow::Result<()> {
         backbones: args.backbones,
         mixing,
     };
-    print_json(&soup::init::init(&args.dir, &recipe, &args.store.open_options(None)?)?)
+    let base = args.store.store()?.base(&args.dir, &recipe.base.source()?)?;
+    let options = OpenOptions { base: Some(base), verify_digests: true };
+    print_json(&soup::init::init(&args.dir, &recipe, &options)?)
 }
 
 pub fn inspect(args: InspectArgs) -> anyhow::Result<()> {
-    let soup = Soup::open(&args.soup, &args.store.open_options(args.base)?)?;
+    let soup = args.store.open(&args.soup, args.base)?;
     let inspection = Inspection::of(&soup);
     if args.json { print_json(&inspection) } else { print(&inspection.to_string()) }
 }
@@ -310,7 +311,7 @@ pub fn solve(args: SolveArgs) -> anyhow::Result<()> {
 }
 
 pub fn merge(args: MergeArgs) -> anyhow::Result<()> {
-    let soup = Soup::open(&args.soup, &args.store.open_options(args.base)?)?;
+    let soup = args.store.open(&args.soup, args.base)?;
     let menu = Menu::of(&soup.manifest)?;
     let solution = choose(&menu, &soup.mixing, args.preference.as_deref(), args.alpha.as_deref())?;
     if args.adapter {

@@ -12,6 +12,7 @@ pub mod config;
 pub mod engine;
 pub mod files;
 pub mod http;
+pub mod import;
 pub mod kernels;
 pub mod math;
 pub mod merge;

@@ -4,7 +4,7 @@
 mod answers;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicIsize, AtomicUsize, Ordering},
@@ -29,8 +29,7 @@ const MODES: [MergeMode; 3] = [MergeMode::Auto, MergeMode::Fused, MergeMode::Mix
 
 fn open(name: &str) -> Soup {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-    let options =
-        OpenOptions { base: None, models_dir: PathBuf::new(), offline: true, verify_digests: true };
+    let options = OpenOptions { base: None, verify_digests: true };
     Soup::open(&dir, &options).unwrap()
 }
 

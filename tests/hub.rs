@@ -15,13 +15,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use ladle::{
+    import::{ImportError, ImportOptions, Store, import},
     kernels::Dtype,
-    soup::{
-        Checkpoint, TensorSpec, WeightError,
-        base::resolve_base,
-        checkpoint::write_checkpoint,
-        import::{ImportError, ImportOptions, import},
-    },
+    soup::{Checkpoint, TensorSpec, WeightError, checkpoint::write_checkpoint},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -167,7 +163,12 @@ fn a_model_arrives_byte_for_byte_in_one_file_or_in_shards_and_only_once() {
         }
         let served = server.lock().expect("a server").served.len();
         assert_eq!(fetch("owner/tiny", &models, &endpoint).expect("is there"), dir);
-        assert_eq!(resolve_base("owner/tiny", models.path(), true).expect("offline"), dir);
+        assert_eq!(
+            Store { models_dir: models.path().to_owned(), offline: true }
+                .resolve("owner/tiny")
+                .expect("offline"),
+            dir
+        );
         assert_eq!(server.lock().expect("a server").served.len(), served);
     }
 }

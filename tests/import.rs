@@ -10,12 +10,9 @@ use std::{
 
 use half::bf16;
 use ladle::{
+    import::{ImportError, ImportOptions, Source, Store, import},
     kernels::Dtype,
-    soup::{
-        Checkpoint,
-        base::{Source, resolve_base},
-        import::{ImportError, ImportOptions, import},
-    },
+    soup::Checkpoint,
     tokenizer::Tokenizer,
 };
 use serde_json::Value;
@@ -32,6 +29,11 @@ fn models() -> TempDir {
 
 fn options(models: &TempDir, dtype: Dtype) -> ImportOptions {
     ImportOptions { dtype, ..ImportOptions::new(models.path()) }
+}
+
+/// The store in `models`, without a network.
+fn store(models: &TempDir) -> Store {
+    Store { models_dir: models.path().to_owned(), offline: true }
 }
 
 fn import_file(path: &Path, options: &ImportOptions) -> Result<PathBuf, ImportError> {
@@ -142,20 +144,20 @@ fn a_base_is_found_by_path_by_id_or_imported() {
     let models = models();
     let file = fixture("tiny-llama.gguf");
     let file = file.to_str().expect("UTF-8");
-    let dir = resolve_base(file, models.path(), true).expect("imports without a network");
+    let dir = store(&models).resolve(file).expect("imports without a network");
     assert_eq!(dir, models.path().join("tiny-llama"));
-    assert_eq!(resolve_base("tiny-llama", models.path(), true).expect("an id"), dir);
+    assert_eq!(store(&models).resolve("tiny-llama").expect("an id"), dir);
     let path = dir.to_str().expect("UTF-8");
-    assert_eq!(resolve_base(path, models.path(), true).expect("a path"), dir);
+    assert_eq!(store(&models).resolve(path).expect("a path"), dir);
 
     for absent in ["smollm2-135m-instruct", "owner/name", "owner/name@main"] {
-        let error = resolve_base(absent, models.path(), true).expect_err("absent");
+        let error = store(&models).resolve(absent).expect_err("absent");
         let said = error.to_string();
         assert!(matches!(error, ImportError::Offline { .. }), "{said}");
         assert!(said.contains(&format!("ladle import {absent}")), "{said}");
     }
     for wrong in ["no-such-model", "../tiny-llama", "a/b/c", "", "absent.gguf", ".hidden/x"] {
-        let error = resolve_base(wrong, models.path(), true).expect_err("not a source");
+        let error = store(&models).resolve(wrong).expect_err("not a source");
         assert!(matches!(error, ImportError::Spec { .. }), "{wrong}: {error}");
         assert!(error.to_string().contains(&format!("{wrong:?}")), "{error}");
     }
@@ -312,7 +314,7 @@ fn a_local_directory_is_linked_or_copied_once_it_is_checked() {
     assert_eq!(link.canonicalize().expect("a target"), dir.canonicalize().expect("a path"));
     let again = import(dir.to_str().expect("UTF-8"), &ImportOptions::new(models.path()));
     assert!(again.expect("links").already_there);
-    assert_eq!(resolve_base("tiny-llama", models.path(), true).expect("an id"), link);
+    assert_eq!(store(&models).resolve("tiny-llama").expect("an id"), link);
 
     let copying = ImportOptions {
         copy: true,

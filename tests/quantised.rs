@@ -19,14 +19,13 @@ use ladle::{
         CpuBackend, CpuOptions, EngineConfig, EngineHandle, GenerateRequest, MergeMode, OpenError,
         backend::Backend, start,
     },
+    import::{ImportError, ImportOptions, Quantise, import},
     kernels::{BlockType, Dtype, HostTensor, quantised},
     preference::{Alpha, Coefficients, Preference},
     sampling::SamplingParams,
     soup::{
         Checkpoint, OpenOptions, Soup, SoupError, TensorSpec, WeightError,
         checkpoint::{SHARD_BYTES, write_checkpoint},
-        convert::Quantise,
-        import::{ImportError, ImportOptions, import},
     },
     tokenizer::Tokenizer,
 };

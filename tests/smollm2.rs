@@ -10,12 +10,13 @@ use std::{
 
 use ladle::{
     chat::{ChatTemplate, Message},
+    import::default_models_dir,
     kernels::{
         Batch, Dtype, HostTensor, KV_BLOCK, KvShape, Segment,
         cpu::{CpuKernels, KvPool},
     },
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
-    soup::{Checkpoint, base::default_models_dir},
+    soup::Checkpoint,
     tokenizer::{TextDecoder, Tokenizer},
 };
 use serde_json::Value;

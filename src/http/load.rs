@@ -16,7 +16,8 @@ use crate::{
     chat::{ChatError, ChatTemplate},
     config::ServeConfig,
     engine::{self, Listeners, OpenError},
-    soup::{ManifestError, OpenOptions, Soup, SoupError, base::default_models_dir},
+    import::{Store, StoreError, default_models_dir},
+    soup::{ManifestError, OpenOptions, Soup},
     telemetry::Telemetry,
     tokenizer::{Tokenizer, TokenizerError},
 };
@@ -24,9 +25,9 @@ use crate::{
 /// Why a soup cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Its files are not right.
+    /// Its files are not right, or its base is not to be had.
     #[error(transparent)]
-    Soup(#[from] SoupError),
+    Store(#[from] StoreError),
     /// Its manifest is not right.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -49,13 +50,12 @@ pub enum LoadError {
 
 /// Opens the soup and starts its engine.
 pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, LoadError> {
-    let options = OpenOptions {
-        base: config.base.clone(),
+    let store = Store {
         models_dir: config.models_dir.clone().or_else(default_models_dir).ok_or(LoadError::Home)?,
         offline: config.offline,
-        verify_digests: config.verify,
     };
-    let soup = Soup::open(&config.soup, &options)?;
+    let options = OpenOptions { base: config.base.clone(), verify_digests: config.verify };
+    let soup = store.open(&config.soup, options)?;
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
     let chat = ChatTemplate::from_dir(&soup.base_dir)?;
     let menu = Menu::of(&soup.manifest)?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Adapter, Checkpoint, OpenOptions, Soup, SoupError, adapter, checkpoint, digest, find_base,
+    Adapter, Checkpoint, OpenOptions, Soup, SoupError, adapter, base_dir, checkpoint, digest,
     manifest::{
         self, BackboneEntry, BackboneKind, BaseEntry, Extrapolation, Manifest, ManifestError,
         Mixing, Objective, SftEntry,
@@ -46,7 +46,7 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
     }
     let base_dir = match &options.base {
         Some(base) => base.clone(),
-        None => find_base(dir, &base.source().map_err(refuse)?, options)?,
+        None => base_dir(dir, &base.source().map_err(refuse)?)?,
     };
     let base_model = Checkpoint::open(&base_dir)?;
     base.sha256 = digest::of_files(&base_dir, base_model.files().iter());

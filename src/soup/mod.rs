@@ -4,24 +4,13 @@
 //! be merged. Weights come only from safetensors, mapped; nothing is copied.
 
 pub mod adapter;
-pub mod base;
 pub mod checkpoint;
-pub mod convert;
 mod digest;
-pub mod gguf;
-mod gguf_sentencepiece;
-mod gguf_tensors;
-mod gguf_tokenizer;
-mod hub;
-pub mod import;
 pub mod init;
 pub mod inspect;
 pub mod manifest;
 mod peft;
-mod progress;
-mod record;
 pub mod weights;
-mod wheel;
 
 use std::{
     fs, io,
@@ -133,20 +122,20 @@ pub enum SoupError {
         /// Where it should be.
         at: PathBuf,
     },
-    /// The base could not be found or imported.
-    #[error("base: {0}")]
-    Import(#[from] import::ImportError),
+    /// The base is an id or a GGUF file, and the options name no directory.
+    #[error("base: {spec} is not a directory: expected it to be imported and found first")]
+    Unresolved {
+        /// The id or file.
+        spec: String,
+    },
 }
 
 /// How to open a soup.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Directory of the base, instead of the one that the manifest names.
+    /// Directory of the base, instead of the one that the manifest names; needed where the manifest
+    /// names an id or a GGUF file.
     pub base: Option<PathBuf>,
-    /// Where imported models are kept.
-    pub models_dir: PathBuf,
-    /// Fetch nothing.
-    pub offline: bool,
     /// Read every weight once: compare digests, refuse NaN and infinities.
     pub verify_digests: bool,
 }
@@ -200,7 +189,7 @@ impl Soup {
         let mixing = manifest.mixing().map_err(refuse)?;
         let base_dir = match &options.base {
             Some(base) => base.clone(),
-            None => find_base(dir, &manifest.base.source().map_err(refuse)?, options)?,
+            None => base_dir(dir, &manifest.base_source(dir)?)?,
         };
         let base = Checkpoint::open(&base_dir)?;
         let root = fs::canonicalize(dir).map_err(FileError::at(dir))?;
@@ -288,24 +277,28 @@ pub fn read_manifest(dir: &Path) -> Result<(String, Manifest), SoupError> {
     }
 }
 
-/// The directory of the base; what is not there yet is imported.
-fn find_base(dir: &Path, source: &BaseSource, options: &OpenOptions) -> Result<PathBuf, SoupError> {
-    let import = |spec: &str| base::resolve_base(spec, &options.models_dir, options.offline);
-    match source {
-        BaseSource::Path(path) => {
-            let at = dir.join(path);
-            if at.is_dir() { Ok(at) } else { Err(SoupError::Base { at }) }
-        }
-        BaseSource::Id { id, revision: None } => Ok(import(id)?),
-        BaseSource::Id { id, revision: Some(revision) } => Ok(import(&format!("{id}@{revision}"))?),
-        BaseSource::Gguf(path) => {
-            let at = dir.join(path);
-            if !at.is_file() {
-                return Err(SoupError::Base { at });
-            }
-            Ok(import(&at.to_string_lossy())?)
-        }
+impl Manifest {
+    /// Where the base of the soup in `dir` is to be found.
+    pub fn base_source(&self, dir: &Path) -> Result<BaseSource, SoupError> {
+        let refuse = |error| SoupError::Manifest { path: dir.join(manifest::FILE), error };
+        self.base.source().map_err(refuse)
     }
+}
+
+/// The directory of a base that needs no import.
+fn base_dir(dir: &Path, source: &BaseSource) -> Result<PathBuf, SoupError> {
+    let spec = match source {
+        BaseSource::Path(path) => return local_base(dir, path),
+        BaseSource::Id { id, .. } => id.clone(),
+        BaseSource::Gguf(path) => path.display().to_string(),
+    };
+    Err(SoupError::Unresolved { spec })
+}
+
+/// A base by its path relative to the soup in `dir`; refused where nothing is there.
+pub fn local_base(dir: &Path, path: &Path) -> Result<PathBuf, SoupError> {
+    let at = dir.join(path);
+    if at.exists() { Ok(at) } else { Err(SoupError::Base { at }) }
 }
 
 /// Refuses a file or directory that a link leads out of the soup.

@@ -30,14 +30,6 @@ const KNOWN: &[&[&str]] = &[
     ],
     &["src/merge/lanes.rs", "src/merge/lanes_x86.rs"],
     &["src/model/config.rs", "src/model/read.rs"],
-    &[
-        "src/soup/base.rs",
-        "src/soup/convert.rs",
-        "src/soup/hub.rs",
-        "src/soup/import.rs",
-        "src/soup/record.rs",
-        "src/soup/wheel.rs",
-    ],
     &["src/soup/digest.rs", "src/soup/mod.rs"],
     &[
         "training/src/config.rs",

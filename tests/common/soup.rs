@@ -21,12 +21,7 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 pub fn options() -> OpenOptions {
-    OpenOptions {
-        base: None,
-        models_dir: PathBuf::from("/nonexistent"),
-        offline: true,
-        verify_digests: true,
-    }
+    OpenOptions { base: None, verify_digests: true }
 }
 
 pub fn open(name: &str) -> Soup {

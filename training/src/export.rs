@@ -75,12 +75,7 @@ pub fn write_soup(
             .collect::<Vec<(String, PathBuf)>>(),
         mixing: Mixing { matrix: Some(mixing), realised: Some(realised), ..Mixing::default() },
     };
-    let options = OpenOptions {
-        base: Some(base_dir.to_owned()),
-        models_dir: PathBuf::new(),
-        offline: true,
-        verify_digests: false,
-    };
+    let options = OpenOptions { base: Some(base_dir.to_owned()), verify_digests: false };
     if target.exists() {
         // The manifest first: a soup without one is made anew.
         let _ = fs::remove_file(target.join(manifest::FILE));

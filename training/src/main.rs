@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use ladle::soup::base::{default_models_dir, resolve_base};
+use ladle::import::{Store, default_models_dir};
 use ladle_training::{
     checkpoint::write_atomically,
     config::Config,
@@ -209,10 +209,10 @@ fn reopen(run: PathBuf, at: At) -> Result<Run> {
 
 fn places(run: PathBuf, at: &At, base: &str) -> Result<Places> {
     let data = fs::canonicalize(&at.data).with_context(|| at.data.display().to_string())?;
-    let models = match &at.models {
+    let models_dir = match &at.models {
         Some(models) => models.clone(),
         None => default_models_dir().context("no home directory: give --models DIR")?,
     };
-    let base = resolve_base(base, &models, false)?;
+    let base = Store { models_dir, offline: false }.resolve(base)?;
     Ok(Places { run, data, base })
 }

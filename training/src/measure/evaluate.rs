@@ -115,12 +115,7 @@ struct Served<'a> {
 impl<'a> Served<'a> {
     fn open(run: &'a Run) -> Result<Self> {
         let path = run.places.run.join("soup");
-        let options = SoupOptions {
-            base: Some(run.places.base.clone()),
-            models_dir: PathBuf::new(),
-            offline: true,
-            verify_digests: true,
-        };
+        let options = SoupOptions { base: Some(run.places.base.clone()), verify_digests: true };
         let soup = Soup::open(&path, &options).map_err(|error| EvaluateError::Soup {
             path: path.clone(),
             reason: error.to_string(),

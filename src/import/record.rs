@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::import::{ImportError, file_sha256, write_json};
+use super::error::ImportError;
+use crate::files::{FileError, file_sha256, read_json, write_json};
 
 /// Its file name.
 const RECORD: &str = "ladle.json";
@@ -40,15 +41,13 @@ impl Record {
     /// names (by presence and size: digests are what `ladle inspect` is for).
     pub fn read(dir: &Path) -> Result<Option<Self>, ImportError> {
         let path = dir.join(RECORD);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ImportError::Io { path, source }),
+        let record: Self = match read_json(&path) {
+            Ok(record) => record,
+            Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
         };
-        let record: Self = serde_json::from_slice(&text).map_err(|e| ImportError::Io {
-            path,
-            source: io::Error::new(io::ErrorKind::InvalidData, e),
-        })?;
         let whole = record.files.iter().all(|(name, file)| {
             fs::metadata(dir.join(name)).is_ok_and(|meta| meta.len() == file.bytes)
         });
@@ -75,7 +74,8 @@ impl Record {
             let record = FileRecord { bytes, sha256: file_sha256(&path)? };
             files.insert(name.unwrap_or_default(), record);
         }
-        write_json(&dir.join(RECORD), &Self { format: 1, source, version, dtype, files })
+        let record = Self { format: 1, source, version, dtype, files };
+        Ok(write_json(&dir.join(RECORD), &record)?)
     }
 }
 

@@ -1,5 +1,9 @@
 //! Reading a GGUF file as a Hugging Face checkpoint: configuration, tensor names, dequantised
-//! values. The tokenizer is rebuilt in [`super::gguf_tokenizer`].
+//! values. The tokenizer is rebuilt in [`tokenizer`].
+
+mod sentencepiece;
+pub mod tensors;
+pub mod tokenizer;
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +18,7 @@ use candle_core::{
 };
 use serde_json::{Map, Value, json};
 
-pub use super::gguf_tensors::Stored;
-use super::gguf_tensors::{checkpoint_name, llama3_factors, q4_k_as_q4_1, split_pairs};
+use tensors::{Stored, checkpoint_name, llama3_factors, q4_k_as_q4_1, split_pairs};
 
 /// A GGUF file that cannot be turned into a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +98,7 @@ pub struct TensorSource {
 
 /// An open GGUF file: header read, tensors on disk.
 pub struct Gguf {
-    pub(super) path: PathBuf,
+    path: PathBuf,
     content: Content,
     reader: BufReader<File>,
     architecture: &'static str,
@@ -329,12 +332,7 @@ impl Gguf {
         }
     }
 
-    pub(super) fn unsupported(
-        &self,
-        what: String,
-        got: impl ToString,
-        supported: String,
-    ) -> GgufError {
+    fn unsupported(&self, what: String, got: impl ToString, supported: String) -> GgufError {
         let got = format!("{what} = {}", got.to_string());
         GgufError::Unsupported { path: self.path.clone(), what: "setting", got, supported }
     }
@@ -364,7 +362,7 @@ impl Gguf {
     }
 
     /// A whole number of the metadata.
-    pub(super) fn optional(&self, key: &str) -> Result<Option<u64>, GgufError> {
+    fn optional(&self, key: &str) -> Result<Option<u64>, GgufError> {
         let Some(value) = self.content.metadata.get(key) else { return Ok(None) };
         let number = match value {
             Meta::I8(v) => u64::try_from(*v).ok(),
@@ -393,7 +391,7 @@ impl Gguf {
         Ok(format!("{value:e}").parse::<f64>().map_or(Value::Null, |v| json!(v)))
     }
 
-    pub(super) fn string(&self, key: &str) -> Result<Option<String>, GgufError> {
+    fn string(&self, key: &str) -> Result<Option<String>, GgufError> {
         match self.content.metadata.get(key) {
             None => Ok(None),
             Some(Meta::String(text)) => Ok(Some(text.clone())),
@@ -401,7 +399,7 @@ impl Gguf {
         }
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, GgufError> {
+    fn flag(&self, key: &str) -> Result<Option<bool>, GgufError> {
         match self.content.metadata.get(key) {
             None => Ok(None),
             Some(Meta::Bool(flag)) => Ok(Some(*flag)),
@@ -410,12 +408,12 @@ impl Gguf {
     }
 
     /// Whether the metadata has a key.
-    pub(super) fn has(&self, key: &str) -> bool {
+    fn has(&self, key: &str) -> bool {
         self.content.metadata.contains_key(key)
     }
 
     /// An array of the metadata, each element through `read`.
-    pub(super) fn array<T>(
+    fn array<T>(
         &self,
         key: &str,
         expected: &'static str,

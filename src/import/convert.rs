@@ -1,49 +1,23 @@
 //! The weights of an import: from a GGUF file or a checkpoint into what they are to be stored as.
 
-use std::{collections::BTreeMap, fmt, fs, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use super::{
-    Checkpoint, TensorSpec, WeightError,
-    checkpoint::{INDEX, SHARD_BYTES, write_checkpoint},
-    gguf::{Gguf, Stored, TensorSource},
-    gguf_tokenizer::tokenizer_files,
+    error::{ImportError, ImportOptions},
+    gguf::{Gguf, TensorSource, tensors::Stored, tokenizer::tokenizer_files},
     hub,
-    import::{ImportError, ImportOptions, write_json},
     progress::Progress,
+    quantise::Quantise,
 };
 use crate::{
+    files::write_json,
     kernels::{BlockType, Dtype, HostTensor, quantised},
     model::names::is_vocabulary,
+    soup::{
+        Checkpoint, TensorSpec, WeightError,
+        checkpoint::{INDEX, SHARD_BYTES, write_checkpoint},
+    },
 };
-
-/// How matrices are stored in blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantise {
-    /// In blocks of this type; the embedding and the head in Q8_0 at least, whose errors reach
-    /// every token.
-    To(BlockType),
-    /// As a GGUF file has them, Q4_K as Q4_1; blocks of types that are not served become Q8_0.
-    Keep,
-}
-
-impl fmt::Display for Quantise {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::To(kind) => kind.name(),
-            Self::Keep => "keep",
-        })
-    }
-}
-
-impl FromStr for Quantise {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let kind = BlockType::named(text).map(Self::To);
-        kind.or((text == "keep").then_some(Self::Keep))
-            .ok_or_else(|| "expected q8_0, q4_0, q4_1 or keep".to_owned())
-    }
-}
 
 /// What a tensor is stored as: in blocks where that is wanted and it is a matrix of whole blocks
 /// and groups of rows, else as `plain`.

@@ -12,11 +12,8 @@ use flate2::{Crc, CrcWriter, read::DeflateDecoder};
 use tempfile::NamedTempFile;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::{
-    base::NamedModel,
-    import::{ImportError, check_sha256},
-    progress::Progress,
-};
+use super::{error::ImportError, progress::Progress, source::NamedModel};
+use crate::files::check_sha256;
 
 const INSTALL_PIP: &str =
     "\ninstall pip with `apt-get install python3-pip` or `python3 -m ensurepip`";

@@ -8,10 +8,7 @@
 use candle_core::quantized::gguf_file::Value as Meta;
 use serde_json::{Map, Value, json};
 
-use super::{
-    gguf::{Gguf, GgufError},
-    gguf_sentencepiece as sentencepiece,
-};
+use super::{Gguf, GgufError, sentencepiece};
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";

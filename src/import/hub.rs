@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::Write,
     path::Path,
     sync::Arc,
@@ -18,10 +18,8 @@ use hf_hub::{
 };
 use serde_json::Value;
 
-use super::{
-    import::{ImportError, check_sha256},
-    progress::Progress,
-};
+use super::{error::ImportError, progress::Progress};
+use crate::files::{check_sha256, read_json};
 
 /// Bytes asked for at once: what an interruption can lose.
 const CHUNK: u64 = 32 << 20;
@@ -110,7 +108,7 @@ impl Hub {
             None => Err(self.refuse(format!("has no {name}"))),
         };
         fetch("config.json")?;
-        let config = read_json(&waiting.join("config.json"))?;
+        let config: Value = read_json(&waiting.join("config.json"))?;
         let model_type = config["model_type"].as_str().unwrap_or_default();
         if !MODEL_TYPES.contains(&model_type) {
             let known = MODEL_TYPES.join(", ");
@@ -144,7 +142,7 @@ impl Hub {
         waiting: &Path,
         listed: &BTreeMap<String, Listed>,
     ) -> Result<Vec<String>, ImportError> {
-        let index = read_json(&waiting.join(INDEX))?;
+        let index: Value = read_json(&waiting.join(INDEX))?;
         let map = index["weight_map"].as_object().into_iter().flatten();
         let mut shards: Vec<String> =
             map.filter_map(|(_, shard)| shard.as_str().map(str::to_owned)).collect();
@@ -220,7 +218,7 @@ impl Hub {
         {
             // Resuming would only append to the damage.
             fs::remove_file(&part).map_err(ImportError::io(&part))?;
-            return Err(damaged);
+            return Err(damaged.into());
         }
         fs::rename(&part, &whole).map_err(ImportError::io(&whole))
     }
@@ -269,10 +267,4 @@ impl ProgressHandler for Shown {
             self.progress.set(self.from.saturating_add(file.bytes_completed));
         }
     }
-}
-
-fn read_json(path: &Path) -> Result<Value, ImportError> {
-    let file = File::open(path).map_err(ImportError::io(path))?;
-    serde_json::from_reader(std::io::BufReader::new(file))
-        .map_err(|e| ImportError::Io { path: path.to_owned(), source: e.into() })
 }

@@ -1,12 +1,8 @@
-//! Where a base model comes from and where it is kept.
+//! What can be imported, and the id that it is kept under.
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    convert::Quantise,
-    import::{ImportError, ImportOptions, import},
-    record::Record,
-};
+use super::{error::ImportError, quantise::Quantise};
 use crate::kernels::Dtype;
 
 /// A model that `ladle import` knows by name.
@@ -139,31 +135,4 @@ fn is_part(part: &str) -> bool {
 
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@')
-}
-
-/// Where models are kept unless a flag says otherwise: `$LADLE_HOME/models`, `LADLE_HOME` being
-/// `ladle` in the user's cache (`$XDG_CACHE_HOME`, by default `~/.cache`). `None` where none of
-/// these is set.
-pub fn default_models_dir() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    let home = set("LADLE_HOME").or_else(|| Some(cache()?.join("ladle")))?;
-    Some(home.join("models"))
-}
-
-/// The directory of a base: a path to a Hugging Face directory, the id of an imported model, or
-/// anything that can be imported, which is imported first.
-pub fn resolve_base(spec: &str, models_dir: &Path, offline: bool) -> Result<PathBuf, ImportError> {
-    if Path::new(spec).join("config.json").is_file() {
-        return Ok(PathBuf::from(spec));
-    }
-    if check_id(spec).is_ok() {
-        let dir = models_dir.join(spec);
-        let linked = dir.is_symlink() && dir.join("config.json").is_file();
-        if linked || Record::read(&dir)?.is_some() {
-            return Ok(dir);
-        }
-    }
-    let options = ImportOptions { offline, ..ImportOptions::new(models_dir) };
-    Ok(import(spec, &options)?.dir)
 }

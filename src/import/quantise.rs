@@ -1,0 +1,34 @@
+//! How matrices are stored in blocks.
+
+use std::{fmt, str::FromStr};
+
+use crate::kernels::BlockType;
+
+/// How matrices are stored in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantise {
+    /// In blocks of this type; the embedding and the head in Q8_0 at least, whose errors reach
+    /// every token.
+    To(BlockType),
+    /// As a GGUF file has them, Q4_K as Q4_1; blocks of types that are not served become Q8_0.
+    Keep,
+}
+
+impl fmt::Display for Quantise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::To(kind) => kind.name(),
+            Self::Keep => "keep",
+        })
+    }
+}
+
+impl FromStr for Quantise {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let kind = BlockType::named(text).map(Self::To);
+        kind.or((text == "keep").then_some(Self::Keep))
+            .ok_or_else(|| "expected q8_0, q4_0, q4_1 or keep".to_owned())
+    }
+}
