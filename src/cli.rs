@@ -9,14 +9,11 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use ladle::{
     config::ServeOptions,
-    http::{
-        self,
-        preference::{Form, Menu, Solved},
-    },
+    http,
     import::{self, ImportOptions, Quantise, Store, default_models_dir},
     kernels::{Dtype, cuda::image},
     merge::export::{export_adapter, export_model},
-    preference::{Alpha, MixingMatrix, Preference, Solution},
+    preference::{Alpha, AlphaForm, Form, Menu, MixingMatrix, Preference, Solution, Solved},
     soup::{
         self, OpenOptions, Soup,
         init::Recipe,
@@ -284,7 +281,7 @@ pub fn solve(args: SolveArgs) -> anyhow::Result<()> {
     let (menu, mixing) = match &args.soup {
         Some(dir) => {
             let (_, manifest) = soup::read_manifest(dir)?;
-            (Menu::of(&manifest)?, manifest.mixing()?)
+            (manifest.menu()?, manifest.mixing()?)
         }
         None => {
             let n = args.objectives.len();
@@ -312,7 +309,7 @@ pub fn solve(args: SolveArgs) -> anyhow::Result<()> {
 
 pub fn merge(args: MergeArgs) -> anyhow::Result<()> {
     let soup = args.store.open(&args.soup, args.base)?;
-    let menu = Menu::of(&soup.manifest)?;
+    let menu = soup.manifest.menu()?;
     let solution = choose(&menu, &soup.mixing, args.preference.as_deref(), args.alpha.as_deref())?;
     if args.adapter {
         export_adapter(&soup, &solution.coefficients, &args.out)?;
@@ -332,8 +329,7 @@ fn choose(
     let preference = match preference {
         None => menu.default_preference.clone(),
         Some(text) => {
-            let form = Form::from_text("preference", text).map_err(|e| anyhow!("{e}"))?;
-            menu.preference("preference", form).map_err(|e| anyhow!("{e}"))?
+            menu.preference("preference", Form::from_text("preference", text)?)?
         }
     };
     let alpha = match alpha {
@@ -341,7 +337,7 @@ fn choose(
         Some(text) => {
             let value = serde_json::from_str(text)
                 .with_context(|| format!("alpha is {text:?}, expected a number or JSON"))?;
-            menu.alpha(value).map_err(|e| anyhow!("{e}"))?
+            menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?
         }
     };
     Ok(mixing.solve(&preference, &alpha))

@@ -37,12 +37,7 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
 /// `GET /metrics`: Prometheus' text format.
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     if let Ok(served) = app.served() {
-        let (stats, telemetry) = (served.engine.stats(), &app.telemetry);
-        telemetry.running.set(stats.running as f64);
-        telemetry.waiting.set(stats.waiting as f64);
-        telemetry.kv_usage.set(stats.kv_used as f64 / stats.kv_blocks.max(1) as f64);
-        telemetry.prompt_tokens.absolute(stats.prompt_tokens);
-        telemetry.generated_tokens.absolute(stats.generated_tokens);
+        metrics::engine_stats(&app.telemetry, &served.engine.stats());
     }
     let format = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (StatusCode::OK, format, app.telemetry.render()).into_response()
@@ -65,40 +60,8 @@ pub async fn tokenize(mut request: Incoming) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({"count": ids.len(), "context": context, "tokens": ids})))
 }
 
-fn tokens(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize), ApiError> {
-    let mut fields = Fields::parse(body)?;
-    let special = fields.flag("add_special")?.unwrap_or(true);
-    let prompt = match (fields.text("prompt")?, fields.take("messages")) {
-        // Unlike a prompt to be continued, the empty text has tokens to tell: none.
-        (Some(text), None) => context.served.tokenizer.encode(&text, special).map_err(|error| {
-            ApiError::Value { param: "prompt".into(), message: format!("prompt: {error}") }
-        })?,
-        (None, Some(messages)) => prompt::chat(context.served, messages)?.ids,
-        (given, _) => {
-            let got = if given.is_some() { "given beside messages" } else { "absent" };
-            return Err(ApiError::value("prompt", got, "either prompt or messages"));
-        }
-    };
-    fields.finish()?;
-    Ok((prompt, context.served.context()))
-}
-
 /// `POST /detokenize`: the text of token ids.
 pub async fn detokenize(mut request: Incoming) -> Result<Json<Value>, ApiError> {
     let text = request.check(text).await?;
     Ok(Json(json!({"text": text})))
-}
-
-fn text(context: &Context<'_>, body: &[u8]) -> Result<String, ApiError> {
-    let mut fields = Fields::parse(body)?;
-    let tokens = fields
-        .list("tokens")?
-        .ok_or_else(|| ApiError::value("tokens", "absent", "a list of token ids"))?;
-    let skip_special = fields.flag("skip_special")?.unwrap_or(false);
-    fields.finish()?;
-    if tokens.is_empty() {
-        return Ok(String::new());
-    }
-    let prompt = prompt::ids(context.served, "tokens", &tokens)?;
-    Ok(context.served.tokenizer.decode(&prompt.ids, skip_special))
 }

@@ -6,14 +6,14 @@ use std::sync::{
 };
 
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{auth::Keys, error::ApiError, limits::Buckets, preference::Menu};
+use super::{auth::Keys, error::ApiError, rate::Buckets};
 use crate::{
     chat::ChatTemplate,
     config::{Limits, ServeConfig},
     engine::EngineHandle,
-    preference::MixingMatrix,
+    preference::{Menu, MixingMatrix},
     telemetry::Telemetry,
     tokenizer::Tokenizer,
 };
@@ -47,6 +47,10 @@ impl Served {
         bounds.context.min(bounds.kv_blocks.saturating_mul(bounds.block_tokens))
     }
 }
+
+/// The permit of a request in progress, on its way from the limits to the response's end.
+#[derive(Clone)]
+pub struct Permit(#[expect(dead_code, reason = "held, not read")] pub Arc<OwnedSemaphorePermit>);
 
 /// The state of one server.
 pub struct App {

@@ -7,16 +7,13 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    app::Served,
-    observe::cache_event,
-    preference::{Menu, Solved},
-};
+use super::{app::Served, metrics::cache_event};
 use crate::{
     chat::{ChatError, ChatTemplate},
     config::ServeConfig,
     engine::{self, Listeners, OpenError},
     import::{Store, StoreError, default_models_dir},
+    preference::{Menu, Solved},
     soup::{ManifestError, OpenOptions, Soup},
     telemetry::Telemetry,
     tokenizer::{Tokenizer, TokenizerError},
@@ -58,7 +55,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let soup = store.open(&config.soup, options)?;
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
     let chat = ChatTemplate::from_dir(&soup.base_dir)?;
-    let menu = Menu::of(&soup.manifest)?;
+    let menu = soup.manifest.menu()?;
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
     let mut description = describe(&soup, &menu);

@@ -19,24 +19,17 @@ use axum::{
     response::Response,
 };
 use futures::StreamExt;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, Span};
 
-use super::{app::App, error::Row};
-use crate::{
-    engine::{EngineStats, Mode, Observer, StepReport},
-    merge::CacheEvent,
-    telemetry::Telemetry,
+use super::{
+    app::{App, Permit},
+    error::Row,
 };
 
 /// Header that carries a request's id in both directions.
 const REQUEST_ID: &str = "x-request-id";
 /// Longest id that is taken over from a client.
 const MAX_ID: usize = 128;
-
-/// The permit of a request in progress, on its way from the limits to the response's end.
-#[derive(Clone)]
-pub struct Permit(#[expect(dead_code, reason = "held, not read")] pub Arc<OwnedSemaphorePermit>);
 
 /// What is done when an answer's last byte is sent, or its client has gone.
 struct Tail {
@@ -102,37 +95,6 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()));
     let id = format!("{process:016x}-{:x}", NEXT.fetch_add(1, Ordering::Relaxed));
     HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unknown"))
-}
-
-impl Observer for Telemetry {
-    fn step(&self, report: &StepReport, _: &EngineStats) {
-        self.step_rows.record(report.rows as f64);
-        self.step_preferences.record(report.distinct as f64);
-        for forward in &report.forwards {
-            match forward.mode {
-                Mode::Fused => self.steps_fused.increment(1),
-                Mode::Mixed => self.steps_mixed.increment(1),
-            }
-        }
-    }
-}
-
-/// Counts what happens in the cache of merged models.
-pub fn cache_event(telemetry: &Telemetry, event: CacheEvent) {
-    match event {
-        CacheEvent::Hit => telemetry.merge_hits.increment(1),
-        CacheEvent::Miss => telemetry.merge_misses.increment(1),
-        CacheEvent::Evicted { bytes } => {
-            telemetry.merge_evictions.increment(1);
-            telemetry.merge_bytes.decrement(bytes as f64);
-        }
-        CacheEvent::Built { elapsed, bytes } => {
-            telemetry.merge.record(elapsed.as_secs_f64());
-            telemetry.merge_bytes.increment(bytes as f64);
-        }
-        // Those that joined a build, found no room or failed ask again and are counted then.
-        CacheEvent::Joined | CacheEvent::NoRoom | CacheEvent::Failed | CacheEvent::Abandoned => {}
-    }
 }
 
 #[cfg(test)]

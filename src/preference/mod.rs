@@ -1,13 +1,19 @@
-//! From a preference vector μ to merging coefficients: μ → λ = B⁻¹μ → c (ALGORITHMS §1).
+//! From a preference as written to merging coefficients: form → μ → λ = B⁻¹μ → c.
 //!
-//! Pure f64 arithmetic; no tensors, no I/O.
+//! [`form`] reads what was written, [`menu`] looks its names up in what the soup offers, [`simplex`]
+//! normalises μ, [`mixing`] checks B and [`solve`] gives λ and c. Pure f64 arithmetic; no tensors,
+//! no I/O.
 
+pub mod form;
 pub mod key;
+pub mod menu;
 pub mod mixing;
 pub mod simplex;
 pub mod solve;
 
+pub use form::{AlphaForm, Form, FormError};
 pub use key::ModelKey;
+pub use menu::{Menu, Solved};
 pub use mixing::{MixingError, MixingMatrix};
 pub use simplex::{Preference, PreferenceError};
 pub use solve::{Alpha, AlphaError, Coefficients, Solution};

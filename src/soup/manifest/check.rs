@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::preference::{
-    Alpha, AlphaError, MixingError, MixingMatrix, Preference, PreferenceError,
+    Alpha, AlphaError, Menu, MixingError, MixingMatrix, Preference, PreferenceError,
 };
 
 /// What is wrong with a manifest. [`super::SoupError`] adds the file's path.
@@ -229,6 +229,19 @@ impl Manifest {
                 self.by_objective("extrapolation.alpha", table).map(Alpha::PerObjective)
             }
         }
+    }
+
+    /// What requests may choose from.
+    pub fn menu(&self) -> Result<Menu, ManifestError> {
+        let [min, max] = self.extrapolation.bounds;
+        let preset = |name: &String| Some((name.clone(), self.preset(name)?.weights().to_vec()));
+        Ok(Menu {
+            objectives: self.objective_names().map(str::to_owned).collect(),
+            presets: self.presets.keys().filter_map(preset).collect(),
+            default_preference: self.default_preference(),
+            default_alpha: self.alpha()?,
+            alpha_bounds: (min, max),
+        })
     }
 }
 

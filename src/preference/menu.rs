@@ -1,19 +1,13 @@
-//! The forms in which a request says its preference, and which one counts.
-//!
-//! Precedence: the body's `preference`, the model id (`NAME:helpful=0.7,harmless=0.3` or
-//! `NAME:preset`), the header `X-Preference`, the soup's default. Only the form that counts is
-//! looked at.
+//! What a soup offers: the objectives, presets, defaults and bounds that written preferences are
+//! looked up in, and the names under which a solution is told.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    error::ApiError,
-    json::{shorten, show},
-};
-use crate::{
-    preference::{Alpha, AlphaError, Preference, PreferenceError, Solution},
-    soup::{Manifest, ManifestError},
+    form::{AlphaForm, Form, FormError},
+    simplex::{Preference, PreferenceError},
+    solve::{Alpha, AlphaError, Solution},
 };
 
 /// What a request may choose from.
@@ -31,157 +25,53 @@ pub struct Menu {
     pub alpha_bounds: (f64, f64),
 }
 
-/// A preference as written, before names are looked up.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Form {
-    /// Weights by objective.
-    Named(Vec<(String, f64)>),
-    /// Weights in the order of the objectives.
-    Listed(Vec<f64>),
-    /// A preset.
-    Preset(String),
-}
-
-const FORMS: &str = "an object of weights by objective, a list of weights in the order of the \
-                     objectives, or the name of a preset";
-
-impl Form {
-    /// Reads the form from JSON; `param` names the field in errors.
-    pub fn from_json(param: &str, value: Value) -> Result<Self, ApiError> {
-        let weight = |place: String, value: &Value| {
-            value.as_f64().ok_or_else(|| ApiError::value(place, show(value), "a finite number ≥ 0"))
-        };
-        match value {
-            Value::String(name) => Ok(Self::Preset(name)),
-            Value::Array(items) => items
-                .iter()
-                .enumerate()
-                .map(|(index, item)| weight(format!("{param}[{index}]"), item))
-                .collect::<Result<_, _>>()
-                .map(Self::Listed),
-            Value::Object(map) => map
-                .into_iter()
-                .map(|(name, item)| {
-                    let weight = weight(format!("{param}.{}", shorten(&name)), &item)?;
-                    Ok((name, weight))
-                })
-                .collect::<Result<_, ApiError>>()
-                .map(Self::Named),
-            other => Err(ApiError::value(param, show(&other), FORMS)),
-        }
-    }
-
-    /// Reads the form from a model id or header: `a=0.7,b=0.3`, `0.7,0.3`, or a preset.
-    pub fn from_text(param: &str, text: &str) -> Result<Self, ApiError> {
-        let parts = || text.split(',').map(str::trim);
-        if text.contains('=') {
-            return parts()
-                .map(|part| pair(param, part))
-                .collect::<Result<_, _>>()
-                .map(Self::Named);
-        }
-        let numbers: Result<Vec<f64>, _> = parts().map(str::parse).collect();
-        match numbers {
-            Ok(weights) => Ok(Self::Listed(weights)),
-            Err(_) => Ok(Self::Preset(text.trim().to_owned())),
-        }
-    }
-}
-
-fn pair(param: &str, part: &str) -> Result<(String, f64), ApiError> {
-    let expected = "objective=weight pairs, such as helpful=0.7,harmless=0.3";
-    let refuse = || ApiError::value(param, format!("{:?}", shorten(part)), expected);
-    let (name, weight) = part.split_once('=').ok_or_else(refuse)?;
-    Ok((name.trim().to_owned(), weight.trim().parse().map_err(|_| refuse())?))
-}
-
 impl Menu {
-    /// What a soup offers.
-    pub fn of(manifest: &Manifest) -> Result<Self, ManifestError> {
-        let [min, max] = manifest.extrapolation.bounds;
-        let preset =
-            |name: &String| Some((name.clone(), manifest.preset(name)?.weights().to_vec()));
-        Ok(Self {
-            objectives: manifest.objective_names().map(str::to_owned).collect(),
-            presets: manifest.presets.keys().filter_map(preset).collect(),
-            default_preference: manifest.default_preference(),
-            default_alpha: manifest.alpha()?,
-            alpha_bounds: (min, max),
-        })
-    }
-
-    /// The preference that a form means; `param` names the field in errors.
-    pub fn preference(&self, param: &str, form: Form) -> Result<Preference, ApiError> {
+    /// The preference that a form means; `field` names the form in errors.
+    pub fn preference(&self, field: &str, form: Form) -> Result<Preference, FormError> {
         let n = self.objectives.len();
         let weights = match form {
             Form::Listed(weights) => weights,
-            Form::Named(pairs) => self.by_objective(param, pairs)?,
+            Form::Named(pairs) => self.by_objective(field, pairs)?,
             Form::Preset(name) => match self.presets.iter().find(|(preset, _)| *preset == name) {
                 Some((_, weights)) => weights.clone(),
                 None => {
-                    let known = self.presets.iter().map(|(name, _)| name.as_str());
-                    let got = format!("{:?}", shorten(&name));
-                    return Err(ApiError::value(param, got, format!("a preset: {}", join(known))));
+                    let known = join(self.presets.iter().map(|(name, _)| name.as_str()));
+                    let expected = format!("a preset: {known}");
+                    return Err(FormError::value(field, format!("{name:?}"), expected));
                 }
             },
         };
         Preference::new(&weights, n).map_err(|error| match error {
             PreferenceError::Weight { index, value } => {
                 let objective = self.objectives.get(index).map_or("?", String::as_str);
-                ApiError::value(format!("{param}.{objective}"), value, "a finite number ≥ 0")
+                FormError::value(format!("{field}.{objective}"), value, "a finite number ≥ 0")
             }
             PreferenceError::Length { expected, got } => {
-                let names = join(self.objectives.iter().map(String::as_str));
-                let expected = format!("{expected}, one per objective: {names}");
-                ApiError::value(param, format!("a list of {got} weights"), expected)
+                let expected = format!("{expected}, one per objective: {}", self.names());
+                FormError::value(field, format!("a list of {got} weights"), expected)
             }
             PreferenceError::Zero => {
-                ApiError::value(param, "all zero", "at least one weight above 0")
+                FormError::value(field, "all zero", "at least one weight above 0")
             }
         })
     }
 
-    /// The extrapolation that JSON means: a number, a list or an object by objective.
-    pub fn alpha(&self, value: Value) -> Result<Alpha, ApiError> {
+    /// The extrapolation that a form means; `field` names the form in errors.
+    pub fn alpha(&self, field: &str, form: AlphaForm) -> Result<Alpha, FormError> {
         let (min, max) = self.alpha_bounds;
-        let number = |place: String, value: &Value| {
-            value.as_f64().ok_or_else(|| {
-                ApiError::value(place, show(value), format!("a number in [{min}, {max}]"))
-            })
-        };
-        let alpha = match value {
-            Value::Number(_) => Alpha::Scalar(number("alpha".into(), &value)?),
-            Value::Array(items) => Alpha::PerObjective(
-                items
-                    .iter()
-                    .enumerate()
-                    .map(|(index, item)| number(format!("alpha[{index}]"), item))
-                    .collect::<Result<_, _>>()?,
-            ),
-            Value::Object(map) => {
-                let pairs = map
-                    .into_iter()
-                    .map(|(name, item)| {
-                        let value = number(format!("alpha.{}", shorten(&name)), &item)?;
-                        Ok((name, value))
-                    })
-                    .collect::<Result<_, ApiError>>()?;
-                Alpha::PerObjective(self.by_objective("alpha", pairs)?)
-            }
-            other => {
-                let expected =
-                    "a number, a list in the order of the objectives, or an object by objective";
-                return Err(ApiError::value("alpha", show(&other), expected));
-            }
+        let alpha = match form {
+            AlphaForm::Scalar(alpha) => Alpha::Scalar(alpha),
+            AlphaForm::Listed(alphas) => Alpha::PerObjective(alphas),
+            AlphaForm::Named(pairs) => Alpha::PerObjective(self.by_objective(field, pairs)?),
         };
         alpha.check(self.objectives.len(), min, max).map_err(|error| match error {
-            AlphaError::Length { expected, got } => ApiError::value(
-                "alpha",
+            AlphaError::Length { expected, got } => FormError::value(
+                field,
                 format!("a list of {got} values"),
                 format!("1 or {expected}, one per objective"),
             ),
-            AlphaError::Bounds { value, min, max } => ApiError::value(
-                "alpha",
+            AlphaError::Bounds { value, min, max } => FormError::value(
+                field,
                 value,
                 format!("a number in [{min}, {max}], the bounds of this soup"),
             ),
@@ -190,30 +80,23 @@ impl Menu {
     }
 
     /// Values in the order of the objectives; those left out are 0.
-    fn by_objective(&self, param: &str, pairs: Vec<(String, f64)>) -> Result<Vec<f64>, ApiError> {
+    fn by_objective(&self, field: &str, pairs: Vec<(String, f64)>) -> Result<Vec<f64>, FormError> {
         let mut values: Vec<Option<f64>> = vec![None; self.objectives.len()];
         for (name, value) in pairs {
             let place = self.objectives.iter().position(|objective| *objective == name);
             let Some(slot) = place.and_then(|index| values.get_mut(index)) else {
-                let known = join(self.objectives.iter().map(String::as_str));
-                return Err(ApiError::Value {
-                    param: format!("{param}.{}", shorten(&name)),
-                    message: format!(
-                        "{param} names {:?}, expected objectives of this soup: {known}",
-                        shorten(&name)
-                    ),
-                });
+                let (field, known) = (field.to_owned(), self.names());
+                return Err(FormError::Objective { field, name, known });
             };
             if slot.replace(value).is_some() {
-                return Err(ApiError::Value {
-                    param: param.to_owned(),
-                    message: format!(
-                        "{param} names {name:?} twice, expected each objective at most once"
-                    ),
-                });
+                return Err(FormError::Repeated { field: field.to_owned(), name });
             }
         }
         Ok(values.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    fn names(&self) -> String {
+        join(self.objectives.iter().map(String::as_str))
     }
 }
 
@@ -298,6 +181,7 @@ mod tests {
         assert_eq!(text_form("0.5,1.5"), expected);
         assert_eq!(text_form("kind"), expected);
         assert_eq!(json_form(json!({"helpful": 2})), Ok(vec![1.0, 0.0]));
+        assert_eq!(json_form(json!({"helpful": 2, "harmless": null})), Ok(vec![1.0, 0.0]));
     }
 
     #[test]
@@ -309,6 +193,7 @@ mod tests {
             ),
             (json!({"helpful": -0.5}), "preference.helpful is -0.5, expected a finite number ≥ 0"),
             (json!({"helpful": "x"}), "preference.helpful is \"x\", expected a finite number ≥ 0"),
+            (json!({"helpful": null}), "preference is all zero, expected at least one weight above 0"),
             (json!([1, null]), "preference[1] is null, expected a finite number ≥ 0"),
             (
                 json!([1, 2, 3]),
@@ -342,7 +227,10 @@ mod tests {
 
     #[test]
     fn alpha_takes_three_forms_within_its_bounds() {
-        let alpha = |value| menu().alpha(value).map_err(|error| error.to_string());
+        let alpha = |value| {
+            let form = AlphaForm::from_json("alpha", value).map_err(|error| error.to_string())?;
+            menu().alpha("alpha", form).map_err(|error| error.to_string())
+        };
         assert_eq!(alpha(json!(0.5)), Ok(Alpha::Scalar(0.5)));
         assert_eq!(alpha(json!([0.1, 0.2])), Ok(Alpha::PerObjective(vec![0.1, 0.2])));
         assert_eq!(alpha(json!({"harmless": 0.2})), Ok(Alpha::PerObjective(vec![0.0, 0.2])));
