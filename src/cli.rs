@@ -328,9 +328,7 @@ fn choose(
 ) -> anyhow::Result<Solution> {
     let preference = match preference {
         None => menu.default_preference.clone(),
-        Some(text) => {
-            menu.preference("preference", Form::from_text("preference", text)?)?
-        }
+        Some(text) => menu.preference("preference", Form::from_text("preference", text)?)?,
     };
     let alpha = match alpha {
         None => menu.default_alpha.clone(),

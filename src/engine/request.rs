@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::{preference::Coefficients, sampling::SamplingParams};
 
 /// How the backbones act together on one request.
@@ -76,7 +78,8 @@ pub enum Event {
 }
 
 /// How a model is executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Merged weights, one forward per distinct c.
     Fused,
@@ -95,7 +98,8 @@ impl Mode {
 }
 
 /// Whether fused weights were there when the request asked for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CacheOutcome {
     /// They were in the cache.
     Hit,

@@ -10,15 +10,8 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    app::App,
-    error::ApiError,
-    incoming::Incoming,
-    json::Fields,
-    preference::Solved,
-    prompt,
-    validate::{self, Context},
-};
+use super::{app::App, error::ApiError, incoming::Incoming, request::native};
+use crate::preference::Solved;
 
 /// `GET /health`: the process answers.
 pub async fn health() -> Json<Value> {
@@ -37,7 +30,7 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
 /// `GET /metrics`: Prometheus' text format.
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     if let Ok(served) = app.served() {
-        metrics::engine_stats(&app.telemetry, &served.engine.stats());
+        super::metrics::engine_stats(&app.telemetry, &served.engine.stats());
     }
     let format = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (StatusCode::OK, format, app.telemetry.render()).into_response()
@@ -49,19 +42,22 @@ pub async fn soup(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> 
 }
 
 /// `POST /v1/solve`: μ → λ → c without generating.
-pub async fn solve(mut request: Incoming) -> Result<Json<Solved>, ApiError> {
-    let solution = request.check(validate::solve_only).await?;
-    Ok(Json(Solved::new(&request.app.served()?.menu, &solution)))
+pub async fn solve(
+    State(app): State<Arc<App>>,
+    request: Incoming,
+) -> Result<Json<Solved>, ApiError> {
+    let solution = request.check(native::solve_only).await?;
+    Ok(Json(Solved::new(&app.served()?.menu, &solution)))
 }
 
 /// `POST /tokenize`: the tokens of a prompt or of a conversation under its template.
-pub async fn tokenize(mut request: Incoming) -> Result<Json<Value>, ApiError> {
-    let (ids, context) = request.check(tokens).await?;
+pub async fn tokenize(request: Incoming) -> Result<Json<Value>, ApiError> {
+    let (ids, context) = request.check(native::tokenize).await?;
     Ok(Json(json!({"count": ids.len(), "context": context, "tokens": ids})))
 }
 
 /// `POST /detokenize`: the text of token ids.
-pub async fn detokenize(mut request: Incoming) -> Result<Json<Value>, ApiError> {
-    let text = request.check(text).await?;
+pub async fn detokenize(request: Incoming) -> Result<Json<Value>, ApiError> {
+    let text = request.check(native::detokenize).await?;
     Ok(Json(json!({"text": text})))
 }

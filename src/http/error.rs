@@ -8,9 +8,15 @@ use axum::{
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::telemetry::{Rejection, panic_text};
+use crate::{
+    preference::FormError,
+    telemetry::{Rejection, panic_text},
+};
+
+/// Characters of a value shown in an error.
+const SHOWN: usize = 80;
 
 /// Why a request gets no answer.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -131,7 +137,7 @@ pub enum ApiError {
 
 /// What a client sees of an error besides its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
+pub struct ErrorClass {
     /// HTTP status.
     pub status: StatusCode,
     /// OpenAI's `type`.
@@ -158,9 +164,9 @@ impl ApiError {
     }
 
     /// The table.
-    pub fn row(&self) -> Row {
+    pub fn class(&self) -> ErrorClass {
         use Rejection::*;
-        let row = |status, kind, code, rejection| Row { status, kind, code, rejection };
+        let row = |status, kind, code, rejection| ErrorClass { status, kind, code, rejection };
         match self {
             Self::Json(_) => row(StatusCode::BAD_REQUEST, INVALID, "invalid_json", Some(Invalid)),
             Self::Value { .. } => {
@@ -254,8 +260,8 @@ impl ApiError {
     }
 
     /// The JSON of the error, also used for an error in the middle of a stream.
-    pub fn body(&self) -> serde_json::Value {
-        let Row { kind, code, .. } = self.row();
+    pub fn body(&self) -> Value {
+        let ErrorClass { kind, code, .. } = self.class();
         json!({"error": {
             "message": self.to_string(),
             "type": kind,
@@ -271,21 +277,59 @@ impl ApiError {
     }
 }
 
+impl From<FormError> for ApiError {
+    fn from(error: FormError) -> Self {
+        match error {
+            FormError::Value { field, got, expected } => {
+                Self::value(shorten(&field), shorten(&got), expected)
+            }
+            FormError::Objective { field, name, known } => {
+                let error =
+                    FormError::Objective { field: field.clone(), name: shorten(&name), known };
+                let param = format!("{field}.{}", shorten(&name));
+                Self::Value { param, message: error.to_string() }
+            }
+            FormError::Repeated { ref field, .. } => {
+                Self::Value { param: field.clone(), message: error.to_string() }
+            }
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let row = self.row();
-        if row.status.is_server_error() {
-            tracing::warn!(code = row.code, "{self}");
+        let class = self.class();
+        if class.status.is_server_error() {
+            tracing::warn!(code = class.code, "{self}");
         }
-        let mut response = (row.status, Json(self.body())).into_response();
+        let mut response = (class.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if row.status == StatusCode::UNAUTHORIZED {
+        if class.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert("www-authenticate", HeaderValue::from_static("Bearer"));
         }
         // The layer that counts requests reads the reason from here.
-        response.extensions_mut().insert(row);
+        response.extensions_mut().insert(class);
         response
+    }
+}
+
+/// A value as JSON, shortened.
+pub fn show(value: &Value) -> String {
+    match value {
+        Value::Array(items) if items.len() > 16 => format!("a list of {} items", items.len()),
+        Value::Object(map) if map.len() > 16 => format!("an object of {} fields", map.len()),
+        // Cut before it is escaped: the text may be megabytes.
+        Value::String(text) => format!("{:?}", shorten(text)),
+        other => shorten(&other.to_string()),
+    }
+}
+
+/// The first characters of a text.
+pub fn shorten(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
     }
 }

@@ -1,19 +1,23 @@
 //! The native route, `POST /generate`.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
+    extract::State,
     response::{IntoResponse, Response, sse},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
+    app::App,
     error::ApiError,
     incoming::Incoming,
+    request::native,
     run::{Choice, Echo, Run, collect},
     stream::{self, Dialect},
     tokens::{TokenText, describe},
-    validate,
 };
 use crate::{
     engine::{Event, Usage},
@@ -70,18 +74,17 @@ fn answer(run: &Run, tokenizer: &Tokenizer, choices: Vec<Choice>, logprobs: bool
 }
 
 /// `POST /generate`.
-pub async fn handle(mut request: Incoming) -> Result<Response, ApiError> {
-    let checked = request.check(validate::generate).await?;
+pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Response, ApiError> {
+    let checked = request.check(native::generate).await?;
     let (stream, logprobs) = (checked.stream, checked.wants_logprobs());
-    let mut run = Run::start(request.app.clone(), checked).await?;
+    let tokenizer = app.served()?.tokenizer.clone();
+    let mut run = Run::start(app, checked).await?;
     if stream {
         let choices = run.blank();
-        let tokenizer = request.app.served()?.tokenizer.clone();
         return Ok(stream::respond(run, Native { choices, tokenizer, logprobs, started: false }));
     }
     let choices = collect(&mut run).await?;
-    let tokenizer = &request.app.served()?.tokenizer;
-    Ok(Json(answer(&run, tokenizer, choices, logprobs)).into_response())
+    Ok(Json(answer(&run, &tokenizer, choices, logprobs)).into_response())
 }
 
 /// The native stream: `start`, one `token` per piece of text, `done` with the whole answer, or

@@ -1,18 +1,33 @@
 //! A request with a JSON body, read within its limits and ready to be checked.
 
-use std::{sync::Arc, time::Instant};
-
-use axum::{
-    extract::{FromRequest, Request},
-    http::HeaderMap,
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use super::{app::App, error::ApiError, json, observe::Permit, validate::Context};
+use axum::{
+    body::Body,
+    extract::{FromRequest, Request},
+    http::{
+        HeaderMap,
+        header::{CONTENT_LENGTH, CONTENT_TYPE},
+    },
+};
+use futures::StreamExt;
+
+use super::{
+    app::{App, Permit},
+    error::{ApiError, shorten},
+    request::Context,
+};
+
+/// Bytes of an oversized body that are read and thrown away, so that the client hears the answer
+/// instead of a broken connection.
+const DISCARD: u64 = 64 << 20;
 
 /// A request whose body has arrived.
 pub struct Incoming {
-    /// The server's state.
-    pub app: Arc<App>,
+    app: Arc<App>,
     headers: HeaderMap,
     body: Vec<u8>,
     arrived: Instant,
@@ -26,23 +41,20 @@ impl FromRequest<Arc<App>> for Incoming {
         let arrived = Instant::now();
         let (mut parts, body) = request.into_parts();
         let permit = parts.extensions.remove::<Permit>();
-        let limits = &app.limits;
-        let body = json::read(&parts.headers, body, limits.max_body, limits.body_timeout).await?;
+        let body = read(&parts.headers, body, app.limits.max_body, app.limits.body_timeout).await?;
         Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, permit })
     }
 }
 
 impl Incoming {
-    /// Runs a check of `validate` on a thread of its own: parsing, templates and tokenising take
-    /// as long as the body is large, and the reactor must not wait for them.
+    /// Runs a check of [`super::request`] on a thread of its own: parsing, templates and tokenising
+    /// take as long as the body is large, and the reactor must not wait for them.
     pub async fn check<T: Send + 'static>(
-        &mut self,
+        self,
         check: fn(&Context<'_>, &[u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        let (app, headers) = (self.app.clone(), std::mem::take(&mut self.headers));
-        let (body, arrived) = (std::mem::take(&mut self.body), self.arrived);
-        let permit = self.permit.take();
         let checking = move || {
+            let Self { app, headers, body, arrived, permit } = self;
             // Held until this is done, whether or not the client has gone by then.
             let _permit = permit;
             let served = app.served()?;
@@ -56,4 +68,43 @@ impl Incoming {
             },
         }
     }
+}
+
+/// Reads a JSON body of at most `limit` bytes within `timeout`.
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limit: u64,
+    timeout: Duration,
+) -> Result<Vec<u8>, ApiError> {
+    let declared = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let essence =
+        declared.as_deref().unwrap_or("absent").split(';').next().unwrap_or_default().trim();
+    // A browser sends application/json across origins only after asking, so this also keeps foreign
+    // pages from using a server on the visitor's own machine.
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::ContentType { got: shorten(essence) });
+    }
+    let length =
+        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit.saturating_add(DISCARD)) {
+        return Err(ApiError::TooLarge { limit });
+    }
+    let expired = |_| ApiError::BodyTimeout { seconds: timeout.as_secs_f64() };
+    tokio::time::timeout(timeout, collect(body, limit)).await.map_err(expired)?
+}
+
+async fn collect(body: Body, limit: u64) -> Result<Vec<u8>, ApiError> {
+    let (mut bytes, mut total) = (Vec::new(), 0u64);
+    let mut stream = body.into_data_stream();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|error| ApiError::BodyRead(error.to_string()))?;
+        total = total.saturating_add(chunk.len() as u64);
+        if total <= limit {
+            bytes.extend_from_slice(&chunk);
+        } else if total > limit.saturating_add(DISCARD) {
+            break;
+        }
+    }
+    if total > limit { Err(ApiError::TooLarge { limit }) } else { Ok(bytes) }
 }

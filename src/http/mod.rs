@@ -1,9 +1,9 @@
 //! The HTTP server.
 //!
-//! A request's way: [`observe`] gives it an id and a span, [`limits`] lets it in, [`incoming`]
-//! reads its body, [`validate`] makes a checked request of it (solving its [`preference`]),
-//! [`run`] runs it on the engine, and the route writes the answer, whole or as a [`stream`].
-//! Whatever goes wrong leaves through the table in [`error`].
+//! A request's way: [`observe`] gives it an id and a span, [`limits`] lets it in (key, drain,
+//! [`rate`], requests in progress), [`incoming`] reads its body, [`request`] makes a checked request
+//! of it, [`run`] runs it on the engine, and the route ([`generate`], [`openai`]) writes the answer,
+//! whole or as a [`stream`]. Whatever goes wrong leaves through the table in [`error`].
 
 mod admin;
 mod app;
@@ -11,21 +11,19 @@ mod auth;
 pub mod error;
 mod generate;
 mod incoming;
-mod json;
-mod knobs;
 mod limits;
 mod load;
+mod metrics;
 mod observe;
 mod openai;
 mod openapi;
 mod playground;
-pub mod preference;
-mod prompt;
+mod rate;
+mod request;
 mod router;
 mod run;
 mod server;
 mod stream;
 mod tokens;
-mod validate;
 
 pub use server::{ServeError, bind, command, run, serve};

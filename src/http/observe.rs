@@ -23,7 +23,7 @@ use tracing::{Instrument, Span};
 
 use super::{
     app::{App, Permit},
-    error::Row,
+    error::ErrorClass,
 };
 
 /// Header that carries a request's id in both directions.
@@ -63,7 +63,9 @@ pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) 
     let span = tracing::info_span!("request", id = shown, method = %request.method(), route);
     let mut response = next.run(request).instrument(span.clone()).await;
     response.headers_mut().insert(REQUEST_ID, id);
-    if let Some(reason) = response.extensions().get::<Row>().and_then(|row| row.rejection) {
+    if let Some(reason) =
+        response.extensions().get::<ErrorClass>().and_then(|class| class.rejection)
+    {
         app.telemetry.rejected(reason);
     }
     let permit = response.extensions_mut().remove::<Permit>();

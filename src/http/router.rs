@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Router,
     http::{
         HeaderName, HeaderValue, Method, Uri,
         header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
@@ -18,7 +18,11 @@ use tower_http::{
 };
 
 use super::{
-    admin, app::App, error::ApiError, generate, limits, observe, openai, openapi, playground,
+    admin,
+    app::App,
+    error::{ApiError, shorten},
+    generate, limits, observe, openai, openapi, playground,
+    request::PREFERENCE_HEADER,
 };
 
 /// The routes with all layers.
@@ -40,7 +44,7 @@ pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
         .route("/health", get(admin::health))
         .route("/ready", get(admin::ready))
         .route("/metrics", get(admin::metrics))
-        .route("/openapi.json", get(|| async { Json(openapi::document()) }));
+        .route("/openapi.json", get(openapi::document));
     let routes = work.merge(open).fallback(not_found).method_not_allowed_fallback(wrong_method);
     harden(routes, allow_origin)
         .layer(from_fn_with_state(app.clone(), observe::observe))
@@ -61,7 +65,7 @@ fn harden<S: Clone + Send + Sync + 'static>(
                 .allow_headers([
                     AUTHORIZATION,
                     CONTENT_TYPE,
-                    HeaderName::from_static(super::validate::PREFERENCE_HEADER),
+                    HeaderName::from_static(PREFERENCE_HEADER),
                 ])
                 .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")]),
         ),
@@ -76,14 +80,11 @@ async fn no_sniffing(mut response: Response) -> Response {
 }
 
 async fn not_found(uri: Uri) -> ApiError {
-    ApiError::Route { path: super::json::shorten(uri.path()) }
+    ApiError::Route { path: shorten(uri.path()) }
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::Method {
-        method: super::json::shorten(method.as_str()),
-        path: super::json::shorten(uri.path()),
-    }
+    ApiError::Method { method: shorten(method.as_str()), path: shorten(uri.path()) }
 }
 
 #[cfg(test)]

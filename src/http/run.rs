@@ -12,10 +12,13 @@ use futures::{
 };
 use serde::Serialize;
 
-use super::{app::App, error::ApiError, preference::Solved, validate::Checked};
-use crate::engine::{
-    CacheOutcome, EngineError, EngineHandle, Event, FinishReason, Finished, Generation, Started,
-    SubmitError, Token, TokenLogprob, Usage,
+use super::{app::App, error::ApiError, request::Checked};
+use crate::{
+    engine::{
+        CacheOutcome, EngineError, EngineHandle, Event, FinishReason, Finished, Generation, Mode,
+        SubmitError, Token, TokenLogprob, Usage,
+    },
+    preference::Solved,
 };
 
 /// Times of an answer, milliseconds.
@@ -47,9 +50,9 @@ pub struct Echo {
     #[serde(flatten)]
     pub solved: Solved,
     /// `fused` or `mixed`; `null` before the first step.
-    pub mode: Option<&'static str>,
-    /// `hit` or `miss` in fused mode; of several choices, `miss` if one missed.
-    pub cache: Option<&'static str>,
+    pub mode: Option<Mode>,
+    /// Whether fused weights were there, in fused mode; of several choices, a miss if one missed.
+    pub cache: Option<CacheOutcome>,
     /// Times; absent until the answer is complete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<TimingsMs>,
@@ -140,8 +143,8 @@ impl Run {
         match event {
             Event::Started(started) => {
                 telemetry.queue.record(started.queue.as_secs_f64());
-                self.echo.mode = Some(started.mode.as_str());
-                self.echo.cache = worse(self.echo.cache, started);
+                self.echo.mode = Some(started.mode);
+                self.echo.cache = worse(self.echo.cache, started.cache);
             }
             Event::Prompt(_) => {}
             Event::Token(_) => {
@@ -204,11 +207,11 @@ impl Run {
     }
 }
 
-fn worse(so_far: Option<&'static str>, started: &Started) -> Option<&'static str> {
-    match (so_far, started.cache) {
-        (Some("miss"), _) | (_, Some(CacheOutcome::Miss)) => Some("miss"),
-        (_, Some(CacheOutcome::Hit)) => Some("hit"),
-        (so_far, None) => so_far,
+/// A miss, if one of the two is.
+fn worse(a: Option<CacheOutcome>, b: Option<CacheOutcome>) -> Option<CacheOutcome> {
+    match (a, b) {
+        (Some(CacheOutcome::Miss), _) | (_, Some(CacheOutcome::Miss)) => Some(CacheOutcome::Miss),
+        (a, b) => a.or(b),
     }
 }
 

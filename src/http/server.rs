@@ -44,7 +44,7 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// An allowed origin is none.
+    /// An allowed origin that is not one.
     #[error("allow_origin is {0:?}, expected an origin such as https://example.org, or *")]
     Origin(String),
     /// The options are not right.
@@ -125,9 +125,10 @@ pub async fn serve(
     });
     let (close, closed) = oneshot::channel();
     let service = routes.into_make_service_with_connect_info::<SocketAddr>();
-    // An error here means only that `life` is gone, and with it the reason to serve.
-    let graceful = axum::serve(listener.tap_io(tune), service)
-        .with_graceful_shutdown(async { _ = closed.await });
+    let graceful = axum::serve(listener.tap_io(tune), service).with_graceful_shutdown(async {
+        // Fails only if the sender was dropped: then the server shuts down as well.
+        _ = closed.await;
+    });
     let life = async {
         let outcome = live(&app, config, stop).await;
         let _ = close.send(());

@@ -10,12 +10,8 @@ use axum::response::{
 use futures::StreamExt;
 use serde::Serialize;
 
-use super::{
-    error::ApiError,
-    openai::types::{Body, Envelope},
-    run::Run,
-};
-use crate::engine::{Event, Usage};
+use super::{error::ApiError, run::Run};
+use crate::engine::Event;
 
 /// A comment is sent after this much silence, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -60,17 +56,4 @@ pub fn json(value: &impl Serialize) -> sse::Event {
     // What is sent here has string keys and no failing serialisers; should one fail after all, the
     // client gets an event without data rather than half an answer without an end.
     serde_json::to_string(value).map(|text| sse::Event::default().data(text)).unwrap_or_default()
-}
-
-/// The end of an OpenAI stream.
-pub fn done() -> sse::Event {
-    sse::Event::default().data("[DONE]")
-}
-
-/// The last events of an OpenAI stream: the usage where it was asked for, and `[DONE]`.
-pub fn close(envelope: &Envelope, usage: Option<Usage>) -> Vec<sse::Event> {
-    let usage = usage.map(|usage| {
-        json(&Body { envelope, choices: Vec::new(), usage: Some(Some(usage.into())), ladle: None })
-    });
-    usage.into_iter().chain([done()]).collect()
 }

@@ -193,7 +193,10 @@ mod tests {
             ),
             (json!({"helpful": -0.5}), "preference.helpful is -0.5, expected a finite number ≥ 0"),
             (json!({"helpful": "x"}), "preference.helpful is \"x\", expected a finite number ≥ 0"),
-            (json!({"helpful": null}), "preference is all zero, expected at least one weight above 0"),
+            (
+                json!({"helpful": null}),
+                "preference is all zero, expected at least one weight above 0",
+            ),
             (json!([1, null]), "preference[1] is null, expected a finite number ≥ 0"),
             (
                 json!([1, 2, 3]),

@@ -1,32 +1,39 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
+    extract::State,
     response::{IntoResponse, Response, sse},
 };
 use serde_json::{Value, json};
 
-use super::types::{Body, Envelope};
+use super::{
+    stream::{close, done},
+    types::{Body, Envelope},
+};
 use crate::{
     engine::{Event, Token},
     http::{
+        app::App,
         error::ApiError,
         incoming::Incoming,
+        request::openai,
         run::{Choice, Run, collect},
         stream::{self, Dialect},
         tokens::TokenText,
-        validate,
     },
     tokenizer::Tokenizer,
 };
 
 /// Answers a conversation.
-pub async fn handle(mut request: Incoming) -> Result<Response, ApiError> {
-    let checked = request.check(validate::chat).await?;
+pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Response, ApiError> {
+    let checked = request.check(openai::chat).await?;
     let (stream, include_usage) = (checked.stream, checked.include_usage);
     let logprobs = checked.wants_logprobs();
-    let mut run = Run::start(request.app.clone(), checked).await?;
-    let tokenizer = request.app.served()?.tokenizer.clone();
+    let tokenizer = app.served()?.tokenizer.clone();
+    let mut run = Run::start(app, checked).await?;
     if stream {
         let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &run.echo());
         let chat = Chat { envelope, tokenizer, logprobs, include_usage, echoed: false };
@@ -113,10 +120,10 @@ impl Dialect for Chat {
     }
 
     fn end(&mut self, run: &Run) -> Vec<sse::Event> {
-        stream::close(&self.envelope, self.include_usage.then(|| run.usage()))
+        close(&self.envelope, self.include_usage.then(|| run.usage()))
     }
 
     fn failure(&mut self, error: &ApiError) -> Vec<sse::Event> {
-        vec![stream::json(&error.body()), stream::done()]
+        vec![stream::json(&error.body()), done()]
     }
 }

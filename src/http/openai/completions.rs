@@ -1,21 +1,28 @@
 //! `POST /v1/completions`.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
+    extract::State,
     response::{IntoResponse, Response, sse},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::types::{Body, Envelope};
+use super::{
+    stream::{close, done},
+    types::{Body, Envelope},
+};
 use crate::{
     engine::{Event, Token, TokenLogprob},
     http::{
+        app::App,
         error::ApiError,
         incoming::Incoming,
+        request::{Checked, openai},
         run::{Choice, Run, collect},
         stream::{self, Dialect},
-        validate::{self, Checked},
     },
     tokenizer::{TextDecoder, Tokenizer},
 };
@@ -148,12 +155,12 @@ fn spell(bytes: &[u8]) -> String {
 }
 
 /// Continues prompts.
-pub async fn handle(mut request: Incoming) -> Result<Response, ApiError> {
-    let mut checked = request.check(validate::completions).await?;
+pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Response, ApiError> {
+    let mut checked = request.check(openai::completions).await?;
     let (stream, include_usage) = (checked.stream, checked.include_usage);
-    let format = Format::new(request.app.served()?.tokenizer.clone(), &mut checked);
+    let format = Format::new(app.served()?.tokenizer.clone(), &mut checked);
     let (prompt_only, count) = (checked.prompt_only, checked.requests.len());
-    let mut run = Run::start(request.app.clone(), checked).await?;
+    let mut run = Run::start(app, checked).await?;
     let envelope = Envelope::new("cmpl", "text_completion", &run.echo());
     if stream {
         let offsets = vec![0; count];
@@ -240,11 +247,11 @@ impl Dialect for Completions {
         if self.format.prompt_only {
             usage.completion_tokens = 0;
         }
-        stream::close(&self.envelope, self.include_usage.then_some(usage))
+        close(&self.envelope, self.include_usage.then_some(usage))
     }
 
     fn failure(&mut self, error: &ApiError) -> Vec<sse::Event> {
-        vec![stream::json(&error.body()), stream::done()]
+        vec![stream::json(&error.body()), done()]
     }
 }
 

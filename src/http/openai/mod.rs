@@ -4,4 +4,5 @@
 pub mod chat;
 pub mod completions;
 pub mod models;
-pub mod types;
+mod stream;
+mod types;

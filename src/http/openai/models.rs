@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 
 use crate::http::{
     app::{App, Served},
-    error::ApiError,
-    json::shorten,
+    error::{ApiError, shorten},
 };
 
 fn describe(served: &Served, id: &str) -> Value {

@@ -3,65 +3,12 @@
 //! Errors name the field with its path, the value that was given and what would be right. A key
 //! that occurs twice is refused, because which of the two counts is a guess.
 
-use std::{fmt, ops::RangeInclusive, time::Duration};
+use std::{fmt, ops::RangeInclusive};
 
-use axum::{
-    body::Body,
-    http::{
-        HeaderMap,
-        header::{CONTENT_LENGTH, CONTENT_TYPE},
-    },
-};
-use futures::StreamExt;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
-
-/// Bytes of an oversized body that are read and thrown away, so that the client hears the answer
-/// instead of a broken connection.
-const DISCARD: u64 = 64 << 20;
-/// Characters of a value shown in an error.
-const SHOWN: usize = 80;
-
-/// Reads a JSON body of at most `limit` bytes within `timeout`.
-pub async fn read(
-    headers: &HeaderMap,
-    body: Body,
-    limit: u64,
-    timeout: Duration,
-) -> Result<Vec<u8>, ApiError> {
-    let declared = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
-    let essence =
-        declared.as_deref().unwrap_or("absent").split(';').next().unwrap_or_default().trim();
-    // A browser sends application/json across origins only after asking, so this also keeps foreign
-    // pages from using a server on the visitor's own machine.
-    if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(ApiError::ContentType { got: shorten(essence) });
-    }
-    let length =
-        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > limit.saturating_add(DISCARD)) {
-        return Err(ApiError::TooLarge { limit });
-    }
-    let expired = |_| ApiError::BodyTimeout { seconds: timeout.as_secs_f64() };
-    tokio::time::timeout(timeout, collect(body, limit)).await.map_err(expired)?
-}
-
-async fn collect(body: Body, limit: u64) -> Result<Vec<u8>, ApiError> {
-    let (mut bytes, mut total) = (Vec::new(), 0u64);
-    let mut stream = body.into_data_stream();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| ApiError::BodyRead(error.to_string()))?;
-        total = total.saturating_add(chunk.len() as u64);
-        if total <= limit {
-            bytes.extend_from_slice(&chunk);
-        } else if total > limit.saturating_add(DISCARD) {
-            break;
-        }
-    }
-    if total > limit { Err(ApiError::TooLarge { limit }) } else { Ok(bytes) }
-}
+use crate::http::error::{ApiError, shorten, show};
 
 /// JSON without repeated keys.
 struct Strict(Value);
@@ -301,25 +248,6 @@ pub fn whole(value: &Value) -> Option<usize> {
         .as_u64()
         .or_else(|| value.as_f64().and_then(float))
         .and_then(|number| usize::try_from(number).ok())
-}
-
-/// A value as JSON, shortened.
-pub fn show(value: &Value) -> String {
-    match value {
-        Value::Array(items) if items.len() > 16 => format!("a list of {} items", items.len()),
-        Value::Object(map) if map.len() > 16 => format!("an object of {} fields", map.len()),
-        // Cut before it is escaped: the text may be megabytes.
-        Value::String(text) => format!("{:?}", shorten(text)),
-        other => shorten(&other.to_string()),
-    }
-}
-
-/// The first characters of a text.
-pub fn shorten(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
-    }
 }
 
 #[cfg(test)]

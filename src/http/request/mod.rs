@@ -1,33 +1,41 @@
-//! Raw request → checked request, in one place. What leaves here is solved, tokenised and within
-//! every bound; later stages never see what the client wrote.
+//! Raw request → checked request, in one place: what leaves here is solved, tokenised and within
+//! every bound, and later stages never see what the client wrote.
+//!
+//! [`json`] parses a body into fields, [`prompt`] reads prompts and messages, [`sampling`] the
+//! fields that all generating routes share; [`native`] and [`openai`] put each route's request
+//! together.
+
+pub mod json;
+pub mod native;
+pub mod openai;
+pub mod prompt;
+pub mod sampling;
 
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
-use serde_json::Value;
 
+use self::json::Fields;
 use super::{
     app::Served,
-    error::ApiError,
-    json::{Fields, shorten},
-    knobs::{Knobs, Length},
-    preference::Form,
-    prompt,
+    error::{ApiError, shorten},
 };
-use crate::{config::Limits, engine::GenerateRequest, preference::Solution};
+use crate::{
+    config::Limits,
+    engine::GenerateRequest,
+    preference::{AlphaForm, Form, Solution},
+};
 
+/// Most alternatives that log-probabilities are reported for.
+const MAX_TOP_LOGPROBS: usize = 20;
 /// Header with a preference, for clients that can add no field.
 pub const PREFERENCE_HEADER: &str = "x-preference";
 
 /// What a request is checked against.
 pub struct Context<'a> {
-    /// The served soup.
     pub served: &'a Served,
-    /// Bounds.
     pub limits: &'a Limits,
-    /// The request's headers.
     pub headers: &'a HeaderMap,
-    /// When it arrived.
     pub arrived: Instant,
 }
 
@@ -38,9 +46,7 @@ pub struct Checked {
     pub requests: Vec<GenerateRequest>,
     /// Choices per prompt.
     pub n: usize,
-    /// What the preference was solved to.
     pub solution: Solution,
-    /// Answer as a stream of events.
     pub stream: bool,
     /// End a stream with the usage (OpenAI's `stream_options`).
     pub include_usage: bool,
@@ -59,7 +65,8 @@ impl Checked {
     }
 }
 
-/// Which preference counts, and its λ and c.
+/// The preference that counts, and its λ and c. Precedence: the body's `preference`, the model id
+/// (`model`), the header, the soup's default. Only the form that counts is looked at.
 fn solve(
     context: &Context<'_>,
     fields: &mut Fields,
@@ -68,8 +75,8 @@ fn solve(
     let menu = &context.served.menu;
     let preference = if let Some(value) = fields.take("preference") {
         menu.preference("preference", Form::from_json("preference", value)?)?
-    } else if let Some(spec) = model {
-        menu.preference("model", Form::from_text("model", &spec)?)?
+    } else if let Some(text) = model {
+        menu.preference("model", Form::from_text("model", &text)?)?
     } else if let Some(header) = context.headers.get(PREFERENCE_HEADER) {
         let text = header.to_str().map_err(|_| {
             ApiError::value(
@@ -83,7 +90,7 @@ fn solve(
         menu.default_preference.clone()
     };
     let alpha = match fields.take("alpha") {
-        Some(value) => menu.alpha(value)?,
+        Some(value) => menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?,
         None => menu.default_alpha.clone(),
     };
     Ok(context.served.mixing.solve(&preference, &alpha))
@@ -99,8 +106,8 @@ fn model(served: &Served, name: Option<String>) -> Result<Option<String>, ApiErr
     }
 }
 
-/// What `max_tokens` may be: the configured limit, else what the context leaves beside one token
-/// of prompt.
+/// Largest `max_tokens`: the configured limit, else what the context leaves beside one token of
+/// prompt.
 fn max_tokens(context: &Context<'_>) -> usize {
     let room = context.served.context().saturating_sub(1).max(1);
     context.limits.max_tokens.map_or(room, |limit| limit.min(room))

@@ -1,51 +1,64 @@
+//! Requests of ladle's own routes.
+
+use super::{
+    Checked, Context, MAX_TOP_LOGPROBS,
+    json::Fields,
+    max_tokens, model,
+    prompt::{self, Source},
+    sampling::{Length, Parameters},
+    solve,
+};
+use crate::{
+    http::error::{ApiError, show},
+    preference::Solution,
+};
+
 /// `POST /generate`.
 pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let prompt = match (fields.take("prompt"), fields.take("messages")) {
-        (Some(prompt), None) => prompt::single(context.served, prompt)?,
-        (None, Some(messages)) => prompt::chat(context.served, messages)?,
-        (given, _) => {
-            let got = if given.is_some() { "given beside messages" } else { "absent" };
-            return Err(ApiError::value("prompt", got, "either prompt or messages"));
-        }
+    let prompt = match prompt::source(&mut fields)? {
+        Source::Prompt(prompt) => prompt::single(context.served, prompt)?,
+        Source::Messages(messages) => prompt::chat(context.served, messages)?,
     };
-    let logprobs = fields.integer("logprobs", 0..=MAX_TOP)?;
+    let logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?;
     let max_tokens = fields.integer("max_tokens", 1..=max_tokens(context))?;
     let solution = solve(context, &mut fields, None)?;
-    let knobs = Knobs::take(context, &mut fields, logprobs)?;
+    let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
     let length = Length { given: max_tokens, default: context.limits.default_max_tokens };
-    knobs.into_checked(context, vec![prompt], solution, length)
+    parameters.into_checked(context, vec![prompt], solution, length)
 }
 
 /// `POST /v1/solve`: the preference alone.
 pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let spec = model(context.served, fields.text("model")?)?;
-    let solution = solve(context, &mut fields, spec)?;
+    let preference = model(context.served, fields.text("model")?)?;
+    let solution = solve(context, &mut fields, preference)?;
     fields.finish()?;
     Ok(solution)
 }
 
-fn tokens(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize), ApiError> {
+/// `POST /tokenize`: the ids, and the longest prompt and answer together, in tokens.
+pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize), ApiError> {
     let mut fields = Fields::parse(body)?;
     let special = fields.flag("add_special")?.unwrap_or(true);
-    let prompt = match (fields.text("prompt")?, fields.take("messages")) {
-        // Unlike a prompt to be continued, the empty text has tokens to tell: none.
-        (Some(text), None) => context.served.tokenizer.encode(&text, special).map_err(|error| {
-            ApiError::Value { param: "prompt".into(), message: format!("prompt: {error}") }
-        })?,
-        (None, Some(messages)) => prompt::chat(context.served, messages)?.ids,
-        (given, _) => {
-            let got = if given.is_some() { "given beside messages" } else { "absent" };
-            return Err(ApiError::value("prompt", got, "either prompt or messages"));
+    let ids = match prompt::source(&mut fields)? {
+        Source::Prompt(prompt) => {
+            let text = prompt
+                .as_str()
+                .ok_or_else(|| ApiError::value("prompt", show(&prompt), "a string"))?;
+            // Unlike a prompt to be continued, the empty text is fine: it has no tokens.
+            let encoded = context.served.tokenizer.encode(text, special);
+            encoded.map_err(|error| prompt::not_encoded("prompt", error))?
         }
+        Source::Messages(messages) => prompt::chat(context.served, messages)?.ids,
     };
     fields.finish()?;
-    Ok((prompt, context.served.context()))
+    Ok((ids, context.served.context()))
 }
 
-fn text(context: &Context<'_>, body: &[u8]) -> Result<String, ApiError> {
+/// `POST /detokenize`: the text.
+pub fn detokenize(context: &Context<'_>, body: &[u8]) -> Result<String, ApiError> {
     let mut fields = Fields::parse(body)?;
     let tokens = fields
         .list("tokens")?

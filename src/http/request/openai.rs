@@ -1,12 +1,23 @@
-/// Most alternatives that log-probabilities are reported for.
-const MAX_TOP: usize = 20;
+//! Requests of OpenAI's routes.
+
+use serde_json::Value;
+
+use super::{
+    Checked, Context, MAX_TOP_LOGPROBS,
+    json::Fields,
+    max_tokens, model, prompt,
+    sampling::{Length, Parameters},
+    solve,
+};
+use crate::http::error::ApiError;
+
 /// The `max_tokens` of a completion that names none (OpenAI's API).
 const COMPLETION_TOKENS: usize = 16;
 /// `POST /v1/chat/completions`.
 pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let mut fields = Fields::parse(body)?;
     openai_only(&mut fields)?;
-    let spec = model(context.served, fields.text("model")?)?;
+    let preference = model(context.served, fields.text("model")?)?;
     let messages = fields
         .take("messages")
         .ok_or_else(|| ApiError::value("messages", "absent", "a list of messages"))?;
@@ -26,36 +37,39 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
         (old, new) => new.or(old),
     };
     let wanted = fields.flag("logprobs")?.unwrap_or(false);
-    let logprobs = match fields.integer("top_logprobs", 0..=MAX_TOP)? {
+    let logprobs = match fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)? {
         Some(top) if !wanted && top > 0 => {
             return Err(ApiError::value("top_logprobs", top, "logprobs to be true beside it"));
         }
         top => wanted.then(|| top.unwrap_or(0)),
     };
-    let solution = solve(context, &mut fields, spec)?;
+    let solution = solve(context, &mut fields, preference)?;
     let include_usage = stream_options(&mut fields)?;
-    let knobs = Knobs::take(context, &mut fields, logprobs)?;
+    let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
     let length = Length { given, default: context.limits.default_max_tokens };
-    Ok(Checked { include_usage, ..knobs.into_checked(context, vec![prompt], solution, length)? })
+    Ok(Checked {
+        include_usage,
+        ..parameters.into_checked(context, vec![prompt], solution, length)?
+    })
 }
 
 /// `POST /v1/completions`.
 pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let mut fields = Fields::parse(body)?;
     openai_only(&mut fields)?;
-    let spec = model(context.served, fields.text("model")?)?;
+    let preference = model(context.served, fields.text("model")?)?;
     let prompt =
         fields.take("prompt").ok_or_else(|| ApiError::value("prompt", "absent", prompt::FORMS))?;
     let prompts = prompt::several(context.served, prompt, context.limits.max_n)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
-    let logprobs = fields.integer("logprobs", 0..=MAX_TOP)?;
+    let logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?;
     let given = fields.integer("max_tokens", usize::from(!echo)..=max_tokens(context))?;
     let best_of = fields.integer("best_of", 1..=context.limits.max_n)?;
-    let solution = solve(context, &mut fields, spec)?;
+    let solution = solve(context, &mut fields, preference)?;
     let include_usage = stream_options(&mut fields)?;
-    let knobs = Knobs::take(context, &mut fields, logprobs)?;
-    if best_of.is_some_and(|best_of| best_of != knobs.n) {
+    let parameters = Parameters::take(context, &mut fields, logprobs)?;
+    if best_of.is_some_and(|best_of| best_of != parameters.n) {
         let reason = "all n choices are returned, so it must equal n";
         return Err(ApiError::Unsupported { param: "best_of".into(), reason });
     }
@@ -66,7 +80,7 @@ pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiErr
         false => Vec::new(),
     };
     let length = Length { given: given.map(|given| given.max(1)), default: COMPLETION_TOKENS };
-    let mut checked = knobs.into_checked(context, prompts, solution, length)?;
+    let mut checked = parameters.into_checked(context, prompts, solution, length)?;
     if echo {
         for request in &mut checked.requests {
             request.prompt_logprobs = logprobs;

@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use super::{
-    app::Served,
-    error::ApiError,
-    json::{Fields, show, whole},
-};
+use super::json::{Fields, whole};
 use crate::{
     chat::{ChatError, Message},
-    tokenizer::Tokenizer,
+    http::{
+        app::Served,
+        error::{ApiError, show},
+    },
+    tokenizer::{Tokenizer, TokenizerError},
 };
 
 /// What a prompt of `/v1/completions` may be.
@@ -31,6 +31,23 @@ impl Prompt {
     pub fn text(&self, tokenizer: &Tokenizer) -> String {
         self.text.clone().unwrap_or_else(|| tokenizer.decode(&self.ids, false))
     }
+}
+
+/// What to continue.
+pub enum Source {
+    Prompt(Value),
+    Messages(Value),
+}
+
+/// The one of `prompt` and `messages` that is given.
+pub fn source(fields: &mut Fields) -> Result<Source, ApiError> {
+    let got = match (fields.take("prompt"), fields.take("messages")) {
+        (Some(prompt), None) => return Ok(Source::Prompt(prompt)),
+        (None, Some(messages)) => return Ok(Source::Messages(messages)),
+        (Some(_), Some(_)) => "given beside messages",
+        (None, None) => "absent",
+    };
+    Err(ApiError::value("prompt", got, "either prompt or messages"))
 }
 
 /// One prompt: a string or a list of token ids.
@@ -86,10 +103,8 @@ pub fn chat(served: &Served, messages: Value) -> Result<Prompt, ApiError> {
         }
         other => ApiError::Internal(other.to_string()),
     })?;
-    let ids = served.tokenizer.encode(&text, false).map_err(|error| ApiError::Value {
-        param: "messages".into(),
-        message: format!("messages: {error}"),
-    })?;
+    let encoded = served.tokenizer.encode(&text, false);
+    let ids = encoded.map_err(|error| not_encoded("messages", error))?;
     if ids.is_empty() {
         return Err(ApiError::value(
             "messages",
@@ -151,10 +166,8 @@ fn encode(served: &Served, text: String) -> Result<Prompt, ApiError> {
     if text.is_empty() {
         return Err(ApiError::value("prompt", "\"\"", "at least one character"));
     }
-    let ids = served.tokenizer.encode(&text, true).map_err(|error| ApiError::Value {
-        param: "prompt".into(),
-        message: format!("prompt: {error}"),
-    })?;
+    let encoded = served.tokenizer.encode(&text, true);
+    let ids = encoded.map_err(|error| not_encoded("prompt", error))?;
     if ids.is_empty() {
         return Err(ApiError::value(
             "prompt",
@@ -163,6 +176,11 @@ fn encode(served: &Served, text: String) -> Result<Prompt, ApiError> {
         ));
     }
     Ok(Prompt { ids, param: "prompt", text: Some(text) })
+}
+
+/// The error for a text that the tokenizer cannot encode.
+pub fn not_encoded(param: &'static str, error: TokenizerError) -> ApiError {
+    ApiError::Value { param: param.into(), message: format!("{param}: {error}") }
 }
 
 /// A prompt of token ids.

@@ -4,14 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{
-    error::ApiError,
-    json::{Fields, shorten, show},
-    prompt::Prompt,
-    validate::{Checked, Context},
-};
+use super::{Checked, Context, json::Fields, prompt::Prompt};
 use crate::{
     engine::{Combine, GenerateRequest},
+    http::error::{ApiError, shorten, show},
     preference::{Alpha, Solution},
     sampling::SamplingParams,
 };
@@ -54,7 +50,7 @@ impl Length {
 }
 
 /// The fields that all generating routes share.
-pub struct Knobs {
+pub struct Parameters {
     sampling: SamplingParams,
     stop: Vec<String>,
     /// Choices per prompt.
@@ -66,7 +62,7 @@ pub struct Knobs {
     logits: bool,
 }
 
-impl Knobs {
+impl Parameters {
     /// Takes them from a body; log-probabilities have another form on each route.
     pub fn take(
         context: &Context<'_>,
