@@ -51,7 +51,8 @@ fn preferences_that_are_none() {
     field(json!({"preference": 3}), "preference", &["is 3", "object of weights"]);
     field(json!({"preference": {"helpful": "much"}}), "preference.helpful", &["\"much\""]);
     field(json!({"preference": [1, true, 0]}), "preference[1]", &["true"]);
-    field(json!({"preference": {"helpful": null}}), "preference.helpful", &["null"]);
+    field(json!({"preference": {"helpful": null}}), "preference", &["all zero"]);
+    field(json!({"preference": [1, null, 0]}), "preference[1]", &["null"]);
 }
 
 #[test]
