@@ -21,8 +21,6 @@ const CRATES: [Crate; 4] = [
 
 /// Circles that are known and go with the moves of their files.
 const KNOWN: &[&[&str]] = &[
-    &["src/http/app.rs", "src/http/limits.rs", "src/http/observe.rs"],
-    &["src/http/knobs.rs", "src/http/validate.rs"],
     &[
         "src/kernels/differentiable/composed.rs",
         "src/kernels/differentiable/mod.rs",
