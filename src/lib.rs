@@ -7,6 +7,9 @@
 //! The modules stand on floors, each using only those below it; `docs/architecture.md` has the table
 //! and both flows.
 
+#[cfg(not(unix))]
+compile_error!("ladle runs on Unix: it maps files, links them and names processes as Unix does");
+
 pub mod chat;
 pub mod config;
 pub mod engine;
