@@ -1,29 +1,21 @@
-//! `ladle`: the command line. Each command parses its arguments, calls the library and prints.
+//! `ladle`: command line → command.
 
 mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use cli::{Cli, Command};
+use cli::Command;
+use ladle::config::program::exit;
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Serve { options, config } => cli::serve(*options, config.as_deref()),
-        Command::Import(args) => cli::import(args),
-        Command::Init(args) => cli::init(args),
-        Command::Inspect(args) => cli::inspect(args),
-        Command::Merge(args) => cli::merge(args),
-        Command::Solve(args) => cli::solve(args),
-        Command::Kernels(args) => cli::kernels(args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            use std::io::Write;
-            // A closed stderr leaves nobody to tell.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(match cli::parse().command {
+        Command::Serve(args) => cli::serve::run(*args),
+        Command::Import(args) => cli::import::run(args),
+        Command::Init(args) => cli::init::run(args),
+        Command::Inspect(args) => cli::inspect::run(args),
+        Command::Merge(args) => cli::merge::run(args),
+        Command::Solve(args) => cli::solve::run(args),
+        Command::Kernels(args) => cli::kernels::run(args),
+        Command::Pages(pages) => pages.run(cli::program()).map_err(Into::into),
+    })
 }

@@ -4,6 +4,46 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
+/// How preferences are executed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeMode {
+    /// Chosen per step by the cost model.
+    #[default]
+    Auto,
+    /// Always materialise the merged weights.
+    Fused,
+    /// Always per-row coefficients.
+    Mixed,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for MergeMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        clap::ValueEnum::from_str(text, false)
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        clap::ValueEnum::from_str(text, false)
+    }
+}
+
 /// A number of bytes, written as `1073741824`, `512MiB`, `2GiB` or `1.5GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -13,7 +53,7 @@ impl FromStr for ByteSize {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let refuse =
-            || format!("{text:?} is no size; write bytes as 1073741824, 512MiB, 2GiB or 1.5GB");
+            || format!("{text:?} is not a size; write bytes as 1073741824, 512MiB, 2GiB or 1.5GB");
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
             "" | "b" => 1,
@@ -54,7 +94,7 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
-/// What computes.
+/// The device that computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Processor {
     /// The processor's cores.
@@ -74,7 +114,7 @@ impl FromStr for Processor {
             Some(("cuda", number)) if number.parse::<u8>().is_ok() => {
                 Ok(Self::Cuda(number.parse().unwrap_or_default()))
             }
-            _ => Err(format!("{text:?} is no device; expected cpu, cuda or cuda:N")),
+            _ => Err(format!("{text:?} is not a device; expected cpu, cuda or cuda:N")),
         }
     }
 }
@@ -85,7 +125,7 @@ impl<'de> Deserialize<'de> for Processor {
     }
 }
 
-/// A bearer key. Its text is in neither `Debug` output nor logs.
+/// A bearer key; its text appears neither in `Debug` output nor in logs.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct ApiKey(pub String);

@@ -16,7 +16,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    config::{MergeMode, defaults},
+    config::{MergeMode, ServeOptions},
     tokenizer::Tokenizer,
 };
 
@@ -39,17 +39,18 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
+        let options = ServeOptions::default();
         let limits = StepLimits {
-            step_tokens: defaults::MAX_STEP_TOKENS,
+            step_tokens: options.max_step_tokens().get(),
             prefill_chunk: 256,
-            lanes: defaults::MAX_SEQUENCES,
+            lanes: options.max_sequences().get(),
             logit_rows: 64,
             aging: Duration::from_secs(10),
             prefix_cache: true,
         };
         Self {
             limits,
-            max_waiting: defaults::MAX_QUEUE,
+            max_waiting: options.max_queue().get(),
             max_context: usize::MAX,
             merge_mode: MergeMode::Auto,
             machine: Machine::default(),

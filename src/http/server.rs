@@ -21,7 +21,7 @@ use super::{
     router::router,
 };
 use crate::{
-    config::{ConfigError, LogFormat, ServeConfig, ServeOptions},
+    config::{LogFormat, OptionError, ServeConfig, ServeOptions},
     telemetry::{LogError, Telemetry, init_logs},
 };
 
@@ -49,7 +49,7 @@ pub enum ServeError {
     Origin(String),
     /// The options are not right.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] OptionError),
     /// Logging cannot be set up.
     #[error(transparent)]
     Log(#[from] LogError),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ladle::{
-    config::{ByteSize, ServeOptions},
+    config::{ByteSize, ServeOptions, StoreOptions},
     http::{ServeError, bind, serve},
 };
 use reqwest::blocking::{Client, Response};
@@ -71,7 +71,7 @@ pub fn options() -> ServeOptions {
     ServeOptions {
         soup: Some(fixture("soup-tiny")),
         port: Some(0),
-        offline: Some(true),
+        store: StoreOptions { offline: Some(true), ..Default::default() },
         merge_cache: Some(ByteSize(64 << 20)),
         kv_cache: Some(ByteSize(16 << 20)),
         threads: Some(2.try_into().unwrap()),

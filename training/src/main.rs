@@ -1,10 +1,16 @@
 //! `train-backbones`: command line → configuration → stage.
 
-use std::{fs, path::PathBuf};
+mod cli;
+
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
-use ladle::import::{Store, default_models_dir};
+use cli::{At, Cli, Command, Source};
+use ladle::{
+    config::{LogFormat, program::exit},
+    import::{Store, default_models_dir},
+    telemetry::init_logs,
+};
 use ladle_training::{
     checkpoint::write_atomically,
     config::Config,
@@ -13,144 +19,19 @@ use ladle_training::{
         summary,
     },
     plan::Plan,
-    rewards::fit::{self, lesson::Source as Lesson},
+    rewards::fit,
     run::{Places, Run},
     select,
 };
 
-/// Multi-objective reinforcement learning that makes the backbones of a soup.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
+fn main() -> ExitCode {
+    exit(run())
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Supervised tuning only.
-    Sft(Source),
-    /// Teaches a reward model from a data set: a head on a frozen encoder or causal language model,
-    /// for the rewards `sequence-classifier` (preferences) and `span-classifier` (marked errors).
-    Reward {
-        /// What the rows of the file teach.
-        #[arg(value_enum)]
-        lesson: Lesson,
-        /// The data set's JSONL file.
-        rows: PathBuf,
-        /// Directory of the encoder or language model, such as all-MiniLM-L6-v2.
-        #[arg(long, value_name = "DIR")]
-        model: PathBuf,
-        /// Directory of the reward model.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-        /// Rows that are read at most.
-        #[arg(long, value_name = "N")]
-        limit: Option<usize>,
-        #[command(flatten)]
-        settings: fit::Settings,
-    },
-    /// Every stage to the soup: supervised tuning, all backbones, soup.toml.
-    Run {
-        #[command(flatten)]
-        source: Source,
-        /// Train this backbone only (one process of an array).
-        #[arg(long, value_name = "NAME")]
-        only: Option<String>,
-    },
-    /// Goes on with a run where it was stopped.
-    Resume {
-        /// The run's directory.
-        run: PathBuf,
-        #[command(flatten)]
-        at: At,
-        /// Go on with this backbone only.
-        #[arg(long, value_name = "NAME")]
-        only: Option<String>,
-    },
-    /// Trains a fifth of the steps for each β and prints their hypervolumes on validation prompts.
-    SelectBeta {
-        #[command(flatten)]
-        source: Source,
-        /// Values of β.
-        #[arg(long, value_delimiter = ',', default_value = "0.6,0.7,0.8")]
-        betas: Vec<f64>,
-        /// Validation prompts that are answered for each preference.
-        #[arg(long, default_value_t = 64)]
-        prompts: usize,
-    },
-    /// Evaluates a finished run's soup over extrapolations on validation prompts.
-    SelectAlpha {
-        /// The run's directory.
-        run: PathBuf,
-        #[command(flatten)]
-        at: At,
-        /// Values of α (a/(1−a) for a in 0..0.5: the authors' grid, with 0).
-        #[arg(long, value_delimiter = ',', default_value = "0,0.111,0.25,0.429,0.667,1")]
-        alphas: Vec<f64>,
-        /// Validation prompts that are answered for each preference.
-        #[arg(long, default_value_t = 64)]
-        prompts: usize,
-    },
-    /// Sweeps the grid of preferences over the test prompts through the served engine and writes
-    /// front.json, samples.csv and report.html.
-    Evaluate {
-        /// The finished run's directory.
-        run: PathBuf,
-        /// Directory that the evaluation writes.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-        /// Finished runs to compare with, such as one with `mixing = { identity = true }`.
-        #[arg(long, value_name = "RUN")]
-        against: Vec<PathBuf>,
-        #[command(flatten)]
-        at: At,
-        /// Test prompts of each point.
-        #[arg(long, default_value_t = 64)]
-        prompts: usize,
-        /// The grid's spacing is 1 over this.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
-        grid: u16,
-        /// Sampling temperature; 0 is greedy.
-        #[arg(long, default_value_t = 0.0)]
-        temperature: f64,
-        /// Seeds of the sampling.
-        #[arg(long, value_delimiter = ',', default_value = "1")]
-        seeds: Vec<u64>,
-    },
-}
-
-/// A new run.
-#[derive(Args)]
-struct Source {
-    /// The run's configuration.
-    config: PathBuf,
-    /// Directory that the run writes.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    #[command(flatten)]
-    at: At,
-    /// Print the plan with the estimated tokens, time and memory, and stop.
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// Where things are on this machine.
-#[derive(Args, Clone)]
-struct At {
-    /// Directory that the configuration's data paths are relative to.
-    #[arg(long, env = "LADLE_DATA", value_name = "DIR", default_value = ".")]
-    data: PathBuf,
-    /// Directory of imported models.
-    #[arg(long, env = "LADLE_MODELS", value_name = "DIR")]
-    models: Option<PathBuf>,
-}
-
-fn main() -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Cli::parse().command {
+fn run() -> Result<()> {
+    let Cli { command, logs } = cli::parse();
+    init_logs(&logs.log(), logs.log_format() == LogFormat::Json)?;
+    match command {
         Command::Sft(source) => {
             let Some(run) = open(&source)? else { return Ok(()) };
             if run.sft()?.is_none() {
@@ -184,6 +65,7 @@ fn main() -> Result<()> {
             write_atomically(&out.join("report.html"), page.as_bytes())?;
             print!("{}", evaluation.front);
         }
+        Command::Pages(pages) => pages.run(cli::program())?,
     }
     Ok(())
 }
@@ -209,10 +91,9 @@ fn reopen(run: PathBuf, at: At) -> Result<Run> {
 
 fn places(run: PathBuf, at: &At, base: &str) -> Result<Places> {
     let data = fs::canonicalize(&at.data).with_context(|| at.data.display().to_string())?;
-    let models_dir = match &at.models {
-        Some(models) => models.clone(),
-        None => default_models_dir().context("no home directory: give --models DIR")?,
-    };
-    let base = Store { models_dir, offline: false }.resolve(base)?;
+    let models_dir = at.store.models_dir.clone().or_else(default_models_dir);
+    let models_dir =
+        models_dir.context("no place for models: set --models-dir, LADLE_HOME or HOME")?;
+    let base = Store { models_dir, offline: at.store.offline() }.resolve(base)?;
     Ok(Places { run, data, base })
 }

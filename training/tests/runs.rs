@@ -19,7 +19,7 @@ fn base() -> PathBuf {
 
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_train-backbones"));
-    command.env("RUST_LOG", "warn").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("LADLE_LOG", "warn").stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 

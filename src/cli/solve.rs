@@ -1,0 +1,65 @@
+//! `ladle solve`: a preference's merging coefficients.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use ladle::{
+    preference::{Alpha, Menu, MixingMatrix, Preference, Solved},
+    soup,
+};
+
+use super::{
+    arguments::{Rows, choose, matrix},
+    output::print_json,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// helpful=0.7,harmless=0.3, or 0.7,0.3, or the name of a preset.
+    preference: String,
+    /// Extrapolation: a number, or JSON by objective.
+    #[arg(long, allow_hyphen_values = true)]
+    alpha: Option<String>,
+    /// Soup whose objectives, B and presets apply.
+    #[arg(long, value_name = "DIR", conflicts_with = "objectives")]
+    soup: Option<PathBuf>,
+    /// Objectives, where no soup is given.
+    #[arg(long, value_delimiter = ',', required_unless_present = "soup")]
+    objectives: Vec<String>,
+    /// β of a circulant B, where no soup is given.
+    #[arg(long, conflicts_with_all = ["soup", "matrix"])]
+    beta: Option<f64>,
+    /// B as JSON, by rows, where no soup is given.
+    #[arg(long, value_parser = matrix, value_name = "JSON", conflicts_with = "soup")]
+    matrix: Option<Rows>,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (menu, mixing) = match &args.soup {
+        Some(dir) => {
+            let (_, manifest) = soup::read_manifest(dir)?;
+            (manifest.menu()?, manifest.mixing()?)
+        }
+        None => {
+            let n = args.objectives.len();
+            let mixing = match (args.beta, args.matrix) {
+                (Some(beta), None) => MixingMatrix::circulant(n, beta)?,
+                (None, Some(rows)) => MixingMatrix::from_rows(&rows.0)?,
+                _ => bail!("give --beta or --matrix, or --soup"),
+            };
+            if mixing.len() != n {
+                bail!("--matrix has {} rows, expected {n}, one per objective", mixing.len());
+            }
+            let menu = Menu {
+                objectives: args.objectives,
+                presets: Vec::new(),
+                default_preference: Preference::uniform(n),
+                default_alpha: Alpha::default(),
+                alpha_bounds: (0.0, f64::MAX),
+            };
+            (menu, mixing)
+        }
+    };
+    let solution = choose(&menu, &mixing, Some(&args.preference), args.alpha.as_deref())?;
+    print_json(&Solved::new(&menu, &solution))
+}

@@ -1,0 +1,35 @@
+//! Why options don't make a configuration.
+
+use std::path::PathBuf;
+
+/// Why options don't make a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionError {
+    #[error("{path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    /// The configuration file is no TOML.
+    #[error("{path}: {message}")]
+    Syntax {
+        path: PathBuf,
+        /// The parser's, with line and column.
+        message: String,
+    },
+    /// A key or a value of the configuration file is not right.
+    #[error("{path}, line {line}: {message}")]
+    Key { path: PathBuf, line: usize, message: String },
+    /// A value is out of its bounds.
+    #[error("{option} is {got}, expected {expected}")]
+    Value {
+        /// The option, as in a file.
+        option: &'static str,
+        got: String,
+        expected: String,
+    },
+    /// An option without a default was not given.
+    #[error("no {option} given: {hint}")]
+    Missing {
+        option: &'static str,
+        /// How to give it.
+        hint: &'static str,
+    },
+}

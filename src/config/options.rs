@@ -1,0 +1,184 @@
+//! The options, each defined once: flag, environment variable, key of the file, help and default.
+
+use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
+
+use serde::Deserialize;
+
+use super::{ApiKey, ByteSize, LogFormat, MergeMode, Processor};
+
+/// Defines groups of options, which are `None` where they are not given.
+///
+/// `name: Type = "8080"` has this default, written as a user would write it, and a method of the
+/// option's name that gives the value or the default. `name: Type | "all cores"` has none; the text
+/// says what holds without it. Groups in brackets become fields, parsed with the rest.
+macro_rules! options {
+    ($(
+        $(#[doc = $about:literal])+
+        $group:ident [$($part:ident: $part_type:ident),*] {$(
+            $(#[doc = $doc:literal])+
+            #[arg($($arg:tt)*)]
+            $name:ident: $type:ty $(= $default:literal)? $(| $text:literal)?,
+        )*}
+    )*) => {$(
+        $(#[doc = $about])+
+        #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
+        pub struct $group {
+            $(
+                $(#[doc = $doc])+
+                #[arg($($arg)*, help = help(concat!($($doc),+), &[$($default)? $($text)?]))]
+                pub $name: Option<$type>,
+            )*
+            $(#[command(flatten)] pub $part: $part_type,)*
+        }
+
+        impl $group {
+            /// These options, with `lower`'s where these are silent.
+            pub fn over(self, lower: Self) -> Self {
+                Self {
+                    $($part: self.$part.over(lower.$part),)*
+                    $($name: self.$name.or(lower.$name),)*
+                }
+            }
+
+            /// Takes a value of a configuration file; false where no option has this key.
+            pub(super) fn set(&mut self, key: &str, value: &toml::Value) -> Result<bool, String> {
+                match key {
+                    $(stringify!($name) => {
+                        let value = <$type>::deserialize(value.clone());
+                        self.$name = Some(value.map_err(|error| error.to_string())?);
+                        Ok(true)
+                    })*
+                    _ => Ok(false $(|| self.$part.set(key, value)?)*),
+                }
+            }
+
+            $($(
+                #[doc = concat!("`", stringify!($name), "`, or its default: ", $default, ".")]
+                pub fn $name(&self) -> $type {
+                    self.$name.clone().unwrap_or_else(|| default($default))
+                }
+            )?)*
+        }
+    )*};
+}
+
+options! {
+    /// Where base models are.
+    StoreOptions [] {
+        /// Where imported base models are kept.
+        #[arg(long, env = "LADLE_MODELS_DIR", value_name = "DIR")]
+        models_dir: PathBuf | "$LADLE_HOME/models",
+        /// Never use the network.
+        #[arg(long, env = "LADLE_OFFLINE", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        offline: bool = "false",
+    }
+
+    /// What is logged, and how.
+    LogOptions [] {
+        /// Log filter, such as `info` or `ladle=debug`.
+        #[arg(long, env = "LADLE_LOG", value_name = "FILTER")]
+        log: String = "info",
+        /// How log lines are written.
+        #[arg(long, env = "LADLE_LOG_FORMAT", value_name = "FORMAT")]
+        log_format: LogFormat = "text",
+    }
+
+    /// The options of `ladle serve` as given, before defaults and checks.
+    ServeOptions [store: StoreOptions, logs: LogOptions] {
+        /// The soup directory (holds soup.toml).
+        #[arg(long, env = "LADLE_SOUP", value_name = "DIR")]
+        soup: PathBuf,
+        /// Address to listen on.
+        #[arg(long, env = "LADLE_HOST", value_name = "ADDRESS")]
+        host: String = "127.0.0.1",
+        /// Port to listen on; 0 takes a free one.
+        #[arg(long, env = "LADLE_PORT")]
+        port: u16 = "8080",
+        /// Directory of the base model, instead of the one that the soup names.
+        #[arg(long, env = "LADLE_BASE", value_name = "DIR")]
+        base: PathBuf,
+        /// Check the sha256 of every weight file at the start.
+        #[arg(long, env = "LADLE_VERIFY", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        verify: bool = "true",
+        /// How preferences are executed.
+        #[arg(long, env = "LADLE_MERGE_MODE", value_name = "MODE")]
+        merge_mode: MergeMode = "auto",
+        /// What computes: cpu, cuda or cuda:N.
+        #[arg(long, env = "LADLE_DEVICE")]
+        device: Processor = "cpu",
+        /// GPU memory to use for everything.
+        #[arg(long, env = "LADLE_DEVICE_MEMORY", value_name = "SIZE")]
+        device_memory: ByteSize | "nine tenths of what is free",
+        /// Byte budget of fused weights.
+        #[arg(long, env = "LADLE_MERGE_CACHE", value_name = "SIZE")]
+        merge_cache: ByteSize | "2GiB; on a GPU what is left",
+        /// Byte budget of keys and values.
+        #[arg(long, env = "LADLE_KV_CACHE", value_name = "SIZE")]
+        kv_cache: ByteSize | "1GiB; on a GPU a quarter of what is left",
+        /// Compute threads.
+        #[arg(long, env = "LADLE_THREADS", value_name = "N")]
+        threads: NonZeroUsize | "all cores",
+        /// Sequences in one batch.
+        #[arg(long, env = "LADLE_MAX_SEQUENCES", value_name = "N")]
+        max_sequences: NonZeroUsize = "64",
+        /// Token rows in one step.
+        #[arg(long, env = "LADLE_MAX_STEP_TOKENS", value_name = "N")]
+        max_step_tokens: NonZeroUsize = "512",
+        /// Sequences that may wait; beyond it a request gets 503.
+        #[arg(long, env = "LADLE_MAX_QUEUE", value_name = "N")]
+        max_queue: NonZeroUsize = "1024",
+        /// Tokens of prompt and answer together.
+        #[arg(long, env = "LADLE_MAX_CONTEXT", value_name = "N")]
+        max_context: NonZeroUsize | "the model's context",
+        /// Answer length where a request names none.
+        #[arg(long, env = "LADLE_DEFAULT_MAX_TOKENS", value_name = "N")]
+        default_max_tokens: NonZeroUsize = "256",
+        /// Largest `max_tokens` of a request.
+        #[arg(long, env = "LADLE_MAX_TOKENS", value_name = "N")]
+        max_tokens: NonZeroUsize | "the context",
+        /// Largest `n` of a request, and prompts × n of a completion.
+        #[arg(long, env = "LADLE_MAX_N", value_name = "N")]
+        max_n: NonZeroUsize = "16",
+        /// Largest request body.
+        #[arg(long, env = "LADLE_MAX_BODY", value_name = "SIZE")]
+        max_body: ByteSize = "4MiB",
+        /// Requests in progress; beyond it a request gets 503.
+        #[arg(long, env = "LADLE_MAX_IN_FLIGHT", value_name = "N")]
+        max_in_flight: NonZeroUsize = "1024",
+        /// Requests per minute of one client (API key, else address); beyond it 429.
+        #[arg(long, env = "LADLE_RATE_LIMIT", value_name = "N")]
+        rate_limit: NonZeroUsize | "none",
+        /// Seconds until a request gets 504; a request may ask for less.
+        #[arg(long, env = "LADLE_REQUEST_TIMEOUT", value_name = "SECONDS")]
+        request_timeout: f64 = "600",
+        /// Seconds that a client may take to send a body.
+        #[arg(long, env = "LADLE_BODY_TIMEOUT", value_name = "SECONDS")]
+        body_timeout: f64 = "30",
+        /// Seconds that running requests get to finish after SIGTERM or SIGINT.
+        #[arg(long, env = "LADLE_DRAIN_TIMEOUT", value_name = "SECONDS")]
+        drain_timeout: f64 = "30",
+        /// Keys that clients must present, comma-separated. Other users of the machine can read a
+        /// command line: the environment or a file is better.
+        #[arg(long = "api-key", env = "LADLE_API_KEYS", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
+        api_keys: Vec<ApiKey>,
+        /// File of keys, one a line; empty lines and lines that begin with # are skipped.
+        #[arg(long, env = "LADLE_API_KEYS_FILE", value_name = "FILE")]
+        api_keys_file: PathBuf,
+        /// Origins whose web pages may call this server (CORS), comma-separated; `*` for all.
+        #[arg(long, env = "LADLE_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+        allow_origin: Vec<String>,
+    }
+}
+
+/// Help of an option from its doc comment, with the default at its end.
+fn help(doc: &str, default: &[&str]) -> String {
+    let doc = doc.trim().trim_end_matches('.');
+    match default {
+        [default] => format!("{doc} [default: {default}]"),
+        _ => doc.to_owned(),
+    }
+}
+
+fn default<T: FromStr>(text: &str) -> T {
+    text.parse().unwrap_or_else(|_| panic!("the default {text:?} is not a value of its option"))
+}

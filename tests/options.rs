@@ -1,0 +1,104 @@
+//! The command line of `ladle`: one definition for parsing, help, pages, man pages and completions.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn ladle(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ladle"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args);
+    // What an error prints must not depend on it.
+    command.env("RUST_BACKTRACE", "1").env_remove("LADLE_SOUP").output().expect("runs")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn printed(args: &[&str]) -> String {
+    let output = ladle(args);
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn the_page_of_operations_shows_the_options_as_they_are() {
+    printed(&["options", "docs/operations.md", "--check"]);
+}
+
+#[test]
+fn a_stale_page_is_named_with_the_command_that_writes_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let page = dir.path().join("page.md");
+    let path = page.to_str().expect("text");
+    std::fs::write(&page, "<!-- options: solve -->\n<!-- end of options -->\n").expect("written");
+    let stale = ladle(&["options", path, "--check"]);
+    assert_eq!(stale.status.code(), Some(1));
+    assert!(said(&stale).contains(&format!("ladle options {path}")), "{}", said(&stale));
+    printed(&["options", path]);
+    printed(&["options", path, "--check"]);
+    assert!(std::fs::read_to_string(&page).expect("text").contains("`--alpha <ALPHA>`"));
+}
+
+#[test]
+fn the_version_names_the_program() {
+    assert_eq!(printed(&["--version"]), concat!("ladle ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn man_pages_and_completions_have_every_command() {
+    let dir = tempfile::tempdir().expect("a directory");
+    printed(&["man", dir.path().to_str().expect("text")]);
+    let man = std::fs::read_to_string(dir.path().join("ladle-serve.1")).expect("a page");
+    assert!(man.contains("LADLE_MERGE_CACHE") && man.contains("[default: 8080]"), "{man}");
+    for shell in ["bash", "zsh", "fish"] {
+        let completions = printed(&["completions", shell]);
+        for word in ["serve", "import", "init", "inspect", "merge", "solve", "merge-cache"] {
+            assert!(completions.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
+fn negative_numbers_are_values() {
+    let circulant = ["--objectives", "a,b", "--beta", "0.7"];
+    for alpha in [&["--alpha", "-0.5"][..], &["--alpha=-0.5"]] {
+        let refused = ladle(&[&["solve", "0.9,0.1"], alpha, &circulant].concat());
+        assert!(said(&refused).contains("alpha is -0.5, expected"), "{}", said(&refused));
+    }
+    let refused = ladle(&["serve", "--request-timeout", "-1", "tests/fixtures/soup-tiny"]);
+    assert!(said(&refused).contains("request_timeout is -1, expected"), "{}", said(&refused));
+    let text = printed(&[&["solve", "0.9,0.1", "--alpha", "0.5"], &circulant[..]].concat());
+    let solved: Value = serde_json::from_str(&text).expect("JSON");
+    assert!((solved["coefficients"]["sft"].as_f64().expect("a number") + 0.5).abs() < 1e-9);
+}
+
+#[test]
+fn a_soup_is_given_by_position_or_by_name_and_not_by_both() {
+    for args in [&["serve", "nowhere"][..], &["serve", "--soup", "nowhere"]] {
+        let output = ladle(&[args, &["--port", "0"]].concat());
+        assert!(said(&output).contains("nowhere/soup.toml"), "{}", said(&output));
+    }
+    let twice = ladle(&["serve", "one", "--soup", "two"]);
+    assert_eq!(twice.status.code(), Some(2));
+    assert!(said(&twice).contains("given twice"), "{}", said(&twice));
+}
+
+#[test]
+fn a_cause_is_printed_once_and_without_a_backtrace() {
+    for args in [
+        &["inspect", "/nonexistent"][..],
+        &["solve", "1,0", "--soup", "/nonexistent"],
+        &["serve", "/nonexistent", "--port", "0", "--log", "off"],
+        &["serve", "/nonexistent", "--config", "/nonexistent"],
+        &["import", "/nonexistent.gguf", "--offline"],
+        &["merge", "/nonexistent", "--out", "/nonexistent/out"],
+    ] {
+        let output = ladle(args);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.matches("No such file").count() <= 1, "{text}");
+        assert!(text.starts_with("error: ") && text.lines().count() == 1, "{text}");
+        assert!(!text.contains("stack backtrace") && !text.contains("Os {"), "{text}");
+    }
+}

@@ -1,0 +1,156 @@
+//! The command line of `train-backbones`.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use ladle::config::{
+    LogOptions, StoreOptions,
+    program::{Pages, with_negative_numbers},
+};
+use ladle_training::rewards::fit::{self, lesson::Source as Lesson};
+
+/// Multi-objective reinforcement learning that makes the backbones of a soup.
+#[derive(Parser)]
+#[command(name = "train-backbones", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub logs: LogOptions,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Supervised tuning only.
+    Sft(Source),
+    /// Teaches a reward model from a data set: a head on a frozen encoder or causal language model,
+    /// for the rewards `sequence-classifier` (preferences) and `span-classifier` (marked errors).
+    Reward {
+        /// What the rows of the file teach.
+        #[arg(value_enum)]
+        lesson: Lesson,
+        /// The data set's JSONL file.
+        rows: PathBuf,
+        /// Directory of the encoder or language model, such as all-MiniLM-L6-v2.
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Directory of the reward model.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Rows that are read at most.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        #[command(flatten)]
+        settings: fit::Settings,
+    },
+    /// Every stage to the soup: supervised tuning, all backbones, soup.toml.
+    Run {
+        #[command(flatten)]
+        source: Source,
+        /// Train this backbone only (one process of an array).
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    /// Goes on with a run where it was stopped.
+    Resume {
+        /// The run's directory.
+        run: PathBuf,
+        #[command(flatten)]
+        at: At,
+        /// Go on with this backbone only.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    /// Trains a fifth of the steps for each β and prints their hypervolumes on validation prompts.
+    SelectBeta {
+        #[command(flatten)]
+        source: Source,
+        /// Values of β.
+        #[arg(long, value_delimiter = ',', default_value = "0.6,0.7,0.8")]
+        betas: Vec<f64>,
+        /// Validation prompts that are answered for each preference.
+        #[arg(long, default_value_t = 64)]
+        prompts: usize,
+    },
+    /// Evaluates a finished run's soup over extrapolations on validation prompts.
+    SelectAlpha {
+        /// The run's directory.
+        run: PathBuf,
+        #[command(flatten)]
+        at: At,
+        /// Values of α (a/(1−a) for a in 0..0.5: the authors' grid, with 0).
+        #[arg(
+            long,
+            allow_hyphen_values = true,
+            value_delimiter = ',',
+            default_value = "0,0.111,0.25,0.429,0.667,1"
+        )]
+        alphas: Vec<f64>,
+        /// Validation prompts that are answered for each preference.
+        #[arg(long, default_value_t = 64)]
+        prompts: usize,
+    },
+    /// Sweeps the grid of preferences over the test prompts through the served engine and writes
+    /// front.json, samples.csv and report.html.
+    Evaluate {
+        /// The finished run's directory.
+        run: PathBuf,
+        /// Directory that the evaluation writes.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Finished runs to compare with, such as one with `mixing = { identity = true }`.
+        #[arg(long, value_name = "RUN")]
+        against: Vec<PathBuf>,
+        #[command(flatten)]
+        at: At,
+        /// Test prompts of each point.
+        #[arg(long, default_value_t = 64)]
+        prompts: usize,
+        /// The grid's spacing is 1 over this.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+        grid: u16,
+        /// Sampling temperature; 0 is greedy.
+        #[arg(long, default_value_t = 0.0)]
+        temperature: f64,
+        /// Seeds of the sampling.
+        #[arg(long, value_delimiter = ',', default_value = "1")]
+        seeds: Vec<u64>,
+    },
+    #[command(flatten)]
+    Pages(Pages),
+}
+
+/// The program's whole command line; what is logged can be said anywhere on it.
+pub fn program() -> clap::Command {
+    with_negative_numbers(Cli::command().mut_args(|arg| arg.global(true)))
+}
+
+pub fn parse() -> Cli {
+    let matches = program().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// A new run.
+#[derive(Args)]
+pub struct Source {
+    /// The run's configuration.
+    pub config: PathBuf,
+    /// Directory that the run writes.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub at: At,
+    /// Print the plan with the estimated tokens, time and memory, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Where things are on this machine.
+#[derive(Args, Clone)]
+pub struct At {
+    /// Directory that the configuration's data paths are relative to.
+    #[arg(long, env = "LADLE_DATA", value_name = "DIR", default_value = ".")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub store: StoreOptions,
+}
