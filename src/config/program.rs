@@ -112,6 +112,7 @@ const END: &str = "<!-- end of options -->";
 /// replaced by the options of these commands.
 fn refreshed(page: &str, program: &mut Command) -> Result<String, String> {
     program.build();
+    let title = program.get_name().to_owned();
     let mut parts = page.split(BEGIN);
     let mut fresh = parts.next().unwrap_or_default().to_owned();
     for part in parts {
@@ -125,8 +126,7 @@ fn refreshed(page: &str, program: &mut Command) -> Result<String, String> {
                 .ok_or_else(|| format!("the options of `{name}` are asked for, no such command"))?;
             fresh += "\n";
             if names.len() > 1 {
-                let title = command.get_display_name().unwrap_or(name).replacen('-', " ", 1);
-                fresh += &format!("### `{title}`\n\n");
+                fresh += &format!("### `{title} {name}`\n\n");
             }
             fresh += &table(command);
         }
@@ -152,6 +152,7 @@ fn table(command: &mut Command) -> String {
         let cells = row.iter().zip(shown).filter(|(_, shown)| *shown);
         cells.map(|(cell, _)| format!("| {cell} ")).collect::<String>() + "|\n"
     };
+    let mut text = format!("{about}.\n\n```sh\n{}\n```\n\n", usage.trim());
     text += &line(&["option", "environment", "key", "meaning", "default"].map(str::to_owned));
     text += &line(&["---"; 5].map(str::to_owned));
     rows.iter().for_each(|row| text += &line(row));
