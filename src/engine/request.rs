@@ -12,7 +12,7 @@ pub enum Combine {
     /// One model with the weights Σ cᵢθᵢ: what ladle is for.
     #[default]
     Weights,
-    /// MOD (ALGORITHMS §4): every backbone decodes the same sequence as its own row of the batch,
+    /// MOD (`docs/algorithms.md` §2.3): every backbone decodes the same sequence as its own row of the batch,
     /// and the next token is drawn from Σ wᵢ·logitsᵢ. One weight per backbone, Σw = 1.
     Logits(Vec<f64>),
 }

@@ -1,4 +1,4 @@
-//! Of which terms each tensor of a merged model is the sum (ALGORITHMS §1).
+//! The terms whose sum is each tensor of a merged model (`docs/algorithms.md` §2.1).
 //!
 //! With θᵢ = θ_sft + sᵢBᵢAᵢ for an adapter and θᵢ as stored for a full checkpoint, the merged model
 //! Σᵢ cᵢθᵢ + c_sft·θ_sft is, tensor by tensor, a sum of dense and low-rank terms whose coefficients

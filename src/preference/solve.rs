@@ -2,7 +2,8 @@
 
 use super::{mixing::MixingMatrix, simplex::Preference};
 
-/// Extrapolation away from θ_sft (Bone Soup eq. 9): one α ≥ 0, or one per objective.
+/// Extrapolation away from θ_sft ([BS] eq. 9, `docs/algorithms.md` §1.3): one α ≥ 0, or one per
+/// objective.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Alpha {
     /// θ̂ = (1+α)·Σλᵢθᵢ − α·θ_sft.

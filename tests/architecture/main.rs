@@ -1,6 +1,7 @@
 //! The shape of the sources: no two files that use each other, and no module that uses its own
 //! floor or a higher one. The floors stand in `docs/architecture.md`.
 
+mod citations;
 mod graph;
 mod reader;
 
@@ -57,14 +58,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust file below a directory, by its path from the repository's root.
-fn read(directory: &str, into: &mut Sources) {
+/// Every file below a directory with one of these endings, by its path from the repository's root.
+fn read(directory: &str, endings: &[&str], into: &mut Sources) {
     for entry in fs::read_dir(root().join(directory)).unwrap() {
         let entry = entry.unwrap();
         let path = format!("{directory}/{}", entry.file_name().into_string().unwrap());
         if entry.file_type().unwrap().is_dir() {
-            read(&path, into);
-        } else if path.ends_with(".rs") {
+            read(&path, endings, into);
+        } else if path.rsplit_once('.').is_some_and(|(_, ending)| endings.contains(&ending)) {
             into.insert(path.clone(), fs::read_to_string(root().join(path)).unwrap());
         }
     }
@@ -72,8 +73,8 @@ fn read(directory: &str, into: &mut Sources) {
 
 fn all() -> (Sources, Arrows) {
     let mut sources = Sources::new();
-    read("src", &mut sources);
-    read("training/src", &mut sources);
+    read("src", &["rs"], &mut sources);
+    read("training/src", &["rs"], &mut sources);
     let arrows = arrows(&sources, &CRATES);
     assert!(arrows.len() > 300, "only {} arrows found: the reader misses some", arrows.len());
     (sources, arrows)

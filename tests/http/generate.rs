@@ -10,7 +10,7 @@ fn sum(object: &Value) -> f64 {
 #[test]
 fn an_answer_echoes_what_was_solved_and_how_it_ran() {
     let answer = Server::shared().generate(with(greedy(), json!({"preference": [0.2, 0.3, 0.5]})));
-    // β = 0.7, n = 3 (ALGORITHMS §1, hand check): λ = (1/11, 3/11, 7/11).
+    // β = 0.7, n = 3 (`docs/algorithms.md` §1.2): λ = (1/11, 3/11, 7/11).
     for (objective, mu, lambda) in
         [("helpful", 0.2, 1.0), ("harmless", 0.3, 3.0), ("brief", 0.5, 7.0)]
     {

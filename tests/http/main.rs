@@ -10,3 +10,6 @@ mod openai;
 mod preference;
 mod sdk;
 mod server;
+
+#[path = "../support/prerequisite.rs"]
+mod prerequisite;

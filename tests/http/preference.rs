@@ -47,7 +47,7 @@ fn body_beats_model_beats_header_beats_default() {
 
 #[test]
 fn a_vertex_of_the_simplex_gives_negative_coefficients() {
-    // ALGORITHMS §1, closed form with n = 3, β = 0.7: λ = (2(1) − 0.3)/1.1, −0.3/1.1, −0.3/1.1.
+    // `docs/algorithms.md` §1.2, closed form with n = 3, β = 0.7: λ = (2(1) − 0.3)/1.1, −0.3/1.1, −0.3/1.1.
     let solved = solve(json!({"preference": {"helpful": 1}}));
     for (objective, lambda) in
         [("helpful", 1.7 / 1.1), ("harmless", -0.3 / 1.1), ("brief", -0.3 / 1.1)]

@@ -1,4 +1,4 @@
-//! Small random soups in memory, and the models they stand for by the definition (ALGORITHMS §1).
+//! Small random soups in memory, and the models they stand for by the definition (`docs/algorithms.md` §2.1).
 
 use std::collections::BTreeMap;
 

@@ -191,7 +191,7 @@ def write_manifest(root, name, base_dir, kinds, mixing, sft=False, extra=""):
 
 
 def solve(matrix, preference, alpha):
-    """λ and c of ALGORITHMS section 1; alpha is one number per objective."""
+    """λ and c of docs/algorithms.md §1; alpha is one number per objective."""
     mu = np.array(preference, dtype=np.float64)
     mu /= mu.sum()
     k = 1 + np.array(alpha, dtype=np.float64)

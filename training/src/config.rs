@@ -202,7 +202,7 @@ impl Default for SftConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutConfig {
-    /// Logits are divided by it, in sampling and in the losses (1: on-policy; see ALGORITHMS §2).
+    /// Logits are divided by it, in sampling and in the losses (1: on-policy; `docs/algorithms.md` §5.8).
     pub temperature: f64,
     /// Longest response in tokens (64: one-sentence answers).
     pub max_new_tokens: usize,

@@ -271,7 +271,7 @@ impl Run {
                 state: &state,
                 metrics: &metrics,
             };
-            // Pre-set weights W = n·wᵢ: column i of B (ALGORITHMS §3).
+            // Pre-set weights W = n·wᵢ: column i of B (`docs/algorithms.md` §6.3).
             let n = names.len() as f64;
             let preset = self.mixing.column(index).into_iter().map(|w| n * w).collect();
             let outcome = Trainer::new(task, preset, index)?.run()?;

@@ -69,8 +69,9 @@ impl fmt::Display for Table {
     }
 }
 
-/// Trains a fifth of the steps for each β (BS §3.2) and compares the hypervolumes of their fronts.
-/// Each β is a run of its own inside the run's directory, so a stopped selection goes on.
+/// Trains a fifth of the steps for each β ([BS] §3.2, `docs/algorithms.md` §7.7) and compares the
+/// hypervolumes of their fronts. Each β is a run of its own inside the run's directory, so a
+/// stopped selection goes on.
 pub fn betas(run: Run, betas: &[f64], prompts: usize) -> Result<Table> {
     check(&run, prompts)?;
     for &beta in betas {

@@ -167,9 +167,9 @@ pub fn inner_product(preferences: &[Vec<f64>], solutions: &[Vec<f64>]) -> Result
     Ok(sum / solutions.len() as f64)
 }
 
-/// Eq. 10: the share of ordered pairs of preferences for which every reward moves the way its
-/// weight does, `sign(μ_a − μ_b) = sign(r_a − r_b)` in each dimension, sign(0) = 0. 1 for a single
-/// point.
+/// [BS] eq. 10 (`docs/algorithms.md` §7.4): the share of ordered pairs of preferences for which
+/// every reward moves the way its weight does, `sign(μ_a − μ_b) = sign(r_a − r_b)` in each
+/// dimension, sign(0) = 0. 1 for a single point.
 ///
 /// Differences of preferences below 1e-9 count as 0: a grid of tenths is not exact in binary.
 pub fn controllability(
@@ -194,8 +194,8 @@ pub fn controllability(
     Ok(if pairs == 0 { 1.0 } else { agreeing as f64 / pairs as f64 })
 }
 
-/// Eq. 13: mean squared distance between consecutive solutions, in the order given (that of μ).
-/// 0 for fewer than two.
+/// [BS] eq. 13 (`docs/algorithms.md` §7.5): mean squared distance between consecutive solutions, in
+/// the order given (that of μ). 0 for fewer than two.
 pub fn sparsity(solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     check("solutions", solutions)?;
     let steps = solutions.iter().zip(solutions.iter().skip(1));
@@ -217,8 +217,8 @@ pub fn sorted_sparsity(solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     Ok((0..n).map(gaps).sum::<f64>() / (solutions.len() - 1).max(1) as f64)
 }
 
-/// Eq. 14: standard deviation (over N) of each solution's L1 distance to its nearest neighbour.
-/// 0 for fewer than two.
+/// [BS] eq. 14 (`docs/algorithms.md` §7.6): standard deviation (over N) of each solution's L1
+/// distance to its nearest neighbour. 0 for fewer than two.
 pub fn spacing(solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     check("solutions", solutions)?;
     if solutions.len() < 2 {

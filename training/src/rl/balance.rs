@@ -1,4 +1,5 @@
-//! Dynamic reward balancing (DRBO, Algorithm 1) around a pre-set weight vector.
+//! Dynamic reward balancing ([DRBO] Algorithm 1, `docs/algorithms.md` §6) around a pre-set weight
+//! vector.
 //!
 //! | symbol | here |
 //! |---|---|
@@ -147,7 +148,7 @@ impl Default for BalanceConfig {
     }
 }
 
-/// The state of Algorithm 1 for one policy.
+/// The state of [DRBO] Algorithm 1 for one policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Balance {
     config: BalanceConfig,
@@ -291,8 +292,8 @@ impl Balance {
         if self.step == 0 { self.weights.clone() } else { normalised(&self.realised) }
     }
 
-    /// Step 3 of ALGORITHM 1: the weights that R̄, the counts and W ask for, and the number of x̂
-    /// that were floored.
+    /// The update of [DRBO] Algorithm 1 (`docs/algorithms.md` §6.1): the weights that R̄, the
+    /// counts and W ask for, and the number of x̂ that were floored.
     fn propose(&self) -> (Vec<f64>, usize) {
         let t = self.step as f64;
         let optimism = |count: u64| (2.0 * t.ln() / count as f64).sqrt();
