@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::Instant,
 };
 
 use ladle::soup::Checkpoint;
@@ -101,15 +100,25 @@ fn the_id_and_the_directory_are_printed_the_second_time_too() {
     }
 }
 
+/// Bytes of the files below a directory; what vanishes meanwhile counts nothing.
+fn bytes(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let each = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    });
+    each.sum()
+}
+
 #[test]
 fn a_killed_import_leaves_a_whole_model_or_none() {
     let home = directory();
     let dir = home.path().join("models/tiny-llama");
-    let start = Instant::now();
     let whole = ladle(&home).arg(tiny()).output().expect("runs");
-    let takes = start.elapsed();
     assert!(whole.status.success(), "{}", said(&whole));
-    // Moments spread over an import and a little beyond its end.
+    let size = bytes(&dir);
+    // Killed when so much is on the disk, from nothing to everything.
     for moment in 0..24 {
         if dir.exists() {
             Checkpoint::open(&dir).expect("a whole checkpoint");
@@ -118,7 +127,9 @@ fn a_killed_import_leaves_a_whole_model_or_none() {
         let mut command = ladle(&home);
         let child = command.arg(tiny()).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
         let mut child = child.expect("runs");
-        std::thread::sleep(takes * moment / 20);
+        while bytes(home.path()) < size * moment / 23 && child.try_wait().expect("asked").is_none()
+        {
+        }
         child.kill().expect("killed");
         child.wait().expect("gone");
     }

@@ -3,7 +3,10 @@
 
 mod citations;
 mod graph;
+mod pages;
 mod reader;
+mod syntax;
+mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,38 +24,7 @@ const CRATES: [Crate; 4] = [
 ];
 
 /// Circles that are known and go with the moves of their files.
-const KNOWN: &[&[&str]] = &[
-    &[
-        "src/kernels/differentiable/composed.rs",
-        "src/kernels/differentiable/mod.rs",
-        "src/kernels/differentiable/tree.rs",
-    ],
-    &["src/merge/lanes.rs", "src/merge/lanes_x86.rs"],
-    &["src/model/config.rs", "src/model/read.rs"],
-    &["src/soup/digest.rs", "src/soup/mod.rs"],
-    &[
-        "training/src/config.rs",
-        "training/src/rewards/classifier.rs",
-        "training/src/rewards/decoder.rs",
-        "training/src/rewards/embedding.rs",
-        "training/src/rewards/head.rs",
-        "training/src/rewards/neural.rs",
-        "training/src/rewards/registry.rs",
-        "training/src/setup.rs",
-    ],
-    &[
-        "training/src/export.rs",
-        "training/src/run.rs",
-        "training/src/sft.rs",
-        "training/src/trainer.rs",
-    ],
-    &[
-        "training/src/rewards/encoder.rs",
-        "training/src/rewards/gpt2.rs",
-        "training/src/rewards/network.rs",
-    ],
-    &["training/src/rewards/features.rs", "training/src/rewards/fit.rs"],
-];
+const KNOWN: &[&[&str]] = &[&["src/merge/lanes.rs", "src/merge/lanes_x86.rs"]];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,8 +1,10 @@
 use std::{
+    fs::OpenOptions,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ladle::config::{ByteSize, ServeOptions};
@@ -98,7 +100,7 @@ fn a_signal_while_the_soup_is_loaded_ends_the_process() {
     let directory = tempfile::tempdir().unwrap();
     // Reading a pipe that nobody writes to takes as long as it may.
     let pipe = directory.path().join("soup.toml");
-    assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut server = Command::new(env!("CARGO_BIN_EXE_ladle"))
         .args(["serve", "--port", "0", "--offline", "--soup"])
         .arg(directory.path())
@@ -109,20 +111,20 @@ fn a_signal_while_the_soup_is_loaded_ends_the_process() {
     let log = BufReader::new(server.stderr.take().unwrap());
     let mut lines = log.lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("listening")));
-    thread::sleep(Duration::from_millis(200));
+    // A pipe opens for writing when somebody opens it for reading: the server has begun to load,
+    // and waits for what is never written.
+    let _writer = OpenOptions::new().write(true).open(&pipe).unwrap();
     let kill = format!("kill -TERM {}", server.id());
     assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    let patience = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = server.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > patience {
-            server.kill().unwrap();
-            panic!("the process goes on");
-        }
-        thread::sleep(Duration::from_millis(10));
+    let (ended, end) = mpsc::channel();
+    let id = server.id();
+    thread::spawn(move || ended.send(server.wait()));
+    let Ok(status) = end.recv_timeout(PATIENCE) else {
+        let kill = format!("kill -KILL {id}");
+        Command::new("sh").args(["-c", &kill]).status().unwrap();
+        panic!("the process goes on");
     };
+    let status = status.unwrap();
     assert!(status.success(), "{status}");
 }
 

@@ -146,11 +146,11 @@ impl Server {
         line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
 
+    /// Asks until the condition holds; each look is a request, so nothing else need pass the time.
     pub fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !condition(self) {
             assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
-            thread::sleep(Duration::from_millis(10));
         }
     }
 

@@ -120,7 +120,6 @@ def a_client_that_leaves_frees_its_work():
     end = time.monotonic() + 30
     while b"ladle_requests_running 0\n" not in urllib.request.urlopen(f"{URL}/metrics").read():
         assert time.monotonic() < end, "the work of a client that left goes on"
-        time.sleep(0.02)
 
 
 for check in [

@@ -228,7 +228,9 @@ mod tests {
     fn sleeping_workers_wake_for_the_next_region() {
         let pool = Pool::new(2);
         for _ in 0..3 {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            while pool.shared.sleepers.load(SeqCst) == 0 {
+                std::thread::yield_now();
+            }
             let meeting = std::sync::Barrier::new(2);
             pool.run(2, |_| {
                 meeting.wait();
