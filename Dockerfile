@@ -3,7 +3,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --bin ladle
+RUN cargo build --release --locked --bin ladle
 
 FROM debian:bookworm-slim
 RUN apt-get update \
@@ -18,4 +18,4 @@ ENV LADLE_HOME=/models
 VOLUME /models
 EXPOSE 8080
 HEALTHCHECK CMD python3 -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/ready')"
-ENTRYPOINT ["sh", "-c", "ladle import smollm2-135m-instruct && exec ladle serve --soup /soup --host 0.0.0.0 \"$@\"", "ladle"]
+ENTRYPOINT ["sh", "-c", "ladle import smollm2-135m-instruct && exec ladle serve /soup --host 0.0.0.0 \"$@\"", "ladle"]

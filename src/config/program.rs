@@ -145,7 +145,7 @@ fn table(command: &mut Command) -> String {
         .map(row)
         .collect();
     // Only `serve` reads its options from a file too, where a key is the option's id.
-    let keys = command.get_arguments().any(|arg| arg.get_id() == "config");
+    let keys = command.get_arguments().any(|arg| arg.get_long() == Some("config"));
     let environment = rows.iter().any(|row| !row[1].is_empty());
     let shown = [true, environment, keys, true, true];
     let line = |row: &[String; 5]| {
@@ -194,8 +194,8 @@ mod tests {
     use crate::config::ServeOptions;
 
     fn program() -> Command {
-        Command::new("program")
-            .subcommand(ServeOptions::augment_args(Command::new("serve").about("Serve a soup")))
+        let serve = ServeOptions::augment_args(Command::new("serve")).about("Serve a soup");
+        Command::new("program").subcommand(serve)
     }
 
     #[derive(Debug, thiserror::Error)]
