@@ -31,6 +31,15 @@ fn nth(n: usize) -> Coefficients {
     c([0.5 + n as f64 * 1e-3, 0.25, -0.1])
 }
 
+/// Waits for a generation's first token; `finish` takes the rest.
+fn begin(mut generation: Generation) -> (Answer, Generation) {
+    let mut answer = Answer::default();
+    while answer.tokens.is_empty() {
+        answer.take(generation.blocking_next().expect("a first token"));
+    }
+    (answer, generation)
+}
+
 fn prompt(n: usize, len: usize) -> Vec<u32> {
     (0..len).map(|i| ((n * 37 + i * 11) % 251) as u32).collect()
 }
@@ -366,7 +375,7 @@ fn an_engine_without_handles_completes_what_is_awaited_and_ends() {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !controls.dropped.load(Ordering::Relaxed) {
         assert!(Instant::now() < deadline, "the thread lives on");
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::yield_now();
     }
 }
 
@@ -378,14 +387,14 @@ fn a_panic_or_a_refusal_fails_those_involved_and_nobody_else() {
         for (round, bad) in [PANIC, REFUSE].into_iter().enumerate() {
             let steady: Vec<_> = (0..3)
                 .map(|n| engine.submit(request(&nth(n), prompt(n, 10), 60)).unwrap())
+                .map(begin)
                 .collect();
-            std::thread::sleep(Duration::from_millis(20));
             let mut broken = prompt(9, 5);
             broken.push(bad);
             let answer = run(&engine, request(&c([0.1, 0.2, 0.3]), broken, 5));
             assert!(matches!(answer.failed, Some(EngineError::Forward(_))), "{answer:?}");
-            for (n, generation) in steady.into_iter().enumerate() {
-                let answer = collect(generation);
+            for (n, (answer, generation)) in steady.into_iter().enumerate() {
+                let answer = finish(answer, generation);
                 match answer.failed {
                     // In a mixed pass they shared the step that broke.
                     Some(error) => {

@@ -24,22 +24,30 @@ impl Answer {
     pub fn text(&self) -> String {
         self.tokens.iter().map(|token| token.text.as_str()).collect()
     }
+
+    pub fn take(&mut self, event: Event) {
+        assert!(self.finished.is_none() && self.failed.is_none(), "{event:?} after the end");
+        match event {
+            Event::Started(started) => self.started = Some(started),
+            Event::Prompt(prompt) => self.prompt = prompt,
+            Event::Token(token) => self.tokens.push(token),
+            Event::Finished(finished) => self.finished = Some(finished),
+            Event::Failed(error) => self.failed = Some(error),
+        }
+    }
 }
 
-pub fn collect(mut generation: Generation) -> Answer {
-    let mut answer = Answer::default();
+/// Takes the rest of an answer.
+pub fn finish(mut answer: Answer, mut generation: Generation) -> Answer {
     while let Some(event) = generation.blocking_next() {
-        assert!(answer.finished.is_none() && answer.failed.is_none(), "{event:?} after the end");
-        match event {
-            Event::Started(started) => answer.started = Some(started),
-            Event::Prompt(prompt) => answer.prompt = prompt,
-            Event::Token(token) => answer.tokens.push(token),
-            Event::Finished(finished) => answer.finished = Some(finished),
-            Event::Failed(error) => answer.failed = Some(error),
-        }
+        answer.take(event);
     }
     assert!(answer.finished.is_some() != answer.failed.is_some(), "no end: {answer:?}");
     answer
+}
+
+pub fn collect(generation: Generation) -> Answer {
+    finish(Answer::default(), generation)
 }
 
 pub fn run(engine: &EngineHandle, request: GenerateRequest) -> Answer {
@@ -56,6 +64,6 @@ pub fn settled(engine: &EngineHandle) {
             return;
         }
         assert!(Instant::now() < deadline, "still held: {stats:?}");
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::yield_now();
     }
 }
