@@ -216,13 +216,16 @@ mod tests {
 
     #[test]
     fn a_page_gets_its_tables_and_keeps_the_rest() {
-        let page = "# Title\n<!-- options: serve -->\nold\n<!-- end of options -->\nrest\n";
+        let page =
+            "# Title\n<!-- options: serve -->\nthis was here\n<!-- end of options -->\nrest\n";
         let fresh = refreshed(page, &mut program()).unwrap();
         assert!(
             fresh.starts_with("# Title\n<!-- options: serve -->\n\nServe a soup.\n"),
             "{fresh}"
         );
-        assert!(fresh.ends_with("\n<!-- end of options -->\nrest\n") && !fresh.contains("old"));
+        assert!(
+            fresh.ends_with("\n<!-- end of options -->\nrest\n") && !fresh.contains("this was")
+        );
         let port =
             "| `--port <PORT>` | `LADLE_PORT` | Port to listen on; 0 takes a free one | 8080 |";
         assert!(fresh.contains(port), "{fresh}");

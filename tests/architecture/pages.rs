@@ -71,3 +71,23 @@ fn anchors_are_those_of_github() {
     let page = "# A request's life\n## Where is …\n### Floors, 2\n";
     assert!(anchors(page).iter().eq(["a-requests-life", "floors-2", "where-is-"]));
 }
+
+#[test]
+fn every_row_of_a_table_has_the_cells_of_its_title() {
+    let mut told = String::new();
+    for (page, text) in pages() {
+        let (mut width, mut code) = (None, false);
+        for (number, line) in text.lines().enumerate() {
+            code ^= line.starts_with("```");
+            if code || !line.starts_with('|') {
+                width = None;
+                continue;
+            }
+            let cells = line.replace("\\|", "").matches('|').count();
+            if *width.get_or_insert(cells) != cells {
+                told += &format!("{page}:{}: another number of cells than above\n", number + 1);
+            }
+        }
+    }
+    assert!(told.is_empty(), "\n{told}");
+}
