@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 
+use ladle::engine::CpuOptions;
 use serde_json::Value;
 
 fn ladle(args: &[&str]) -> Output {
@@ -56,6 +57,17 @@ fn man_pages_and_completions_have_every_command() {
         for word in ["serve", "import", "init", "inspect", "merge", "solve", "merge-cache"] {
             assert!(completions.contains(word), "{shell}: {word}");
         }
+    }
+}
+
+#[test]
+fn the_budgets_that_help_names_are_those_of_the_engine() {
+    let (help, engine) = (printed(&["serve", "--help"]), CpuOptions::default());
+    for (option, bytes) in
+        [("fused weights", engine.merged_bytes), ("keys and values", engine.kv_bytes)]
+    {
+        let text = format!("Byte budget of {option} [default: {}GiB", bytes >> 30);
+        assert!(help.contains(&text), "no {text:?} in {help}");
     }
 }
 

@@ -101,7 +101,7 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
     files::write(&path, text.as_bytes())?;
 
     let base = Some(base_dir);
-    Soup::open(&root, &OpenOptions { base, verify_digests: true, ..options.clone() })?;
+    Soup::open(&root, &OpenOptions { base, verify_digests: true })?;
     staging.commit()?;
     Ok(manifest)
 }
