@@ -17,12 +17,13 @@ use anyhow::{Context, Result};
 use ladle::{
     kernels::{Dtype, HostTensor},
     merge::{
-        Fetch, FusedCache, FusedOptions, Level, Merger, SoupPlan,
+        Fetch, FusedCache, FusedOptions, Merger, SoupPlan,
         plan::{Change, Ingredient, Ingredients, Tensors},
         slab::SlabPool,
     },
     model::config::ModelConfig,
     preference::{Coefficients, ModelKey},
+    simd::Isa,
     soup::{
         LoraModule,
         checkpoint::{Checkpoint, write_checkpoint},
@@ -56,7 +57,7 @@ fn main() -> Result<()> {
     let bf16 = checkpoints(&dir.join("bf16"), Dtype::Bf16)?;
     let report = json!({
         "bench": "merge",
-        "level": Level::detect().to_string(),
+        "level": Isa::chosen().to_string(),
         "threads": rayon::current_num_threads(),
         "reps": reps,
         "seed": SEED,
@@ -89,11 +90,11 @@ fn rounds(reps: usize, mut variants: Vec<Variant<'_>>) -> BTreeMap<String, Vec<f
 }
 
 /// A merge on every instruction set of this machine, under its name; the best is `fast`.
-fn levels<'a>(fast: &'a Merger, merge: &'a dyn Fn(&Merger)) -> Vec<Variant<'a>> {
-    let (best, mut variants) = (Level::detect(), Vec::new());
-    for level in Level::available() {
-        let name = if level == best { "fast".to_owned() } else { level.to_string() };
-        let merger = fast.clone().with_level(level);
+fn sets<'a>(fast: &'a Merger, merge: &'a dyn Fn(&Merger)) -> Vec<Variant<'a>> {
+    let (best, mut variants) = (Isa::chosen().vectors(), Vec::new());
+    for &isa in Isa::available().iter().filter(|isa| isa.vectors() == **isa) {
+        let name = if isa == best { "fast".to_owned() } else { isa.to_string() };
+        let merger = fast.clone().with_isa(isa);
         variants.push((name, Box::new(move || merge(&merger)) as Box<dyn FnMut()>));
     }
     variants
@@ -101,7 +102,7 @@ fn levels<'a>(fast: &'a Merger, merge: &'a dyn Fn(&Merger)) -> Vec<Variant<'a>> 
 
 /// How many times slower than the best each other instruction set is.
 fn slower(times: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, f64> {
-    let others = Level::available().into_iter().map(|level| level.to_string());
+    let others = Isa::available().iter().map(Isa::to_string);
     let ratio = |name: String| {
         let own = times.get(&name)?;
         let ratios = own.iter().zip(&times["fast"]).map(|(own, fast)| own / fast);
@@ -138,7 +139,7 @@ fn full(models: &[Model], dtype: Dtype, reps: usize) -> Result<Value> {
     let merge = |merger: &Merger| {
         merger.merge(&c, &mut slab.borrow_mut()).expect("a merge of checked weights");
     };
-    let mut variants = levels(&fast, &merge);
+    let mut variants = sets(&fast, &merge);
     let copied = || copy_streaming(source.as_ref(), target.as_mut());
     variants.push(("copy".to_owned(), Box::new(copied)));
     let fresh = || {
@@ -186,7 +187,7 @@ fn lora(base: &Model, reps: usize) -> Result<Value> {
     let merge = |merger: &Merger| {
         merger.merge(&c, &mut slab.borrow_mut()).expect("a merge of checked weights");
     };
-    let times = rounds(reps, levels(&fast, &merge));
+    let times = rounds(reps, sets(&fast, &merge));
     Ok(json!({
         "adapters": 3,
         "rank": RANK,

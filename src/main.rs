@@ -5,10 +5,11 @@ mod cli;
 use std::process::ExitCode;
 
 use cli::Command;
-use ladle::config::program::exit;
+use ladle::{config::program::exit, simd::Isa};
 
 fn main() -> ExitCode {
-    exit(match cli::parse().command {
+    let command = cli::parse().command;
+    exit(Isa::requested().map_err(Into::into).and_then(|_| match command {
         Command::Serve(args) => cli::serve::run(*args),
         Command::Import(args) => cli::import::run(args),
         Command::Init(args) => cli::init::run(args),
@@ -17,5 +18,5 @@ fn main() -> ExitCode {
         Command::Solve(args) => cli::solve::run(args),
         Command::Kernels(args) => cli::kernels::run(args),
         Command::Pages(pages) => pages.run(cli::program()).map_err(Into::into),
-    })
+    }))
 }

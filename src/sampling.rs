@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::math::exp;
+use crate::simd::exp;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,10 +4,13 @@
 mod common;
 
 use common::model::cast;
-use ladle::kernels::{
-    AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError,
-    Kernels, KvShape, Product, RowCoefficients, ScaledProduct, Segment,
-    cpu::{CpuKernels, Isa, KvPool, panels},
+use ladle::{
+    kernels::{
+        AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError,
+        Kernels, KvShape, Product, RowCoefficients, ScaledProduct, Segment,
+        cpu::{CpuKernels, KvPool, panels},
+    },
+    simd::Isa,
 };
 use proptest::prelude::*;
 
@@ -46,7 +49,7 @@ proptest! {
         let w = weight(dtype, [outputs, inputs], seed);
         let (x, y) = (random(rows * inputs, !seed), random(rows * outputs, seed ^ 77));
         let wide = w.to_f32();
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let kernels = CpuKernels::with_isa(2, isa);
             let product = |rows: std::ops::Range<usize>| {
                 let part = &x[rows.start * inputs..rows.end * inputs];
@@ -65,12 +68,12 @@ proptest! {
                     let expected =
                         terms.sum::<f64>() + if add { f64::from(y[t * outputs + o]) } else { 0.0 };
                     let error = (f64::from(*got) - expected).abs();
-                    prop_assert!(error < 2e-6 * size, "{}: {got} for {expected}", isa.name());
+                    prop_assert!(error < 2e-6 * size, "{}: {got} for {expected}", isa);
                 }
             }
             for t in [0, rows / 2, rows - 1] {
                 let alone = product(t..t + 1);
-                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa.name());
+                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa);
             }
         }
     }
@@ -92,7 +95,7 @@ proptest! {
             ColumnScale { columns: split..ranks, term: Some(0), factor: -0.5 },
         ];
         let (wide, stored) = (b.to_f32(), panels(&b).unwrap());
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let kernels = CpuKernels::with_isa(2, isa);
             let product = |rows: std::ops::Range<usize>| {
                 let part = |of: &[f32], width: usize| {
@@ -118,12 +121,12 @@ proptest! {
                     let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
                     let expected = terms.sum::<f64>() + f64::from(y[t * outputs + o]);
                     let error = (f64::from(*got) - expected).abs();
-                    prop_assert!(error < 2e-6 * size, "{}: {got} for {expected}", isa.name());
+                    prop_assert!(error < 2e-6 * size, "{}: {got} for {expected}", isa);
                 }
             }
             for t in [0, rows / 2, rows - 1] {
                 let alone = product(t..t + 1);
-                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa.name());
+                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa);
             }
         }
     }
@@ -147,7 +150,7 @@ proptest! {
             x.iter_mut().for_each(|x| *x = (*x * 127.0).round() / 64.0);
             x.iter_mut().step_by(32).for_each(|x| *x = -127.0 / 64.0);
         }
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let kernels = CpuKernels::with_isa(2, isa);
             let product = |rows: std::ops::Range<usize>| {
                 let part = &x[rows.start * inputs..rows.end * inputs];
@@ -173,12 +176,12 @@ proptest! {
                     }
                     let error = (f64::from(*got) - expected).abs();
                     let allowed = 4e-6 * size + if exact { 0.0 } else { 1.001 * rounding };
-                    prop_assert!(error < allowed, "{}: {got} for {expected}", isa.name());
+                    prop_assert!(error < allowed, "{}: {got} for {expected}", isa);
                 }
             }
             for t in [0, rows / 2, rows - 1] {
                 let alone = product(t..t + 1);
-                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa.name());
+                prop_assert_eq!(alone.data(), got.row(t).unwrap(), "{}", isa);
             }
             let tokens = [outputs as u32 - 1, 0, 5];
             let rows = kernels.embed(&w, &tokens).unwrap();
@@ -215,7 +218,7 @@ proptest! {
             cast(&values, dtype).to_f32().iter().map(|v| f64::from(*v)).collect()
         };
         let (wide_k, wide_v) = (rounded(&k), rounded(&v));
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let kernels = CpuKernels::with_isa(2, isa);
             let mut cache = KvPool::new(pool).unwrap();
             let mut feed = |from: usize, to: usize| {
@@ -251,7 +254,7 @@ proptest! {
                     let values = weights.iter().zip(first..).map(|(w, p)| w * wide_v[at(p) + d]);
                     let expected = values.sum::<f64>() / total;
                     let error = (f64::from(*got) - expected).abs();
-                    prop_assert!(error < 1e-5, "{}: {got} for {expected}", isa.name());
+                    prop_assert!(error < 1e-5, "{}: {got} for {expected}", isa);
                 }
             }
         }

@@ -7,9 +7,10 @@ use common::model::{Run, Sequence, family_names, load, run};
 use ladle::{
     kernels::{
         Batch, ColumnScale, Dtype, HostTensor, KvShape, RowCoefficients, Segment,
-        cpu::{CpuKernels, Isa, KvPool, panels},
+        cpu::{CpuKernels, KvPool, panels},
     },
     model::linear::{Dense, LowRank, Parameter},
+    simd::Isa,
 };
 
 const TOLERANCE: f32 = 1e-4;
@@ -63,14 +64,14 @@ fn logits_equal_transformers_however_the_sequences_are_fed() {
         let model = load(name);
         let decoder = model.decoder();
         let lengths: Vec<_> = model.sequences.iter().map(|s| s.tokens.len()).collect();
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let kernels = CpuKernels::with_isa(2, isa);
             for (how, steps) in schedules(&lengths) {
                 let setup = Run { steps: &steps, cache: Dtype::F32, coefficients: None };
                 let got = run(&kernels, &decoder, &model.sequences, setup);
                 for (got, Sequence { logits, .. }) in got.iter().zip(&model.sequences) {
                     let worst = worst(got, logits);
-                    assert!(worst < TOLERANCE, "{name} {} {how}: off by {worst}", isa.name());
+                    assert!(worst < TOLERANCE, "{name} {} {how}: off by {worst}", isa);
                 }
             }
         }
@@ -83,7 +84,7 @@ fn a_sequence_gets_the_same_bits_alone_and_in_any_batch() {
         let model = load(name).cast(dtype);
         let decoder = model.decoder();
         let lengths: Vec<_> = model.sequences.iter().map(|s| s.tokens.len()).collect();
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let kernels = CpuKernels::with_isa(2, isa);
             let results: Vec<_> = schedules(&lengths)
                 .iter()
@@ -93,7 +94,7 @@ fn a_sequence_gets_the_same_bits_alone_and_in_any_batch() {
                 })
                 .collect();
             for other in &results[1..] {
-                assert!(*other == results[0], "{name} {}", isa.name());
+                assert!(*other == results[0], "{name} {}", isa);
             }
         }
     }

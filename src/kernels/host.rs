@@ -3,6 +3,7 @@
 use std::{fmt, ops::Range, sync::Arc};
 
 use super::quantised::{self, BlockType};
+use crate::simd::Element;
 
 /// Storage type of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -201,19 +202,24 @@ impl HostTensor {
         &(*self.bytes).as_ref()[self.range.clone()]
     }
 
+    /// The elements, when they are of type `E`.
+    pub fn as_slice<E: Stored>(&self) -> Option<&[E]> {
+        (self.dtype == E::DTYPE).then(|| self.elements())
+    }
+
     /// The elements, when they are f32.
     pub fn as_f32(&self) -> Option<&[f32]> {
-        (self.dtype == Dtype::F32).then(|| self.elements())
+        self.as_slice()
     }
 
     /// The elements, when they are f16.
     pub fn as_f16(&self) -> Option<&[half::f16]> {
-        (self.dtype == Dtype::F16).then(|| self.elements())
+        self.as_slice()
     }
 
     /// The elements, when they are bf16.
     pub fn as_bf16(&self) -> Option<&[half::bf16]> {
-        (self.dtype == Dtype::Bf16).then(|| self.elements())
+        self.as_slice()
     }
 
     /// All elements widened to f32 (exact, but for Q4_1's, which are rounded as ggml does).
@@ -231,7 +237,7 @@ impl HostTensor {
         }
     }
 
-    fn elements<T: Element>(&self) -> &[T] {
+    fn elements<T: Stored>(&self) -> &[T] {
         debug_assert_eq!(size_of::<T>(), self.dtype.size());
         let bytes = self.bytes();
         // SAFETY: construction checked length and alignment; every bit pattern is an element.
@@ -239,11 +245,21 @@ impl HostTensor {
     }
 }
 
-/// Types whose every bit pattern is a value.
-trait Element: Copy {}
-impl Element for f32 {}
-impl Element for half::f16 {}
-impl Element for half::bf16 {}
+/// An [`Element`] and its name at run time.
+pub trait Stored: Element {
+    /// The name.
+    const DTYPE: Dtype;
+}
+
+impl Stored for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+}
+impl Stored for half::f16 {
+    const DTYPE: Dtype = Dtype::F16;
+}
+impl Stored for half::bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+}
 
 impl fmt::Debug for HostTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,7 +15,7 @@ pub mod quantised;
 
 use std::ops::Range;
 
-pub use host::{Bytes, Dtype, HostTensor};
+pub use host::{Bytes, Dtype, HostTensor, Stored};
 pub use kv::{KV_BLOCK, KvShape};
 pub use quantised::BlockType;
 

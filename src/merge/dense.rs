@@ -14,15 +14,15 @@ use rayon::prelude::*;
 
 use super::{
     MergeError,
-    lanes::{Element, Level},
     low_rank::LowRankTerm,
     plan::{SoupPlan, TensorPlan},
     slab::{Layout, Slab, SlabError, SlabPool},
     sum,
 };
 use crate::{
-    kernels::{Dtype, HostTensor},
+    kernels::{Dtype, HostTensor, Stored},
     preference::Coefficients,
+    simd::{Element, Isa},
 };
 
 /// Elements per task where sources are streamed straight to the output.
@@ -36,7 +36,7 @@ const BUFFERED: usize = 16 << 10;
 pub struct Merger {
     plan: SoupPlan,
     layout: Layout,
-    level: Level,
+    isa: Isa,
 }
 
 impl Merger {
@@ -45,12 +45,12 @@ impl Merger {
     pub fn new(plan: SoupPlan, dtype: Option<Dtype>) -> Result<Self, MergeError> {
         MergeError::refuse_quantised(&plan)?;
         let layout = Layout::new(&plan, dtype)?;
-        Ok(Self { plan, layout, level: Level::detect() })
+        Ok(Self { plan, layout, isa: Isa::chosen() })
     }
 
     /// The same on another instruction set; the bits do not change.
-    pub fn with_level(self, level: Level) -> Self {
-        Self { level, ..self }
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
     }
 
     /// The plan.
@@ -101,9 +101,9 @@ impl Merger {
 
     fn run(&self, tasks: Vec<Task<'_>>) {
         tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| match task.dtype {
-            Dtype::F32 => task.fill::<f32>(self.level, scratch),
-            Dtype::F16 => task.fill::<f16>(self.level, scratch),
-            Dtype::Bf16 => task.fill::<bf16>(self.level, scratch),
+            Dtype::F32 => task.fill::<f32>(self.isa, scratch),
+            Dtype::F16 => task.fill::<f16>(self.isa, scratch),
+            Dtype::Bf16 => task.fill::<bf16>(self.isa, scratch),
             Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
         });
     }
@@ -193,13 +193,13 @@ impl<'a> Recipe<'a> {
 }
 
 /// Fills rows with the elements of `range` times `factor`.
-fn scale<'a, E: Element>(
+fn scale<'a, E: Stored>(
     tensor: &HostTensor,
     range: Range<usize>,
     factor: f32,
     rows: impl Iterator<Item = &'a mut [f32]>,
 ) {
-    let mut values = E::of(tensor).unwrap_or_default()[range].iter();
+    let mut values = tensor.as_slice::<E>().unwrap_or_default()[range].iter();
     for row in rows {
         row.iter_mut().zip(&mut values).for_each(|(to, value)| *to = value.widen() * factor);
     }
@@ -221,7 +221,7 @@ struct Scratch {
 }
 
 impl Task<'_> {
-    fn fill<E: Element>(self, level: Level, scratch: &mut Scratch) {
+    fn fill<E: Stored>(self, isa: Isa, scratch: &mut Scratch) {
         let Self { recipe, start, out, .. } = self;
         let out = elements_mut::<E>(out);
         let range = start..start + out.len();
@@ -229,9 +229,11 @@ impl Task<'_> {
             let same: Option<Vec<(&[E], f32)>> = recipe
                 .dense
                 .iter()
-                .map(|&(tensor, c)| E::of(tensor).map(|source| (&source[range.clone()], c)))
+                .map(|&(tensor, c)| {
+                    tensor.as_slice::<E>().map(|source| (&source[range.clone()], c))
+                })
                 .collect();
-            if same.is_some_and(|terms| sum::weighted_sum(level, out, &terms)) {
+            if same.is_some_and(|terms| sum::weighted_sum(isa, out, &terms)) {
                 return;
             }
         }
@@ -241,31 +243,31 @@ impl Task<'_> {
         for (i, &(tensor, c)) in recipe.dense.iter().enumerate() {
             let first = i == 0;
             match tensor.dtype() {
-                Dtype::F32 => add::<f32>(level, sums, tensor, range.clone(), c, first),
-                Dtype::F16 => add::<f16>(level, sums, tensor, range.clone(), c, first),
-                Dtype::Bf16 => add::<bf16>(level, sums, tensor, range.clone(), c, first),
+                Dtype::F32 => add::<f32>(isa, sums, tensor, range.clone(), c, first),
+                Dtype::F16 => add::<f16>(isa, sums, tensor, range.clone(), c, first),
+                Dtype::Bf16 => add::<bf16>(isa, sums, tensor, range.clone(), c, first),
                 Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
             }
         }
         if !recipe.low_rank.is_empty() {
             let rows = out.len() / recipe.width;
             recipe.up(start / recipe.width, rows, up);
-            sum::add_product(level, sums, up, recipe.down(), recipe.width, recipe.ranks);
+            sum::add_product(isa, sums, up, recipe.down(), recipe.width, recipe.ranks);
         }
-        sum::round(level, out, sums);
+        sum::round(isa, out, sums);
     }
 }
 
-fn add<E: Element>(
-    level: Level,
+fn add<E: Stored>(
+    isa: Isa,
     sums: &mut [f32],
     tensor: &HostTensor,
     range: Range<usize>,
     c: f32,
     first: bool,
 ) {
-    let source = &E::of(tensor).unwrap_or_default()[range];
-    sum::accumulate(level, sums, source, c, first);
+    let source = &tensor.as_slice::<E>().unwrap_or_default()[range];
+    sum::accumulate(isa, sums, source, c, first);
 }
 
 /// Output bytes as elements; slabs and their places are aligned to 64 bytes.

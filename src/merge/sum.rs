@@ -4,7 +4,10 @@
 //! Order of every element, whichever way it is computed: `c₀x₀`, then `+ cₖxₖ` for each further
 //! term, then `+ bᵣaᵣ` for each rank, all in f32, then one rounding to the storage type.
 
-use super::lanes::{Element, Kernel, LANES, Lanes, Level, fence, prefetch};
+use crate::simd::{Element, Isa, Lanes, Simd, Vectorised};
+
+/// Lanes that the kernels work on, whatever the registers of a set: [`Simd::Sixteen`].
+const LANES: usize = 16;
 
 /// How far ahead of the reads lines are requested. The hardware stops at each 4 KiB page.
 const AHEAD_BYTES: usize = 2048;
@@ -18,26 +21,55 @@ pub(super) const TILE_ROWS: usize = 8;
 /// Terms that [`weighted_sum`] keeps in registers.
 const MOST_TERMS: usize = 6;
 
+/// A kernel on sixteen lanes. Every set widens, multiplies, adds and rounds in the same order,
+/// without fused multiply-adds, so that all of them give the same bits.
+trait Kernel {
+    /// Does what lies from index `from` on in plain code that compilers vectorise: all of it where a
+    /// set has no instructions of its own, else the rest that fills no vector.
+    fn plain(self, from: usize);
+    /// Does all of it; `rows` is the height of a tile that leaves its sums in the set's registers.
+    fn run<L: Lanes>(self, l: L, rows: usize);
+}
+
+/// Does a kernel on an instruction set.
+fn run<K: Kernel>(isa: Isa, kernel: K) {
+    struct Work<K>(K);
+    impl<K: Kernel> Vectorised for Work<K> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            if S::INTRINSICS {
+                let rows = if S::LANES == LANES { TILE_ROWS } else { TILE_ROWS / 2 };
+                self.0.run(s.sixteen(), rows);
+            } else {
+                self.0.plain(0);
+            }
+        }
+    }
+    isa.run(Work(kernel));
+}
+
 /// `out = round(Σ cₖ·sourceₖ)` in one pass, all of one storage type; every source has the length
 /// of `out`. False, with `out` untouched, when there are more terms than fit the registers.
 ///
 /// No term gives zeros; a single term with coefficient 1 is copied bit for bit.
-pub(super) fn weighted_sum<E: Element>(level: Level, out: &mut [E], terms: &[(&[E], f32)]) -> bool {
+pub(super) fn weighted_sum<E: Element>(isa: Isa, out: &mut [E], terms: &[(&[E], f32)]) -> bool {
     match terms {
         [] => out.fill(E::ZERO),
         [(source, 1.0)] => out.copy_from_slice(source),
         _ if terms.len() > MOST_TERMS => return false,
-        [_] => sum_of::<E, 1>(level, out, terms),
-        [_, _] => sum_of::<E, 2>(level, out, terms),
-        [_, _, _] => sum_of::<E, 3>(level, out, terms),
-        [_, _, _, _] => sum_of::<E, 4>(level, out, terms),
-        [_, _, _, _, _] => sum_of::<E, 5>(level, out, terms),
-        _ => sum_of::<E, MOST_TERMS>(level, out, terms),
+        [_] => sum_of::<E, 1>(isa, out, terms),
+        [_, _] => sum_of::<E, 2>(isa, out, terms),
+        [_, _, _] => sum_of::<E, 3>(isa, out, terms),
+        [_, _, _, _] => sum_of::<E, 4>(isa, out, terms),
+        [_, _, _, _, _] => sum_of::<E, 5>(isa, out, terms),
+        _ => sum_of::<E, MOST_TERMS>(isa, out, terms),
     }
     true
 }
 
-fn sum_of<E: Element, const N: usize>(level: Level, out: &mut [E], terms: &[(&[E], f32)]) {
+fn sum_of<E: Element, const N: usize>(isa: Isa, out: &mut [E], terms: &[(&[E], f32)]) {
     let mut sources = [terms[0].0; N];
     let mut coefficients = [0.0; N];
     for (k, &(source, c)) in terms.iter().enumerate() {
@@ -45,7 +77,7 @@ fn sum_of<E: Element, const N: usize>(level: Level, out: &mut [E], terms: &[(&[E
         (sources[k], coefficients[k]) = (source, c);
     }
     let sources = sources.map(<[E]>::as_ptr);
-    level.run(WeightedSum { out, sources, coefficients });
+    run(isa, WeightedSum { out, sources, coefficients });
 }
 
 struct WeightedSum<'a, E, const N: usize> {
@@ -57,41 +89,40 @@ struct WeightedSum<'a, E, const N: usize> {
 
 impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
     /// # Safety
-    /// The features of `L` were detected, `sources` are as long as `out`, and `out` is aligned to
-    /// a cache line when `STREAM`.
+    /// `sources` are as long as `out`, which is aligned to a cache line when `STREAM`.
     #[inline(always)]
-    unsafe fn body<L: Lanes, const STREAM: bool>(self) {
+    unsafe fn body<L: Lanes, const STREAM: bool>(self, l: L) {
         let (sources, coefficients) = (self.sources, self.coefficients);
         let (out, len) = (self.out.as_mut_ptr(), self.out.len());
         // SAFETY: the loop stays below `len`, which bounds every source too; iterations of STEP
         // elements keep the alignment.
         unsafe {
-            let mut c = [L::splat(0.0); N];
+            let mut c = [l.splat(0.0); N];
             for k in 0..N {
-                c[k] = L::splat(coefficients[k]);
+                c[k] = l.splat(coefficients[k]);
             }
             let mut i = 0;
             while i + STEP <= len {
                 for source in sources {
                     let line = source.add(i).cast::<u8>().wrapping_add(AHEAD_BYTES);
-                    prefetch(line);
+                    l.prefetch(line);
                     if size_of::<E>() * STEP > 64 {
-                        prefetch(line.wrapping_add(64));
+                        l.prefetch(line.wrapping_add(64));
                     }
                 }
-                let mut low = E::load::<L>(sources[0].add(i)).mul(c[0]);
-                let mut high = E::load::<L>(sources[0].add(i + LANES)).mul(c[0]);
+                let mut low = l.mul(E::load(l, sources[0].add(i)), c[0]);
+                let mut high = l.mul(E::load(l, sources[0].add(i + LANES)), c[0]);
                 for k in 1..N {
-                    low = low.add(E::load::<L>(sources[k].add(i)).mul(c[k]));
-                    high = high.add(E::load::<L>(sources[k].add(i + LANES)).mul(c[k]));
+                    low = l.add(low, l.mul(E::load(l, sources[k].add(i)), c[k]));
+                    high = l.add(high, l.mul(E::load(l, sources[k].add(i + LANES)), c[k]));
                 }
                 let to = out.add(i);
-                E::store::<L, STREAM>(low, to);
-                E::store::<L, STREAM>(high, to.add(LANES));
+                E::store::<L, STREAM>(l, to, low);
+                E::store::<L, STREAM>(l, to.add(LANES), high);
                 i += STEP;
             }
             if STREAM {
-                fence();
+                l.fence();
             }
             self.plain(i);
         }
@@ -117,13 +148,13 @@ impl<E: Element, const N: usize> Kernel for WeightedSum<'_, E, N> {
     }
 
     #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the caller's promise, and the alignment is looked at here.
+    fn run<L: Lanes>(self, l: L, _: usize) {
+        // SAFETY: lengths were compared when this was made, and the alignment is looked at here.
         unsafe {
             if self.out.as_ptr().addr().is_multiple_of(64) {
-                self.body::<L, true>();
+                self.body::<L, true>(l);
             } else {
-                self.body::<L, false>();
+                self.body::<L, false>(l);
             }
         }
     }
@@ -131,7 +162,7 @@ impl<E: Element, const N: usize> Kernel for WeightedSum<'_, E, N> {
 
 /// `sums = c·source` when `first`, else `sums += c·source`; equal lengths.
 pub(super) fn accumulate<E: Element>(
-    level: Level,
+    isa: Isa,
     sums: &mut [f32],
     source: &[E],
     c: f32,
@@ -139,9 +170,9 @@ pub(super) fn accumulate<E: Element>(
 ) {
     assert_eq!(source.len(), sums.len(), "a source as long as the sums");
     if first {
-        level.run(Accumulate::<E, true> { sums, source, c });
+        run(isa, Accumulate::<E, true> { sums, source, c });
     } else {
-        level.run(Accumulate::<E, false> { sums, source, c });
+        run(isa, Accumulate::<E, false> { sums, source, c });
     }
 }
 
@@ -160,19 +191,18 @@ impl<E: Element, const FIRST: bool> Kernel for Accumulate<'_, E, FIRST> {
     }
 
     #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
+    fn run<L: Lanes>(self, l: L, _: usize) {
         let (sums, len) = (self.sums.as_mut_ptr(), self.sums.len());
         // SAFETY: the loop stays below the common length.
         unsafe {
-            let factor = L::splat(self.c);
+            let factor = l.splat(self.c);
             let mut i = 0;
             while i + LANES <= len {
                 let from = self.source.as_ptr().add(i);
-                prefetch(from.cast::<u8>().wrapping_add(AHEAD_BYTES));
+                l.prefetch(from.cast::<u8>().wrapping_add(AHEAD_BYTES));
                 let to = sums.add(i);
-                let term = E::load::<L>(from).mul(factor);
-                let sum = if FIRST { term } else { L::load_f32(to).add(term) };
-                sum.store_f32::<false>(to);
+                let term = l.mul(E::load(l, from), factor);
+                l.store(to, if FIRST { term } else { l.add(l.load(to), term) });
                 i += LANES;
             }
             self.plain(i);
@@ -197,7 +227,7 @@ pub(super) fn panels(down: &[f32], ranks: usize) -> Vec<f32> {
 /// `sums[o, :] += Σᵣ up[o, r]·down[r, :]` for `sums` `[rows, width]`, `up` `[rows, ranks]` and
 /// `down` in [`panels`], ranks in order.
 pub(super) fn add_product(
-    level: Level,
+    isa: Isa,
     sums: &mut [f32],
     up: &[f32],
     down: &[f32],
@@ -210,7 +240,7 @@ pub(super) fn add_product(
         (rows * width, rows * ranks, width.div_ceil(LANES) * ranks * LANES),
         "factors that fit the sums"
     );
-    level.run(AddProduct { sums, up, down, width, ranks, rows });
+    run(isa, AddProduct { sums, up, down, width, ranks, rows });
 }
 
 struct AddProduct<'a> {
@@ -226,27 +256,27 @@ impl AddProduct<'_> {
     /// `ROWS` rows from `row`, the [`LANES`] columns of a panel, held in registers over the ranks.
     ///
     /// # Safety
-    /// The tile lies within the matrices and the features of `L` were detected.
+    /// The tile lies within the matrices.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const ROWS: usize>(&mut self, row: usize, panel: usize) {
+    unsafe fn tile<L: Lanes, const ROWS: usize>(&mut self, l: L, row: usize, panel: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             let to = self.sums.as_mut_ptr().add(row * self.width + panel * LANES);
             let up = self.up.as_ptr().add(row * self.ranks);
             let down = self.down.as_ptr().add(panel * self.ranks * LANES);
-            let mut sums = [L::splat(0.0); ROWS];
+            let mut sums = [l.splat(0.0); ROWS];
             for k in 0..ROWS {
-                sums[k] = L::load_f32(to.add(k * self.width));
+                sums[k] = l.load(to.add(k * self.width));
             }
             for rank in 0..self.ranks {
-                let a = L::load_f32(down.add(rank * LANES));
+                let a = l.load(down.add(rank * LANES));
                 for k in 0..ROWS {
-                    let b = L::splat(*up.add(k * self.ranks + rank));
-                    sums[k] = sums[k].add(b.mul(a));
+                    let b = l.splat(*up.add(k * self.ranks + rank));
+                    sums[k] = l.add(sums[k], l.mul(b, a));
                 }
             }
             for k in 0..ROWS {
-                sums[k].store_f32::<false>(to.add(k * self.width));
+                l.store(to.add(k * self.width), sums[k]);
             }
         }
     }
@@ -254,15 +284,15 @@ impl AddProduct<'_> {
     /// # Safety
     /// As [`Self::tile`], for every row of a whole panel.
     #[inline(always)]
-    unsafe fn panel<L: Lanes, const ROWS: usize>(&mut self, panel: usize) {
+    unsafe fn panel<L: Lanes, const ROWS: usize>(&mut self, l: L, panel: usize) {
         let whole = self.rows / ROWS * ROWS;
         // SAFETY: the tiles cover rows 0..rows once.
         unsafe {
             for row in (0..whole).step_by(ROWS) {
-                self.tile::<L, ROWS>(row, panel);
+                self.tile::<L, ROWS>(l, row, panel);
             }
             for row in whole..self.rows {
-                self.tile::<L, 1>(row, panel);
+                self.tile::<L, 1>(l, row, panel);
             }
         }
     }
@@ -288,15 +318,15 @@ impl Kernel for AddProduct<'_> {
     }
 
     #[inline(always)]
-    unsafe fn run<L: Lanes>(mut self) {
+    fn run<L: Lanes>(mut self, l: L, rows: usize) {
         let whole = self.width / LANES;
         for panel in 0..whole {
             // SAFETY: a whole panel.
             unsafe {
-                if L::ROWS == TILE_ROWS {
-                    self.panel::<L, TILE_ROWS>(panel);
+                if rows == TILE_ROWS {
+                    self.panel::<L, TILE_ROWS>(l, panel);
                 } else {
-                    self.panel::<L, 4>(panel);
+                    self.panel::<L, { TILE_ROWS / 2 }>(l, panel);
                 }
             }
         }
@@ -305,9 +335,9 @@ impl Kernel for AddProduct<'_> {
 }
 
 /// Rounds `sums` to the storage type; equal lengths.
-pub(super) fn round<E: Element>(level: Level, out: &mut [E], sums: &[f32]) {
+pub(super) fn round<E: Element>(isa: Isa, out: &mut [E], sums: &[f32]) {
     assert_eq!(out.len(), sums.len(), "as many sums as outputs");
-    level.run(Round { out, sums });
+    run(isa, Round { out, sums });
 }
 
 struct Round<'a, E> {
@@ -317,21 +347,21 @@ struct Round<'a, E> {
 
 impl<E: Element> Round<'_, E> {
     /// # Safety
-    /// The features of `L` were detected; `out` is aligned to a cache line when `STREAM`.
+    /// `out` is aligned to a cache line when `STREAM`.
     #[inline(always)]
-    unsafe fn body<L: Lanes, const STREAM: bool>(self) {
+    unsafe fn body<L: Lanes, const STREAM: bool>(self, l: L) {
         let (out, len) = (self.out.as_mut_ptr(), self.out.len());
         // SAFETY: the loop stays below the common length; STEP keeps the alignment.
         unsafe {
             let mut i = 0;
             while i + STEP <= len {
                 let (from, to) = (self.sums.as_ptr().add(i), out.add(i));
-                E::store::<L, STREAM>(L::load_f32(from), to);
-                E::store::<L, STREAM>(L::load_f32(from.add(LANES)), to.add(LANES));
+                E::store::<L, STREAM>(l, to, l.load(from));
+                E::store::<L, STREAM>(l, to.add(LANES), l.load(from.add(LANES)));
                 i += STEP;
             }
             if STREAM {
-                fence();
+                l.fence();
             }
             self.plain(i);
         }
@@ -346,13 +376,13 @@ impl<E: Element> Kernel for Round<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the caller's promise, and the alignment is looked at here.
+    fn run<L: Lanes>(self, l: L, _: usize) {
+        // SAFETY: lengths were compared when this was made, and the alignment is looked at here.
         unsafe {
             if self.out.as_ptr().addr().is_multiple_of(64) {
-                self.body::<L, true>();
+                self.body::<L, true>(l);
             } else {
-                self.body::<L, false>();
+                self.body::<L, false>(l);
             }
         }
     }

@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 use ladle::{
     kernels::{Dtype, HostTensor},
-    merge::{Level, Merger, PlanError, SoupPlan, plan::Tensors, slab::SlabPool},
+    merge::{Merger, PlanError, SoupPlan, plan::Tensors, slab::SlabPool},
     preference::Coefficients,
+    simd::Isa,
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -72,12 +73,12 @@ proptest! {
         let terms = 1 + kinds.len() + 5 * (kinds.len() + 1);
         for (name, _) in soup.config.tensors() {
             let reference = soup.reference(&name, &c.backbones, c.sft);
-            let portable = merger.clone().with_level(Level::PORTABLE).tensor(&name, &c).unwrap();
+            let portable = merger.clone().with_isa(Isa::PORTABLE).tensor(&name, &c).unwrap();
             prop_assert_eq!(portable.dtype(), out.unwrap_or(dtype));
             assert_close(&name, &portable, &reference, terms);
-            for level in Level::available() {
-                let other = merger.clone().with_level(level).tensor(&name, &c).unwrap();
-                prop_assert_eq!(other.bytes(), portable.bytes(), "{} on {}", &name, level);
+            for &isa in Isa::available() {
+                let other = merger.clone().with_isa(isa).tensor(&name, &c).unwrap();
+                prop_assert_eq!(other.bytes(), portable.bytes(), "{} on {}", &name, isa);
             }
         }
     }
@@ -262,16 +263,16 @@ fn halves_round_to_nearest_even_as_the_reference_does() {
     let Owned::Full(tensors) = &mut soup.backbones[0] else { unreachable!() };
     tensors.insert(name.into(), soups::stored(&values, &shape, Dtype::F32));
     let c = Coefficients { backbones: vec![1.0], sft: 0.5 };
-    for level in Level::available() {
+    for &isa in Isa::available() {
         for dtype in [Dtype::F16, Dtype::Bf16] {
-            let merged = merger(&soup, Some(dtype)).with_level(level).tensor(name, &c).unwrap();
+            let merged = merger(&soup, Some(dtype)).with_isa(isa).tensor(name, &c).unwrap();
             for (i, &value) in values.iter().enumerate() {
                 let want = match dtype {
                     Dtype::F16 => f16::from_f32(value + 0.0).to_bits(),
                     _ => bf16::from_f32(value + 0.0).to_bits(),
                 };
                 let got = u16::from_le_bytes([merged.bytes()[2 * i], merged.bytes()[2 * i + 1]]);
-                assert_eq!(got, want, "{value:e} as {dtype} on {level}");
+                assert_eq!(got, want, "{value:e} as {dtype} on {isa}");
             }
         }
     }

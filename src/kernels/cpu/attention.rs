@@ -8,16 +8,10 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use super::{
-    kv::{KvElement, KvLayer},
-    pool::Pool,
-    shared::SharedMut,
-    simd::{Isa, Simd, Vectorised},
-    tensor::Tensor,
-};
+use super::{kv::KvLayer, pool::Pool, shared::SharedMut, tensor::Tensor};
 use crate::{
-    kernels::{AttentionShape, Batch, KV_BLOCK, Segment},
-    math::exp,
+    kernels::{AttentionShape, Batch, KV_BLOCK, Segment, Stored},
+    simd::{Isa, Simd, Vectorised, exp},
 };
 
 /// Tokens of a span: the scores of a tile stay in the first-level cache.
@@ -28,7 +22,7 @@ const TASK_TOKENS: usize = 32;
 const MAX_ROWS: usize = 6;
 
 /// Attends every row of `q` to the tokens of its own sequence, up to itself.
-pub(super) fn attend<T: KvElement>(
+pub(super) fn attend<T: Stored>(
     isa: Isa,
     pool: &Pool,
     q: &Tensor,
@@ -84,7 +78,9 @@ struct Task<'a, T> {
     scratch: &'a mut Scratch,
 }
 
-impl<T: KvElement> Vectorised for Task<'_, T> {
+impl<T: Stored> Vectorised for Task<'_, T> {
+    type Output = ();
+
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let group = self.shape.heads / self.shape.kv_heads;
@@ -93,7 +89,7 @@ impl<T: KvElement> Vectorised for Task<'_, T> {
         let Self { q, shape, segment, tokens, kv_head, layer, out, scratch } = self;
         for first in (0..rows).step_by(tile) {
             let count = tile.min(rows - first);
-            let mut tile = Tile {
+            let mut tile = QueryTile {
                 q: [&[]; MAX_ROWS],
                 seen: [const { 0..0 }; MAX_ROWS],
                 segment,
@@ -135,7 +131,7 @@ impl<T: KvElement> Vectorised for Task<'_, T> {
     }
 }
 
-struct Tile<'a, T> {
+struct QueryTile<'a, T> {
     /// Query rows `[head_dim]`.
     q: [&'a [f32]; MAX_ROWS],
     /// Positions that each row sees.
@@ -147,7 +143,7 @@ struct Tile<'a, T> {
     scratch: &'a mut Scratch,
 }
 
-impl<T: KvElement> Tile<'_, T> {
+impl<T: Stored> QueryTile<'_, T> {
     /// Leaves the rows' weighted sums of values in the scratch; returns the sums of the weights.
     #[inline(always)]
     fn attend<S: Simd, const M: usize>(&mut self, s: S) -> [f32; MAX_ROWS] {

@@ -3,15 +3,10 @@
 
 use std::ops::Range;
 
-use super::{
-    pool::Pool,
-    shared::SharedMut,
-    simd::{Isa, Simd, Vectorised},
-    tensor::Tensor,
-};
+use super::{pool::Pool, shared::SharedMut, tensor::Tensor};
 use crate::{
     kernels::{HostTensor, quantised},
-    math::exp,
+    simd::{Isa, Simd, Vectorised, exp},
 };
 
 /// Values for which another thread is worth the noise.
@@ -27,6 +22,8 @@ pub(super) trait RowWise: Sync {
 pub(super) fn by_rows(isa: Isa, pool: &Pool, out: &mut Tensor, work: &impl RowWise) {
     struct Part<'a, W>(&'a W, Range<usize>, &'a mut [f32]);
     impl<W: RowWise> Vectorised for Part<'_, W> {
+        type Output = ();
+
         #[inline(always)]
         fn run<S: Simd>(self, _: S) {
             self.0.run(self.1, self.2);

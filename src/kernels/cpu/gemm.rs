@@ -13,11 +13,13 @@ use std::{cell::RefCell, ops::Range};
 use super::{
     pool::Pool,
     shared::SharedMut,
-    simd::{Isa, Simd, Vectorised},
     tensor::{LINE, Line, Recycler, Tensor, values_mut, zeroed},
-    tile::{Element, LINE_BYTES, Tile, widen},
+    tile::{LINE_BYTES, MicroTile, widen},
 };
-use crate::kernels::{Dtype, HostTensor};
+use crate::{
+    kernels::{Dtype, HostTensor},
+    simd::{Element, Isa, Simd, Vectorised},
+};
 
 /// Outputs of a block: its scratch of [`STRETCH`] inputs takes a tenth of a second-level cache.
 const BLOCK_OUTPUTS: usize = 32;
@@ -122,6 +124,8 @@ impl Pack<'_> {
     fn fill(&mut self, isa: Isa, pool: &Pool, chunk: usize) {
         struct Rows<'a>(&'a [f32], &'a mut [f32], usize, bool);
         impl Vectorised for Rows<'_> {
+            type Output = ();
+
             #[inline(always)]
             fn run<S: Simd>(self, s: S) {
                 let Self(x, packed, inputs, interleaved) = self;
@@ -211,6 +215,8 @@ struct Block<'a> {
 }
 
 impl Vectorised for Block<'_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if self.fresh {
@@ -317,7 +323,7 @@ impl Block<'_> {
             // SAFETY: rows lie in x and y; x has whole chunks; w as promised by the caller.
             unsafe {
                 let x = self.x.data().as_ptr();
-                let mut tile = Tile {
+                let mut tile = MicroTile {
                     x: x.add(first * self.x.width() + chunks.start * 2 * S::LANES),
                     ldx: self.x.width(),
                     w,

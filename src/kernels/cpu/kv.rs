@@ -7,11 +7,9 @@
 
 use std::ops::Range;
 
-use half::bf16;
 use memmap2::MmapMut;
 
-use super::simd::Simd;
-use crate::kernels::{Dtype, KV_BLOCK, KernelError, KvShape, Result};
+use crate::kernels::{Dtype, KV_BLOCK, KernelError, KvShape, Result, Stored};
 
 /// The cache of [`super::CpuKernels`].
 #[derive(Debug)]
@@ -47,7 +45,7 @@ impl KvPool {
     }
 
     /// Keys and values as one slice of elements. `T` must be the pool's storage type.
-    fn elements<T: KvElement>(&mut self) -> &mut [T] {
+    fn elements<T: Stored>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.shape.dtype);
         let len = self.memory.len() / size_of::<T>();
         // SAFETY: the map is page-aligned and holds `len` elements of which every bit pattern is
@@ -56,7 +54,7 @@ impl KvPool {
     }
 
     /// One layer of all blocks. `T` must be the pool's storage type, `layer` one of its layers.
-    pub(super) fn layer<T: KvElement>(&mut self, layer: usize) -> KvLayer<'_, T> {
+    pub(super) fn layer<T: Stored>(&mut self, layer: usize) -> KvLayer<'_, T> {
         let KvShape { layers, kv_heads, head_dim, .. } = self.shape;
         assert!(layer < layers, "layer {layer} of {layers}");
         let size = kv_heads * self.head_elements();
@@ -75,7 +73,7 @@ pub(super) struct KvLayer<'a, T> {
     head_dim: usize,
 }
 
-impl<T: KvElement> KvLayer<'_, T> {
+impl<T: Stored> KvLayer<'_, T> {
     /// Elements of a head of a block: keys, then as many values.
     fn place(&self, block: u32, head: usize) -> Range<usize> {
         let size = 2 * KV_BLOCK * self.head_dim;
@@ -102,49 +100,5 @@ impl<T: KvElement> KvLayer<'_, T> {
                 *value = T::narrow(v);
             }
         }
-    }
-}
-
-/// Storage types of keys and values.
-pub(super) trait KvElement: Copy + Send + Sync {
-    /// The type's name at run time.
-    const DTYPE: Dtype;
-    /// Rounds to nearest even.
-    fn narrow(value: f32) -> Self;
-    /// Exact.
-    fn widen(self) -> f32;
-    /// LANES values, widened.
-    /// # Safety
-    /// `p` must be readable for LANES values.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
-}
-
-impl KvElement for f32 {
-    const DTYPE: Dtype = Dtype::F32;
-    fn narrow(value: f32) -> Self {
-        value
-    }
-    fn widen(self) -> f32 {
-        self
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load(p) }
-    }
-}
-
-impl KvElement for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
-    fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_bf16(p) }
     }
 }

@@ -10,11 +10,12 @@ use half::{bf16, f16};
 use super::{
     pool::Pool,
     shared::SharedMut,
-    simd::{Isa, Simd, Vectorised},
     tensor::{LINE, Line, Tensor, values_mut, zeroed},
-    tile::Element,
 };
-use crate::kernels::{Dtype, HostTensor, KernelError, Result, check::matrix};
+use crate::{
+    kernels::{Dtype, HostTensor, KernelError, Result, check::matrix},
+    simd::{Element, Isa, Simd, Vectorised},
+};
 
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 64;
@@ -92,6 +93,8 @@ struct Panel<'a> {
 }
 
 impl Vectorised for Panel<'_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let values = self.grid.x.width() * PANEL;

@@ -5,7 +5,6 @@
 //! order that only the weight's shape fixes, so batched and lone rows agree bit for bit.
 
 mod attention;
-mod dot;
 mod elementwise;
 mod gemm;
 mod kv;
@@ -13,7 +12,6 @@ mod low_rank;
 mod pool;
 mod quantised;
 mod shared;
-mod simd;
 mod tensor;
 mod tile;
 
@@ -21,15 +19,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use kv::KvPool;
 pub use low_rank::panels;
-pub use simd::Isa;
 pub use tensor::Tensor;
 
 use self::{pool::Pool, tensor::Recycler};
 use super::{
     AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError, Kernels, Product,
-    Result, Rope, RowCoefficients, ScaledProduct,
+    Result, Rope, RowCoefficients, ScaledProduct, Stored,
     check::{self, fits, matrix},
 };
+use crate::simd::Isa;
 
 /// Kernels on the CPU: one team of threads, one set of recycled buffers.
 pub struct CpuKernels {
@@ -51,7 +49,7 @@ struct Angles {
 impl CpuKernels {
     /// Kernels that use `threads` threads, the caller's included (at least 1).
     pub fn new(threads: usize) -> Self {
-        Self::with_isa(threads, Isa::best())
+        Self::with_isa(threads, Isa::chosen())
     }
 
     /// Kernels that use a chosen instruction set.
@@ -350,7 +348,7 @@ fn coefficient_column(
 }
 
 /// Stores the keys and values of the batch's rows; `check::attention` has passed.
-fn store<T: kv::KvElement>(layer: &mut kv::KvLayer<'_, T>, k: &Tensor, v: &Tensor, batch: &Batch) {
+fn store<T: Stored>(layer: &mut kv::KvLayer<'_, T>, k: &Tensor, v: &Tensor, batch: &Batch) {
     let width = k.width();
     for segment in &batch.segments {
         for (index, row) in segment.rows.clone().enumerate() {

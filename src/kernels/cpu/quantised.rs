@@ -12,16 +12,17 @@
 use std::ops::Range;
 
 use super::{
-    dot::{Dot, Dotted, Level, Tile},
     gemm::Job,
     pool::Pool,
     shared::SharedMut,
-    simd::{Isa, Simd, Vectorised},
     tensor::{Recycler, Tensor},
 };
-use crate::kernels::{
-    BlockType, HostTensor,
-    quantised::{GROUP, Group, QUANT_BLOCK},
+use crate::{
+    kernels::{
+        BlockType, HostTensor,
+        quantised::{GROUP, Group, QUANT_BLOCK},
+    },
+    simd::{ByteTile, ByteWork, Bytes, Isa, Lanes, Simd, Vectorised},
 };
 
 /// Groups of sixteen outputs in a task.
@@ -36,7 +37,7 @@ const AHEAD: usize = 2048;
 
 /// Products cut into tasks.
 pub(super) struct Plan<'a> {
-    level: Level,
+    isa: Isa,
     inputs: Vec<Rounded<'a>>,
     grids: Vec<Grid<'a>>,
     /// Number of tasks.
@@ -51,8 +52,7 @@ impl<'a> Plan<'a> {
         buffers: &std::sync::Arc<Recycler>,
         jobs: &mut [Job<'a>],
     ) -> Self {
-        let mut plan =
-            Self { level: Level::of(isa), inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
+        let mut plan = Self { isa, inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
         for job in jobs {
             let Some(kind) = job.w.dtype().blocks() else { continue };
             let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
@@ -96,9 +96,9 @@ impl<'a> Plan<'a> {
         let rows = row * step..grid.rows.min((row + 1) * step);
         let part = Part { grid, x: &self.inputs[grid.input].packed, groups, rows };
         match grid.kind {
-            BlockType::Q8_0 => self.level.run(Blocks::<false, false>(part)),
-            BlockType::Q4_0 => self.level.run(Blocks::<true, false>(part)),
-            BlockType::Q4_1 => self.level.run(Blocks::<true, true>(part)),
+            BlockType::Q8_0 => self.isa.run_bytes(Blocks::<false, false>(part)),
+            BlockType::Q4_0 => self.isa.run_bytes(Blocks::<true, false>(part)),
+            BlockType::Q4_1 => self.isa.run_bytes(Blocks::<true, true>(part)),
         }
     }
 }
@@ -149,6 +149,8 @@ struct Round<'a> {
 }
 
 impl Vectorised for Round<'_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let (width, blocks) = (packed_width(self.inputs), self.inputs / QUANT_BLOCK);
@@ -208,13 +210,15 @@ struct Part<'a> {
 /// A part whose codes have 4 bits or 8, with minima or without.
 struct Blocks<'a, const FOUR: bool, const MINIMA: bool>(Part<'a>);
 
-impl<const FOUR: bool, const MINIMA: bool> Dotted for Blocks<'_, FOUR, MINIMA> {
+impl<const FOUR: bool, const MINIMA: bool> ByteWork for Blocks<'_, FOUR, MINIMA> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<D: Dot>(self, d: D) {
+    fn run<B: Bytes>(self, b: B) {
         let Part { grid, x, groups, rows } = self.0;
         let blocks = grid.inputs / QUANT_BLOCK;
         let stretches = blocks.div_ceil(STRETCH);
-        let tiles = rows.len().div_ceil(D::ROWS);
+        let tiles = rows.len().div_ceil(B::ROWS);
         for group in groups {
             let w = grid.kind.group(grid.w.bytes(), grid.inputs, group);
             for stretch in 0..stretches {
@@ -235,7 +239,7 @@ impl<const FOUR: bool, const MINIMA: bool> Dotted for Blocks<'_, FOUR, MINIMA> {
                             ldy: grid.outputs,
                             fresh: grid.fresh && stretch == 0,
                         };
-                        d.tile(last - first, &tile);
+                        b.tile(last - first, &tile);
                     }
                 }
             }
@@ -255,72 +259,75 @@ struct Cell<'a, const FOUR: bool, const MINIMA: bool> {
     fresh: bool,
 }
 
-impl<const FOUR: bool, const MINIMA: bool> Tile for Cell<'_, FOUR, MINIMA> {
+impl<const FOUR: bool, const MINIMA: bool> ByteTile for Cell<'_, FOUR, MINIMA> {
+    type Output = ();
+
     /// # Safety
     /// `x` holds R packed rows of `inputs`, `w` all blocks of a group, `y` R rows of sixteen values
     /// that are nobody else's.
     #[inline(always)]
-    unsafe fn run<D: Dot, const R: usize, const V: usize>(&self, d: D) {
+    unsafe fn run<B: Bytes, const R: usize, const V: usize>(&self, b: B) {
+        let (s, lanes) = (b.vectors(), B::S::LANES);
         let runs = if FOUR { QUANT_BLOCK / 8 } else { QUANT_BLOCK / 4 };
         let all = self.inputs / QUANT_BLOCK;
-        let mut sums = [[d.splat(0.0); V]; R];
+        let mut sums = [[s.splat(0.0); V]; R];
         // SAFETY: the caller's; every offset below is inside those.
         unsafe {
             if !self.fresh {
                 for r in 0..R {
                     for v in 0..V {
-                        sums[r][v] = d.load(self.y.add(r * self.ldy + v * D::LANES));
+                        sums[r][v] = s.load(self.y.add(r * self.ldy + v * lanes));
                     }
                 }
             }
             for block in self.blocks.clone() {
                 let bits = |r: usize, at: usize| *self.x.add(r * self.ldx + at) as i32;
-                let float = |r: usize, at: usize| d.splat(f32::from_bits(bits(r, at) as u32));
+                let float = |r: usize, at: usize| s.splat(f32::from_bits(bits(r, at) as u32));
                 let scale_at = self.inputs / 4 + block;
-                let mut ints = [[d.sums(0); V]; R];
+                let mut ints = [[b.sums(0); V]; R];
                 for r in 0..R {
-                    ints[r] = [d.sums(bits(r, scale_at + all)); V];
+                    ints[r] = [b.sums(bits(r, scale_at + all)); V];
                 }
                 for run in 0..runs {
                     let at = (block * runs + run) * 4 * GROUP;
                     let codes = self.w.codes.as_ptr().add(at);
                     if R <= 2 {
-                        d.prefetch(codes.wrapping_add(AHEAD));
+                        s.prefetch(codes.wrapping_add(AHEAD));
                     }
                     let x = block * QUANT_BLOCK / 4 + run;
                     for v in 0..V {
-                        let codes = d.codes(codes.add(4 * v * D::LANES));
+                        let codes = b.codes(codes.add(4 * v * lanes));
                         if FOUR {
-                            let (low, high) = (d.low(codes), d.high(codes));
+                            let (low, high) = (b.low(codes), b.high(codes));
                             for r in 0..R {
-                                ints[r][v] = d.dot(ints[r][v], low, bits(r, x));
-                                ints[r][v] = d.dot(ints[r][v], high, bits(r, x + runs));
+                                ints[r][v] = b.dot(ints[r][v], low, bits(r, x));
+                                ints[r][v] = b.dot(ints[r][v], high, bits(r, x + runs));
                             }
                         } else {
                             for r in 0..R {
-                                ints[r][v] = d.dot(ints[r][v], codes, bits(r, x));
+                                ints[r][v] = b.dot(ints[r][v], codes, bits(r, x));
                             }
                         }
                     }
                 }
                 for v in 0..V {
-                    let at = 2 * (block * GROUP + v * D::LANES);
-                    let scale = d.halves(self.w.scales.as_ptr().add(at));
+                    let at = 2 * (block * GROUP + v * lanes);
+                    let scale = s.load_f16(self.w.scales.as_ptr().add(at).cast());
                     for r in 0..R {
-                        let whole = d.mul(d.widen(ints[r][v]), float(r, scale_at));
-                        sums[r][v] = d.fma(whole, scale, sums[r][v]);
+                        let whole = s.mul(b.widen(ints[r][v]), float(r, scale_at));
+                        sums[r][v] = s.fma(whole, scale, sums[r][v]);
                     }
                     if MINIMA {
-                        let minimum = d.halves(self.w.minima.as_ptr().add(at));
+                        let minimum = s.load_f16(self.w.minima.as_ptr().add(at).cast());
                         for r in 0..R {
-                            sums[r][v] = d.fma(minimum, float(r, scale_at + 2 * all), sums[r][v]);
+                            sums[r][v] = s.fma(minimum, float(r, scale_at + 2 * all), sums[r][v]);
                         }
                     }
                 }
             }
             for r in 0..R {
                 for v in 0..V {
-                    d.store(self.y.add(r * self.ldy + v * D::LANES), sums[r][v]);
+                    s.store(self.y.add(r * self.ldy + v * lanes), sums[r][v]);
                 }
             }
         }

@@ -1,14 +1,12 @@
-//! The register tile of a product, and the storage types of weights.
+//! The register tile of a product.
 
-use half::{bf16, f16};
-
-use super::simd::Simd;
+use crate::simd::{Element, Simd};
 
 /// Bytes of a cache line.
 pub(super) const LINE_BYTES: usize = 64;
 
 /// A register tile: `y[i, j] += Σ x[i, ·] w[j, ·]`.
-pub(super) struct Tile<E> {
+pub(super) struct MicroTile<E> {
     pub(super) x: *const f32,
     pub(super) ldx: usize,
     pub(super) w: *const E,
@@ -20,7 +18,7 @@ pub(super) struct Tile<E> {
     pub(super) next: *const u8,
 }
 
-impl<E: Element> Tile<E> {
+impl<E: Element> MicroTile<E> {
     /// `rows` × `N` sums over all chunks, added to `y`; `AHEAD` lines a chunk of `next` come nearer.
     /// # Safety
     /// `x` holds `rows` rows, `w` `N` rows of `chunks` chunks; `y` is `rows` × `N`, nobody else's;
@@ -109,84 +107,5 @@ pub(super) fn widen<S: Simd, E: Element>(s: S, w: &[E], wide: &mut [f32]) {
             s.store(wide.as_mut_ptr(), E::first(s, w.as_ptr()));
             s.store(wide.as_mut_ptr().add(S::LANES), E::second(s, w.as_ptr()));
         }
-    }
-}
-
-/// Storage types of weights.
-pub(super) trait Element: Copy {
-    const ZERO: Self;
-    /// Rows of a tile (at most): widening takes registers too.
-    const ROWS: usize;
-    /// The first LANES of 2 LANES values, in the order of [`Pack`].
-    /// # Safety
-    /// `p` must be readable for 2 LANES values.
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V;
-    /// The other LANES values.
-    /// # Safety
-    /// `p` must be readable for 2 LANES values.
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V;
-    /// LANES values in order.
-    /// # Safety
-    /// `p` must be readable for LANES values.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
-}
-
-impl Element for f32 {
-    const ZERO: Self = 0.0;
-    const ROWS: usize = 6;
-    #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load(p) }
-    }
-    #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load(p.add(S::LANES)) }
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load(p) }
-    }
-}
-
-impl Element for bf16 {
-    const ZERO: Self = Self::ZERO;
-    const ROWS: usize = 4;
-    #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_bf16_even(p) }
-    }
-    #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_bf16_odd(p) }
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_bf16(p) }
-    }
-}
-
-impl Element for f16 {
-    const ZERO: Self = Self::ZERO;
-    const ROWS: usize = 4;
-    #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_f16(p) }
-    }
-    #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_f16(p.add(S::LANES)) }
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load_f16(p) }
     }
 }

@@ -11,10 +11,10 @@ use candle_core::{
     backend::{BackendDevice, BackendStorage},
     bail,
 };
-use ladle::math::exp;
+use ladle::{simd::exp, vectorised};
 use rayon::prelude::*;
 
-use crate::tape::{View, dot, max, parallel_product, read, sum, vectorised};
+use crate::tape::{View, dot, max, parallel_product, read, sum};
 
 /// Entries of the vocabulary whose logits exist at one time on the CPU.
 const BLOCK: usize = 1024;
@@ -137,14 +137,14 @@ impl Row {
 }
 
 vectorised! {
-    fn greatest(xs: &[f32]) -> f32 {
+    fn greatest<'a>(xs: &'a [f32]) -> f32 {
         max(xs)
     }
 }
 
 vectorised! {
     /// x ← e^(x − largest), for at most 256; their sum, and that of (x − largest) e^(x − largest).
-    fn exponentials(xs: &mut [f32], largest: f32) -> [f32; 2] {
+    fn exponentials<'a>(xs: &'a mut [f32], largest: f32) -> [f32; 2] {
         let mut shifted = [0f32; 256];
         let shifted = &mut shifted[..xs.len()];
         for (x, shifted) in xs.iter_mut().zip(&mut *shifted) {

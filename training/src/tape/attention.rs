@@ -3,26 +3,25 @@
 
 use std::ops::Range;
 
-use ladle::{kernels::AttentionShape, math::exp};
+use ladle::{kernels::AttentionShape, simd::exp, vectorised};
 use rayon::prelude::*;
 
 use super::{
     product::{View, product},
     rows::{dot, max, sum},
-    vectorised::vectorised,
 };
 use crate::autograd::tree::Tree;
 
 vectorised! {
     /// The largest value.
-    fn greatest(xs: &[f32]) -> f32 {
+    fn greatest<'a>(xs: &'a [f32]) -> f32 {
         max(xs)
     }
 }
 
 vectorised! {
     /// x ← e^(x − largest); their sum.
-    fn exponentials(xs: &mut [f32], largest: f32) -> f32 {
+    fn exponentials<'a>(xs: &'a mut [f32], largest: f32) -> f32 {
         xs.iter_mut().for_each(|x| *x = exp(*x - largest));
         sum(xs)
     }
@@ -30,7 +29,7 @@ vectorised! {
 
 vectorised! {
     /// dS = P ⊙ (dP − Σ dO ⊙ O) of one row, in place of dP.
-    fn score_gradients(scores: &mut [f32], weights: &[f32], grad: &[f32], output: &[f32]) {
+    fn score_gradients<'a>(scores: &'a mut [f32], weights: &'a [f32], grad: &'a [f32], output: &'a [f32]) {
         let dot = dot(grad, output);
         for (score, weight) in scores.iter_mut().zip(weights) {
             *score = weight * (*score - dot);

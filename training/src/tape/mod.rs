@@ -14,7 +14,6 @@ mod dropout;
 mod kernels;
 mod product;
 mod rows;
-mod vectorised;
 
 use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
@@ -24,7 +23,6 @@ use ladle::kernels::Result;
 pub use dropout::Dropout;
 pub(crate) use product::{View, parallel_product};
 pub(crate) use rows::{dot, max, sum};
-pub(crate) use vectorised::vectorised;
 
 /// An activation `[rows, width]`, row-major.
 #[derive(Debug, Clone)]

@@ -1,9 +1,7 @@
 //! Row-wise operations and their backwards on slices, parallel over rows.
 
-use ladle::{kernels::Rope, math::exp};
+use ladle::{kernels::Rope, simd::exp, vectorised};
 use rayon::prelude::*;
-
-use super::vectorised::vectorised;
 
 /// Elements that one task computes.
 pub(super) const CHUNK: usize = 16 * 1024;
@@ -79,7 +77,7 @@ fn inverse(x: &[f32], eps: f32) -> f32 {
 }
 
 vectorised! {
-    fn norm_group(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
+    fn norm_group<'a>(y: &'a mut [f32], x: &'a [f32], gain: &'a [f32], eps: f32) {
         let scale = inverse(x, eps);
         for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
             *y = x * scale * gain;
@@ -89,7 +87,7 @@ vectorised! {
 
 vectorised! {
     // ∂xⱼ = s γⱼ gⱼ − xⱼ s³/n Σ γ g x, with s the inverse root mean square; `grad` ends as γ g.
-    fn norm_group_back(out: &mut [f32], grad: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
+    fn norm_group_back<'a>(out: &'a mut [f32], grad: &'a mut [f32], x: &'a [f32], gain: &'a [f32], eps: f32) {
         let scale = inverse(x, eps);
         for (g, gain) in grad.iter_mut().zip(gain) {
             *g *= gain;
@@ -157,7 +155,7 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 vectorised! {
-    fn gate_chunk(y: &mut [f32], gate: &[f32], up: &[f32]) {
+    fn gate_chunk<'a>(y: &'a mut [f32], gate: &'a [f32], up: &'a [f32]) {
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
             *y = gate * sigmoid(*gate) * up;
         }
@@ -165,7 +163,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn gate_chunk_back(dgate: &mut [f32], grad: &mut [f32], gate: &[f32], up: &[f32]) {
+    fn gate_chunk_back<'a>(dgate: &'a mut [f32], grad: &'a mut [f32], gate: &'a [f32], up: &'a [f32]) {
         let inputs = gate.iter().zip(up);
         for ((dgate, grad), (gate, up)) in dgate.iter_mut().zip(grad).zip(inputs) {
             let s = sigmoid(*gate);

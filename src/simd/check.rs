@@ -1,0 +1,283 @@
+//! The self-check of an instruction set: everything that kernels are written over, on a few values,
+//! against the portable set. A set that differs anywhere is not used: what a compiler, a hypervisor
+//! or a processor gets wrong costs speed and never an answer.
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+use super::{
+    bf16::{Bf16Dots, Bf16Work},
+    bytes::{ByteTile, ByteWork, Bytes},
+    vector::{Lanes, Simd, Vectorised},
+};
+
+/// Values that each operation is tried on: whole vectors of every set.
+const LEN: usize = 64;
+
+/// What a set gives, operation by operation, as bits.
+pub struct Outcome(Vec<(&'static str, Vec<u32>)>);
+
+/// An operation whose bits differ from the portable set's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{operation}: value {index} has the bits {got:08x}, expected {expected:08x}")]
+pub struct Mismatch {
+    /// The operation.
+    pub operation: &'static str,
+    /// Number of the value.
+    pub index: usize,
+    /// Its bits by the portable set.
+    pub expected: u32,
+    /// Its bits by the set under test.
+    pub got: u32,
+}
+
+impl Outcome {
+    /// The first difference from what the portable set gives for the same work.
+    pub fn compare(&self, expected: &Self) -> Result<(), Mismatch> {
+        for ((operation, got), (_, expected)) in self.0.iter().zip(&expected.0) {
+            let mut values = got.iter().zip(expected).enumerate();
+            if let Some((index, (&got, &expected))) = values.find(|(_, (got, want))| got != want) {
+                return Err(Mismatch { operation, index, expected, got });
+            }
+        }
+        Ok(())
+    }
+
+    fn floats(&mut self, operation: &'static str, values: &[f32]) {
+        self.0.push((operation, values.iter().map(|v| v.to_bits()).collect()));
+    }
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(operation, _)| operation)).finish()
+    }
+}
+
+/// A line of memory, as streamed stores want it.
+#[repr(align(64))]
+struct Aligned<T>([T; LEN]);
+
+/// Whole numbers of one byte, of both signs: their products and sums are exact in any order.
+fn whole(index: usize, seed: usize) -> f32 {
+    ((index * 37 + seed * 11) % 31) as f32 - 15.0
+}
+
+/// Values that conversions round in every way: ties, carries, subnormals, overflows, specials.
+fn edges() -> [f32; LEN] {
+    const SPECIAL: [u32; 16] = [
+        0x0000_0000,
+        0x8000_0000,
+        0x7f80_0000,
+        0xff80_0000,
+        0x7fc1_2345,
+        0x0000_0001,
+        0x3f80_8000,
+        0x3f81_8000,
+        0x3f80_8001,
+        0x7f7f_ffff,
+        0x477f_efff,
+        0x477f_f000,
+        0x3300_0000,
+        0x3300_0001,
+        0x387f_ffff,
+        0xb8ff_e000,
+    ];
+    std::array::from_fn(|i| match SPECIAL.get(i) {
+        Some(&bits) => f32::from_bits(bits),
+        None => f32::from_bits(0x3f00_0000 + (i as u32).wrapping_mul(0x0123_4567) % 0x0200_0000),
+    })
+}
+
+/// The operations on vectors.
+pub struct VectorCheck;
+
+impl Vectorised for VectorCheck {
+    type Output = Outcome;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Outcome {
+        let mut outcome = Outcome(Vec::new());
+        lanes(s, &mut outcome);
+        lanes(s.sixteen(), &mut outcome);
+        products(s, &mut outcome);
+        outcome
+    }
+}
+
+/// Arithmetic, loads and stores.
+#[inline(always)]
+fn lanes<L: Lanes>(l: L, outcome: &mut Outcome) {
+    let (x, edges) = (std::array::from_fn::<_, LEN, _>(|i| whole(i, 1)), edges());
+    let halves = edges.map(f16::from_f32);
+    let brains = edges.map(bf16::from_f32);
+    let mut out = [[0f32; LEN]; 4];
+    let (mut f, mut h, mut b) =
+        (Aligned([0f32; LEN]), Aligned([f16::ZERO; LEN]), Aligned([bf16::ZERO; LEN]));
+    let (mut h2, mut b2) = ([f16::ZERO; LEN], [bf16::ZERO; LEN]);
+    for at in (0..LEN).step_by(L::LANES) {
+        // SAFETY: LANES divides LEN, and the streamed arrays are aligned to 64 bytes.
+        unsafe {
+            let v = l.load(edges.as_ptr().add(at));
+            let whole = l.load(x.as_ptr().add(at));
+            let sum = l.add(l.mul(whole, l.splat(3.0)), v);
+            l.store(out[0].as_mut_ptr().add(at), sum);
+            l.stream(f.0.as_mut_ptr().add(at), v);
+            l.store(out[1].as_mut_ptr().add(at), l.load_f16(halves.as_ptr().add(at)));
+            l.store(out[2].as_mut_ptr().add(at), l.load_bf16(brains.as_ptr().add(at)));
+            l.store_f16::<true>(h.0.as_mut_ptr().add(at), v);
+            l.store_f16::<false>(h2.as_mut_ptr().add(at), v);
+            l.store_bf16::<true>(b.0.as_mut_ptr().add(at), v);
+            l.store_bf16::<false>(b2.as_mut_ptr().add(at), v);
+        }
+    }
+    l.fence();
+    l.prefetch(x.as_ptr().cast());
+    outcome.floats("sums", &out[0]);
+    outcome.floats("streamed stores", &f.0);
+    outcome.floats("loads of f16", &out[1]);
+    outcome.floats("loads of bf16", &out[2]);
+    for (operation, values) in [("streamed stores of f16", h.0), ("stores of f16", h2)] {
+        outcome.0.push((operation, values.map(|v| u32::from(v.to_bits())).to_vec()));
+    }
+    for (operation, values) in [("streamed stores of bf16", b.0), ("stores of bf16", b2)] {
+        outcome.0.push((operation, values.map(|v| u32::from(v.to_bits())).to_vec()));
+    }
+}
+
+/// Dot products over every way to load, summed over the lanes.
+#[inline(always)]
+fn products<S: Simd>(s: S, outcome: &mut Outcome) {
+    let x = std::array::from_fn::<_, LEN, _>(|i| whole(i, 2));
+    let w = [3, 4, 5, 6].map(|seed| std::array::from_fn::<_, LEN, _>(|i| whole(i, seed)));
+    let halves = w.map(|w| w.map(f16::from_f32));
+    let brains = w.map(|w| w.map(bf16::from_f32));
+    let mut sums = [[s.splat(0.0); 4]; 4];
+    for at in (0..LEN).step_by(2 * S::LANES) {
+        for k in 0..4 {
+            // SAFETY: 2 LANES divide LEN.
+            unsafe {
+                let x = x.as_ptr().add(at);
+                let [even, odd] = s.load_even_odd(x);
+                for (half, parity) in [even, odd].into_iter().enumerate() {
+                    let (near, at) = (s.load(x.add(half * S::LANES)), at + half * S::LANES);
+                    let [mut a, mut b, mut c, d] = sums.map(|sums| sums[k]);
+                    a = s.fma(near, s.load(w[k].as_ptr().add(at)), a);
+                    b = s.fma(near, s.load_f16(halves[k].as_ptr().add(at)), b);
+                    c = s.fma(near, s.load_bf16(brains[k].as_ptr().add(at)), c);
+                    let pairs = brains[k].as_ptr().add(at - half * S::LANES);
+                    let brain =
+                        if half == 0 { s.load_bf16_even(pairs) } else { s.load_bf16_odd(pairs) };
+                    for (sums, v) in sums.iter_mut().zip([a, b, c, s.fma(parity, brain, d)]) {
+                        sums[k] = v;
+                    }
+                }
+            }
+        }
+    }
+    let names = ["products of f32", "products of f16", "products of bf16", "products of pairs"];
+    for (operation, sums) in names.into_iter().zip(sums) {
+        let mut out = [1.0; 4];
+        // SAFETY: four values.
+        unsafe { s.add_sums(sums, out.as_mut_ptr()) };
+        outcome.floats(operation, &out);
+    }
+}
+
+/// The products of bytes.
+pub struct ByteCheck;
+
+impl ByteWork for ByteCheck {
+    type Output = Outcome;
+
+    #[inline(always)]
+    fn run<B: Bytes>(self, b: B) -> Outcome {
+        let mut outcome = Outcome(Vec::new());
+        for rows in 1..=2 {
+            // SAFETY: the tile reads and writes what it owns.
+            let sums = unsafe { b.tile(rows, &Sums) };
+            // The second row is the first with another x: both are there whatever the tile.
+            outcome.floats("products of bytes", &sums[..16 * rows]);
+        }
+        outcome
+    }
+}
+
+/// Sixteen outputs of one or two rows: whole codes, low and high halves of codes.
+struct Sums;
+
+impl ByteTile for Sums {
+    type Output = [f32; 32];
+
+    #[inline(always)]
+    unsafe fn run<B: Bytes, const R: usize, const V: usize>(&self, b: B) -> [f32; 32] {
+        // Two products of extremes side by side leave 16 bits and must not saturate.
+        let codes: [u8; LEN] =
+            std::array::from_fn(|i| if i % 5 == 0 { 255 } else { (i * 29) as u8 });
+        let x = |row: usize, run: i32| 0x7f7f_8080i32.wrapping_add(run * 77 + row as i32);
+        let s = b.vectors();
+        let mut out = [0.0; 32];
+        for row in 0..R.min(2) {
+            for v in 0..V {
+                // SAFETY: V vectors are sixteen outputs of four codes.
+                unsafe {
+                    let codes = b.codes(codes.as_ptr().add(4 * v * B::S::LANES));
+                    let sums = b.dot(b.sums(-7), codes, x(row, 0));
+                    let sums = b.dot(sums, b.low(codes), x(row, 1));
+                    let sums = b.dot(sums, b.high(codes), x(row, 2));
+                    let to = out.as_mut_ptr().add(16 * row + v * B::S::LANES);
+                    s.store(to, b.widen(sums));
+                }
+            }
+        }
+        out
+    }
+}
+
+/// The dot products of bf16.
+pub struct Bf16Check;
+
+impl Bf16Work for Bf16Check {
+    type Output = Outcome;
+
+    #[inline(always)]
+    fn run<D: Bf16Dots>(self, d: D) -> Outcome {
+        // Subnormal inputs and results that are tiny.
+        let value = |i: usize| match i % 8 {
+            0 => f32::from_bits(0x0040_0000),
+            1 => f32::from_bits(0x0090_0000 + ((i as u32) << 16)),
+            2 => -1.0e-20 * (i as f32 + 1.0),
+            3 => 3.0e-19,
+            _ => whole(i, 7) * 1.01,
+        };
+        let mut a: [bf16; 2 * LEN] = std::array::from_fn(|i| bf16::from_f32(value(i)));
+        let mut b: [bf16; 2 * LEN] = std::array::from_fn(|i| bf16::from_f32(value(i * 3 + 1)));
+        let mut start: [f32; LEN] = std::array::from_fn(|i| value(i * 5 + 2) * 1.000_1);
+        // A subnormal sum, and a subnormal product.
+        (start[20], a[40], a[41]) = (1.0e-39, bf16::ZERO, bf16::ZERO);
+        (start[21], a[42], a[43]) = (0.0, bf16::from_f32(1.0e-19), bf16::ZERO);
+        b[42] = bf16::from_f32(1.0e-20);
+        // 2²⁴ − 2²⁴ + 1: another order of the sums loses the 1.
+        for lane in [5, 62] {
+            start[lane] = 16_777_216.0;
+            (a[2 * lane], a[2 * lane + 1]) = (bf16::ONE, bf16::from_f32(-16_777_216.0));
+            (b[2 * lane], b[2 * lane + 1]) = (bf16::ONE, bf16::ONE);
+        }
+        let s = d.vectors();
+        let mut out = [[0.0; LEN]; 2];
+        for at in (0..LEN).step_by(D::S::LANES) {
+            // SAFETY: LANES divides LEN.
+            unsafe {
+                let [a, b] = [&a, &b].map(|v| d.pairs(v.as_ptr().add(2 * at)));
+                let sums = d.dot(s.load(start.as_ptr().add(at)), a, b);
+                s.store(out[0].as_mut_ptr().add(at), sums);
+                let sums = d.dot(sums, d.splat_pair([bf16::ONE, bf16::NEG_ONE]), b);
+                s.store(out[1].as_mut_ptr().add(at), sums);
+            }
+        }
+        let mut outcome = Outcome(Vec::new());
+        outcome.floats("dot products of bf16", out.as_flattened());
+        outcome
+    }
+}

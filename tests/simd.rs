@@ -1,0 +1,406 @@
+//! The instruction sets through their public door: the self-check, the choice of a set, and the dot
+//! products of bf16 against their exact model and against f64.
+
+use half::{bf16, f16};
+use ladle::simd::{
+    Bf16Dots, Bf16Work, ByteTile, ByteWork, Bytes, Isa, Lanes, Portable, Simd, Vectorised,
+    bf16 as model,
+    check::{Bf16Check, ByteCheck, VectorCheck},
+};
+use proptest::prelude::*;
+
+/// The portable set with one operation made wrong.
+#[derive(Clone, Copy)]
+struct Wrong(Fault);
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Fault {
+    None,
+    FmaWithoutAddend,
+    EvenForOdd,
+    HalvesTruncated,
+    BrainsTruncated,
+    LaneLeftOut,
+    BytesSaturate,
+    UnsignedBytes,
+    EvenPairFirst,
+    SubnormalsKept,
+}
+
+const LANES: usize = Portable::LANES;
+type V = [f32; LANES];
+
+impl Wrong {
+    fn is(self, fault: Fault) -> bool {
+        self.0 == fault
+    }
+}
+
+// SAFETY of every block: the portable set's contract, passed on.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Lanes for Wrong {
+    const LANES: usize = LANES;
+    type V = V;
+
+    fn splat(self, value: f32) -> V {
+        Portable.splat(value)
+    }
+    fn add(self, a: V, b: V) -> V {
+        Portable.add(a, b)
+    }
+    fn mul(self, a: V, b: V) -> V {
+        Portable.mul(a, b)
+    }
+    unsafe fn load(self, p: *const f32) -> V {
+        unsafe { Portable.load(p) }
+    }
+    unsafe fn load_f16(self, p: *const f16) -> V {
+        unsafe { Portable.load_f16(p) }
+    }
+    unsafe fn load_bf16(self, p: *const bf16) -> V {
+        unsafe { Portable.load_bf16(p) }
+    }
+    unsafe fn store(self, p: *mut f32, v: V) {
+        unsafe { Portable.store(p, v) }
+    }
+    unsafe fn stream(self, p: *mut f32, v: V) {
+        unsafe { Portable.stream(p, v) }
+    }
+    unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16, mut v: V) {
+        if self.is(Fault::HalvesTruncated) {
+            v = v.map(|v| f32::from_bits(v.to_bits() & !0x1fff));
+        }
+        unsafe { Portable.store_f16::<STREAM>(p, v) }
+    }
+    unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16, mut v: V) {
+        if self.is(Fault::BrainsTruncated) {
+            v = v.map(|v| f32::from_bits(v.to_bits() & !0xffff));
+        }
+        unsafe { Portable.store_bf16::<STREAM>(p, v) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd for Wrong {
+    const ROWS: usize = 2;
+    type Sixteen = <Portable as Simd>::Sixteen;
+
+    fn sixteen(self) -> Self::Sixteen {
+        Portable.sixteen()
+    }
+    fn fma(self, a: V, b: V, c: V) -> V {
+        if self.is(Fault::FmaWithoutAddend) { Portable.mul(a, b) } else { Portable.fma(a, b, c) }
+    }
+    unsafe fn load_bf16_even(self, p: *const bf16) -> V {
+        unsafe { Portable.load_bf16_even(p) }
+    }
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> V {
+        let even = self.is(Fault::EvenForOdd);
+        unsafe { if even { Portable.load_bf16_even(p) } else { Portable.load_bf16_odd(p) } }
+    }
+    unsafe fn load_even_odd(self, p: *const f32) -> [V; 2] {
+        unsafe { Portable.load_even_odd(p) }
+    }
+    unsafe fn add_sums(self, mut v: [V; 4], p: *mut f32) {
+        if self.is(Fault::LaneLeftOut) {
+            v[2][LANES - 1] = 0.0;
+        }
+        unsafe { Portable.add_sums(v, p) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Bytes for Wrong {
+    type S = Self;
+    type I = [i32; LANES];
+    type C = [u32; LANES];
+    const ROWS: usize = 2;
+
+    fn vectors(self) -> Self {
+        self
+    }
+    fn sums(self, value: i32) -> Self::I {
+        Portable.sums(value)
+    }
+    fn widen(self, sums: Self::I) -> V {
+        Portable.widen(sums)
+    }
+    fn low(self, codes: Self::C) -> Self::C {
+        Portable.low(codes)
+    }
+    fn high(self, codes: Self::C) -> Self::C {
+        Portable.high(codes)
+    }
+    fn dot(self, sums: Self::I, codes: Self::C, x: i32) -> Self::I {
+        let product = |code: u8, x: u8| {
+            let x = if self.is(Fault::UnsignedBytes) { i32::from(x) } else { i32::from(x as i8) };
+            i32::from(code) * x
+        };
+        let pair = |sum: i32| {
+            // What `pmaddubsw` does to the sum of two products.
+            if self.is(Fault::BytesSaturate) { sum.clamp(-32768, 32767) } else { sum }
+        };
+        let x = x.to_le_bytes();
+        std::array::from_fn(|lane| {
+            let c = codes[lane].to_le_bytes();
+            let [first, second] =
+                [0, 2].map(|i| pair(product(c[i], x[i]) + product(c[i + 1], x[i + 1])));
+            sums[lane] + first + second
+        })
+    }
+    unsafe fn codes(self, p: *const u8) -> Self::C {
+        unsafe { Portable.codes(p) }
+    }
+    unsafe fn tile<T: ByteTile>(self, rows: usize, tile: &T) -> T::Output {
+        unsafe {
+            match rows {
+                1 => tile.run::<Self, 1, 2>(self),
+                _ => tile.run::<Self, 2, 2>(self),
+            }
+        }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Bf16Dots for Wrong {
+    type S = Self;
+    type P = [[bf16; 2]; LANES];
+
+    fn vectors(self) -> Self {
+        self
+    }
+    fn splat_pair(self, pair: [bf16; 2]) -> Self::P {
+        Portable.splat_pair(pair)
+    }
+    fn dot(self, sums: V, a: Self::P, b: Self::P) -> V {
+        std::array::from_fn(|lane| {
+            let (sum, [a, b]) = (sums[lane], [a[lane], b[lane]]);
+            match self.0 {
+                Fault::EvenPairFirst => model::dot(sum, [a[1], a[0]], [b[1], b[0]]),
+                Fault::SubnormalsKept => {
+                    let odd = a[1].to_f32().mul_add(b[1].to_f32(), sum);
+                    a[0].to_f32().mul_add(b[0].to_f32(), odd)
+                }
+                _ => model::dot(sum, a, b),
+            }
+        })
+    }
+    unsafe fn pairs(self, p: *const bf16) -> Self::P {
+        unsafe { Portable.pairs(p) }
+    }
+}
+
+/// The operation that the self-check refuses `fault` for.
+fn refused(fault: Fault) -> Option<&'static str> {
+    let wrong = Wrong(fault);
+    let vectors = VectorCheck.run(wrong).compare(&VectorCheck.run(Portable));
+    let bytes = ByteCheck.run(wrong).compare(&ByteCheck.run(Portable));
+    let pairs = Bf16Check.run(wrong).compare(&Bf16Check.run(Portable));
+    vectors.and(bytes).and(pairs).err().map(|mismatch| mismatch.operation)
+}
+
+#[test]
+fn the_self_check_refuses_a_set_that_computes_one_operation_wrong() {
+    assert_eq!(refused(Fault::None), None);
+    for (fault, operation) in [
+        (Fault::FmaWithoutAddend, "products of f32"),
+        (Fault::EvenForOdd, "products of pairs"),
+        (Fault::HalvesTruncated, "streamed stores of f16"),
+        (Fault::BrainsTruncated, "streamed stores of bf16"),
+        (Fault::LaneLeftOut, "products of f32"),
+        (Fault::BytesSaturate, "products of bytes"),
+        (Fault::UnsignedBytes, "products of bytes"),
+        (Fault::EvenPairFirst, "dot products of bf16"),
+        (Fault::SubnormalsKept, "dot products of bf16"),
+    ] {
+        assert_eq!(refused(fault), Some(operation), "{fault:?}");
+    }
+}
+
+#[test]
+fn every_set_that_the_processor_has_passes_the_self_check() {
+    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+    let mut expected = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+        let dots = vnni && is_x86_feature_detected!("avx512bf16");
+        let sets =
+            [("avx512-bf16", dots), ("avx512-vnni", vnni), ("avx512", avx512), ("avx2", avx2)];
+        expected.extend(sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name));
+    }
+    #[cfg(target_arch = "aarch64")]
+    expected.push("neon");
+    expected.push("portable");
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn a_set_is_found_by_its_name_and_an_unknown_one_is_refused_with_those_of_the_machine() {
+    for &isa in Isa::available() {
+        assert_eq!(Isa::named(isa.name()), Ok(isa));
+    }
+    let error = Isa::named("mmx").unwrap_err().to_string();
+    assert!(error.starts_with("LADLE_ISA is \"mmx\", expected a set of this machine: "), "{error}");
+    assert!(error.ends_with("portable"), "{error}");
+}
+
+#[test]
+fn the_program_refuses_a_set_that_the_machine_lacks() {
+    let mut ladle = std::process::Command::new(env!("CARGO_BIN_EXE_ladle"));
+    let output = ladle.args(["inspect", "nowhere"]).env("LADLE_ISA", "mmx").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.contains("LADLE_ISA is \"mmx\""), "{error}");
+    let mut ladle = std::process::Command::new(env!("CARGO_BIN_EXE_ladle"));
+    let output = ladle.args(["inspect", "nowhere"]).env("LADLE_ISA", "portable").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!error.contains("LADLE_ISA"), "{error}");
+}
+
+/// Sixteen sums of one pair each, on the dot products of a set.
+struct Dots<'a>(&'a [f32; 16], &'a [[bf16; 2]; 16], &'a [[bf16; 2]; 16]);
+
+impl Bf16Work for Dots<'_> {
+    type Output = [f32; 16];
+
+    #[inline(always)]
+    fn run<D: Bf16Dots>(self, d: D) -> [f32; 16] {
+        let s = d.vectors();
+        let mut out = [0.0; 16];
+        for at in (0..16).step_by(D::S::LANES) {
+            // SAFETY: LANES divides 16.
+            unsafe {
+                let [a, b] = [self.1, self.2].map(|pairs| d.pairs(pairs.as_ptr().add(at).cast()));
+                let sums = d.dot(s.load(self.0.as_ptr().add(at)), a, b);
+                s.store(out.as_mut_ptr().add(at), sums);
+            }
+        }
+        out
+    }
+}
+
+/// Any bits of the upper half of an f32 with an exponent in `exponents`.
+fn brain(exponents: std::ops::Range<u32>) -> impl Strategy<Value = bf16> + Clone {
+    (any::<u16>(), exponents)
+        .prop_map(|(bits, exponent)| bf16::from_bits(bits & 0x807f | (exponent as u16) << 7))
+}
+
+fn float(exponents: std::ops::Range<u32>) -> impl Strategy<Value = f32> + Clone {
+    (any::<u32>(), exponents)
+        .prop_map(|(bits, exponent)| f32::from_bits(bits & 0x807f_ffff | exponent << 23))
+}
+
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+}
+
+/// Exponents of the factors and of the sum: usual ones, any at all, results about the least normal,
+/// subnormal inputs.
+fn exponents() -> impl Strategy<Value = (std::ops::Range<u32>, std::ops::Range<u32>)> {
+    prop_oneof![
+        Just((120..134, 118..140)),
+        Just((0..256, 0..256)),
+        Just((50..66, 0..3)),
+        Just((60..70, 1..6)),
+        Just((0..3, 0..3)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Every bit of the instruction, where the machine has it: order of the sums, rounding, and
+    /// subnormals taken for 0.
+    #[test]
+    fn the_instruction_for_dots_of_bf16_gives_the_bits_of_its_model(
+        (sums, a, b) in exponents().prop_flat_map(|(factors, sums)| (
+            prop::array::uniform16(float(sums)),
+            prop::array::uniform16(prop::array::uniform2(brain(factors.clone()))),
+            prop::array::uniform16(prop::array::uniform2(brain(factors))),
+        )),
+    ) {
+        for &isa in Isa::available() {
+            let got = isa.run_bf16(Dots(&sums, &a, &b));
+            for lane in 0..16 {
+                let expected = model::dot(sums[lane], a[lane], b[lane]);
+                prop_assert!(
+                    same(got[lane], expected),
+                    "{}: {:e} + {:?} · {:?} is {:e}, expected {:e}",
+                    isa, sums[lane], a[lane], b[lane], got[lane], expected,
+                );
+            }
+        }
+    }
+
+    /// The models against f64, where two roundings to f32 are the only error.
+    #[test]
+    fn the_models_round_as_often_as_the_instructions_do(
+        sum in float(118..140),
+        a in prop::collection::vec(brain(120..134), 24),
+        b in prop::collection::vec(brain(120..134), 24),
+    ) {
+        let exact = |pairs: &[(bf16, bf16)], start: f64| {
+            let products = pairs.iter().map(|(a, b)| a.to_f64() * b.to_f64());
+            let size = products.clone().map(f64::abs).sum::<f64>() + start.abs();
+            (products.sum::<f64>() + start, size * f64::from(f32::EPSILON) / 2.0)
+        };
+        let pairs: Vec<_> = a.iter().copied().zip(b.iter().copied()).collect();
+        let (expected, ulp) = exact(&pairs[..2], f64::from(sum));
+        let got = model::dot(sum, [a[0], a[1]], [b[0], b[1]]);
+        prop_assert!((f64::from(got) - expected).abs() <= 2.0 * ulp);
+        // One row of three pairs times three columns, and the same by the definition.
+        let mut c = [sum, -sum, 0.0];
+        let before = c;
+        model::tile(&mut c, &a[..6], &b[..18], 3);
+        for n in 0..3 {
+            let column: Vec<_> = (0..6).map(|i| (a[i], b[i / 2 * 6 + 2 * n + i % 2])).collect();
+            let (expected, ulp) = exact(&column, f64::from(before[n]));
+            prop_assert!((f64::from(c[n]) - expected).abs() <= 8.0 * ulp, "column {n}");
+        }
+    }
+}
+
+#[test]
+fn a_dot_of_bf16_adds_the_odd_product_first_and_flushes_what_is_tiny() {
+    let one = bf16::ONE;
+    let large = bf16::from_f32(16_777_216.0);
+    // 2²⁴ + 1 is 2²⁴ in f32: only in one order is the 1 left.
+    assert_eq!(model::dot(16_777_216.0, [one, large], [one, bf16::NEG_ONE]), 1.0);
+    assert_eq!(model::dot(16_777_216.0, [large, one], [bf16::NEG_ONE, one]), 0.0);
+    // Subnormal factors and sums are 0, of their own sign.
+    let subnormal = bf16::from_bits(0x0040);
+    assert_eq!(model::dot(0.0, [subnormal, one], [large, one]), 1.0);
+    assert_eq!(model::dot(-1.0e-39, [one, one], [bf16::ZERO, bf16::NEG_ONE]), -1.0);
+    // The least normal less 2⁻¹⁵¹ is halfway to the next number of 24 bits and stays normal; less
+    // 1.25 · 2⁻¹⁵¹ is tiny, though f32 rounds that to the least normal too.
+    let least = f32::MIN_POSITIVE;
+    let [half, less] = [1.0, 1.25].map(|v: f32| bf16::from_f32(-v * 2f32.powi(-76)));
+    let factor = bf16::from_f32(2f32.powi(-75));
+    assert_eq!(model::dot(least, [factor, bf16::ZERO], [half, one]), least);
+    assert_eq!(model::dot(least, [factor, bf16::ZERO], [less, one]), 0.0);
+}
+
+#[test]
+fn a_tile_of_bf16_sums_even_and_odd_products_apart() {
+    let [one, large] = [1.0, 16_777_216.0].map(bf16::from_f32);
+    // Two pairs, one column: even products 2²⁴ and −2²⁴, odd ones 1 and 1. Summed in turn, the first
+    // 1 would be lost.
+    let a = [large, one, large, one];
+    let b = [one, one, bf16::NEG_ONE, one];
+    let mut c = [10.0];
+    model::tile(&mut c, &a, &b, 1);
+    assert_eq!(c, [12.0]);
+    // Two rows, two columns: c += a · w with w = [[1, 3], [2, 4]] interleaved by rows.
+    let brains = |values: &[f32]| values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+    let mut c = [1.0, 0.0, 0.0, 1.0];
+    model::tile(&mut c, &brains(&[1.0, 1.0, 2.0, -1.0]), &brains(&[1.0, 2.0, 3.0, 4.0]), 2);
+    assert_eq!(c, [4.0, 7.0, 0.0, 3.0]);
+}
