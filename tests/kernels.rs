@@ -301,7 +301,7 @@ fn a_pool_that_cannot_exist_is_refused() {
     let error = KvPool::new(shape).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "kv pool: cannot reserve an impossible number of bytes: the size overflows"
+        "kv pool: cannot reserve more than usize::MAX bytes: the size overflows"
     );
     assert!(KvPool::new(KvShape { layers: 1, dtype: Dtype::F16, ..shape }).is_err());
 }

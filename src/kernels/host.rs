@@ -92,7 +92,7 @@ pub enum HostError {
 
 /// A number of bytes as messages show it, before the word "bytes".
 pub(crate) fn shown(bytes: Option<usize>) -> String {
-    bytes.map_or_else(|| "an impossible number of".to_owned(), |bytes| bytes.to_string())
+    bytes.map_or_else(|| "more than usize::MAX".to_owned(), |bytes| bytes.to_string())
 }
 
 /// A read-only tensor in host memory, row-major and aligned to its element.

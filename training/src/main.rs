@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let Cli { command, logs } = cli::parse();
     init_logs(&logs.log(), logs.log_format() == LogFormat::Json)?;
+    ladle::simd::Isa::requested()?;
     match command {
         Command::Sft(source) => {
             let Some(run) = open(&source)? else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! Everything that goes once over an activation. Plain loops: compiled for each instruction set,
-//! they become vectors by themselves.
+//! Operations that read an activation once. They are plain loops, which the compiler vectorises for
+//! each instruction set.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::{
     simd::{Isa, Simd, Vectorised, exp},
 };
 
-/// Values for which another thread is worth the noise.
+/// Minimum values per extra thread.
 const TASK_VALUES: usize = 16 * 1024;
 
 /// Work on rows of an activation, independent of each other. `run` must be `#[inline(always)]`.
@@ -20,8 +20,8 @@ pub(super) trait RowWise: Sync {
 
 /// Does `work` on all rows of `out`, in parallel where there are many.
 pub(super) fn by_rows(isa: Isa, pool: &Pool, out: &mut Tensor, work: &impl RowWise) {
-    struct Part<'a, W>(&'a W, Range<usize>, &'a mut [f32]);
-    impl<W: RowWise> Vectorised for Part<'_, W> {
+    struct RowTask<'a, W>(&'a W, Range<usize>, &'a mut [f32]);
+    impl<W: RowWise> Vectorised for RowTask<'_, W> {
         type Output = ();
 
         #[inline(always)]
@@ -39,7 +39,7 @@ pub(super) fn by_rows(isa: Isa, pool: &Pool, out: &mut Tensor, work: &impl RowWi
         let rows = task * step..rows.min((task + 1) * step);
         // SAFETY: these rows are this task's alone, and the region ends before `out` does.
         let values = unsafe { out.slice(rows.start * width, rows.len() * width) };
-        isa.run(Part(work, rows, values));
+        isa.run(RowTask(work, rows, values));
     });
 }
 

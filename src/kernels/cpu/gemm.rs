@@ -2,11 +2,11 @@
 //!
 //! Both operands run along the inputs, so an output is a dot product: [`Simd::LANES`] partial sums,
 //! added up in a fixed tree at the end of each of a few stretches of the inputs, stretches in order.
-//! Instruction set and number of inputs alone fix that order: tiles of any height and any blocking
-//! give the same bits, which is why a request's tokens do not depend on who shares its batch.
+//! Instruction set and number of inputs alone fix that order: tiles of any height give the
+//! same bits, which is why a request's tokens do not depend on who shares its batch.
 //!
-//! Few rows read each weight once, widened in registers. Many rows widen a block of outputs into a
-//! scratch that stays in the second-level cache, and go over it tile by tile.
+//! Few rows read each weight once, widened in registers. Many rows widen the weights of a macro-tile
+//! into a scratch that stays in the second-level cache, and go over it tile by tile.
 
 use std::{cell::RefCell, ops::Range};
 
@@ -21,17 +21,18 @@ use crate::{
     simd::{Element, Isa, Simd, Vectorised},
 };
 
-/// Outputs of a block: its scratch of [`STRETCH`] inputs takes a tenth of a second-level cache.
-const BLOCK_OUTPUTS: usize = 32;
-/// Rows up to which weights are widened in registers, anew for each tile: beyond, the scratch pays.
+/// Outputs of a macro-tile: its scratch of [`STRETCH`] inputs takes a tenth of a second-level cache.
+const MACRO_OUTPUTS: usize = 32;
+/// Rows up to which weights are widened in registers, anew for each micro-tile; more rows share a
+/// scratch.
 const DIRECT_ROWS: usize = 16;
-/// Rows of a block, when there are many.
-const BLOCK_ROWS: usize = 192;
-/// Inputs (at most) between two summings of lanes: a tile's rows of them fit the first-level cache.
+/// Rows (at most) of a macro-tile.
+const MACRO_ROWS: usize = 192;
+/// Inputs (at most) between two sums over lanes: a micro-tile's rows of them fit the first-level cache.
 const STRETCH: usize = 768;
 
 /// `y = x Wᵀ`, or `y += x Wᵀ` where `y` is not `fresh`. Shapes fit: the caller has checked.
-pub(super) struct Job<'a> {
+pub(super) struct LinearJob<'a> {
     pub(super) x: &'a Tensor,
     pub(super) w: &'a HostTensor,
     pub(super) y: Tensor,
@@ -39,25 +40,26 @@ pub(super) struct Job<'a> {
 }
 
 /// Independent products cut into tasks for one parallel region.
-pub(super) struct Plan<'a> {
+pub(super) struct DenseProducts<'a> {
     isa: Isa,
     packs: Vec<Pack<'a>>,
-    blocks: Vec<Grid<'a>>,
+    grids: Vec<Grid<'a>>,
     /// Number of tasks.
     pub(super) tasks: usize,
 }
 
-impl<'a> Plan<'a> {
-    /// Packs the inputs of jobs and cuts them; quantised weights are [`super::quantised`]'s.
+impl<'a> DenseProducts<'a> {
+    /// Packs the inputs of jobs and cuts them; jobs with quantised weights are left to
+    /// [`super::quantised`].
     pub(super) fn new(
         isa: Isa,
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
-        jobs: &mut [Job<'a>],
+        jobs: &mut [LinearJob<'a>],
     ) -> Self {
         let chunk = 2 * isa.lanes();
         let mut packs: Vec<Pack<'_>> = Vec::new();
-        let mut blocks: Vec<Grid<'_>> = Vec::with_capacity(jobs.len());
+        let mut grids: Vec<Grid<'_>> = Vec::with_capacity(jobs.len());
         let mut tasks = 0;
         for job in jobs.iter_mut().filter(|job| job.w.dtype().blocks().is_none()) {
             let interleaved = job.w.dtype() == Dtype::Bf16;
@@ -76,39 +78,39 @@ impl<'a> Plan<'a> {
                     packs.len() - 1
                 })
             });
-            let row_blocks = rows.div_ceil(BLOCK_ROWS);
-            tasks += row_blocks * outputs.div_ceil(BLOCK_OUTPUTS);
-            blocks.push(Grid {
+            let row_tiles = rows.div_ceil(MACRO_ROWS);
+            tasks += row_tiles * outputs.div_ceil(MACRO_OUTPUTS);
+            grids.push(Grid {
                 x: job.x,
                 pack,
                 w: job.w,
                 y: SharedMut::new(&mut job.y),
                 outputs,
                 fresh: job.fresh,
-                block_rows: rows.div_ceil(row_blocks),
-                row_blocks,
+                tile_rows: rows.div_ceil(row_tiles),
+                row_tiles,
                 end: tasks,
             });
         }
         for pack in &mut packs {
             pack.fill(isa, pool, chunk);
         }
-        Self { isa, packs, blocks, tasks }
+        Self { isa, packs, grids, tasks }
     }
 
-    /// Does one task; each is to be done once.
+    /// Does one task. Every task must be run exactly once.
     pub(super) fn run(&self, task: usize) {
-        let Self { isa, packs, blocks, .. } = self;
-        let Some(index) = blocks.iter().position(|grid| task < grid.end) else { return };
-        let first = if index == 0 { 0 } else { blocks[index - 1].end };
-        let grid = &blocks[index];
+        let Self { isa, packs, grids, .. } = self;
+        let Some(index) = grids.iter().position(|grid| task < grid.end) else { return };
+        let first = if index == 0 { 0 } else { grids[index - 1].end };
+        let grid = &grids[index];
         let x = grid.pack.map_or(grid.x, |pack| &packs[pack].packed);
-        SCRATCH.with_borrow_mut(|scratch| isa.run(grid.block(task - first, x, scratch)));
+        SCRATCH.with_borrow_mut(|scratch| isa.run(grid.macro_tile(task - first, x, scratch)));
     }
 }
 
 thread_local! {
-    /// Widened weights of the block at work.
+    /// Widened weights of the macro-tile at work.
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -156,7 +158,7 @@ impl Pack<'_> {
         let (rows, inputs) = (self.x.rows(), self.x.width());
         let width = inputs.next_multiple_of(chunk);
         let (x, interleaved) = (self.x.data(), self.interleaved);
-        // Few rows are packed sooner than another thread hears of it.
+        // Packing a few rows is cheaper than waking a thread.
         let step = if rows < 32 { rows } else { rows.div_ceil(4 * pool.threads()) };
         let packed = SharedMut::new(&mut self.packed);
         pool.run(rows.div_ceil(step), |task| {
@@ -169,7 +171,7 @@ impl Pack<'_> {
     }
 }
 
-/// One job cut into blocks of outputs × rows.
+/// One job cut into macro-tiles of outputs × rows.
 struct Grid<'a> {
     x: &'a Tensor,
     pack: Option<usize>,
@@ -177,22 +179,27 @@ struct Grid<'a> {
     y: SharedMut,
     outputs: usize,
     fresh: bool,
-    block_rows: usize,
-    row_blocks: usize,
+    tile_rows: usize,
+    row_tiles: usize,
     /// One past the last task of this job.
     end: usize,
 }
 
 impl Grid<'_> {
-    /// Block number `index`; `x` is the input as packed.
-    fn block<'a>(&'a self, index: usize, x: &'a Tensor, scratch: &'a mut Vec<Line>) -> Block<'a> {
-        let (row, output) = (index % self.row_blocks, index / self.row_blocks);
-        Block {
+    /// Macro-tile number `index`; `x` is the input as packed.
+    fn macro_tile<'a>(
+        &'a self,
+        index: usize,
+        x: &'a Tensor,
+        scratch: &'a mut Vec<Line>,
+    ) -> MacroTile<'a> {
+        let (row, output) = (index % self.row_tiles, index / self.row_tiles);
+        MacroTile {
             x,
-            rows: row * self.block_rows..self.x.rows().min((row + 1) * self.block_rows),
+            rows: row * self.tile_rows..self.x.rows().min((row + 1) * self.tile_rows),
             w: self.w,
             inputs: self.x.width(),
-            outs: output * BLOCK_OUTPUTS..self.outputs.min((output + 1) * BLOCK_OUTPUTS),
+            outs: output * MACRO_OUTPUTS..self.outputs.min((output + 1) * MACRO_OUTPUTS),
             y: self.y,
             outputs: self.outputs,
             fresh: self.fresh,
@@ -201,8 +208,8 @@ impl Grid<'_> {
     }
 }
 
-/// A block of outputs of some rows.
-struct Block<'a> {
+/// A block of outputs × rows, whose weights stay in a cache.
+struct MacroTile<'a> {
     x: &'a Tensor,
     rows: Range<usize>,
     w: &'a HostTensor,
@@ -214,7 +221,7 @@ struct Block<'a> {
     scratch: &'a mut Vec<Line>,
 }
 
-impl Vectorised for Block<'_> {
+impl Vectorised for MacroTile<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -222,7 +229,7 @@ impl Vectorised for Block<'_> {
         if self.fresh {
             for row in self.rows.clone() {
                 let start = row * self.outputs + self.outs.start;
-                // SAFETY: row < rows and outs.end ≤ outputs: inside y, and this block's alone.
+                // SAFETY: row < rows and outs.end ≤ outputs: inside y, written by this task alone.
                 unsafe { self.y.slice(start, self.outs.len()).fill(0.0) }
             }
         }
@@ -242,7 +249,7 @@ impl Vectorised for Block<'_> {
     }
 }
 
-impl Block<'_> {
+impl MacroTile<'_> {
     /// Widens weights in registers, four outputs at a time.
     #[inline(always)]
     fn direct<S: Simd, E: Element>(
@@ -256,12 +263,12 @@ impl Block<'_> {
             let outs = first - self.outs.start..self.outs.len().min(first - self.outs.start + 4);
             for chunks in stretches.clone() {
                 let start = first * self.inputs + chunks.start * 2 * S::LANES;
-                // The next four outputs' weights lie right behind these.
+                // The weights of the next four outputs follow these.
                 let next = w.as_ptr().wrapping_add((first + 4) * self.inputs);
-                // SAFETY: the block's outputs are rows of w, each of whole chunks.
+                // SAFETY: the outputs are rows of w, each of whole chunks.
                 unsafe {
                     let w = w.as_ptr().add(start);
-                    // Together the tiles bring four lines a chunk: that many bf16 weights.
+                    // The tiles prefetch four lines a chunk together: the bf16 weights of one.
                     if tiles == 1 {
                         self.sweep::<S, E, 4>(s, w, self.inputs, &chunks, outs.clone(), next);
                     } else {
@@ -295,14 +302,14 @@ impl Block<'_> {
                 }
             }
             let w = scratch.as_ptr().cast::<f32>();
-            // SAFETY: the scratch holds the block's outputs over these chunks.
+            // SAFETY: the scratch holds the weights of all outputs over these chunks.
             unsafe { self.sweep::<S, f32, 0>(s, w, widest, &chunks, 0..self.outs.len(), w) };
         }
         *self.scratch = scratch;
     }
 
-    /// All rows × `outs` (counted from the block's first) over some chunks of the inputs, while
-    /// `AHEAD` lines a chunk of what `next` points to come nearer.
+    /// All rows × `outs` (counted from the first of the macro-tile) over some chunks of the inputs,
+    /// prefetching `AHEAD` lines a chunk from `next` on.
     /// # Safety
     /// `w` holds rows of at least `chunks.len()` chunks, `ldw` apart, for all `outs`.
     #[inline(always)]

@@ -21,7 +21,7 @@ use crate::{
 pub(super) const PANEL: usize = 64;
 /// Vectors of outputs in a tile.
 const WIDTH: usize = 4;
-/// Rows of a task, when there are many.
+/// Rows (at most) of a task.
 const TASK_ROWS: usize = 192;
 
 thread_local! {
@@ -49,17 +49,17 @@ pub fn panels(up: &HostTensor) -> Result<HostTensor> {
 }
 
 /// `y += x Bᵀ`, `b` in panels. Shapes fit: the caller has checked.
-pub(super) struct Job<'a> {
+pub(super) struct LowRankJob<'a> {
     pub(super) x: Tensor,
     pub(super) b: &'a HostTensor,
     pub(super) y: Tensor,
 }
 
 /// Does the jobs in one parallel region.
-pub(super) fn multiply(isa: Isa, pool: &Pool, jobs: &mut [Job<'_>]) {
+pub(super) fn multiply(isa: Isa, pool: &Pool, jobs: &mut [LowRankJob<'_>]) {
     let mut grids = Vec::with_capacity(jobs.len());
     let mut end = 0;
-    for Job { x, b, y } in jobs.iter_mut().filter(|job| job.x.width() > 0) {
+    for LowRankJob { x, b, y } in jobs.iter_mut().filter(|job| job.x.width() > 0) {
         let panels = y.width().div_ceil(PANEL);
         end += x.rows().div_ceil(TASK_ROWS) * panels;
         grids.push(Grid { x, b, outputs: y.width(), y: SharedMut::new(y), panels, end });
@@ -135,7 +135,7 @@ impl Panel<'_> {
         let Self { grid, rows, panel, .. } = self;
         let (ranks, first) = (grid.x.width(), panel * PANEL);
         let len = PANEL.min(grid.outputs - first);
-        // Outputs of a panel that is not full are summed aside.
+        // A panel that is not full is summed in a buffer of its own.
         let mut aside = [0.0f32; 6 * PANEL];
         for start in rows.clone().step_by(S::ROWS) {
             let rows = start..rows.end.min(start + S::ROWS);
@@ -161,7 +161,7 @@ impl Panel<'_> {
 
 /// `y[i, ·] += Σᵣ x[i, r] b[r, ·]` for the rows of `x` `[rows, ranks]` and one panel.
 /// # Safety
-/// `y` has as many rows (at most `S::ROWS`) of a panel, `ldy` apart, nobody else's.
+/// `y` has as many rows (at most `S::ROWS`) of a panel, `ldy` apart, written by this task alone.
 #[inline(always)]
 unsafe fn tiles<S: Simd, E: Element>(
     s: S,

@@ -86,7 +86,7 @@ impl CpuKernels {
     }
 
     /// A product with its shapes checked and its output at hand.
-    fn job<'a>(&self, product: Product<'a, Self>) -> Result<gemm::Job<'a>> {
+    fn job<'a>(&self, product: Product<'a, Self>) -> Result<gemm::LinearJob<'a>> {
         let Product { x, weight: w, onto } = product;
         let (outputs, inputs) = matrix("linear", w.shape())?;
         fits("linear", "width of the input", inputs, x.width())?;
@@ -94,13 +94,14 @@ impl CpuKernels {
         let y = onto.unwrap_or_else(|| self.buffers.stale(x.rows(), outputs));
         fits("linear", "width of the output", outputs, y.width())?;
         fits("linear", "rows of the output", x.rows(), y.rows())?;
-        Ok(gemm::Job { x, w, y, fresh })
+        Ok(gemm::LinearJob { x, w, y, fresh })
     }
 
     /// Does independent products in one parallel region.
-    fn multiply(&self, jobs: &mut [gemm::Job<'_>]) {
-        let quantised = quantised::Plan::new(self.isa, &self.pool, &self.buffers, jobs);
-        let plain = gemm::Plan::new(self.isa, &self.pool, &self.buffers, jobs);
+    fn multiply(&self, jobs: &mut [gemm::LinearJob<'_>]) {
+        let quantised =
+            quantised::QuantisedProducts::new(self.isa, &self.pool, &self.buffers, jobs);
+        let plain = gemm::DenseProducts::new(self.isa, &self.pool, &self.buffers, jobs);
         self.pool.run(quantised.tasks + plain.tasks, |task| {
             match task.checked_sub(quantised.tasks) {
                 None => quantised.run(task),
@@ -169,7 +170,7 @@ impl Kernels for CpuKernels {
             fits(op, "number of panels", y.width().div_ceil(width), panels)?;
             fits(op, "rows of the output", x.rows(), y.rows())?;
             let x = self.scale_columns(x, scales, coefficients)?;
-            jobs.push(low_rank::Job { x, b, y });
+            jobs.push(low_rank::LowRankJob { x, b, y });
         }
         low_rank::multiply(self.isa, &self.pool, &mut jobs);
         Ok(jobs.into_iter().map(|job| job.y).collect())

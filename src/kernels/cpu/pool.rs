@@ -27,7 +27,7 @@ struct Region {
     chunks: usize,
 }
 
-struct Shared {
+struct Team {
     /// Region number and unclaimed chunks in one word, so that a claim proves which region it is of.
     state: AtomicU64,
     /// Written by the leader while no chunk is claimed or unclaimed; read only after a claim.
@@ -43,11 +43,11 @@ struct Shared {
 
 // SAFETY: `region` is written only while every chunk has returned and read only between a claim and
 // the return of the claimed chunk; its pointer is to a closure that is Sync.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for Team {}
 // SAFETY: as above.
-unsafe impl Send for Shared {}
+unsafe impl Send for Team {}
 
-impl Shared {
+impl Team {
     /// Claims and runs chunks until none is left unclaimed.
     fn work(&self) {
         let mut state = self.state.load(Acquire);
@@ -106,7 +106,7 @@ impl Shared {
 
 /// The team. The thread that calls [`Pool::run`] is one of its members.
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<Team>,
     leader: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -115,7 +115,7 @@ impl Pool {
     /// A team of `threads`, the caller included; fewer if the system refuses threads.
     pub(super) fn new(threads: usize) -> Self {
         unsafe fn nothing(_: *const (), _: usize) {}
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Team {
             state: AtomicU64::new(0),
             region: UnsafeCell::new(Region { call: nothing, data: std::ptr::null(), chunks: 0 }),
             pending: AtomicUsize::new(0),

@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use super::{
-    gemm::Job,
+    gemm::LinearJob,
     pool::Pool,
     shared::SharedMut,
     tensor::{Recycler, Tensor},
@@ -27,16 +27,16 @@ use crate::{
 
 /// Groups of sixteen outputs in a task.
 const TASK_GROUPS: usize = 2;
-/// Rows of a task, when there are many.
+/// Rows (at most) of a task.
 const TASK_ROWS: usize = 192;
 /// Blocks of inputs (at most) between two visits to y: a group's weights of them stay in the
 /// first-level cache while all rows go by.
 const STRETCH: usize = 24;
-/// Bytes of weights brought nearer ahead of their use.
+/// How far ahead of their use weights are prefetched, in bytes.
 const AHEAD: usize = 2048;
 
 /// Products cut into tasks.
-pub(super) struct Plan<'a> {
+pub(super) struct QuantisedProducts<'a> {
     isa: Isa,
     inputs: Vec<Rounded<'a>>,
     grids: Vec<Grid<'a>>,
@@ -44,13 +44,13 @@ pub(super) struct Plan<'a> {
     pub(super) tasks: usize,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> QuantisedProducts<'a> {
     /// Rounds the inputs of jobs whose weights are quantised, and cuts the jobs.
     pub(super) fn new(
         isa: Isa,
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
-        jobs: &mut [Job<'a>],
+        jobs: &mut [LinearJob<'a>],
     ) -> Self {
         let mut plan = Self { isa, inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
         for job in jobs {
@@ -67,8 +67,8 @@ impl<'a> Plan<'a> {
                 plan.inputs.push(Rounded::new(isa, pool, buffers, job.x, kind.zero()));
                 plan.inputs.len() - 1
             });
-            let row_blocks = rows.div_ceil(TASK_ROWS);
-            plan.tasks += row_blocks * (outputs / GROUP).div_ceil(TASK_GROUPS);
+            let row_tasks = rows.div_ceil(TASK_ROWS);
+            plan.tasks += row_tasks * (outputs / GROUP).div_ceil(TASK_GROUPS);
             plan.grids.push(Grid {
                 input,
                 w: job.w,
@@ -78,27 +78,27 @@ impl<'a> Plan<'a> {
                 inputs,
                 outputs,
                 fresh: job.fresh,
-                row_blocks,
+                row_tasks,
                 end: plan.tasks,
             });
         }
         plan
     }
 
-    /// Does one task; each is to be done once.
+    /// Does one task. Every task must be run exactly once.
     pub(super) fn run(&self, task: usize) {
         let Some(index) = self.grids.iter().position(|grid| task < grid.end) else { return };
         let first = if index == 0 { 0 } else { self.grids[index - 1].end };
         let grid = &self.grids[index];
-        let (row, group) = ((task - first) % grid.row_blocks, (task - first) / grid.row_blocks);
-        let step = grid.rows.div_ceil(grid.row_blocks);
+        let (row, group) = ((task - first) % grid.row_tasks, (task - first) / grid.row_tasks);
+        let step = grid.rows.div_ceil(grid.row_tasks);
         let groups = group * TASK_GROUPS..(grid.outputs / GROUP).min((group + 1) * TASK_GROUPS);
         let rows = row * step..grid.rows.min((row + 1) * step);
-        let part = Part { grid, x: &self.inputs[grid.input].packed, groups, rows };
+        let part = ByteTask { grid, x: &self.inputs[grid.input].packed, groups, rows };
         match grid.kind {
-            BlockType::Q8_0 => self.isa.run_bytes(Blocks::<false, false>(part)),
-            BlockType::Q4_0 => self.isa.run_bytes(Blocks::<true, false>(part)),
-            BlockType::Q4_1 => self.isa.run_bytes(Blocks::<true, true>(part)),
+            BlockType::Q8_0 => self.isa.run_bytes(Codes::<false, false>(part)),
+            BlockType::Q4_0 => self.isa.run_bytes(Codes::<true, false>(part)),
+            BlockType::Q4_1 => self.isa.run_bytes(Codes::<true, true>(part)),
         }
     }
 }
@@ -127,7 +127,7 @@ impl<'a> Rounded<'a> {
         let (rows, inputs) = (x.rows(), x.width());
         let width = packed_width(inputs);
         let mut packed = buffers.stale(rows, width);
-        // Few rows are rounded sooner than another thread hears of it.
+        // Rounding a few rows is cheaper than waking a thread.
         let step = if rows < 16 { rows } else { rows.div_ceil(4 * pool.threads()) };
         let out = SharedMut::new(&mut packed);
         pool.run(rows.div_ceil(step), |task| {
@@ -184,7 +184,7 @@ impl Vectorised for Round<'_> {
     }
 }
 
-/// One job.
+/// One job cut into groups of outputs × rows.
 struct Grid<'a> {
     input: usize,
     w: &'a HostTensor,
@@ -194,28 +194,28 @@ struct Grid<'a> {
     inputs: usize,
     outputs: usize,
     fresh: bool,
-    row_blocks: usize,
+    row_tasks: usize,
     /// One past the last task of this job.
     end: usize,
 }
 
 /// Some groups of outputs of some rows.
-struct Part<'a> {
+struct ByteTask<'a> {
     grid: &'a Grid<'a>,
     x: &'a Tensor,
     groups: Range<usize>,
     rows: Range<usize>,
 }
 
-/// A part whose codes have 4 bits or 8, with minima or without.
-struct Blocks<'a, const FOUR: bool, const MINIMA: bool>(Part<'a>);
+/// A task whose codes have 4 bits or 8, with minima or without.
+struct Codes<'a, const FOUR: bool, const MINIMA: bool>(ByteTask<'a>);
 
-impl<const FOUR: bool, const MINIMA: bool> ByteWork for Blocks<'_, FOUR, MINIMA> {
+impl<const FOUR: bool, const MINIMA: bool> ByteWork for Codes<'_, FOUR, MINIMA> {
     type Output = ();
 
     #[inline(always)]
     fn run<B: Bytes>(self, b: B) {
-        let Part { grid, x, groups, rows } = self.0;
+        let ByteTask { grid, x, groups, rows } = self.0;
         let blocks = grid.inputs / QUANT_BLOCK;
         let stretches = blocks.div_ceil(STRETCH);
         let tiles = rows.len().div_ceil(B::ROWS);
@@ -226,10 +226,10 @@ impl<const FOUR: bool, const MINIMA: bool> ByteWork for Blocks<'_, FOUR, MINIMA>
                 for tile in 0..tiles {
                     let first = rows.start + tile * rows.len() / tiles;
                     let last = rows.start + (tile + 1) * rows.len() / tiles;
-                    // SAFETY: these rows × outputs are inside y and this task's alone; the packed
+                    // SAFETY: these rows × outputs are inside y and written by this task alone; the packed
                     // rows and the group have all blocks.
                     unsafe {
-                        let tile = Cell::<FOUR, MINIMA> {
+                        let tile = GroupTile::<FOUR, MINIMA> {
                             x: x.data().as_ptr().add(first * x.width()).cast(),
                             ldx: x.width(),
                             inputs: grid.inputs,
@@ -247,8 +247,8 @@ impl<const FOUR: bool, const MINIMA: bool> ByteWork for Blocks<'_, FOUR, MINIMA>
     }
 }
 
-/// A register tile: some rows × sixteen outputs over some blocks of inputs.
-struct Cell<'a, const FOUR: bool, const MINIMA: bool> {
+/// A micro-tile: some rows × sixteen outputs over some blocks of inputs.
+struct GroupTile<'a, const FOUR: bool, const MINIMA: bool> {
     x: *const u32,
     ldx: usize,
     inputs: usize,
@@ -259,12 +259,12 @@ struct Cell<'a, const FOUR: bool, const MINIMA: bool> {
     fresh: bool,
 }
 
-impl<const FOUR: bool, const MINIMA: bool> ByteTile for Cell<'_, FOUR, MINIMA> {
+impl<const FOUR: bool, const MINIMA: bool> ByteTile for GroupTile<'_, FOUR, MINIMA> {
     type Output = ();
 
     /// # Safety
     /// `x` holds R packed rows of `inputs`, `w` all blocks of a group, `y` R rows of sixteen values
-    /// that are nobody else's.
+    /// that this task alone writes.
     #[inline(always)]
     unsafe fn run<B: Bytes, const R: usize, const V: usize>(&self, b: B) {
         let (s, lanes) = (b.vectors(), B::S::LANES);

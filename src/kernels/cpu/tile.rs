@@ -1,11 +1,11 @@
-//! The register tile of a product.
+//! The micro-tile of a product: the sums that stay in registers.
 
 use crate::simd::{Element, Simd};
 
 /// Bytes of a cache line.
 pub(super) const LINE_BYTES: usize = 64;
 
-/// A register tile: `y[i, j] += Σ x[i, ·] w[j, ·]`.
+/// A micro-tile: `y[i, j] += Σ x[i, ·] w[j, ·]`.
 pub(super) struct MicroTile<E> {
     pub(super) x: *const f32,
     pub(super) ldx: usize,
@@ -14,14 +14,15 @@ pub(super) struct MicroTile<E> {
     pub(super) y: *mut f32,
     pub(super) ldy: usize,
     pub(super) chunks: usize,
-    /// Bytes to bring nearer meanwhile.
+    /// Where to prefetch from meanwhile.
     pub(super) next: *const u8,
 }
 
 impl<E: Element> MicroTile<E> {
-    /// `rows` × `N` sums over all chunks, added to `y`; `AHEAD` lines a chunk of `next` come nearer.
+    /// `rows` × `N` sums over all chunks, added to `y`; `AHEAD` lines a chunk are
+    /// prefetched from `next` on.
     /// # Safety
-    /// `x` holds `rows` rows, `w` `N` rows of `chunks` chunks; `y` is `rows` × `N`, nobody else's;
+    /// `x` holds `rows` rows, `w` `N` rows of `chunks` chunks; `y` is `rows` × `N`, written by this task alone;
     /// `rows` is in 1..=`S::ROWS`.
     #[inline(always)]
     pub(super) unsafe fn rows<S: Simd, const N: usize, const AHEAD: usize>(
