@@ -19,8 +19,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bytes of one element; of blocks, whose elements have no place of their own, those of a scale.
-    /// Tensors are aligned to it.
+    /// Bytes of one element; for quantised types, of a block's scale. Tensors are aligned to it.
     pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -28,8 +27,8 @@ impl Dtype {
         }
     }
 
-    /// Bytes of a tensor of that shape; `None` where the number overflows, or for a quantised one
-    /// that is no matrix of whole groups ([`quantised`]).
+    /// Bytes of a tensor of that shape; `None` if the number overflows, or if the type is quantised
+    /// and the shape is not a matrix of whole groups ([`quantised`]).
     pub fn bytes(self, shape: &[usize]) -> Option<usize> {
         match self {
             Self::Quantised(kind) => kind.bytes(shape),
@@ -245,9 +244,9 @@ impl HostTensor {
     }
 }
 
-/// An [`Element`] and its name at run time.
+/// An [`Element`] type and its [`Dtype`].
 pub trait Stored: Element {
-    /// The name.
+    /// The storage type as a value.
     const DTYPE: Dtype;
 }
 

@@ -19,7 +19,7 @@ pub use host::{Bytes, Dtype, HostTensor, Stored};
 pub use kv::{KV_BLOCK, KvShape};
 pub use quantised::BlockType;
 
-/// What went wrong inside a kernel, with the operands that caused it.
+/// Why a kernel refused or failed, with the operands.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// Two operands do not fit each other.
@@ -34,7 +34,7 @@ pub enum KernelError {
         /// The size that was given.
         got: usize,
     },
-    /// The kernel set has no code for this storage type.
+    /// The kernels do not support this storage type.
     #[error("{op}: no kernel for dtype {dtype}")]
     Dtype {
         /// The operation that refused.
@@ -42,7 +42,7 @@ pub enum KernelError {
         /// The storage type given.
         dtype: String,
     },
-    /// Memory for a cache cannot be had.
+    /// Memory for a cache could not be reserved.
     #[error("{op}: cannot reserve {bytes} bytes: {source}", bytes = host::shown(*bytes))]
     Memory {
         /// What asked for it.
@@ -52,7 +52,7 @@ pub enum KernelError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// Bytes that make no tensor.
+    /// Bytes are not a valid tensor.
     #[error(transparent)]
     Host(#[from] host::HostError),
     /// The GPU refused.
@@ -64,7 +64,7 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Whether the device had no room, so that another try may succeed once something is given up.
+    /// Whether the device was out of memory: a retry may succeed after something is freed.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Device(cuda::DeviceError::OutOfMemory { .. }))
     }
@@ -126,7 +126,7 @@ impl RowCoefficients {
     }
 }
 
-/// Scales per row and per column range: `x[t, segment.0] *= values[t, segment.1] * segment.2`.
+/// A scale per row and column range: `x[t, columns] *= coefficients[t, term] · factor`.
 #[derive(Debug, Clone)]
 pub struct ColumnScale {
     /// Columns of the activation.

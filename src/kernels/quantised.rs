@@ -86,7 +86,7 @@ impl BlockType {
         }
     }
 
-    /// Bytes of a matrix of that shape; `None` where it is no matrix of whole blocks and groups, or
+    /// Bytes of a matrix of that shape; `None` if it is not a matrix of whole blocks and groups, or
     /// the number overflows.
     pub fn bytes(self, shape: &[usize]) -> Option<usize> {
         let &[rows, columns] = shape else { return None };
@@ -156,8 +156,8 @@ pub fn quantise(kind: BlockType, values: &[f32]) -> Vec<u8> {
     out
 }
 
-/// Blocks in ggml's order (row after row) in the order of the module; whole groups of rows of
-/// `columns` values.
+/// Reorders blocks from ggml's order (row after row) to the order of this module. `blocks` are
+/// whole groups of rows of `columns` values.
 pub fn arrange(kind: BlockType, columns: usize, blocks: &[u8]) -> Vec<u8> {
     let (size, per_row) = (kind.block_bytes(), columns / QUANT_BLOCK);
     let mut out = Vec::with_capacity(blocks.len());

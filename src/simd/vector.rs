@@ -5,8 +5,7 @@ use half::{bf16, f16};
 /// Vectors of [`Lanes::LANES`] f32.
 ///
 /// A value is a token: it exists only where the machine has the instructions, which is why methods
-/// without pointers are safe. Sets without a fused multiply-add of their own aside, every set
-/// computes the same bits.
+/// without pointers are safe. These operations give the same bits in every set.
 pub trait Lanes: Copy + Send + Sync {
     /// Values in a vector.
     const LANES: usize;

@@ -24,9 +24,7 @@ const CRATES: [Crate; 4] = [
 ];
 
 /// Circles that are known and go with the moves of their files.
-const KNOWN: &[&[&str]] = &[
-    &["src/soup/digest.rs", "src/soup/mod.rs"],
-];
+const KNOWN: &[&[&str]] = &[&["src/soup/digest.rs", "src/soup/mod.rs"]];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -34,7 +34,7 @@ pub(super) fn attend<T: Stored>(
     let out = SharedMut::new(out);
     let mut tasks = Vec::with_capacity(batch.segments.len() * shape.kv_heads);
     for segment in &batch.segments {
-        // The last tokens have the most to do: they start first.
+        // The last tokens attend to the most and start first.
         for first in (0..segment.rows.len()).step_by(TASK_TOKENS).rev() {
             let tokens = first..segment.rows.len().min(first + TASK_TOKENS);
             tasks.extend((0..shape.kv_heads).map(|head| (segment, tokens.clone(), head)));
@@ -52,7 +52,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
-/// What a tile needs beside registers.
+/// Buffers of a tile.
 struct Scratch {
     /// Scores, then weights, of the rows over a span.
     weights: [[f32; SPAN]; MAX_ROWS],
@@ -194,7 +194,7 @@ impl<T: Stored> QueryTile<'_, T> {
         for block in span.start / KV_BLOCK..span.end.div_ceil(KV_BLOCK) {
             let keys = self.block(block * KV_BLOCK).0.as_ptr();
             for part in 0..KV_BLOCK / S::LANES {
-                // Two sums a row: one chain of dependent additions would leave the units idle.
+                // Two sums a row: one chain of dependent additions would leave the FMA units idle.
                 let mut sums = [[s.splat(0.0); 2]; M];
                 for d in 0..head_dim / 2 {
                     for parity in 0..2 {

@@ -28,7 +28,8 @@ const MACRO_OUTPUTS: usize = 32;
 const DIRECT_ROWS: usize = 16;
 /// Rows (at most) of a macro-tile.
 const MACRO_ROWS: usize = 192;
-/// Inputs (at most) between two sums over lanes: a micro-tile's rows of them fit the first-level cache.
+/// Inputs (at most) between two sums over lanes: a micro-tile's rows of them fit the first-level
+/// cache.
 const STRETCH: usize = 768;
 
 /// `y = x Wᵀ`, or `y += x Wᵀ` where `y` is not `fresh`. Shapes fit: the caller has checked.

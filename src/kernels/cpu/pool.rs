@@ -12,7 +12,7 @@ use std::{
     thread::JoinHandle,
 };
 
-/// Turns of the spin loop before a worker sleeps: some 100 µs, longer than the serial stretches
+/// Iterations of the spin loop before a worker sleeps: about 100 µs, longer than the serial stretches
 /// inside a forward pass and shorter than the wait for a next request.
 const SPINS: u32 = 4_000;
 

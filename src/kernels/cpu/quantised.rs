@@ -158,12 +158,12 @@ impl Vectorised for Round<'_> {
         for (x, packed) in rows {
             let (codes, sums) = packed.split_at_mut(self.inputs / 4);
             for (block, x) in x.chunks_exact(QUANT_BLOCK).enumerate() {
-                // As whole numbers, magnitudes have the same order, and NaN is the largest.
+                // As integers, magnitudes have the same order, and NaN is the largest.
                 let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
                 let most = f32::from_bits(most);
                 let scale = most / 127.0;
                 let inverse = if most > f32::MIN_POSITIVE * 256.0 { 127.0 / most } else { 0.0 };
-                // Added to this, a number of few bits leaves its nearest whole one in the low bits.
+                // The sum of this and a small number has the nearest integer in its low bits.
                 const MAGIC: f32 = 12_582_912.0;
                 let mut rounded = [0i8; QUANT_BLOCK];
                 for (q, &x) in rounded.iter_mut().zip(x) {

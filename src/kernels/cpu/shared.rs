@@ -1,4 +1,4 @@
-//! Activations that the chunks of a parallel region write.
+//! Shared access to an activation whose parts are written by the chunks of a parallel region.
 
 use super::tensor::Tensor;
 
@@ -16,9 +16,9 @@ impl SharedMut {
         Self(tensor.data_mut().as_mut_ptr())
     }
 
-    /// Where value `start` lies.
+    /// The address of value `start`.
     /// # Safety
-    /// It must lie in the tensor, which must live, and be no other chunk's.
+    /// It must lie in the tensor, which must be alive, and belong to this chunk alone.
     #[inline(always)]
     pub(super) unsafe fn at(&self, start: usize) -> *mut f32 {
         // SAFETY: the caller's.
@@ -27,7 +27,7 @@ impl SharedMut {
 
     /// `len` values from `start` on.
     /// # Safety
-    /// They must lie in the tensor, which must live, and be no other chunk's.
+    /// They must lie in the tensor, which must be alive, and belong to this chunk alone.
     #[allow(clippy::mut_from_ref)]
     #[inline(always)]
     pub(super) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {

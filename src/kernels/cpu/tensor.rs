@@ -57,7 +57,7 @@ impl Recycler {
     }
 
     fn lock(&self) -> MutexGuard<'_, Free> {
-        // A panic elsewhere cannot leave the lists half-changed: push and pop are all that happens.
+        // The lists are only pushed to and popped from, so a panic cannot leave them inconsistent.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -19,11 +19,11 @@ pub(super) struct MicroTile<E> {
 }
 
 impl<E: Element> MicroTile<E> {
-    /// `rows` × `N` sums over all chunks, added to `y`; `AHEAD` lines a chunk are
-    /// prefetched from `next` on.
+    /// `rows` × `N` sums over all chunks, added to `y`; `AHEAD` lines a chunk are prefetched from
+    /// `next` on.
     /// # Safety
-    /// `x` holds `rows` rows, `w` `N` rows of `chunks` chunks; `y` is `rows` × `N`, written by this task alone;
-    /// `rows` is in 1..=`S::ROWS`.
+    /// `x` holds `rows` rows, `w` `N` rows of `chunks` chunks; `y` is `rows` × `N`, written
+    /// by this task alone; `rows` is in 1..=`S::ROWS`.
     #[inline(always)]
     pub(super) unsafe fn rows<S: Simd, const N: usize, const AHEAD: usize>(
         &self,

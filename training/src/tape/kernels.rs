@@ -26,7 +26,7 @@ impl Tape {
     fn product(&self, onto: Option<Value>, x: &Value, w: &Tensor) -> Result<Value> {
         let (outer, inner) = w.dims2().map_err(refused)?;
         fits("linear", "input width", inner, x.width)?;
-        let (rows, note, w) = (x.rows, x.note, w.clone());
+        let (rows, node, w) = (x.rows, x.node, w.clone());
         let mask = self.dropout.as_ref().and_then(|dropout| dropout.mask(&w));
         let masked = move |x: &[f32]| {
             mask.map(|mask| {
@@ -40,7 +40,7 @@ impl Tape {
             Some(y) => {
                 fits("linear", "rows of the summand", rows, y.rows)?;
                 fits("linear", "width of the summand", outer, y.width)?;
-                (y.note, Some(y.take()))
+                (y.node, Some(y.take()))
             }
         };
         let keep = y.is_some();
@@ -53,7 +53,7 @@ impl Tape {
         })
         .map_err(refused)?;
         let tracked = w.track_op();
-        let learns = tracked || note.is_some() || onto.is_some();
+        let learns = tracked || node.is_some() || onto.is_some();
         let result = (y.unwrap_or_default(), rows, outer);
         Ok(self.result(result, learns, |_| {
             let kept = tracked.then(|| x.data.clone());
@@ -68,7 +68,7 @@ impl Tape {
                 }
                 read(&w, |w| {
                     let w = View::new(w, outer, inner);
-                    gradients.add(note, rows * inner, |out, keep| match mask {
+                    gradients.add(node, rows * inner, |out, keep| match mask {
                         None => parallel_product(View::new(out, rows, inner), keep, g, w, 1.0),
                         Some(mask) => {
                             let mut back = vec![0f32; rows * inner];
@@ -91,7 +91,7 @@ impl Tape {
         x: Value,
         factor: impl Fn(usize, usize) -> f32 + Send + Sync + 'static,
     ) -> Value {
-        let (rows, width, note) = (x.rows, x.width, x.note);
+        let (rows, width, node) = (x.rows, x.width, x.node);
         let scale = move |x: &mut [f32]| {
             x.par_chunks_mut(width.max(1)).enumerate().with_min_len(16).for_each(|(row, x)| {
                 x.iter_mut().enumerate().for_each(|(column, x)| *x *= factor(row, column));
@@ -99,23 +99,23 @@ impl Tape {
         };
         let mut y = x.take();
         scale(&mut y);
-        self.result((y, rows, width), note.is_some(), |_| {
+        self.result((y, rows, width), node.is_some(), |_| {
             move |mut grad: Vec<f32>, gradients: &mut Gradients| {
                 scale(&mut grad);
-                gradients.give(note, grad);
+                gradients.give(node, grad);
                 Ok(())
             }
         })
     }
 
     fn norm(&self, x: &Value, gains: Gains, eps: f32) -> Value {
-        let (rows, width, note) = (x.rows, x.width, x.note);
+        let (rows, width, node) = (x.rows, x.width, x.node);
         let mut y = vec![0f32; x.data.len()];
         rows::rms_norm(&mut y, &x.data, &gains, eps);
-        self.result((y, rows, width), note.is_some(), |_| {
+        self.result((y, rows, width), node.is_some(), |_| {
             let x = x.data.clone();
             move |mut grad: Vec<f32>, gradients: &mut Gradients| {
-                gradients.add(note, x.len(), |out, _| {
+                gradients.add(node, x.len(), |out, _| {
                     rows::rms_norm_back(out, &mut grad, &x, &gains, eps);
                 });
                 Ok(())
@@ -157,14 +157,14 @@ impl Kernels for Tape {
     fn bias_add(&self, y: Value, bias: &Tensor) -> Result<Value> {
         fits("bias_add", "width", bias.elem_count(), y.width)?;
         // The gradient passes as it is: the sum stands in for `y`.
-        let (rows, width, note) = (y.rows, y.width, y.note);
+        let (rows, width, node) = (y.rows, y.width, y.node);
         let mut sum = y.take();
         read(bias, |bias| {
             let rows = sum.par_chunks_mut(width.max(1)).with_min_len(16);
             rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
         })
         .map_err(refused)?;
-        Ok(Value { note, ..Value::constant(sum, rows, width) })
+        Ok(Value { node, ..Value::constant(sum, rows, width) })
     }
 
     fn broadcast(&self, w: &Tensor, rows: usize) -> Result<Value> {
@@ -208,13 +208,13 @@ impl Kernels for Tape {
     fn add(&self, a: Value, b: &Value) -> Result<Value> {
         fits("add", "rows", a.rows, b.rows)?;
         fits("add", "width", a.width, b.width)?;
-        let (rows, width, notes) = (a.rows, a.width, (a.note, b.note));
+        let (rows, width, nodes) = (a.rows, a.width, (a.node, b.node));
         let mut sum = a.take();
         rows::add(&mut sum, &b.data);
-        Ok(self.result((sum, rows, width), notes.0.is_some() || notes.1.is_some(), |_| {
+        Ok(self.result((sum, rows, width), nodes.0.is_some() || nodes.1.is_some(), |_| {
             move |grad: Vec<f32>, gradients: &mut Gradients| {
-                gradients.add(notes.0, grad.len(), |out, _| rows::add(out, &grad));
-                gradients.give(notes.1, grad);
+                gradients.add(nodes.0, grad.len(), |out, _| rows::add(out, &grad));
+                gradients.give(nodes.1, grad);
                 Ok(())
             }
         }))
@@ -235,16 +235,16 @@ impl Kernels for Tape {
     }
 
     fn rope(&self, x: Value, positions: &[u32], rope: &Rope) -> Result<Value> {
-        let (rows, width, note) = (x.rows, x.width, x.note);
+        let (rows, width, node) = (x.rows, x.width, x.node);
         fits("rope", "positions", rows, positions.len())?;
         fits_groups("rope", width, 2 * rope.inv_freq.len())?;
         let angles = Angles::new(positions, rope);
         let mut y = x.take();
         angles.rotate(&mut y, width, 1.0);
-        Ok(self.result((y, rows, width), note.is_some(), |_| {
+        Ok(self.result((y, rows, width), node.is_some(), |_| {
             move |mut grad: Vec<f32>, gradients: &mut Gradients| {
                 angles.rotate(&mut grad, width, -1.0);
-                gradients.give(note, grad);
+                gradients.give(node, grad);
                 Ok(())
             }
         }))
@@ -271,17 +271,17 @@ impl Kernels for Tape {
         }
         fits_groups("attention", shape.heads, shape.kv_heads)?;
         let op = Attention { shape, trees: trees(batch)?, rows };
-        let (q_note, k_note, v_note) = (q.note, k.note, v.note);
-        let learns = q_note.or(k_note).or(v_note).is_some();
+        let (q_node, k_node, v_node) = (q.node, k.node, v.node);
+        let learns = q_node.or(k_node).or(v_node).is_some();
         let [q, k, v] = [q, k, v].map(|x| x.data);
         let y = op.forward(Inputs { q: &q, k: &k, v: &v });
         Ok(self.result((y, rows, shape.heads * shape.head_dim), learns, |y| {
             let y = y.clone();
             move |grad: Vec<f32>, gradients: &mut Gradients| {
                 let grads = op.backward(Inputs { q: &q, k: &k, v: &v }, &y, &grad);
-                gradients.give(q_note, grads.q);
-                gradients.give(k_note, grads.k);
-                gradients.give(v_note, grads.v);
+                gradients.give(q_node, grads.q);
+                gradients.give(k_node, grads.k);
+                gradients.give(v_node, grads.v);
                 Ok(())
             }
         }))
@@ -290,21 +290,21 @@ impl Kernels for Tape {
     fn swiglu(&self, gate: Value, up: &Value) -> Result<Value> {
         fits("swiglu", "rows of up", gate.rows, up.rows)?;
         fits("swiglu", "width of up", gate.width, up.width)?;
-        let (rows, width, notes) = (gate.rows, gate.width, (gate.note, up.note));
+        let (rows, width, nodes) = (gate.rows, gate.width, (gate.node, up.node));
         let y = rows::swiglu(&gate.data, &up.data);
-        Ok(self.result((y, rows, width), notes.0.is_some() || notes.1.is_some(), |_| {
+        Ok(self.result((y, rows, width), nodes.0.is_some() || nodes.1.is_some(), |_| {
             let (gate, up) = (gate.data, up.data.clone());
             move |mut grad: Vec<f32>, gradients: &mut Gradients| {
                 let dgate = rows::swiglu_back(&mut grad, &gate, &up);
-                gradients.give(notes.0, dgate);
-                gradients.give(notes.1, grad);
+                gradients.give(nodes.0, dgate);
+                gradients.give(nodes.1, grad);
                 Ok(())
             }
         }))
     }
 
     fn select_rows(&self, x: &Value, rows: &[usize]) -> Result<Value> {
-        let (height, width, note) = (x.rows, x.width, x.note);
+        let (height, width, node) = (x.rows, x.width, x.node);
         if let Some(&row) = rows.iter().find(|&&row| row >= height) {
             fits("select_rows", "rows", row + 1, height)?;
         }
@@ -313,9 +313,9 @@ impl Kernels for Tape {
         }
         let y = rows.iter().flat_map(|row| &x.data[row * width..][..width]).copied().collect();
         let rows = rows.to_vec();
-        Ok(self.result((y, rows.len(), width), note.is_some(), |_| {
+        Ok(self.result((y, rows.len(), width), node.is_some(), |_| {
             move |grad: Vec<f32>, gradients: &mut Gradients| {
-                gradients.add(note, height * width, |out, _| {
+                gradients.add(node, height * width, |out, _| {
                     for (grad, row) in grad.chunks_exact(width.max(1)).zip(rows) {
                         let out = &mut out[row * width..][..width];
                         out.iter_mut().zip(grad).for_each(|(out, grad)| *out += grad);

@@ -1,12 +1,12 @@
 //! Reverse-mode differentiation of the decoder on the CPU, in f32: forward and backward of training.
 //!
-//! [`Tape`] is a set of kernels. Each operation computes its values and, where something that learns
-//! feeds it, notes how the gradient of its result becomes gradients of its inputs; the backward goes
-//! through the notes from the last to the first, adds in place and frees what a note kept as it goes.
-//! candle's autograd, which the losses use, would keep a zeroed tensor and make an addition for every
-//! use of every activation.
+//! [`Tape`] is a set of kernels. Each operation computes its values and, if a trained weight feeds it,
+//! records a node: how the gradient of its result becomes gradients of its inputs. The backward goes
+//! through the nodes from the last to the first, adds in place and frees what each node kept. candle's
+//! autograd, which the losses use, would keep a zeroed tensor and make an addition for every use of
+//! every activation.
 //!
-//! What learns are the weights of linear layers that candle tracks (`Var`s); everything else is
+//! The trained weights are those of linear layers that candle tracks (`Var`s); everything else is
 //! frozen. Batches are packed as [`crate::autograd`] describes.
 
 mod attention;
@@ -30,15 +30,15 @@ pub struct Value {
     data: Arc<Vec<f32>>,
     rows: usize,
     width: usize,
-    /// Its note; `None` where nothing that learns feeds it.
-    note: Option<usize>,
+    /// Its node; `None` if no trained weight feeds it.
+    node: Option<usize>,
 }
 
 impl Value {
     /// A constant `[rows, width]`.
     pub fn constant(data: Vec<f32>, rows: usize, width: usize) -> Self {
         assert_eq!(data.len(), rows * width, "values of [{rows}, {width}]");
-        Self { data: Arc::new(data), rows, width, note: None }
+        Self { data: Arc::new(data), rows, width, node: None }
     }
 
     /// The values, row-major.
@@ -51,46 +51,46 @@ impl Value {
         (self.rows, self.width)
     }
 
-    /// The values to write over: without a copy where nobody else holds them.
+    /// The values, to overwrite; copied only if they are shared.
     fn take(self) -> Vec<f32> {
         Arc::try_unwrap(self.data).unwrap_or_else(|data| data.to_vec())
     }
 }
 
 /// How the gradient of a result becomes gradients of its inputs; `None` for a leaf.
-type Note = Option<Box<dyn FnOnce(Vec<f32>, &mut Gradients) -> Result<()> + Send>>;
+type Node = Option<Box<dyn FnOnce(Vec<f32>, &mut Gradients) -> Result<()> + Send>>;
 
-/// The kernels, with what they note.
+/// The kernels and the nodes that they recorded.
 pub struct Tape {
-    /// `None`: only values are computed.
-    notes: Option<RefCell<Vec<Note>>>,
+    /// `None` if only values are computed.
+    nodes: Option<RefCell<Vec<Node>>>,
     dropout: Option<Dropout>,
 }
 
 impl Tape {
-    /// Kernels that note.
+    /// Kernels that record nodes.
     pub fn recording(dropout: Option<Dropout>) -> Self {
-        Self { notes: Some(RefCell::default()), dropout }
+        Self { nodes: Some(RefCell::default()), dropout }
     }
 
-    /// Kernels that only compute.
+    /// Kernels that only compute values.
     pub fn idle(dropout: Option<Dropout>) -> Self {
-        Self { notes: None, dropout }
+        Self { nodes: None, dropout }
     }
 
     /// An input whose gradient is wanted.
     pub fn leaf(&self, data: Vec<f32>, rows: usize, width: usize) -> Value {
-        Value { note: self.push(|| None), ..Value::constant(data, rows, width) }
+        Value { node: self.push(|| None), ..Value::constant(data, rows, width) }
     }
 
-    fn push(&self, note: impl FnOnce() -> Note) -> Option<usize> {
-        let mut notes = self.notes.as_ref()?.borrow_mut();
-        notes.push(note());
-        Some(notes.len() - 1)
+    fn push(&self, node: impl FnOnce() -> Node) -> Option<usize> {
+        let mut nodes = self.nodes.as_ref()?.borrow_mut();
+        nodes.push(node());
+        Some(nodes.len() - 1)
     }
 
-    /// A result `[rows, width]`; what `backward` makes of it is noted if something that `learns` feeds
-    /// it.
+    /// A result `[rows, width]`, with the node that `backward` makes if a trained weight feeds it
+    /// (`learns`).
     fn result<F>(
         &self,
         (data, rows, width): (Vec<f32>, usize, usize),
@@ -101,8 +101,8 @@ impl Tape {
         F: FnOnce(Vec<f32>, &mut Gradients) -> Result<()> + Send + 'static,
     {
         let data = Arc::new(data);
-        let note = if learns { self.push(|| Some(Box::new(backward(&data)))) } else { None };
-        Value { data, rows, width, note }
+        let node = if learns { self.push(|| Some(Box::new(backward(&data)))) } else { None };
+        Value { data, rows, width, node }
     }
 
     /// `run(x)` whose inner activations are not kept: the backward computes them again (Chen et al.
@@ -112,26 +112,26 @@ impl Tape {
         x: Value,
         run: impl Fn(&Self, Value) -> Result<Value> + Send + 'static,
     ) -> Result<Value> {
-        if self.notes.is_none() {
+        if self.nodes.is_none() {
             return run(self, x);
         }
-        let Value { data, rows, width, note } = x;
-        let constant = Value { data: data.clone(), rows, width, note: None };
+        let Value { data, rows, width, node } = x;
+        let constant = Value { data: data.clone(), rows, width, node: None };
         let y = run(&Self::idle(self.dropout.clone()), constant)?;
         let (rows_out, width_out, dropout) = (y.rows, y.width, self.dropout.clone());
         Ok(self.result((y.take(), rows_out, width_out), true, |_| {
             move |grad: Vec<f32>, gradients: &mut Gradients| {
                 let tape = Self::recording(dropout);
-                let leaf = note.and_then(|_| tape.push(|| None));
-                let y = run(&tape, Value { data, rows, width, note: leaf })?;
+                let leaf = node.and_then(|_| tape.push(|| None));
+                let y = run(&tape, Value { data, rows, width, node: leaf })?;
                 let mut inner = Gradients {
                     values: Vec::new(),
                     weights: std::mem::take(&mut gradients.weights),
                 };
-                tape.run(y.note, grad, &mut inner)?;
+                tape.run(y.node, grad, &mut inner)?;
                 gradients.weights = inner.weights;
                 if let Some(grad) = leaf.and_then(|leaf| inner.values[leaf].take()) {
-                    gradients.give(note, grad);
+                    gradients.give(node, grad);
                 }
                 Ok(())
             }
@@ -143,16 +143,16 @@ impl Tape {
     pub fn backward(self, value: &Value, grad: Vec<f32>) -> Result<Gradients> {
         assert_eq!(grad.len(), value.data.len(), "elements of the gradient");
         let mut gradients = Gradients::default();
-        self.run(value.note, grad, &mut gradients)?;
+        self.run(value.node, grad, &mut gradients)?;
         Ok(gradients)
     }
 
     fn run(self, from: Option<usize>, grad: Vec<f32>, gradients: &mut Gradients) -> Result<()> {
-        let notes = self.notes.map(RefCell::into_inner).unwrap_or_default();
-        gradients.values.resize_with(notes.len(), || None);
+        let nodes = self.nodes.map(RefCell::into_inner).unwrap_or_default();
+        gradients.values.resize_with(nodes.len(), || None);
         gradients.give(from, grad);
-        for (index, note) in notes.into_iter().enumerate().rev() {
-            let Some(backward) = note else { continue };
+        for (index, node) in nodes.into_iter().enumerate().rev() {
+            let Some(backward) = node else { continue };
             if let Some(grad) = gradients.values[index].take() {
                 backward(grad, gradients)?;
             }
@@ -176,23 +176,23 @@ impl Gradients {
 
     /// Of a leaf.
     pub fn leaf(&mut self, leaf: &Value) -> Option<Vec<f32>> {
-        self.values.get_mut(leaf.note?)?.take()
+        self.values.get_mut(leaf.node?)?.take()
     }
 
-    /// Adds a gradient of the activation with that note.
-    fn give(&mut self, note: Option<usize>, grad: Vec<f32>) {
-        let Some(note) = note else { return };
-        match &mut self.values[note] {
+    /// Adds a gradient of the activation with that node.
+    fn give(&mut self, node: Option<usize>, grad: Vec<f32>) {
+        let Some(node) = node else { return };
+        match &mut self.values[node] {
             Some(sum) => rows::add(sum, &grad),
             empty => *empty = Some(grad),
         }
     }
 
-    /// Lets `f` add to the gradient (`len` values) of the activation with that note; the second
+    /// Lets `f` add to the gradient (`len` values) of the activation with that node; the second
     /// argument says whether anything is there but zeros.
-    fn add(&mut self, note: Option<usize>, len: usize, f: impl FnOnce(&mut [f32], bool)) {
-        let Some(note) = note else { return };
-        let slot = &mut self.values[note];
+    fn add(&mut self, node: Option<usize>, len: usize, f: impl FnOnce(&mut [f32], bool)) {
+        let Some(node) = node else { return };
+        let slot = &mut self.values[node];
         let filled = slot.is_some();
         f(slot.get_or_insert_with(|| vec![0.0; len]), filled);
     }
