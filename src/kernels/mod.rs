@@ -99,8 +99,8 @@ pub struct Batch {
     pub coefficients: Option<RowCoefficients>,
 }
 
-/// Per-row coefficients of a mixed forward: `[rows, terms]`, row-major, f32 (`docs/algorithms.md`
-/// §2.2).
+/// Per-row coefficients of a mixed forward: `[rows, terms]`, row-major, f32
+/// (`docs/algorithms.md` §2.2).
 #[derive(Debug, Clone)]
 pub struct RowCoefficients {
     /// Number of terms per row.
