@@ -20,17 +20,14 @@ use crate::{
 
 /// A soup that is loaded and running.
 pub struct Served {
-    /// The engine.
     pub engine: EngineHandle,
     /// The soup's name: the model id.
     pub name: String,
-    /// The soup's digest.
     pub digest: String,
     /// Objectives, presets, defaults and bounds.
     pub menu: Menu,
     /// B.
     pub mixing: MixingMatrix,
-    /// The base's tokenizer.
     pub tokenizer: Tokenizer,
     /// The base's chat template; `None`: it takes prompts only.
     pub chat: Option<ChatTemplate>,
@@ -43,8 +40,14 @@ pub struct Served {
 impl Served {
     /// Longest prompt and answer together, in tokens.
     pub fn context(&self) -> usize {
+        self.context_of(1)
+    }
+
+    /// The same for a request that decodes its sequence `lanes` times side by side.
+    pub fn context_of(&self, lanes: usize) -> usize {
         let bounds = self.engine.bounds();
-        bounds.context.min(bounds.kv_blocks.saturating_mul(bounds.block_tokens))
+        let blocks = bounds.kv_blocks / lanes.max(1);
+        bounds.context.min(blocks.saturating_mul(bounds.block_tokens))
     }
 }
 
@@ -54,15 +57,11 @@ pub struct Permit(#[expect(dead_code, reason = "held, not read")] pub Arc<OwnedS
 
 /// The state of one server.
 pub struct App {
-    /// Bounds on requests.
     pub limits: Limits,
-    /// Accepted API keys.
     pub keys: Keys,
-    /// Rates of the clients, where they are limited.
     pub rates: Option<Buckets>,
     /// One permit per request in progress.
     pub permits: Arc<Semaphore>,
-    /// Metrics.
     pub telemetry: Arc<Telemetry>,
     served: OnceLock<Served>,
     draining: AtomicBool,

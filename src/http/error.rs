@@ -26,98 +26,78 @@ pub enum ApiError {
     Json(String),
     /// The body is not declared as JSON.
     #[error("content-type is {got}, expected application/json")]
-    ContentType {
-        /// The header as sent.
-        got: String,
-    },
+    ContentType { got: String },
+    /// The body is compressed or otherwise encoded.
+    #[error("content-encoding is {got}, expected identity: send the body as it is")]
+    ContentEncoding { got: String },
     /// A value is not acceptable.
     #[error("{message}")]
     Value {
         /// The field, with its path, or the header.
         param: String,
-        /// Field, value and what would be right.
         message: String,
     },
     /// A field that this route doesn't know.
-    #[error("unknown field {name:?}; the fields are {known}")]
+    #[error("unknown field {name:?};{} the fields are {known}", did_you_mean(suggestion))]
     UnknownField {
         /// The field, with its path.
         name: String,
-        /// The known ones, comma-separated.
+        /// A known one, with its path, that is spelled almost alike.
+        suggestion: Option<String>,
         known: String,
     },
-    /// A field of OpenAI's API whose effect this server doesn't have.
+    /// A field that asks for something that this server doesn't do.
     #[error("{param} is not supported: {reason}")]
     Unsupported {
-        /// The field.
+        /// The field, with its path.
         param: String,
-        /// What the server would have to do, or what to use instead.
-        reason: &'static str,
+        /// The value, those that are accepted, and what to use instead.
+        reason: String,
     },
     /// The prompt, or prompt and answer, do not fit the model's context.
-    #[error("{message}")]
+    #[error(
+        "This model's maximum context length is {context} tokens. However, {}",
+        exceeded(prompt, *tokens, *answer)
+    )]
     ContextLength {
-        /// The field that is too long.
-        param: String,
-        /// Lengths and limit.
-        message: String,
+        context: usize,
+        prompt: &'static str,
+        tokens: usize,
+        /// The field that asks for the answer's length, and the length; `None` where the prompt
+        /// alone leaves no room.
+        answer: Option<(&'static str, usize)>,
     },
     /// No key, or none that is known.
     #[error("{0}")]
     Unauthorized(&'static str),
     /// No such model.
-    #[error("model {name:?} does not exist; this server has {known:?}")]
+    #[error("model {name:?} does not exist: {reason}")]
     Model {
-        /// The model asked for.
         name: String,
-        /// The model served.
-        known: String,
+        /// What is wrong with its name, or which model there is.
+        reason: String,
     },
     /// No such route.
     #[error("no route {path}; /openapi.json lists the routes")]
-    Route {
-        /// The path asked for.
-        path: String,
-    },
+    Route { path: String },
     /// The route has other methods.
     #[error("method {method} is not allowed on {path}")]
-    Method {
-        /// The method used.
-        method: String,
-        /// The path.
-        path: String,
-    },
+    Method { method: String, path: String },
     /// The body did not arrive in time.
     #[error("the body did not arrive within {seconds} s")]
-    BodyTimeout {
-        /// The limit, seconds.
-        seconds: f64,
-    },
+    BodyTimeout { seconds: f64 },
     /// The connection broke while the body arrived.
     #[error("the body could not be read: {0}")]
     BodyRead(String),
     /// The body is too large.
     #[error("the body is larger than the limit of {limit} bytes")]
-    TooLarge {
-        /// The limit, bytes.
-        limit: u64,
-    },
+    TooLarge { limit: u64 },
     /// The client is over its rate.
     #[error("more than {limit} requests per minute; retry in {retry_after} s")]
-    RateLimited {
-        /// Requests per minute.
-        limit: usize,
-        /// Seconds until the next request is admitted.
-        retry_after: u64,
-    },
+    RateLimited { limit: usize, retry_after: u64 },
     /// The queue, or the server, is full.
     #[error("{message}; retry in {retry_after} s")]
-    Overloaded {
-        /// What is full.
-        message: String,
-        /// Seconds until a place is likely to be free.
-        retry_after: u64,
-    },
+    Overloaded { message: String, retry_after: u64 },
     /// The model is still being loaded.
     #[error("the model is being loaded; retry later")]
     Loading,
@@ -126,10 +106,7 @@ pub enum ApiError {
     Draining,
     /// The deadline passed.
     #[error("the request did not finish within its deadline of {seconds} s")]
-    Deadline {
-        /// The deadline, seconds after arrival.
-        seconds: f64,
-    },
+    Deadline { seconds: f64 },
     /// The server's fault.
     #[error("internal error: {0}")]
     Internal(String),
@@ -138,7 +115,6 @@ pub enum ApiError {
 /// What a client sees of an error besides its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorClass {
-    /// HTTP status.
     pub status: StatusCode,
     /// OpenAI's `type`.
     pub kind: &'static str,
@@ -166,82 +142,58 @@ impl ApiError {
     /// The table.
     pub fn class(&self) -> ErrorClass {
         use Rejection::*;
-        let row = |status, kind, code, rejection| ErrorClass { status, kind, code, rejection };
-        match self {
-            Self::Json(_) => row(StatusCode::BAD_REQUEST, INVALID, "invalid_json", Some(Invalid)),
-            Self::Value { .. } => {
-                row(StatusCode::BAD_REQUEST, INVALID, "invalid_value", Some(Invalid))
-            }
-            Self::UnknownField { .. } => {
-                row(StatusCode::BAD_REQUEST, INVALID, "unknown_field", Some(Invalid))
-            }
-            Self::Unsupported { .. } => {
-                row(StatusCode::BAD_REQUEST, INVALID, "unsupported", Some(Invalid))
-            }
+        use StatusCode as S;
+        let (status, kind, code, rejection) = match self {
+            Self::Json(_) => (S::BAD_REQUEST, INVALID, "invalid_json", Some(Invalid)),
+            Self::Value { .. } => (S::BAD_REQUEST, INVALID, "invalid_value", Some(Invalid)),
+            Self::UnknownField { .. } => (S::BAD_REQUEST, INVALID, "unknown_field", Some(Invalid)),
+            Self::Unsupported { .. } => (S::BAD_REQUEST, INVALID, "unsupported", Some(Invalid)),
             Self::ContextLength { .. } => {
-                row(StatusCode::BAD_REQUEST, INVALID, "context_length_exceeded", Some(Invalid))
+                (S::BAD_REQUEST, INVALID, "context_length_exceeded", Some(Invalid))
             }
-            Self::BodyRead(_) => {
-                row(StatusCode::BAD_REQUEST, INVALID, "body_not_read", Some(Invalid))
+            Self::BodyRead(_) => (S::BAD_REQUEST, INVALID, "body_not_read", Some(Invalid)),
+            Self::Unauthorized(_) => {
+                (S::UNAUTHORIZED, "authentication_error", "invalid_api_key", Some(Unauthorized))
             }
-            Self::Unauthorized(_) => row(
-                StatusCode::UNAUTHORIZED,
-                "authentication_error",
-                "invalid_api_key",
-                Some(Unauthorized),
-            ),
-            Self::Model { .. } => {
-                row(StatusCode::NOT_FOUND, INVALID, "model_not_found", Some(Invalid))
-            }
-            Self::Route { .. } => {
-                row(StatusCode::NOT_FOUND, INVALID, "route_not_found", Some(Invalid))
-            }
+            Self::Model { .. } => (S::NOT_FOUND, INVALID, "model_not_found", Some(Invalid)),
+            Self::Route { .. } => (S::NOT_FOUND, INVALID, "route_not_found", Some(Invalid)),
             Self::Method { .. } => {
-                row(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", Some(Invalid))
+                (S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", Some(Invalid))
             }
             Self::BodyTimeout { .. } => {
-                row(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout", Some(Invalid))
+                (S::REQUEST_TIMEOUT, INVALID, "body_timeout", Some(Invalid))
             }
             Self::TooLarge { .. } => {
-                row(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", Some(Invalid))
+                (S::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", Some(Invalid))
             }
-            Self::ContentType { .. } => row(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                INVALID,
-                "unsupported_content_type",
-                Some(Invalid),
-            ),
-            Self::RateLimited { .. } => row(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                "rate_limit_exceeded",
-                Some(RateLimited),
-            ),
+            Self::ContentType { .. } => {
+                (S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_content_type", Some(Invalid))
+            }
+            Self::ContentEncoding { .. } => {
+                (S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_content_encoding", Some(Invalid))
+            }
+            Self::RateLimited { .. } => {
+                (S::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", Some(RateLimited))
+            }
             Self::Overloaded { .. } => {
-                row(StatusCode::SERVICE_UNAVAILABLE, SERVER, "overloaded", Some(Overloaded))
+                (S::SERVICE_UNAVAILABLE, SERVER, "overloaded", Some(Overloaded))
             }
-            Self::Loading => {
-                row(StatusCode::SERVICE_UNAVAILABLE, SERVER, "loading", Some(Unavailable))
-            }
-            Self::Draining => {
-                row(StatusCode::SERVICE_UNAVAILABLE, SERVER, "draining", Some(Unavailable))
-            }
-            Self::Deadline { .. } => {
-                row(StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded", None)
-            }
-            Self::Internal(_) => {
-                row(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error", None)
-            }
-        }
+            Self::Loading => (S::SERVICE_UNAVAILABLE, SERVER, "loading", Some(Unavailable)),
+            Self::Draining => (S::SERVICE_UNAVAILABLE, SERVER, "draining", Some(Unavailable)),
+            Self::Deadline { .. } => (S::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded", None),
+            Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, SERVER, "internal_error", None),
+        };
+        ErrorClass { status, kind, code, rejection }
     }
 
     fn param(&self) -> Option<&str> {
         match self {
-            Self::Value { param, .. }
-            | Self::Unsupported { param, .. }
-            | Self::ContextLength { param, .. } => Some(param),
+            Self::Value { param, .. } | Self::Unsupported { param, .. } => Some(param),
+            Self::ContextLength { answer: Some((param, _)), .. } => Some(param),
+            Self::ContextLength { prompt, .. } => Some(prompt),
             Self::UnknownField { name, .. } => Some(name),
             Self::ContentType { .. } => Some("content-type"),
+            Self::ContentEncoding { .. } => Some("content-encoding"),
             Self::Model { .. } => Some("model"),
             _ => None,
         }
@@ -312,6 +264,24 @@ impl IntoResponse for ApiError {
         // The layer that counts requests reads the reason from here.
         response.extensions_mut().insert(class);
         response
+    }
+}
+
+fn did_you_mean(suggestion: &Option<String>) -> String {
+    suggestion.as_ref().map(|name| format!(" did you mean {name:?}?")).unwrap_or_default()
+}
+
+fn exceeded(prompt: &str, tokens: usize, answer: Option<(&str, usize)>) -> String {
+    match answer {
+        None => format!(
+            "your {prompt} resulted in {tokens} tokens, which leaves no room for an answer. Please \
+             reduce the length of the {prompt}."
+        ),
+        Some((param, asked)) => format!(
+            "you requested {} tokens ({tokens} in the {prompt}, {asked} in the completion). Please \
+             reduce the length of the {prompt} or {param}.",
+            tokens.saturating_add(asked)
+        ),
     }
 }
 

@@ -10,7 +10,7 @@ use axum::{
     extract::{FromRequest, Request},
     http::{
         HeaderMap,
-        header::{CONTENT_LENGTH, CONTENT_TYPE},
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
 use futures::StreamExt;
@@ -84,6 +84,12 @@ async fn read(
     // pages from using a server on the visitor's own machine.
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::ContentType { got: shorten(essence) });
+    }
+    for coding in headers.get_all(CONTENT_ENCODING) {
+        let coding = String::from_utf8_lossy(coding.as_bytes());
+        if coding.split(',').any(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
+            return Err(ApiError::ContentEncoding { got: shorten(&coding) });
+        }
     }
     let length =
         headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());

@@ -22,25 +22,19 @@ use crate::{
 /// Why a soup cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Its files are not right, or its base is not to be had.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Its manifest is not right.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The base's tokenizer is not right.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The base's chat template is not right.
     #[error(transparent)]
     Chat(#[from] ChatError),
     /// Its weights do not make a model, the budgets do not hold it, or the engine does not start.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// There is no place for imported models.
     #[error("no directory for base models: give --models-dir, or set LADLE_HOME or HOME")]
     Home,
-    /// Loading panicked.
     #[error("loading failed: {0}")]
     Panicked(String),
 }

@@ -8,7 +8,8 @@
 mod admin;
 mod app;
 mod auth;
-pub mod error;
+mod connection;
+mod error;
 mod generate;
 mod incoming;
 mod limits;

@@ -30,6 +30,8 @@ use super::{
 const REQUEST_ID: &str = "x-request-id";
 /// Longest id that is taken over from a client.
 const MAX_ID: usize = 128;
+/// Status, in the log and the metrics only, of a request whose client went before its answer began.
+const CLIENT_GONE: u16 = 499;
 
 /// What is done when an answer's last byte is sent, or its client has gone.
 struct Tail {
@@ -38,7 +40,8 @@ struct Tail {
     status: u16,
     started: Instant,
     span: Span,
-    _permit: Option<Permit>,
+    #[expect(dead_code, reason = "held, not read")]
+    permit: Option<Permit>,
 }
 
 impl Drop for Tail {
@@ -61,16 +64,17 @@ pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) 
         .to_owned();
     let shown = id.to_str().unwrap_or_default();
     let span = tracing::info_span!("request", id = shown, method = %request.method(), route);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut tail =
+        Tail { app, route, status: CLIENT_GONE, started, span: span.clone(), permit: None };
+    let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     if let Some(reason) =
         response.extensions().get::<ErrorClass>().and_then(|class| class.rejection)
     {
-        app.telemetry.rejected(reason);
+        tail.app.telemetry.rejected(reason);
     }
-    let permit = response.extensions_mut().remove::<Permit>();
-    let tail =
-        Tail { app, route, status: response.status().as_u16(), started, span, _permit: permit };
+    tail.status = response.status().as_u16();
+    tail.permit = response.extensions_mut().remove::<Permit>();
     if response.body().size_hint().exact().is_some() {
         return response;
     }

@@ -39,7 +39,6 @@ impl Buckets {
         Self { per_minute, state: Mutex::default() }
     }
 
-    /// Requests per minute.
     pub fn per_minute(&self) -> usize {
         self.per_minute
     }

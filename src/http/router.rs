@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    http::{
-        HeaderName, HeaderValue, Method, Uri,
-        header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
-    },
+    http::{HeaderName, HeaderValue, Method, Uri, header::RETRY_AFTER},
     middleware::{from_fn_with_state, map_response},
     response::Response,
     routing::{get, post},
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{AllowOrigin, CorsLayer},
+    cors::{AllowHeaders, AllowOrigin, CorsLayer},
 };
 
 use super::{
@@ -22,7 +19,6 @@ use super::{
     app::App,
     error::{ApiError, shorten},
     generate, limits, observe, openai, openapi, playground,
-    request::PREFERENCE_HEADER,
 };
 
 /// The routes with all layers.
@@ -62,11 +58,8 @@ fn harden<S: Clone + Send + Sync + 'static>(
             CorsLayer::new()
                 .allow_origin(origins)
                 .allow_methods([Method::GET, Method::POST])
-                .allow_headers([
-                    AUTHORIZATION,
-                    CONTENT_TYPE,
-                    HeaderName::from_static(PREFERENCE_HEADER),
-                ])
+                // Official clients send headers of their own (`x-stainless-…`).
+                .allow_headers(AllowHeaders::mirror_request())
                 .expose_headers([RETRY_AFTER, HeaderName::from_static("x-request-id")]),
         ),
     };

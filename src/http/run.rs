@@ -2,6 +2,7 @@
 //! what is common to all answers is summed up. Dropping a [`Run`] cancels everything it started.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,9 +25,7 @@ use crate::{
 /// Times of an answer, milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct TimingsMs {
-    /// Waiting in the queue.
     pub queue_ms: f64,
-    /// Waiting for merged weights.
     pub merge_ms: f64,
     /// From submission to the first token.
     pub first_token_ms: f64,
@@ -37,16 +36,13 @@ pub struct TimingsMs {
 /// Which soup answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SoupId {
-    /// Its name.
     pub name: String,
-    /// Its digest.
     pub digest: String,
 }
 
 /// What every answer says about the model that gave it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Echo {
-    /// Preference, α, λ and c.
     #[serde(flatten)]
     pub solved: Solved,
     /// `fused` or `mixed`; `null` before the first step.
@@ -56,7 +52,6 @@ pub struct Echo {
     /// Times; absent until the answer is complete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<TimingsMs>,
-    /// The soup.
     pub soup: SoupId,
 }
 
@@ -64,9 +59,11 @@ pub struct Echo {
 pub struct Run {
     app: Arc<App>,
     events: SelectAll<BoxStream<'static, (usize, Event)>>,
-    first: Option<(usize, Event)>,
+    /// What came before and with the first token, not yet delivered.
+    begun: VecDeque<(usize, Event)>,
     choices: Vec<Progress>,
     n: usize,
+    prompt_only: bool,
     submitted: Instant,
     seconds: f64,
     echo: Echo,
@@ -74,13 +71,15 @@ pub struct Run {
 
 #[derive(Default)]
 struct Progress {
+    /// Tokens of the prompt, of those found in the prefix cache, and of the answer so far.
+    usage: Usage,
     last_token: Option<Instant>,
     finished: Option<Finished>,
 }
 
 impl Run {
-    /// Submits all choices and waits until one of them starts, so that what fails before has its
-    /// own status.
+    /// Submits all choices and waits for the first token of any of them, so that what fails before
+    /// has its own status and a stream begins with its first token.
     pub async fn start(app: Arc<App>, checked: Checked) -> Result<Self, ApiError> {
         let served = app.served()?;
         let echo = Echo {
@@ -91,7 +90,11 @@ impl Run {
             soup: SoupId { name: served.name.clone(), digest: served.digest.clone() },
         };
         app.telemetry.preference(&served.menu.objectives, checked.solution.preference.weights());
-        let count = checked.requests.len();
+        let choices = checked.requests.iter().map(|request| {
+            let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+            Progress { usage, ..Progress::default() }
+        });
+        let choices = choices.collect();
         let submitted = Instant::now();
         // A choice that is refused drops, and so cancels, those before it.
         let generations: Vec<Generation> = checked
@@ -107,22 +110,31 @@ impl Run {
             .map(|(index, generation)| generation.map(move |event| (index, event)).boxed());
         let mut run = Self {
             events: futures::stream::select_all(events),
-            first: None,
-            choices: (0..count).map(|_| Progress::default()).collect(),
+            begun: VecDeque::new(),
+            choices,
             n: checked.n,
+            prompt_only: checked.prompt_only,
             submitted,
             seconds: checked.timeout.as_secs_f64(),
             echo,
             app,
         };
-        run.first = run.next().await.transpose()?;
+        let mut begun = VecDeque::new();
+        while let Some(event) = run.next().await.transpose()? {
+            let first = matches!(event, (_, Event::Token(_) | Event::Finished(_)));
+            begun.push_back(event);
+            if first {
+                break;
+            }
+        }
+        run.begun = begun;
         Ok(run)
     }
 
     /// The next event of any choice; `None` when all are complete.
     pub async fn next(&mut self) -> Option<Result<(usize, Event), ApiError>> {
-        if let Some(first) = self.first.take() {
-            return Some(Ok(first));
+        if let Some(event) = self.begun.pop_front() {
+            return Some(Ok(event));
         }
         let Some((index, event)) = self.events.next().await else {
             return if self.is_complete() {
@@ -145,16 +157,21 @@ impl Run {
                 telemetry.queue.record(started.queue.as_secs_f64());
                 self.echo.mode = Some(started.mode);
                 self.echo.cache = worse(self.echo.cache, started.cache);
+                choice.usage.cached_tokens = started.cached_tokens;
             }
             Event::Prompt(_) => {}
             Event::Token(_) => {
                 let now = Instant::now();
+                choice.usage.completion_tokens += 1;
                 match choice.last_token.replace(now) {
                     None => telemetry.first_token.record((now - self.submitted).as_secs_f64()),
                     Some(last) => telemetry.inter_token.record((now - last).as_secs_f64()),
                 }
             }
-            Event::Finished(finished) => choice.finished = Some(finished.clone()),
+            Event::Finished(finished) => {
+                choice.usage = finished.usage;
+                choice.finished = Some(finished.clone());
+            }
             Event::Failed(error) => return Err(failed(error, self.seconds)),
         }
         Ok(())
@@ -178,22 +195,19 @@ impl Run {
         Echo { timings, ..self.echo.clone() }
     }
 
-    /// Tokens of all choices; a prompt counts once however many choices it has.
+    /// Tokens of all choices so far; a prompt counts once however many choices it has.
     pub fn usage(&self) -> Usage {
-        let finished = self
-            .choices
-            .iter()
-            .enumerate()
-            .filter_map(|(i, choice)| Some((i, choice.finished.as_ref()?)));
-        finished.fold(Usage::default(), |sum, (index, finished)| {
+        let sum = |sum: Usage, (index, choice): (usize, &Progress)| {
             let first = index % self.n == 0;
             let of_prompt = |tokens| if first { tokens } else { 0 };
+            let completion = if self.prompt_only { 0 } else { choice.usage.completion_tokens };
             Usage {
-                prompt_tokens: sum.prompt_tokens + of_prompt(finished.usage.prompt_tokens),
-                cached_tokens: sum.cached_tokens + of_prompt(finished.usage.cached_tokens),
-                completion_tokens: sum.completion_tokens + finished.usage.completion_tokens,
+                prompt_tokens: sum.prompt_tokens + of_prompt(choice.usage.prompt_tokens),
+                cached_tokens: sum.cached_tokens + of_prompt(choice.usage.cached_tokens),
+                completion_tokens: sum.completion_tokens + completion,
             }
-        })
+        };
+        self.choices.iter().enumerate().fold(Usage::default(), sum)
     }
 
     /// Whether all choices are complete.
@@ -247,13 +261,10 @@ fn failed(error: &EngineError, seconds: f64) -> ApiError {
 /// One complete choice.
 #[derive(Debug, Clone, Default)]
 pub struct Choice {
-    /// Its text.
     pub text: String,
-    /// Its tokens with their log-probabilities.
     pub tokens: Vec<Token>,
     /// The prompt's tokens with theirs, when asked for.
     pub prompt: Vec<TokenLogprob>,
-    /// Why it ended.
     pub reason: Option<FinishReason>,
 }
 

@@ -1,22 +1,14 @@
 //! The server's life: bind, load, serve, drain.
 
-use std::{
-    future::{Future, IntoFuture},
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
-use axum::{http::HeaderValue, serve::ListenerExt};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::oneshot,
-};
+use axum::http::HeaderValue;
+use tokio::{net::TcpListener, sync::oneshot};
 use tower_http::cors::AllowOrigin;
 
 use super::{
     app::App,
+    connection,
     load::{LoadError, load},
     router::router,
 };
@@ -29,10 +21,6 @@ use crate::{
 const UPKEEP: Duration = Duration::from_secs(5);
 /// What connections get to close after the engine has stopped.
 const GRACE: Duration = Duration::from_secs(5);
-/// A client that takes nothing for so long is given up.
-#[cfg(target_os = "linux")]
-const STALLED: Duration = Duration::from_secs(60);
-
 /// Why the server did not start or did not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -59,18 +47,6 @@ pub enum ServeError {
     /// The runtime or the listener failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-}
-
-/// Events go out as they come, and a client that stops reading its answer does not keep its place
-/// for ever (where the system offers that: Linux).
-fn tune(connection: &mut TcpStream) {
-    let socket = socket2::SockRef::from(&*connection);
-    let tuned = socket.set_tcp_nodelay(true);
-    #[cfg(target_os = "linux")]
-    let tuned = tuned.and_then(|()| socket.set_tcp_user_timeout(Some(STALLED)));
-    if let Err(error) = tuned {
-        tracing::debug!(%error, "a connection keeps the system's settings");
-    }
 }
 
 /// Listens on the configured address.
@@ -124,24 +100,19 @@ pub async fn serve(
         }
     });
     let (close, closed) = oneshot::channel();
-    let service = routes.into_make_service_with_connect_info::<SocketAddr>();
-    let graceful = axum::serve(listener.tap_io(tune), service).with_graceful_shutdown(async {
-        // Fails only if the sender was dropped: then the server shuts down as well.
-        _ = closed.await;
-    });
+    // Fails only if the sender was dropped: then the server shuts down as well.
+    let connections = connection::serve(listener, routes, async { _ = closed.await });
     let life = async {
         let outcome = live(&app, config, stop).await;
         let _ = close.send(());
         outcome
     };
     let serving = async {
-        tokio::pin!(life);
-        let server = graceful.into_future();
-        tokio::pin!(server);
+        tokio::pin!(life, connections);
         tokio::select! {
-            ended = &mut server => ended.map_err(ServeError::from),
+            () = &mut connections => Ok(()),
             outcome = &mut life => {
-                if tokio::time::timeout(GRACE, server).await.is_err() {
+                if tokio::time::timeout(GRACE, connections).await.is_err() {
                     tracing::warn!("connections were still open and are cut");
                 }
                 outcome

@@ -3,9 +3,12 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use axum::response::{
-    IntoResponse, Response, Sse,
-    sse::{self, KeepAlive},
+use axum::{
+    http::{HeaderValue, header::CONTENT_TYPE},
+    response::{
+        IntoResponse, Response, Sse,
+        sse::{self, KeepAlive},
+    },
 };
 use futures::StreamExt;
 use serde::Serialize;
@@ -46,8 +49,10 @@ pub fn respond(run: Run, dialect: impl Dialect) -> Response {
         .flat_map(|events| futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>)));
     let mut response =
         Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     // nginx would collect the answer before passing it on.
-    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 

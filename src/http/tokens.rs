@@ -7,7 +7,6 @@ use crate::{engine::Token, tokenizer::Tokenizer};
 /// A token with its log-probability and the likeliest ones in its place.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenText {
-    /// Its id.
     pub id: u32,
     /// Its own text; part of a character shows as U+FFFD.
     pub text: String,

@@ -1,6 +1,8 @@
 //! The server through its own door: a real socket, the real engine, the tiny soup.
 
 mod bad_input;
+mod compatibility;
+mod connections;
 mod description;
 mod generate;
 mod lifecycle;

@@ -177,7 +177,7 @@ impl Server {
 /// Name and data of the events of a stream, as they come.
 pub fn events(response: Response) -> impl Iterator<Item = (String, String)> {
     assert_eq!(response.status().as_u16(), 200);
-    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
     let mut lines = BufReader::new(response).lines().map(Result::unwrap);
     std::iter::from_fn(move || {
         let (mut name, mut data) = (String::new(), None);

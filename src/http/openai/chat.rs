@@ -10,7 +10,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{
-    stream::{close, done},
+    stream::{Chunks, failure},
     types::{Body, Envelope},
 };
 use crate::{
@@ -30,14 +30,15 @@ use crate::{
 /// Answers a conversation.
 pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Response, ApiError> {
     let checked = request.check(openai::chat).await?;
-    let (stream, include_usage) = (checked.stream, checked.include_usage);
+    let (stream, usage, model) = (checked.stream, checked.usage, checked.model.clone());
     let logprobs = checked.wants_logprobs();
     let tokenizer = app.served()?.tokenizer.clone();
     let mut run = Run::start(app, checked).await?;
     if stream {
-        let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &run.echo());
-        let chat = Chat { envelope, tokenizer, logprobs, include_usage, echoed: false };
-        return Ok(stream::respond(run, chat));
+        let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", model, &run.echo());
+        let begun = vec![false; run.blank().len()];
+        let chunks = Chunks::new(envelope, usage);
+        return Ok(stream::respond(run, Chat { chunks, tokenizer, logprobs, begun }));
     }
     let choices = collect(&mut run).await?;
     let choice = |(index, choice): (usize, Choice)| {
@@ -48,7 +49,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
             "finish_reason": choice.reason(),
         })
     };
-    let envelope = Envelope::new("chatcmpl", "chat.completion", &run.echo());
+    let envelope = Envelope::new("chatcmpl", "chat.completion", model, &run.echo());
     let body = Body {
         choices: choices.into_iter().enumerate().map(choice).collect(),
         envelope: &envelope,
@@ -72,58 +73,47 @@ fn log_probabilities(tokenizer: &Tokenizer, tokens: &[Token]) -> Value {
 
 /// The stream of chunks.
 struct Chat {
-    envelope: Envelope,
+    chunks: Chunks,
     tokenizer: Tokenizer,
     logprobs: bool,
-    include_usage: bool,
-    echoed: bool,
-}
-
-impl Chat {
-    fn chunk(&self, choices: Vec<Value>, run: &Run, ladle: bool) -> sse::Event {
-        stream::json(&Body {
-            envelope: &self.envelope,
-            choices,
-            usage: self.include_usage.then_some(None),
-            ladle: ladle.then(|| run.echo()),
-        })
-    }
+    /// The choices whose role has been told, which is done with their first token.
+    begun: Vec<bool>,
 }
 
 impl Dialect for Chat {
     fn event(&mut self, run: &Run, index: usize, event: Event) -> Vec<sse::Event> {
-        let choice = |delta: Value, logprobs: Value, reason: Option<&str>| {
-            vec![
-                json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}),
-            ]
-        };
+        let choice = |delta: Value, logprobs: Value, reason: Option<&str>| json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
+        let mut chunks = Vec::new();
         match event {
-            Event::Started(_) => {
-                let first = !std::mem::replace(&mut self.echoed, true);
-                let delta = json!({"role": "assistant", "content": ""});
-                vec![self.chunk(choice(delta, Value::Null, None), run, first)]
-            }
-            Event::Token(token) if self.logprobs || !token.text.is_empty() => {
-                let logprobs = match self.logprobs {
-                    true => log_probabilities(&self.tokenizer, std::slice::from_ref(&token)),
-                    false => Value::Null,
-                };
-                vec![self.chunk(choice(json!({"content": token.text}), logprobs, None), run, false)]
+            Event::Token(token) => {
+                let begun = self.begun.get_mut(index).is_none_or(|b| std::mem::replace(b, true));
+                if !begun {
+                    let delta = json!({"role": "assistant", "content": ""});
+                    chunks.push(self.chunks.chunk(run, choice(delta, Value::Null, None)));
+                }
+                if self.logprobs || !token.text.is_empty() {
+                    let logprobs = match self.logprobs {
+                        true => log_probabilities(&self.tokenizer, std::slice::from_ref(&token)),
+                        false => Value::Null,
+                    };
+                    let delta = json!({"content": token.text});
+                    chunks.push(self.chunks.chunk(run, choice(delta, logprobs, None)));
+                }
             }
             Event::Finished(finished) => {
-                let last = run.is_complete();
                 let reason = Some(finished.reason.as_str());
-                vec![self.chunk(choice(json!({}), Value::Null, reason), run, last)]
+                chunks.push(self.chunks.chunk(run, choice(json!({}), Value::Null, reason)));
             }
-            Event::Token(_) | Event::Prompt(_) | Event::Failed(_) => Vec::new(),
+            Event::Started(_) | Event::Prompt(_) | Event::Failed(_) => {}
         }
+        chunks
     }
 
     fn end(&mut self, run: &Run) -> Vec<sse::Event> {
-        close(&self.envelope, self.include_usage.then(|| run.usage()))
+        self.chunks.end(run)
     }
 
     fn failure(&mut self, error: &ApiError) -> Vec<sse::Event> {
-        vec![stream::json(&error.body()), done()]
+        failure(error)
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    stream::{close, done},
+    stream::{Chunks, failure},
     types::{Body, Envelope},
 };
 use crate::{
@@ -157,23 +157,17 @@ fn spell(bytes: &[u8]) -> String {
 /// Continues prompts.
 pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Response, ApiError> {
     let mut checked = request.check(openai::completions).await?;
-    let (stream, include_usage) = (checked.stream, checked.include_usage);
+    let (stream, usage, model) = (checked.stream, checked.usage, checked.model.clone());
     let format = Format::new(app.served()?.tokenizer.clone(), &mut checked);
-    let (prompt_only, count) = (checked.prompt_only, checked.requests.len());
+    let count = checked.requests.len();
     let mut run = Run::start(app, checked).await?;
-    let envelope = Envelope::new("cmpl", "text_completion", &run.echo());
+    let envelope = Envelope::new("cmpl", "text_completion", model, &run.echo());
     if stream {
-        let offsets = vec![0; count];
-        return Ok(stream::respond(
-            run,
-            Completions { envelope, format, include_usage, offsets, echoed: false },
-        ));
+        let chunks = Chunks::new(envelope, usage);
+        let progress = vec![Progress::default(); count];
+        return Ok(stream::respond(run, Completions { chunks, format, progress }));
     }
     let choices = collect(&mut run).await?;
-    let mut usage = run.usage();
-    if prompt_only {
-        usage.completion_tokens = 0;
-    }
     let body = Body {
         choices: choices
             .iter()
@@ -181,7 +175,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
             .map(|(index, choice)| format.choice(index, choice))
             .collect(),
         envelope: &envelope,
-        usage: Some(Some(usage.into())),
+        usage: Some(Some(run.usage().into())),
         ladle: Some(run.echo()),
     };
     Ok(Json(body).into_response())
@@ -189,69 +183,65 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
 
 /// The stream of chunks.
 struct Completions {
-    envelope: Envelope,
+    chunks: Chunks,
     format: Format,
-    include_usage: bool,
-    /// Characters of each choice's text sent so far.
-    offsets: Vec<usize>,
-    echoed: bool,
+    progress: Vec<Progress>,
 }
 
-impl Completions {
-    fn chunk(&self, choice: Value, run: &Run, ladle: bool) -> Vec<sse::Event> {
-        vec![stream::json(&Body {
-            envelope: &self.envelope,
-            choices: vec![choice],
-            usage: self.include_usage.then_some(None),
-            ladle: ladle.then(|| run.echo()),
-        })]
-    }
+/// How far a choice has been written.
+#[derive(Default, Clone)]
+struct Progress {
+    /// Its first chunk, which repeats the prompt where that is asked for.
+    begun: bool,
+    /// Characters of its text.
+    offset: usize,
 }
 
 impl Dialect for Completions {
     fn event(&mut self, run: &Run, index: usize, event: Event) -> Vec<sse::Event> {
-        let format = &self.format;
-        let choice = |text: &str, table: Option<LogProbabilities>, reason: Option<&str>| json!({"index": index, "text": text, "logprobs": table, "finish_reason": reason});
-        let Some(offset) = self.offsets.get_mut(index) else { return Vec::new() };
+        let (format, chunks) = (&self.format, &mut self.chunks);
+        let Some(progress) = self.progress.get_mut(index) else { return Vec::new() };
+        let mut chunk = |text: &str, table: Option<LogProbabilities>, reason: Option<&str>| {
+            let choice =
+                json!({"index": index, "text": text, "logprobs": table, "finish_reason": reason});
+            chunks.chunk(run, choice)
+        };
+        let mut out = Vec::new();
         match event {
-            Event::Started(_) => {
-                let first = !std::mem::replace(&mut self.echoed, true);
-                // With log-probabilities the prompt comes when they do.
-                let text = format.echo(index).filter(|_| !format.logprobs).unwrap_or_default();
-                *offset = text.chars().count();
-                self.chunk(choice(text, None, None), run, first)
-            }
             Event::Prompt(prompt) => {
-                let Some(text) = format.echo(index) else { return Vec::new() };
+                let echo = format.echo(index).unwrap_or_default();
                 let mut table = LogProbabilities::default();
                 table.prompt(&format.tokenizer, format.first(index), &prompt, &mut 0);
-                *offset = text.chars().count();
-                self.chunk(choice(text, Some(table), None), run, false)
+                *progress = Progress { begun: true, offset: echo.chars().count() };
+                out.push(chunk(echo, Some(table), None));
             }
-            Event::Token(token)
-                if !format.prompt_only && (format.logprobs || !token.text.is_empty()) =>
-            {
-                let mut table = LogProbabilities::default();
-                table.token(&format.tokenizer, &token, offset);
-                self.chunk(choice(&token.text, format.logprobs.then_some(table), None), run, false)
+            Event::Token(token) => {
+                let first = !std::mem::replace(&mut progress.begun, true);
+                if let Some(echo) = format.echo(index).filter(|_| first) {
+                    progress.offset = echo.chars().count();
+                    out.push(chunk(echo, None, None));
+                }
+                let (shown, first) = (!format.prompt_only, first && out.is_empty());
+                if shown && (first || format.logprobs || !token.text.is_empty()) {
+                    let mut table = LogProbabilities::default();
+                    table.token(&format.tokenizer, &token, &mut progress.offset);
+                    out.push(chunk(&token.text, format.logprobs.then_some(table), None));
+                }
             }
             Event::Finished(finished) => {
-                self.chunk(choice("", None, Some(finished.reason.as_str())), run, run.is_complete())
+                out.push(chunk("", None, Some(finished.reason.as_str())));
             }
-            Event::Token(_) | Event::Failed(_) => Vec::new(),
+            Event::Started(_) | Event::Failed(_) => {}
         }
+        out
     }
 
     fn end(&mut self, run: &Run) -> Vec<sse::Event> {
-        let mut usage = run.usage();
-        if self.format.prompt_only {
-            usage.completion_tokens = 0;
-        }
-        close(&self.envelope, self.include_usage.then_some(usage))
+        self.chunks.end(run)
     }
 
     fn failure(&mut self, error: &ApiError) -> Vec<sse::Event> {
-        vec![stream::json(&error.body()), done()]
+        failure(error)
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::http::{
     app::{App, Served},
-    error::{ApiError, shorten},
+    error::ApiError,
+    request::Model,
 };
 
 fn describe(served: &Served, id: &str) -> Value {
@@ -30,15 +31,12 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> 
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
-/// One of them.
+/// One of them, or the soup with any preference that it understands (`NAME:helpful=0.7,brief=0.3`).
 pub async fn get(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let served = app.served()?;
-    if ids(served).any(|known| known == id) {
-        Ok(Json(describe(served, &id)))
-    } else {
-        Err(ApiError::Model { name: shorten(&id), known: served.name.clone() })
-    }
+    let model = Model::of_path(served, &id)?;
+    Ok(Json(describe(served, &model.id)))
 }

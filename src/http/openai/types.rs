@@ -46,8 +46,9 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// A new answer: `prefix` begins its id, `object` names its kind.
-    pub fn new(prefix: &str, object: &'static str, echo: &Echo) -> Self {
+    /// A new answer of `model`, the id that was asked for: `prefix` begins the answer's id, `object`
+    /// names its kind.
+    pub fn new(prefix: &str, object: &'static str, model: String, echo: &Echo) -> Self {
         // Unique within the process; the start time tells processes apart.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -57,7 +58,7 @@ impl Envelope {
             id: format!("{prefix}-{:x}-{number:x}", now.as_micros()),
             object,
             created: now.as_secs(),
-            model: echo.soup.name.clone(),
+            model,
             system_fingerprint: format!("ladle-{}", digest.get(..12).unwrap_or(digest)),
         }
     }
@@ -66,7 +67,6 @@ impl Envelope {
 /// An answer or a chunk.
 #[derive(Debug, Clone, Serialize)]
 pub struct Body<'a> {
-    /// Id, kind, time and model.
     #[serde(flatten)]
     pub envelope: &'a Envelope,
     /// The choices, in the route's own shape.
@@ -74,7 +74,6 @@ pub struct Body<'a> {
     /// Outer `None`: absent; inner `None`: `null`, as in all chunks before the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<UsageBody>>,
-    /// What was solved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ladle: Option<Echo>,
 }

@@ -1,16 +1,19 @@
 //! Request bodies: bytes → [`Fields`], from which every value is taken by name with its bounds.
 //!
-//! Errors name the field with its path, the value that was given and what would be right. A key
-//! that occurs twice is refused, because which of the two counts is a guess.
+//! Errors name the field with its path, the value that was given and what would be right. A member
+//! that is `null` is absent, at every depth. A key that occurs twice is refused, because which of
+//! the two counts is a guess.
 
-use std::{fmt, ops::RangeInclusive};
+use std::{collections::HashSet, fmt, ops::RangeInclusive};
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 
+use super::foreign;
+pub use super::foreign::Place;
 use crate::http::error::{ApiError, shorten, show};
 
-/// JSON without repeated keys.
+/// JSON without repeated keys and without members that are `null`.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -52,15 +55,18 @@ impl<'de> Deserialize<'de> for Strict {
                 Ok(list.into())
             }
             fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-                let mut map = Map::new();
+                let (mut map, mut nulls) = (Map::new(), HashSet::new());
                 while let Some(key) = entries.next_key::<String>()? {
-                    if map.contains_key(&key) {
+                    if map.contains_key(&key) || nulls.contains(&key) {
                         return Err(de::Error::custom(format_args!(
                             "key {:?} occurs twice",
                             shorten(&key)
                         )));
                     }
-                    map.insert(key, entries.next_value::<Strict>()?.0);
+                    match entries.next_value::<Strict>()?.0 {
+                        Value::Null => drop(nulls.insert(key)),
+                        value => drop(map.insert(key, value)),
+                    }
                 }
                 Ok(map.into())
             }
@@ -70,9 +76,10 @@ impl<'de> Deserialize<'de> for Strict {
     }
 }
 
-/// An object whose fields are taken one by one; [`Fields::finish`] refuses what nobody took.
+/// An object whose fields are taken one by one; [`Fields::finish`] decides what nobody took.
 #[derive(Debug)]
 pub struct Fields {
+    place: Place,
     path: String,
     map: Map<String, Value>,
     known: Vec<&'static str>,
@@ -83,8 +90,9 @@ impl Fields {
     pub fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let Strict(value) =
             serde_json::from_slice(bytes).map_err(|error| ApiError::Json(error.to_string()))?;
+        let place = Place::Body;
         match value {
-            Value::Object(map) => Ok(Self { path: String::new(), map, known: Vec::new() }),
+            Value::Object(map) => Ok(Self { place, path: String::new(), map, known: Vec::new() }),
             other => Err(ApiError::Json(format!(
                 "the top level is {}, expected an object",
                 show(&other)
@@ -93,10 +101,10 @@ impl Fields {
     }
 
     /// The fields of an object inside a body; `path` names it.
-    pub fn of(path: impl Into<String>, value: Value) -> Result<Self, ApiError> {
+    pub fn of(place: Place, path: impl Into<String>, value: Value) -> Result<Self, ApiError> {
         let path = path.into();
         match value {
-            Value::Object(map) => Ok(Self { path, map, known: Vec::new() }),
+            Value::Object(map) => Ok(Self { place, path, map, known: Vec::new() }),
             other => Err(ApiError::value(path, show(&other), "an object")),
         }
     }
@@ -106,10 +114,10 @@ impl Fields {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// The field's value; `null` counts as absent.
+    /// The field's value.
     pub fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);
-        self.map.shift_remove(name).filter(|value| !value.is_null())
+        self.map.shift_remove(name)
     }
 
     /// A number within `bounds`.
@@ -118,68 +126,39 @@ impl Fields {
         name: &'static str,
         bounds: RangeInclusive<f64>,
     ) -> Result<Option<f64>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        match value.as_f64().filter(|number| bounds.contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.refuse(
-                name,
-                &value,
-                format!("a number in [{}, {}]", bounds.start(), bounds.end()),
-            )),
-        }
+        let (low, high) = (*bounds.start(), *bounds.end());
+        let number = |value: &Value| value.as_f64().filter(|number| bounds.contains(number));
+        self.convert(name, number, || format!("a number in [{low}, {high}]"))
     }
 
     /// A whole number within `bounds`.
-    pub fn integer(
+    pub fn integer<T>(
         &mut self,
         name: &'static str,
-        bounds: RangeInclusive<usize>,
-    ) -> Result<Option<usize>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        match whole(&value).filter(|number| bounds.contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.refuse(
-                name,
-                &value,
-                format!("a whole number in [{}, {}]", bounds.start(), bounds.end()),
-            )),
-        }
-    }
-
-    /// A whole number of either sign within `bounds`.
-    pub fn signed(
-        &mut self,
-        name: &'static str,
-        bounds: RangeInclusive<i32>,
-    ) -> Result<Option<i32>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_i64().and_then(|number| i32::try_from(number).ok());
-        match number.filter(|number| bounds.contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.refuse(
-                name,
-                &value,
-                format!("a whole number in [{}, {}]", bounds.start(), bounds.end()),
-            )),
-        }
+        bounds: RangeInclusive<T>,
+    ) -> Result<Option<T>, ApiError>
+    where
+        T: TryFrom<i128> + PartialOrd + fmt::Display,
+    {
+        let number = |value: &Value| {
+            T::try_from(whole(value)?).ok().filter(|number| bounds.contains(number))
+        };
+        let expected = || format!("a whole number in [{}, {}]", bounds.start(), bounds.end());
+        self.convert(name, number, expected)
     }
 
     /// Any 64-bit whole number; a negative one stands for its two's complement.
     pub fn bits(&mut self, name: &'static str) -> Result<Option<u64>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        match value.as_u64().or_else(|| value.as_i64().map(|number| number as u64)) {
-            Some(bits) => Ok(Some(bits)),
-            None => Err(self.refuse(name, &value, "a whole number of at most 64 bits")),
-        }
+        let bits = |value: &Value| {
+            let number = whole(value)?;
+            u64::try_from(number).ok().or_else(|| i64::try_from(number).ok().map(|n| n as u64))
+        };
+        self.convert(name, bits, || "a whole number of at most 64 bits".to_owned())
     }
 
     /// `true` or `false`.
     pub fn flag(&mut self, name: &'static str) -> Result<Option<bool>, ApiError> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(flag)),
-            Some(other) => Err(self.refuse(name, &other, "true or false")),
-        }
+        self.convert(name, Value::as_bool, || "true or false".to_owned())
     }
 
     /// A string.
@@ -200,25 +179,17 @@ impl Fields {
         }
     }
 
-    /// Takes fields that have no effect here and need none.
-    pub fn ignore(&mut self, names: &'static [&'static str]) {
-        for name in names {
-            self.map.shift_remove(*name);
-        }
-    }
-
-    /// Refuses a field that cannot be honoured, unless its value asks for what happens anyway.
-    pub fn without(
+    /// What `convert` makes of the field's value, or that `expected` was expected.
+    pub fn convert<T>(
         &mut self,
-        name: &str,
-        harmless: impl FnOnce(&Value) -> bool,
-        reason: &'static str,
-    ) -> Result<(), ApiError> {
-        match self.map.shift_remove(name) {
-            Some(value) if !value.is_null() && !harmless(&value) => {
-                Err(ApiError::Unsupported { param: self.path(name), reason })
-            }
-            _ => Ok(()),
+        name: &'static str,
+        convert: impl FnOnce(&Value) -> Option<T>,
+        expected: impl FnOnce() -> String,
+    ) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match convert(&value) {
+            Some(converted) => Ok(Some(converted)),
+            None => Err(self.refuse(name, &value, expected())),
         }
     }
 
@@ -227,27 +198,57 @@ impl Fields {
         ApiError::value(self.path(name), show(value), expected)
     }
 
-    /// Refuses the first field that nobody took.
+    /// The error for a field that must be given.
+    pub fn missing(&self, name: &str, expected: impl fmt::Display) -> ApiError {
+        ApiError::value(self.path(name), "absent", expected)
+    }
+
+    /// Decides the fields that nobody took: those of other servers by the table in [`foreign`], any
+    /// other is refused.
     pub fn finish(self) -> Result<(), ApiError> {
-        match self.map.keys().next() {
-            None => Ok(()),
-            Some(name) => Err(ApiError::UnknownField {
-                name: self.path(&shorten(name)),
-                known: self.known.join(", "),
-            }),
+        for (name, value) in &self.map {
+            match foreign::find(self.place, name) {
+                Some(field) if field.accepts(value) => {}
+                Some(field) => {
+                    let (param, reason) = (self.path(name), field.refusal(&show(value)));
+                    return Err(ApiError::Unsupported { param, reason });
+                }
+                None => {
+                    return Err(ApiError::UnknownField {
+                        suggestion: nearest(name, &self.known).map(|near| self.path(near)),
+                        name: self.path(&shorten(name)),
+                        known: self.known.join(", "),
+                    });
+                }
+            }
         }
+        Ok(())
     }
 }
 
-/// A whole number ≥ 0, also when it is written with a fraction of zero (`16.0`).
-pub fn whole(value: &Value) -> Option<usize> {
-    let float = |number: f64| {
-        (number.fract() == 0.0 && (0.0..9e15).contains(&number)).then_some(number as u64)
-    };
+/// The known field that `name` is probably a misspelling of.
+fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    let plain = |text: &str| text.to_lowercase().replace(['_', '-', ' '], "");
+    // Longer than any field; comparing takes the product of both lengths.
+    let name = plain(&name.chars().take(64).collect::<String>());
+    let distance = |candidate: &str| strsim::damerau_levenshtein(&name, &plain(candidate));
+    let (near, distance) = known
+        .iter()
+        .map(|known| (*known, distance(known)))
+        .min_by_key(|(_, distance)| *distance)?;
+    let allowed = if near.len() <= 2 { 0 } else { (near.len() / 4).max(1) };
+    (distance <= allowed).then_some(near)
+}
+
+/// A whole number, also when it is written as `16.0` or `1e2`. Beyond ±2¹²⁷ the nearest one that
+/// fits: no field's bounds reach so far.
+pub fn whole(value: &Value) -> Option<i128> {
+    let float = |number: f64| (number.fract() == 0.0).then_some(number as i128);
     value
         .as_u64()
+        .map(i128::from)
+        .or_else(|| value.as_i64().map(i128::from))
         .or_else(|| value.as_f64().and_then(float))
-        .and_then(|number| usize::try_from(number).ok())
 }
 
 #[cfg(test)]
@@ -305,8 +306,27 @@ mod tests {
     #[test]
     fn a_nested_field_is_named_with_its_path() {
         let value = fields(r#"{"a": {"b": 1}}"#).take("a").unwrap();
-        let mut inner = Fields::of("a", value).unwrap();
+        let mut inner = Fields::of(Place::Message, "a", value).unwrap();
         assert_eq!(inner.text("b").unwrap_err().to_string(), "a.b is 1, expected a string");
+    }
+
+    #[test]
+    fn a_near_miss_is_close_for_the_length_of_its_name() {
+        let known = ["n", "stop", "preference", "max_tokens"];
+        for (name, near) in [
+            ("preferance", Some("preference")),
+            ("preefrence", Some("preference")),
+            ("maxTokens", Some("max_tokens")),
+            ("stops", Some("stop")),
+            ("top", Some("stop")),
+            ("N", Some("n")),
+            ("m", None),
+            ("spot_check", None),
+            ("prefs", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(name, &known), near, "{name}");
+        }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //!
 //! [`json`] parses a body into fields, [`prompt`] reads prompts and messages, [`sampling`] the
 //! fields that all generating routes share; [`native`] and [`openai`] put each route's request
-//! together.
+//! together. Fields that only other servers have are decided by the table in [`foreign`].
 
+mod foreign;
 pub mod json;
 pub mod native;
 pub mod openai;
@@ -18,7 +19,7 @@ use axum::http::HeaderMap;
 use self::json::Fields;
 use super::{
     app::Served,
-    error::{ApiError, shorten},
+    error::{ApiError, shorten, show},
 };
 use crate::{
     config::Limits,
@@ -26,8 +27,8 @@ use crate::{
     preference::{AlphaForm, Form, Solution},
 };
 
-/// Most alternatives that log-probabilities are reported for.
-const MAX_TOP_LOGPROBS: usize = 20;
+/// Longest model id, bytes. It is echoed in every chunk of a stream.
+const MAX_MODEL_ID: usize = 4096;
 /// Header with a preference, for clients that can add no field.
 pub const PREFERENCE_HEADER: &str = "x-preference";
 
@@ -47,9 +48,10 @@ pub struct Checked {
     /// Choices per prompt.
     pub n: usize,
     pub solution: Solution,
+    /// The model id as asked for, else the soup's name.
+    pub model: String,
     pub stream: bool,
-    /// End a stream with the usage (OpenAI's `stream_options`).
-    pub include_usage: bool,
+    pub usage: StreamUsage,
     /// Time from arrival to the deadline.
     pub timeout: Duration,
     /// Prompts to put before the answers (`echo`), one per prompt; empty: none.
@@ -65,50 +67,90 @@ impl Checked {
     }
 }
 
-/// The preference that counts, and its λ and c. Precedence: the body's `preference`, the model id
-/// (`model`), the header, the soup's default. Only the form that counts is looked at.
-fn solve(
-    context: &Context<'_>,
-    fields: &mut Fields,
-    model: Option<String>,
-) -> Result<Solution, ApiError> {
-    let menu = &context.served.menu;
-    let preference = if let Some(value) = fields.take("preference") {
-        menu.preference("preference", Form::from_json("preference", value)?)?
-    } else if let Some(text) = model {
-        menu.preference("model", Form::from_text("model", &text)?)?
-    } else if let Some(header) = context.headers.get(PREFERENCE_HEADER) {
-        let text = header.to_str().map_err(|_| {
-            ApiError::value(
-                "X-Preference",
-                "not ASCII",
-                "a preference such as helpful=0.7,harmless=0.3",
-            )
-        })?;
-        menu.preference("X-Preference", Form::from_text("X-Preference", text)?)?
-    } else {
-        menu.default_preference.clone()
-    };
-    let alpha = match fields.take("alpha") {
-        Some(value) => menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?,
-        None => menu.default_alpha.clone(),
-    };
-    Ok(context.served.mixing.solve(&preference, &alpha))
+/// When the chunks of an OpenAI stream carry the usage (`stream_options`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StreamUsage {
+    #[default]
+    Never,
+    /// One chunk at the end (`include_usage`).
+    AtEnd,
+    /// Every chunk, with what was used so far (`continuous_usage_stats`).
+    Always,
 }
 
-/// The preference in a model id, after its colon.
-fn model(served: &Served, name: Option<String>) -> Result<Option<String>, ApiError> {
-    let Some(name) = name else { return Ok(None) };
-    match name.strip_prefix(&served.name) {
-        Some("") => Ok(None),
-        Some(rest) if rest.starts_with(':') => Ok(Some(rest[1..].to_owned())),
-        _ => Err(ApiError::Model { name: shorten(&name), known: served.name.clone() }),
+/// A model id of the served soup, `NAME` or `NAME:PREFERENCE`.
+pub struct Model {
+    pub id: String,
+    /// What follows the colon.
+    preference: Option<String>,
+}
+
+impl Model {
+    /// The model that `id` names; none named: the soup.
+    fn named(served: &Served, id: Option<String>) -> Result<Self, ApiError> {
+        let Some(id) = id else { return Ok(Self { id: served.name.clone(), preference: None }) };
+        if id.len() > MAX_MODEL_ID {
+            let expected = format!("a model id of at most {MAX_MODEL_ID} bytes");
+            return Err(ApiError::value("model", show(&id.into()), expected));
+        }
+        let preference = match id.strip_prefix(&served.name) {
+            Some("") => None,
+            Some(rest) if rest.starts_with(':') => Some(rest[1..].to_owned()),
+            _ => {
+                let reason = format!("this server has {:?}", served.name);
+                return Err(ApiError::Model { name: shorten(&id), reason });
+            }
+        };
+        Ok(Self { id, preference })
+    }
+
+    /// The model of a request's body.
+    fn take(served: &Served, fields: &mut Fields) -> Result<Self, ApiError> {
+        Self::named(served, fields.text("model")?)
+    }
+
+    /// The model of a path, which exists if its preference means something here.
+    pub fn of_path(served: &Served, id: &str) -> Result<Self, ApiError> {
+        let model = Self::named(served, Some(id.to_owned()))?;
+        if let Some(text) = &model.preference {
+            let form = Form::from_text("its preference", text);
+            form.and_then(|form| served.menu.preference("its preference", form)).map_err(
+                |error| ApiError::Model { name: shorten(id), reason: error.to_string() },
+            )?;
+        }
+        Ok(model)
     }
 }
 
-/// Largest `max_tokens`: the configured limit, else what the context leaves beside one token of
-/// prompt.
-fn max_tokens(context: &Context<'_>) -> usize {
-    let room = context.served.context().saturating_sub(1).max(1);
-    context.limits.max_tokens.map_or(room, |limit| limit.min(room))
+/// What is to answer: a model id, and the λ and c that its request's preference is solved to.
+pub struct Target {
+    model: String,
+    solution: Solution,
+}
+
+impl Target {
+    /// Takes `model`, `preference` and `alpha`. Precedence: the body's `preference`, the model id,
+    /// the header, the soup's default. Only the form that counts is looked at.
+    fn take(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
+        let Context { served, headers, .. } = context;
+        let (menu, model) = (&served.menu, Model::take(served, fields)?);
+        let preference = if let Some(value) = fields.take("preference") {
+            menu.preference("preference", Form::from_json("preference", value)?)?
+        } else if let Some(text) = &model.preference {
+            menu.preference("model", Form::from_text("model", text)?)?
+        } else if let Some(header) = headers.get(PREFERENCE_HEADER) {
+            let expected = "a preference such as helpful=0.7,harmless=0.3";
+            let text = header
+                .to_str()
+                .map_err(|_| ApiError::value("X-Preference", "not ASCII", expected))?;
+            menu.preference("X-Preference", Form::from_text("X-Preference", text)?)?
+        } else {
+            menu.default_preference.clone()
+        };
+        let alpha = match fields.take("alpha") {
+            Some(value) => menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?,
+            None => menu.default_alpha.clone(),
+        };
+        Ok(Self { model: model.id, solution: served.mixing.solve(&preference, &alpha) })
+    }
 }

@@ -1,12 +1,10 @@
 //! Requests of ladle's own routes.
 
 use super::{
-    Checked, Context, MAX_TOP_LOGPROBS,
+    Checked, Context, Model, StreamUsage, Target,
     json::Fields,
-    max_tokens, model,
     prompt::{self, Source},
-    sampling::{Length, Parameters},
-    solve,
+    sampling::{Length, Parameters, logprobs, stream_options},
 };
 use crate::{
     http::error::{ApiError, show},
@@ -16,53 +14,74 @@ use crate::{
 /// `POST /generate`.
 pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let prompt = match prompt::source(&mut fields)? {
-        Source::Prompt(prompt) => prompt::single(context.served, prompt)?,
-        Source::Messages(messages) => prompt::chat(context.served, messages)?,
+    let target = Target::take(context, &mut fields)?;
+    let source = prompt::source(&mut fields)?;
+    let special = fields.flag("add_special_tokens")?;
+    let logprobs = logprobs(&mut fields, "logprobs")?;
+    let length = Length {
+        given: Length::take(context, &mut fields, "max_tokens", 1)?,
+        param: "max_tokens",
+        default: context.limits.default_max_tokens,
     };
-    let logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?;
-    let max_tokens = fields.integer("max_tokens", 1..=max_tokens(context))?;
-    let solution = solve(context, &mut fields, None)?;
+    if stream_options(&mut fields)? == StreamUsage::Always {
+        let reason = "the last event carries the usage".to_owned();
+        let param = "stream_options.continuous_usage_stats".to_owned();
+        return Err(ApiError::Unsupported { param, reason });
+    }
     let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
-    let length = Length { given: max_tokens, default: context.limits.default_max_tokens };
-    parameters.into_checked(context, vec![prompt], solution, length)
+    let prompt = match source {
+        Source::Prompt(prompt) => prompt::single(context.served, prompt, special.unwrap_or(true))?,
+        Source::Messages(messages) => {
+            prompt::chat(context.served, messages, special.unwrap_or(false))?
+        }
+    };
+    parameters.into_checked(context, target, vec![prompt], length)
 }
 
 /// `POST /v1/solve`: the preference alone.
 pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let preference = model(context.served, fields.text("model")?)?;
-    let solution = solve(context, &mut fields, preference)?;
+    let target = Target::take(context, &mut fields)?;
     fields.finish()?;
-    Ok(solution)
+    Ok(target.solution)
 }
 
 /// `POST /tokenize`: the ids, and the longest prompt and answer together, in tokens.
 pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize), ApiError> {
     let mut fields = Fields::parse(body)?;
-    let special = fields.flag("add_special")?.unwrap_or(true);
-    let ids = match prompt::source(&mut fields)? {
+    Model::take(context.served, &mut fields)?;
+    let source = prompt::source(&mut fields)?;
+    let special = match (fields.flag("add_special")?, fields.flag("add_special_tokens")?) {
+        (Some(one), Some(other)) if one != other => {
+            let expected = format!("add_special ({one}), its other name");
+            return Err(ApiError::value("add_special_tokens", other, expected));
+        }
+        (one, other) => one.or(other),
+    };
+    fields.finish()?;
+    let ids = match source {
         Source::Prompt(prompt) => {
             let text = prompt
                 .as_str()
                 .ok_or_else(|| ApiError::value("prompt", show(&prompt), "a string"))?;
             // Unlike a prompt to be continued, the empty text is fine: it has no tokens.
-            let encoded = context.served.tokenizer.encode(text, special);
+            let encoded = context.served.tokenizer.encode(text, special.unwrap_or(true));
             encoded.map_err(|error| prompt::not_encoded("prompt", error))?
         }
-        Source::Messages(messages) => prompt::chat(context.served, messages)?.ids,
+        Source::Messages(messages) => {
+            prompt::chat(context.served, messages, special.unwrap_or(false))?.ids
+        }
     };
-    fields.finish()?;
     Ok((ids, context.served.context()))
 }
 
 /// `POST /detokenize`: the text.
 pub fn detokenize(context: &Context<'_>, body: &[u8]) -> Result<String, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let tokens = fields
-        .list("tokens")?
-        .ok_or_else(|| ApiError::value("tokens", "absent", "a list of token ids"))?;
+    Model::take(context.served, &mut fields)?;
+    let tokens =
+        fields.list("tokens")?.ok_or_else(|| fields.missing("tokens", "a list of token ids"))?;
     let skip_special = fields.flag("skip_special")?.unwrap_or(false);
     fields.finish()?;
     if tokens.is_empty() {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::json::{Fields, whole};
+use super::json::{Fields, Place, whole};
 use crate::{
     chat::{ChatError, Message},
     http::{
@@ -50,22 +50,28 @@ pub fn source(fields: &mut Fields) -> Result<Source, ApiError> {
     Err(ApiError::value("prompt", got, "either prompt or messages"))
 }
 
-/// One prompt: a string or a list of token ids.
-pub fn single(served: &Served, value: Value) -> Result<Prompt, ApiError> {
+/// One prompt: a string, to which `special` adds what the tokenizer puts around a text, or a list
+/// of token ids.
+pub fn single(served: &Served, value: Value, special: bool) -> Result<Prompt, ApiError> {
     match value {
-        Value::String(text) => encode(served, text),
+        Value::String(text) => encode(served, text, special),
         Value::Array(items) => ids(served, "prompt", &items),
         other => Err(ApiError::value("prompt", show(&other), "a string or a list of token ids")),
     }
 }
 
-/// At most `limit` prompts.
-pub fn several(served: &Served, value: Value, limit: usize) -> Result<Vec<Prompt>, ApiError> {
+/// At most `limit` prompts, each as in [`single`].
+pub fn several(
+    served: &Served,
+    value: Value,
+    limit: usize,
+    special: bool,
+) -> Result<Vec<Prompt>, ApiError> {
     let items = match value {
         Value::Array(items) if items.iter().all(|item| item.is_string() || item.is_array()) => {
             items
         }
-        other => return single(served, other).map(|prompt| vec![prompt]),
+        other => return single(served, other, special).map(|prompt| vec![prompt]),
     };
     if items.is_empty() || items.len() > limit {
         let expected = format!("1 to {limit} prompts");
@@ -75,13 +81,14 @@ pub fn several(served: &Served, value: Value, limit: usize) -> Result<Vec<Prompt
             expected,
         ));
     }
-    items.into_iter().map(|item| single(served, item)).collect()
+    items.into_iter().map(|item| single(served, item, special)).collect()
 }
 
-/// The prompt that the chat template makes of `messages`.
-pub fn chat(served: &Served, messages: Value) -> Result<Prompt, ApiError> {
+/// The prompt that the chat template makes of `messages`. The template writes its own special
+/// tokens; `special` adds the tokenizer's beside them.
+pub fn chat(served: &Served, messages: Value, special: bool) -> Result<Prompt, ApiError> {
     let Some(template) = &served.chat else {
-        let reason = "the base model has no chat template; use prompt";
+        let reason = "the base model has no chat template; use prompt".to_owned();
         return Err(ApiError::Unsupported { param: "messages".into(), reason });
     };
     let items = match messages {
@@ -103,7 +110,7 @@ pub fn chat(served: &Served, messages: Value) -> Result<Prompt, ApiError> {
         }
         other => ApiError::Internal(other.to_string()),
     })?;
-    let encoded = served.tokenizer.encode(&text, false);
+    let encoded = served.tokenizer.encode(&text, special);
     let ids = encoded.map_err(|error| not_encoded("messages", error))?;
     if ids.is_empty() {
         return Err(ApiError::value(
@@ -116,13 +123,7 @@ pub fn chat(served: &Served, messages: Value) -> Result<Prompt, ApiError> {
 }
 
 fn message(path: String, value: Value) -> Result<Message, ApiError> {
-    let mut fields = Fields::of(path, value)?;
-    // A name tells speakers of one role apart; templates of the served family have no place for it.
-    fields.ignore(&["name", "refusal", "annotations", "reasoning_content"]);
-    for name in ["tool_calls", "function_call", "tool_call_id", "audio"] {
-        let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-        fields.without(name, empty, "this server generates text only, without tools")?;
-    }
+    let mut fields = Fields::of(Place::Message, path, value)?;
     let expected = "\"system\", \"developer\", \"user\" or \"assistant\"";
     let role = match fields.take("role") {
         Some(Value::String(role)) => match role.as_str() {
@@ -131,7 +132,8 @@ fn message(path: String, value: Value) -> Result<Message, ApiError> {
             "assistant" => "assistant",
             _ => return Err(fields.refuse("role", &Value::String(role), expected)),
         },
-        other => return Err(fields.refuse("role", &other.unwrap_or_default(), expected)),
+        Some(other) => return Err(fields.refuse("role", &other, expected)),
+        None => return Err(fields.missing("role", expected)),
     };
     let content = match fields.take("content") {
         Some(Value::String(text)) => text,
@@ -144,7 +146,10 @@ fn message(path: String, value: Value) -> Result<Message, ApiError> {
         None if role == "assistant" => String::new(),
         other => {
             let expected = "a string or a list of {\"type\": \"text\", \"text\"} parts";
-            return Err(fields.refuse("content", &other.unwrap_or_default(), expected));
+            return Err(match other {
+                Some(other) => fields.refuse("content", &other, expected),
+                None => fields.missing("content", expected),
+            });
         }
     };
     fields.finish()?;
@@ -152,21 +157,23 @@ fn message(path: String, value: Value) -> Result<Message, ApiError> {
 }
 
 fn text_part(path: String, value: Value) -> Result<String, ApiError> {
-    let mut part = Fields::of(path, value)?;
-    let kind = part.take("type").unwrap_or_default();
-    if kind != "text" {
-        return Err(part.refuse("type", &kind, "\"text\", the only kind of content"));
+    let mut part = Fields::of(Place::Part, path, value)?;
+    let expected = "\"text\", the only kind of content";
+    match part.take("type") {
+        Some(kind) if kind == "text" => {}
+        Some(kind) => return Err(part.refuse("type", &kind, expected)),
+        None => return Err(part.missing("type", expected)),
     }
-    let text = part.text("text")?.ok_or_else(|| part.refuse("text", &Value::Null, "a string"))?;
+    let text = part.text("text")?.ok_or_else(|| part.missing("text", "a string"))?;
     part.finish()?;
     Ok(text)
 }
 
-fn encode(served: &Served, text: String) -> Result<Prompt, ApiError> {
+fn encode(served: &Served, text: String, special: bool) -> Result<Prompt, ApiError> {
     if text.is_empty() {
         return Err(ApiError::value("prompt", "\"\"", "at least one character"));
     }
-    let encoded = served.tokenizer.encode(&text, true);
+    let encoded = served.tokenizer.encode(&text, special);
     let ids = encoded.map_err(|error| not_encoded("prompt", error))?;
     if ids.is_empty() {
         return Err(ApiError::value(
@@ -190,15 +197,11 @@ pub fn ids(served: &Served, param: &'static str, items: &[Value]) -> Result<Prom
         return Err(ApiError::value(param, "an empty list", "at least one token id"));
     }
     let id = |(index, item): (usize, &Value)| {
-        whole(item).filter(|id| *id < vocabulary).and_then(|id| u32::try_from(id).ok()).ok_or_else(
-            || {
-                ApiError::value(
-                    format!("{param}[{index}]"),
-                    show(item),
-                    format!("a token id below {vocabulary}"),
-                )
-            },
-        )
+        let id = whole(item).and_then(|id| u32::try_from(id).ok());
+        id.filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
+            let expected = format!("a token id below {vocabulary}");
+            ApiError::value(format!("{param}[{index}]"), show(item), expected)
+        })
     };
     let ids = items.iter().enumerate().map(id).collect::<Result<_, _>>()?;
     Ok(Prompt { ids, param, text: None })

@@ -1,51 +1,74 @@
-//! The fields that all generating routes share, and the requests they make.
+//! The fields that all generating routes share, and the engine requests they make.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Checked, Context, json::Fields, prompt::Prompt};
+use super::{
+    Checked, Context, StreamUsage, Target,
+    json::{Fields, Place, whole},
+    prompt::Prompt,
+};
 use crate::{
     engine::{Combine, GenerateRequest},
-    http::error::{ApiError, shorten, show},
+    http::error::{ApiError, show},
     preference::{Alpha, Solution},
     sampling::SamplingParams,
 };
 
-/// Most stop strings of a request, and the longest one in bytes.
+/// Most alternatives that log-probabilities are reported for.
+const MAX_TOP_LOGPROBS: usize = 20;
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 512;
 
-/// How long an answer may get.
+/// How long an answer may get, in tokens.
 pub struct Length {
-    /// As asked for.
+    /// As asked for; [`usize::MAX`] stands for anything larger.
     pub given: Option<usize>,
+    /// The field that asks.
+    pub param: &'static str,
     /// Where nothing is asked for.
     pub default: usize,
 }
 
 impl Length {
-    /// The tokens to generate after a prompt: what was asked for must fit, the default is cut.
-    fn after(&self, prompt: &Prompt, context: usize) -> Result<usize, ApiError> {
-        let (tokens, param) = (prompt.ids.len(), prompt.param);
-        let room = context.saturating_sub(tokens);
-        if room == 0 {
-            let message = format!(
-                "{param} has {tokens} tokens, expected at most {}: the context is {context} tokens, prompt and answer together",
-                context.saturating_sub(1)
-            );
-            return Err(ApiError::ContextLength { param: param.into(), message });
-        }
-        match self.given {
-            Some(given) if given > room => {
-                let message = format!(
-                    "max_tokens is {given}, expected at most {room}: {param} has {tokens} tokens and the context is {context}"
-                );
-                Err(ApiError::ContextLength { param: "max_tokens".into(), message })
+    /// Takes the field `param`: at least `least`, at most what the server allows. What the context
+    /// leaves is known only beside a prompt.
+    pub fn take(
+        context: &Context<'_>,
+        fields: &mut Fields,
+        param: &'static str,
+        least: usize,
+    ) -> Result<Option<usize>, ApiError> {
+        let room = context.served.context().saturating_sub(1).max(1);
+        let allowed = context.limits.max_tokens.filter(|limit| *limit < room);
+        let length = |value: &Value| {
+            let number = whole(value)?;
+            if number < 0 {
+                return None;
             }
-            Some(given) => Ok(given),
-            None => Ok(self.default.min(room)),
+            let number = usize::try_from(number).unwrap_or(usize::MAX);
+            (number >= least && allowed.is_none_or(|allowed| number <= allowed)).then_some(number)
+        };
+        let most = allowed.unwrap_or(room);
+        fields.convert(param, length, || format!("a whole number in [{least}, {most}]"))
+    }
+
+    /// The tokens to generate after a prompt: what was asked for must fit, the default is cut.
+    /// `context` is the most of prompt and answer together.
+    fn after(&self, prompt: &Prompt, context: usize) -> Result<usize, ApiError> {
+        let tokens = prompt.ids.len();
+        let room = context.saturating_sub(tokens);
+        let asked = self.given.unwrap_or(self.default.min(room));
+        if room == 0 || asked > room {
+            return Err(ApiError::ContextLength {
+                context,
+                prompt: prompt.param,
+                tokens,
+                answer: (room > 0).then_some((self.param, asked)),
+            });
         }
+        Ok(asked)
     }
 }
 
@@ -59,7 +82,7 @@ pub struct Parameters {
     stream: bool,
     timeout: Duration,
     priority: i32,
-    logits: bool,
+    combine_logits: bool,
 }
 
 impl Parameters {
@@ -76,7 +99,7 @@ impl Parameters {
             // OpenAI allows 0: only the most likely token, as with the smallest positive number.
             top_p: (fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32)
                 .max(f32::MIN_POSITIVE),
-            top_k: fields.integer("top_k", 1..=vocabulary.max(1))?,
+            top_k: top_k(fields, vocabulary)?,
             min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0) as f32,
             repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?.unwrap_or(1.0)
                 as f32,
@@ -91,17 +114,12 @@ impl Parameters {
             Some(seconds) => Duration::from_secs_f64(seconds),
             None => limits.request_timeout,
         };
-        let logits = match fields.text("combine")?.as_deref() {
-            None | Some("weights") => false,
-            Some("logits") => true,
-            Some(other) => {
-                return Err(ApiError::value(
-                    "combine",
-                    format!("{:?}", shorten(other)),
-                    "\"weights\" or \"logits\"",
-                ));
-            }
+        let logits = |value: &Value| match value.as_str()? {
+            "weights" => Some(false),
+            "logits" => Some(true),
+            _ => None,
         };
+        let combine = || "\"weights\" or \"logits\"".to_owned();
         Ok(Self {
             sampling,
             stop: stop(fields)?,
@@ -109,8 +127,8 @@ impl Parameters {
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             stream: fields.flag("stream")?.unwrap_or(false),
             timeout,
-            priority: fields.signed("priority", -100..=100)?.unwrap_or(0),
-            logits,
+            priority: fields.integer("priority", -100..=100)?.unwrap_or(0),
+            combine_logits: fields.convert("combine", logits, combine)?.unwrap_or(false),
         })
     }
 
@@ -118,25 +136,27 @@ impl Parameters {
     pub fn into_checked(
         self,
         context: &Context<'_>,
+        target: Target,
         prompts: Vec<Prompt>,
-        solution: Solution,
         length: Length,
     ) -> Result<Checked, ApiError> {
         let choices = prompts.len() * self.n;
         if choices > context.limits.max_n {
             let got = format!("{} for {} prompts", self.n, prompts.len());
-            return Err(ApiError::value(
-                "n",
-                got,
-                format!("at most {} choices in all", context.limits.max_n),
-            ));
+            let expected = format!("at most {} choices in all", context.limits.max_n);
+            return Err(ApiError::value("n", got, expected));
         }
+        let Target { model, solution } = target;
         let most = context.limits.max_tokens.unwrap_or(usize::MAX);
         let length = Length { default: length.default.min(most), ..length };
-        let combine = if self.logits { logits(&solution)? } else { Combine::Weights };
+        let combine = if self.combine_logits { logits(&solution)? } else { Combine::Weights };
+        let fits = match &combine {
+            Combine::Weights => context.served.context(),
+            Combine::Logits(weights) => context.served.context_of(weights.len()),
+        };
         let mut requests = Vec::with_capacity(choices);
         for prompt in prompts {
-            let max_tokens = length.after(&prompt, context.served.context())?;
+            let max_tokens = length.after(&prompt, fits)?;
             for _ in 0..self.n {
                 // Seeded choices differ from each other and are each reproducible.
                 let seed = self.sampling.seed.map(|seed| seed.wrapping_add(requests.len() as u64));
@@ -159,13 +179,37 @@ impl Parameters {
             requests,
             n: self.n,
             solution,
+            model,
             stream: self.stream,
-            include_usage: false,
+            usage: StreamUsage::default(),
             timeout: self.timeout,
             echo: Vec::new(),
             prompt_only: false,
         })
     }
+}
+
+/// `top_k`: 0 and −1 are off, as in vLLM, SGLang and llama.cpp.
+fn top_k(fields: &mut Fields, vocabulary: usize) -> Result<Option<usize>, ApiError> {
+    let k = |value: &Value| match whole(value)? {
+        -1 | 0 => Some(None),
+        k => usize::try_from(k).ok().filter(|k| *k <= vocabulary).map(Some),
+    };
+    let expected = || format!("a whole number in [1, {vocabulary}], or 0 or -1 for all");
+    fields.convert("top_k", k, expected).map(Option::flatten)
+}
+
+/// `logprobs` as a number of alternatives; `false` is off.
+pub fn logprobs(fields: &mut Fields, name: &'static str) -> Result<Option<usize>, ApiError> {
+    let count = |value: &Value| match value {
+        Value::Bool(false) => Some(None),
+        other => {
+            let count = usize::try_from(whole(other)?).ok()?;
+            (count <= MAX_TOP_LOGPROBS).then_some(Some(count))
+        }
+    };
+    let expected = || format!("a whole number in [0, {MAX_TOP_LOGPROBS}]");
+    fields.convert(name, count, expected).map(Option::flatten)
 }
 
 /// The weights of logits-level mixing: λ, which for B = I is μ as in MOD.
@@ -177,11 +221,8 @@ fn logits(solution: &Solution) -> Result<Combine, ApiError> {
     if zero {
         Ok(Combine::Logits(solution.lambda.clone()))
     } else {
-        Err(ApiError::value(
-            "alpha",
-            "not 0",
-            "0 beside combine \"logits\", which mixes the backbones alone",
-        ))
+        let expected = "0 beside combine \"logits\", which mixes the backbones alone";
+        Err(ApiError::value("alpha", "not 0", expected))
     }
 }
 
@@ -203,4 +244,18 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         other => Err(ApiError::value("stop", show(&other), expected())),
     };
     items.into_iter().map(check).collect()
+}
+
+/// `stream_options`; without `stream` they have no effect.
+pub fn stream_options(fields: &mut Fields) -> Result<StreamUsage, ApiError> {
+    let Some(value) = fields.take("stream_options") else { return Ok(StreamUsage::Never) };
+    let mut options = Fields::of(Place::StreamOptions, "stream_options", value)?;
+    let at_end = options.flag("include_usage")?.unwrap_or(false);
+    let always = options.flag("continuous_usage_stats")?.unwrap_or(false);
+    options.finish()?;
+    Ok(match (at_end, always) {
+        (false, _) => StreamUsage::Never,
+        (true, false) => StreamUsage::AtEnd,
+        (true, true) => StreamUsage::Always,
+    })
 }
