@@ -5,6 +5,10 @@ use nalgebra::{DMatrix, DVector};
 /// Largest condition number (2-norm) at which λ = B⁻¹μ is still trusted.
 pub const MAX_CONDITION: f64 = 1e4;
 
+/// Largest condition number at which a *realised* matrix may map μ to λ: training moves its columns
+/// towards each other, and λ then leaves the hull of what was trained.
+pub const MAX_REALISED_CONDITION: f64 = 20.0;
+
 /// How far a column's sum may be from 1.
 const SUM_TOLERANCE: f64 = 1e-6;
 
@@ -113,8 +117,7 @@ impl MixingMatrix {
                 return Err(MixingError::Dominance { column, own, row, other });
             }
         }
-        let singular = matrix.singular_values();
-        let condition = singular.max() / singular.min();
+        let condition = condition_of(&matrix);
         if condition.is_nan() || condition > MAX_CONDITION {
             return Err(MixingError::Condition { condition });
         }
@@ -172,4 +175,19 @@ impl MixingMatrix {
         debug_assert!(solved, "a checked matrix is invertible");
         x.iter().copied().collect()
     }
+}
+
+/// The 2-norm condition number of a square matrix given by its rows: infinite for a singular one, NaN
+/// for one that is empty, ragged or not finite.
+pub fn condition_number(rows: &[Vec<f64>]) -> f64 {
+    let n = rows.len();
+    if n == 0 || rows.iter().any(|row| row.len() != n || row.iter().any(|x| !x.is_finite())) {
+        return f64::NAN;
+    }
+    condition_of(&DMatrix::from_fn(n, n, |row, column| rows[row][column]))
+}
+
+fn condition_of(matrix: &DMatrix<f64>) -> f64 {
+    let singular = matrix.singular_values();
+    singular.max() / singular.min()
 }

@@ -16,4 +16,4 @@ pub use key::ModelKey;
 pub use menu::{Menu, Solved};
 pub use mixing::{MixingError, MixingMatrix};
 pub use simplex::{Preference, PreferenceError};
-pub use solve::{Alpha, AlphaError, Coefficients, Solution};
+pub use solve::{Alpha, AlphaError, Coefficients, LambdaRule, Solution};

@@ -1,5 +1,7 @@
 //! λ = B⁻¹μ and the extrapolated coefficients c over (θ₁..θₙ, θ_sft).
 
+use serde::{Deserialize, Serialize};
+
 use super::{mixing::MixingMatrix, simplex::Preference};
 
 /// Extrapolation away from θ_sft ([BS] eq. 9, `docs/algorithms.md` §1.3): one α ≥ 0, or one per
@@ -75,6 +77,17 @@ pub struct Coefficients {
     pub sft: f64,
 }
 
+/// How λ follows from B⁻¹μ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LambdaRule {
+    /// λ = B⁻¹μ (Bone Soup); may be negative or above 1.
+    #[default]
+    Exact,
+    /// The point of the simplex nearest to B⁻¹μ: never outside the hull of what was trained.
+    Clamp,
+}
+
 /// What a preference was solved to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Solution {
@@ -82,29 +95,60 @@ pub struct Solution {
     pub preference: Preference,
     /// The extrapolation that was applied.
     pub alpha: Alpha,
-    /// λ = B⁻¹μ; sums to 1, may be negative or above 1.
+    /// λ; sums to 1.
     pub lambda: Vec<f64>,
     /// c.
     pub coefficients: Coefficients,
 }
 
 impl MixingMatrix {
-    /// Solves μ for λ and c: c = Σⱼ μⱼ kⱼ B⁻¹eⱼ and c_sft = Σⱼ μⱼ(1−kⱼ) with kⱼ = 1+αⱼ.
+    /// Solves μ for λ = B⁻¹μ and c: c = Σⱼ μⱼ kⱼ B⁻¹eⱼ and c_sft = Σⱼ μⱼ(1−kⱼ) with kⱼ = 1+αⱼ.
     ///
     /// `preference` and a per-objective `alpha` must have one entry per objective of this matrix.
     pub fn solve(&self, preference: &Preference, alpha: &Alpha) -> Solution {
+        self.solve_by(LambdaRule::Exact, preference, alpha)
+    }
+
+    /// As [`Self::solve`], with the given rule for λ. With s = Σⱼ μⱼkⱼ and ν = (μ∘k)/s, the rule takes
+    /// the place of B⁻¹ in c = s·B⁻¹ν; for a scalar α, c = (1+α)·λ.
+    pub fn solve_by(&self, rule: LambdaRule, preference: &Preference, alpha: &Alpha) -> Solution {
         let mu = preference.weights();
         let scaled: Vec<f64> =
             mu.iter().enumerate().map(|(j, weight)| weight * (1.0 + alpha.of(j))).collect();
         let extrapolated: f64 = mu.iter().enumerate().map(|(j, weight)| weight * alpha.of(j)).sum();
+        let (lambda, backbones) = match rule {
+            LambdaRule::Exact => (self.inverse_times(mu), self.inverse_times(&scaled)),
+            LambdaRule::Clamp => {
+                let sum = 1.0 + extrapolated;
+                let clamped = |v: &[f64]| nearest_on_simplex(&self.inverse_times(v));
+                // At s = 0 all weight is on θ_sft.
+                let share = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+                let shares: Vec<f64> = scaled.iter().map(|k| k * share).collect();
+                (clamped(mu), clamped(&shares).into_iter().map(|c| sum * c).collect())
+            }
+        };
         Solution {
             preference: preference.clone(),
             alpha: alpha.clone(),
-            lambda: self.inverse_times(mu),
-            coefficients: Coefficients {
-                backbones: self.inverse_times(&scaled),
-                sft: 0.0 - extrapolated,
-            },
+            lambda,
+            coefficients: Coefficients { backbones, sft: 0.0 - extrapolated },
         }
     }
+}
+
+/// The Euclidean projection of v on the simplex {x ≥ 0, Σx = 1}: max(v − θ, 0) with the θ that makes
+/// the sum 1 (Duchi et al. 2008, *Efficient Projections onto the ℓ₁-Ball*, figure 1).
+pub fn nearest_on_simplex(v: &[f64]) -> Vec<f64> {
+    let mut sorted = v.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let (mut sum, mut threshold) = (0.0, 0.0);
+    for (index, value) in sorted.iter().enumerate() {
+        sum += value;
+        let candidate = (sum - 1.0) / (index + 1) as f64;
+        if value - candidate <= 0.0 {
+            break;
+        }
+        threshold = candidate;
+    }
+    v.iter().map(|x| (x - threshold).max(0.0)).collect()
 }

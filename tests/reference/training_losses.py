@@ -108,13 +108,18 @@ def advantages(generator, gamma, lam):
     return {"gamma": gamma, "lambda": lam, "kl_coefficient": 0.2, "responses": responses, "whitened": listed(white)}
 
 
-def drbo(generator, n, strategy, normalisation, dominant, steps, every, shift=1.0, floor=1e-3, low=0.0):
-    """Algorithm 1 as printed, with the decisions on x̂ ≤ 0 and on dominance."""
+def drbo(generator, n, strategy, normalisation, dominant, steps, every, shift=1.0, floor=1e-3, low=0.0, lead=None):
+    """Algorithm 1 as printed, with the decisions on x̂ ≤ 0 of inverse and on the lead of the dominant
+    objective. Without a normalisation: eq. 5, the sum for inverse and softmax for delta."""
     preset = torch.rand(n, generator=generator, dtype=torch.float64) + 0.2
     if dominant is not None:
         preset[dominant] = preset.max() + 0.05
     preset = (n * preset / preset.sum()).tolist()
     column = [w / sum(preset) for w in preset]
+    if dominant is not None:
+        others = max(w for j, w in enumerate(column) if j != dominant)
+        margin = (column[dominant] - others) / 2 if lead is None else lead
+    softmax = (normalisation or {"inverse": "sum", "delta": "softmax"}.get(strategy)) == "softmax"
     weights, counts, history = list(column), [1] * n, []
     previous, realised, floored = [0.0] * n, [0.0] * n, 0
     trace = []
@@ -134,17 +139,18 @@ def drbo(generator, n, strategy, normalisation, dominant, steps, every, shift=1.
             mean = [sum(h[j] for h in history) / t for j in range(n)]
             x = [m + 1 for m in mean] if strategy == "inverse" else [m - p for m, p in zip(mean, previous)]
             x = [xj + math.sqrt(2 * math.log(t) / c) for xj, c in zip(x, counts)]
-            least = min(0.0, min(x))
-            x = [xj - shift * least for xj in x]
-            floored += sum(xj < floor for xj in x)
-            x = [max(xj, floor) for xj in x]
+            if strategy == "inverse":
+                least = min(0.0, min(x))
+                x = [xj - shift * least for xj in x]
+                floored += sum(xj < floor for xj in x)
+                x = [max(xj, floor) for xj in x]
             z = [w / xj if strategy == "inverse" else w * xj for w, xj in zip(preset, x)]
-            if normalisation == "softmax":
+            if softmax:
                 top = max(z)
                 z = [math.exp((zj - top) / (0.01 * t)) for zj in z]
             weights = [zj / sum(z) for zj in z]
             if dominant is not None:
-                weights = project(weights, column, dominant)
+                weights = project(weights, column, dominant, margin)
             previous = mean
         trace.append({"uniform": u, "drawn": drawn, "batch": batch, "weights": list(weights)})
     return {
@@ -153,6 +159,7 @@ def drbo(generator, n, strategy, normalisation, dominant, steps, every, shift=1.
         "every": every,
         "shift": shift,
         "floor": floor,
+        "lead": lead,
         "dominant": dominant,
         "preset": preset,
         "trace": trace,
@@ -161,7 +168,7 @@ def drbo(generator, n, strategy, normalisation, dominant, steps, every, shift=1.
     }
 
 
-def project(weights, column, own, margin=1e-6):
+def project(weights, column, own, margin):
     """The first point of the segment weights → column, found by bisection, where `own` leads by the margin."""
 
     def leads(s):
@@ -182,21 +189,22 @@ def main():
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(SEED)
     cases = [
-        ("average", "sum", 1, 0.0),
-        ("inverse", "sum", None, 0.5),
-        ("inverse", "sum", 0, 0.0),
-        ("inverse", "softmax", 2, 0.0),
-        ("inverse", "sum", 1, -4.0),
-        ("delta", "sum", None, 0.0),
-        ("delta", "sum", 2, 0.0),
-        ("delta", "softmax", None, 0.0),
+        ("average", None, 1, 0.0, None),
+        ("inverse", None, None, 0.5, None),
+        ("inverse", "sum", 0, 0.0, None),
+        ("inverse", "softmax", 2, 0.0, None),
+        ("inverse", None, 1, -4.0, None),
+        ("inverse", None, 0, 0.0, 0.01),
+        ("delta", None, None, 0.0, None),
+        ("delta", None, None, -4.0, None),
+        ("delta", "softmax", 2, 0.0, None),
     ]
     result = {
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "seed": SEED,
         "losses": [policy_and_value(generator, b, t, c) for b, t, c in ((1, 1, 0.2), (3, 5, 0.2), (4, 9, 0.1))],
         "advantages": [advantages(generator, g, lam) for g, lam in ((1.0, 0.95), (0.9, 0.5))],
-        "drbo": [drbo(generator, 3, s, norm, d, 40, 5, low=low) for s, norm, d, low in cases],
+        "drbo": [drbo(generator, 3, s, norm, d, 40, 5, low=low, lead=lead) for s, norm, d, low, lead in cases],
     }
     print(json.dumps(result))
 

@@ -15,9 +15,6 @@ use serde::{Deserialize, Serialize};
 
 /// Smallest divisor of a standardised reward.
 pub const STD_FLOOR: f64 = 1e-6;
-/// By how much a backbone's own objective must lead after the projection. Not 0: a column without
-/// a single largest entry breaks the rules of B.
-const DOMINANCE_MARGIN: f64 = 1e-6;
 
 /// What is wrong with a balance, its data or its settings.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -43,6 +40,17 @@ pub enum BalanceError {
         value: f64,
         /// What is allowed.
         expected: &'static str,
+    },
+    /// z of *delta* may be negative, and a sum is no norm of such numbers.
+    #[error("normalisation is sum, expected softmax with strategy delta, whose z may be negative")]
+    Normalisation,
+    /// The lead is more than the pre-set weights have.
+    #[error("lead is {lead}, expected at most {column}, the lead of the pre-set weights")]
+    Lead {
+        /// The lead asked for.
+        lead: f64,
+        /// Own weight less the largest other one of W/ΣW.
+        column: f64,
     },
     /// The pre-set weights do not have their single largest entry at the backbone's own objective.
     #[error("objective {dominant} does not dominate the pre-set weights {preset:?}")]
@@ -110,11 +118,10 @@ pub enum Strategy {
 }
 
 /// How z becomes a point of the simplex.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Normalisation {
-    /// z/Σz.
-    #[default]
+    /// z/Σz, for positive z.
     Sum,
     /// softmax(z/T), T = 0.01·t.
     Softmax,
@@ -126,24 +133,41 @@ pub enum Normalisation {
 pub struct BalanceConfig {
     /// How the weights follow the rewards.
     pub strategy: Strategy,
-    /// How z becomes weights.
-    pub normalisation: Normalisation,
+    /// How z becomes weights; left out, as the paper's eq. 5: `sum` with *inverse*, `softmax` with
+    /// *delta*, whose z may be negative.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<Normalisation>,
     /// Steps between updates, e ≥ 1.
     pub every: u64,
-    /// τ ≥ 0: share of the most negative x̂ that is added to all of them.
+    /// τ ≥ 0 of *inverse*: share of the most negative x̂ that is added to all of them.
     pub shift: f64,
-    /// Smallest x̂ after the shift, > 0.
+    /// Smallest x̂ of *inverse* after the shift, > 0.
     pub floor: f64,
+    /// By how much a backbone's own weight leads every other one after an update, > 0; left out, half
+    /// of the lead that its column of B has. A tie would make the realised B singular.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lead: Option<f64>,
+}
+
+impl BalanceConfig {
+    /// How z becomes weights.
+    pub fn normalisation(&self) -> Normalisation {
+        self.normalisation.unwrap_or(match self.strategy {
+            Strategy::Average | Strategy::Inverse => Normalisation::Sum,
+            Strategy::Delta => Normalisation::Softmax,
+        })
+    }
 }
 
 impl Default for BalanceConfig {
     fn default() -> Self {
         Self {
             strategy: Strategy::Average,
-            normalisation: Normalisation::Sum,
+            normalisation: None,
             every: 10,
             shift: 1.0,
             floor: 1e-3,
+            lead: None,
         }
     }
 }
@@ -153,7 +177,7 @@ impl Default for BalanceConfig {
 pub struct Balance {
     config: BalanceConfig,
     preset: Vec<f64>,
-    dominant: Option<usize>,
+    dominant: Option<Dominant>,
     step: u64,
     counts: Vec<u64>,
     mean: Vec<f64>,
@@ -164,12 +188,19 @@ pub struct Balance {
     projections: u64,
 }
 
+/// The objective whose weight stays ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Dominant {
+    own: usize,
+    lead: f64,
+}
+
 /// What an update did, for the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
     /// The new weights.
     pub weights: Vec<f64>,
-    /// Objectives whose x̂ was below the floor at this update.
+    /// Objectives whose x̂ was below the floor at this update (*inverse*).
     pub floored: usize,
     /// How far w was moved towards W/ΣW to keep the dominance, 0 (not at all) to 1.
     pub moved: f64,
@@ -185,17 +216,33 @@ impl Balance {
     ) -> Result<Self, BalanceError> {
         let n = preset.len();
         check_preset(&preset, dominant)?;
+        let lead = config.lead.unwrap_or(0.0);
         let settings = [
             ("shift", config.shift, config.shift >= 0.0, "a number ≥ 0"),
             ("floor", config.floor, config.floor > 0.0, "a number > 0"),
             ("every", config.every as f64, config.every > 0, "at least 1 step"),
+            ("lead", lead, config.lead.is_none() || lead > 0.0, "a number > 0"),
         ];
         for (name, value, ok, expected) in settings {
             if !(ok && value.is_finite()) {
                 return Err(BalanceError::Value { name, index: 0, value, expected });
             }
         }
+        if config.strategy == Strategy::Delta && config.normalisation() == Normalisation::Sum {
+            return Err(BalanceError::Normalisation);
+        }
         let weights = normalised(&preset);
+        let dominant = match dominant {
+            None => None,
+            Some(own) => {
+                let column = lead_of(&weights, own);
+                let lead = config.lead.unwrap_or(column / 2.0);
+                if lead > column {
+                    return Err(BalanceError::Lead { lead, column });
+                }
+                Some(Dominant { own, lead })
+            }
+        };
         Ok(Self {
             config,
             preset,
@@ -277,7 +324,9 @@ impl Balance {
         }
         let (proposed, floored) = self.propose();
         let (weights, moved) = match self.dominant {
-            Some(own) => keep_dominance(&proposed, &normalised(&self.preset), own),
+            Some(Dominant { own, lead }) => {
+                keep_dominance(&proposed, &normalised(&self.preset), own, lead)
+            }
             None => (proposed, 0.0),
         };
         self.mean_at_update.clone_from(&self.mean);
@@ -307,18 +356,20 @@ impl Balance {
                 x + optimism(count)
             })
             .collect();
-        let lowest = x.iter().copied().fold(0.0, f64::min);
-        let shifted = x.iter().map(|x| x - self.config.shift * lowest);
-        let mut floored = 0;
-        let z: Vec<f64> = shifted
-            .zip(&self.preset)
-            .map(|(x, preset)| {
+        let (mut floored, preset) = (0, &self.preset);
+        let z: Vec<f64> = if self.config.strategy == Strategy::Delta {
+            x.iter().zip(preset).map(|(x, preset)| preset * x).collect()
+        } else {
+            // W/x̂ has a pole at 0: negative x̂ are shifted, then held above the floor.
+            let lowest = x.iter().copied().fold(0.0, f64::min);
+            let shifted = x.iter().map(|x| x - self.config.shift * lowest);
+            let positive = shifted.map(|x| {
                 floored += usize::from(x < self.config.floor);
-                let x = x.max(self.config.floor);
-                if self.config.strategy == Strategy::Delta { preset * x } else { preset / x }
-            })
-            .collect();
-        let weights = match self.config.normalisation {
+                x.max(self.config.floor)
+            });
+            positive.zip(preset).map(|(x, preset)| preset / x).collect()
+        };
+        let weights = match self.config.normalisation() {
             Normalisation::Sum => normalised(&z),
             Normalisation::Softmax => softmax(&z, 0.01 * t),
         };
@@ -326,18 +377,24 @@ impl Balance {
     }
 }
 
-/// Moves `weights` along the segment towards `column` until entry `own` is the single largest, and
-/// says how far it went (0: it already was). `column` has its single largest entry there, so a
-/// point of the segment qualifies.
-pub fn keep_dominance(weights: &[f64], column: &[f64], own: usize) -> (Vec<f64>, f64) {
-    let lead =
+/// By how much entry `own` is larger than the largest other one.
+fn lead_of(weights: &[f64], own: usize) -> f64 {
+    let others = weights.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, w)| *w);
+    let own = weights.get(own).copied().unwrap_or(0.0);
+    own - others.fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// Moves `weights` along the segment towards `column` until entry `own` is larger than every other
+/// one by `lead`, and says how far it went (0: it already was). The lead of `column` is at least
+/// that, so a point of the segment qualifies.
+pub fn keep_dominance(weights: &[f64], column: &[f64], own: usize, lead: f64) -> (Vec<f64>, f64) {
+    let ahead =
         |w: &[f64], j: usize| w.get(own).copied().unwrap_or(0.0) - w.get(j).copied().unwrap_or(0.0);
     let moved = (0..weights.len())
         .filter(|&j| j != own)
         .map(|j| {
-            let (now, goal) = (lead(weights, j), lead(column, j));
-            let margin = DOMINANCE_MARGIN.min(goal);
-            if now >= margin { 0.0 } else { ((margin - now) / (goal - now)).clamp(0.0, 1.0) }
+            let (now, goal) = (ahead(weights, j), ahead(column, j));
+            if now >= lead { 0.0 } else { ((lead - now) / (goal - now)).clamp(0.0, 1.0) }
         })
         .fold(0.0, f64::max);
     if moved == 0.0 {
