@@ -46,6 +46,28 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(files::write(path, bytes)?)
 }
 
+/// Writes a value as TOML, whole or not at all.
+pub fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_atomically(path, to_toml(path, value)?.as_bytes())
+}
+
+/// A value as the TOML that `path` would hold.
+pub fn to_toml(path: &Path, value: &impl Serialize) -> Result<String> {
+    toml::to_string(value).map_err(|error| CheckpointError::Format {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// Reads a value that [`write_toml`] wrote.
+pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).map_err(CheckpointError::io(path))?;
+    toml::from_str(&text).map_err(|error| CheckpointError::Format {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
 /// The tensors as a safetensors file in memory, in the order given; f32 or bf16.
 pub fn serialize(
     tensors: &[(String, Tensor)],

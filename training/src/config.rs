@@ -2,17 +2,19 @@
 //! source ([BS] = Bone Soups, Table 8; [DRBO] = Dynamic Reward Balancing).
 
 mod check;
+mod overrides;
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
+pub use overrides::Override;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     data::rows::OnMalformed,
-    optimizer::AdamWConfig,
+    optimizer::{self, AdamWConfig},
     rewards::spec::RewardSpec,
     rl::{balance::BalanceConfig, lora::LoraConfig},
 };
@@ -21,20 +23,28 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        reason: String,
     },
     /// The file is not TOML of this shape.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Parse {
         /// The file.
         path: PathBuf,
         /// Key, line and reason.
-        source: Box<toml::de::Error>,
+        reason: String,
+    },
+    /// An override of the command line.
+    #[error("--set {change}: {reason}")]
+    Override {
+        /// The override.
+        change: String,
+        /// Why it is refused.
+        reason: String,
     },
     /// A value out of range.
     #[error("{key} is {got}, expected {expected}")]
@@ -181,6 +191,8 @@ pub struct SftConfig {
     pub max_response_tokens: usize,
     /// Updates between two measurements of the validation loss.
     pub evaluate_every: u64,
+    /// Validation rows that the loss is measured on at most.
+    pub validate_on: usize,
 }
 
 impl Default for SftConfig {
@@ -194,6 +206,7 @@ impl Default for SftConfig {
             warmup: 10,
             max_response_tokens: 128,
             evaluate_every: 25,
+            validate_on: 64,
         }
     }
 }
@@ -242,6 +255,17 @@ impl std::fmt::Display for Algorithm {
     }
 }
 
+/// How a learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// In a straight line to 0.
+    #[default]
+    Linear,
+    /// Not at all.
+    Constant,
+}
+
 /// The policy updates.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -261,8 +285,17 @@ pub struct RlConfig {
     /// Keep only each layer's input of a forward and compute the layer again in the backward, in
     /// both stages: less memory for a third more work, the same weights.
     pub recompute: bool,
-    /// Peak learning rate, linear decay (1e-5: [BS]).
+    /// Peak learning rate (1e-5: [BS]).
     pub learning_rate: f64,
+    /// How the learning rate falls (linear: [BS]).
+    pub decay: Decay,
+    /// Updates at which a linear decay reaches 0; left out, `steps`. More than `steps` is the
+    /// beginning of a longer run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
+    /// Updates after which a snapshot is kept, below `keep/` in the run's directory: each is a run
+    /// of its own that can be evaluated.
+    pub keep: Vec<u64>,
     /// KL coefficient η at the start (0.2: [BS]).
     pub kl: f64,
     /// KL per response, in nats, that an adaptive η aims at; 0 keeps η fixed (3: the authors' code).
@@ -290,6 +323,26 @@ pub struct RlConfig {
     pub checkpoint_every: u64,
 }
 
+impl RlConfig {
+    /// The learning rate of update `step`, from 0.
+    pub fn rate(&self, step: u64) -> f64 {
+        match self.decay {
+            Decay::Linear => {
+                let total = self.decay_steps.unwrap_or(self.steps);
+                optimizer::learning_rate(self.learning_rate, step, 0, total)
+            }
+            Decay::Constant => self.learning_rate,
+        }
+    }
+
+    /// The settings of the run that ends after the first `steps` updates of this one.
+    pub fn first(&self, steps: u64) -> Self {
+        let linear = self.decay == Decay::Linear;
+        let decay_steps = linear.then(|| self.decay_steps.unwrap_or(self.steps));
+        Self { steps, decay_steps, keep: Vec::new(), ..self.clone() }
+    }
+}
+
 impl Default for RlConfig {
     fn default() -> Self {
         Self {
@@ -301,6 +354,9 @@ impl Default for RlConfig {
             rows: 2048,
             recompute: false,
             learning_rate: 1e-5,
+            decay: Decay::Linear,
+            decay_steps: None,
+            keep: Vec::new(),
             kl: 0.2,
             kl_target: 3.0,
             kl_horizon: 10_000.0,
@@ -356,13 +412,27 @@ fn one() -> u64 {
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let io = |source| ConfigError::Io { path: path.to_owned(), source };
-        let text = fs::read_to_string(path).map_err(io)?;
-        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        Self::read_with(path, &[])
+    }
+
+    /// Reads and checks a file some of whose keys are overridden.
+    pub fn read_with(path: &Path, overrides: &[Override]) -> Result<Self, ConfigError> {
+        let io = |error: std::io::Error| ConfigError::Io {
             path: path.to_owned(),
-            source: Box::new(source),
-        })?;
+            reason: error.to_string(),
+        };
+        let text = fs::read_to_string(path).map_err(io)?;
+        let parsed = |error: toml::de::Error| ConfigError::Parse {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        let mut config: Self = toml::from_str(&text).map_err(parsed)?;
+        if !overrides.is_empty() {
+            config = overrides::apply(toml::from_str(&text).map_err(parsed)?, overrides)?;
+        }
         config.check()?;
+        // The run's own copy says which.
+        config.lora.shared.get_or_insert(true);
         Ok(config)
     }
 }

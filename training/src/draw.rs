@@ -23,6 +23,8 @@ pub enum Purpose {
     Validation,
     /// What dropout drops.
     Dropout,
+    /// Resamples of an interval.
+    Bootstrap,
 }
 
 /// The generator of one purpose of a run, at one time (an epoch, a step).

@@ -10,6 +10,7 @@ use ladle::{
 use crate::{
     checkpoint::CheckpointError,
     config::ConfigError,
+    inputs::InputsError,
     rewards::RewardError,
     rl::{
         advantage::AdvantageError, balance::BalanceError, lora::PolicyError, rollout::RolloutError,
@@ -89,6 +90,17 @@ pub enum RunError {
         /// The directory or file.
         path: PathBuf,
         /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Data, base or rewards.
+    #[error(transparent)]
+    Inputs(#[from] InputsError),
+    /// Another run cannot give its supervised stage and the scale of its rewards to this one.
+    #[error("--share {}: {reason}", run.display())]
+    Share {
+        /// The other run's directory.
+        run: PathBuf,
+        /// What differs or is not there.
         reason: String,
     },
     /// `--only` names no objective.

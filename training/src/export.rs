@@ -1,9 +1,6 @@
 //! What a run leaves for others: PEFT adapters, and the soup made of them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use candle_core::{DType, Tensor};
 use ladle::soup::{
@@ -11,12 +8,14 @@ use ladle::soup::{
     init::Recipe,
     manifest::{self, BaseEntry, Manifest, Mixing},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    checkpoint::{CheckpointError, serialize, write_atomically},
+    checkpoint::{CheckpointError, read_toml, serialize, write_atomically, write_toml},
     config::Config,
     error::RunError,
+    layout::{Layout, Places, WEIGHTS},
     rl::lora::Policy,
 };
 
@@ -51,37 +50,64 @@ pub fn write_adapter(policy: &Policy, directory: &Path, base: &str) -> Result<()
     Ok(write_atomically(&path, &bytes)?)
 }
 
-/// The file whose presence says that an adapter is whole.
-pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// Writes a trained backbone: the weights of its rewards, then its adapter.
+pub fn write_backbone(
+    policy: &Policy,
+    realised: &[f64],
+    name: &str,
+    layout: &Layout,
+    base: &str,
+) -> Result<(), RunError> {
+    let realised = Realised { realised: realised.to_vec() };
+    write_toml(&layout.realised(name), &realised)?;
+    write_adapter(policy, &layout.adapter(name), base)
+}
 
-/// Makes the soup directory `target` of trained adapters. An older one is replaced.
+/// The step-weighted mean of a finished backbone's reward weights, one per objective of `config`.
+pub fn realised(config: &Config, layout: &Layout, name: &str) -> Result<Vec<f64>, CheckpointError> {
+    let path = layout.realised(name);
+    let read: Realised = read_toml(&path)?;
+    let (got, expected) = (read.realised.len(), config.objectives.len());
+    if got != expected {
+        let reason = format!("{got} realised weights, expected {expected}, one per objective");
+        return Err(CheckpointError::Format { path, reason });
+    }
+    Ok(read.realised)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Realised {
+    realised: Vec<f64>,
+}
+
+/// Makes the soup of a run's finished adapters. An older one is replaced.
 pub fn write_soup(
     config: &Config,
-    base: BaseEntry,
-    base_dir: &Path,
-    adapters: &Path,
-    realised: Vec<Vec<f64>>,
-    mixing: Vec<Vec<f64>>,
-    target: &Path,
+    places: &Places,
+    mixing: Mixing,
+    layout: &Layout,
 ) -> Result<(), RunError> {
     let names = config.objectives.iter().map(|objective| objective.name.clone());
+    let base = match fs::canonicalize(&config.base) {
+        Ok(path) => BaseEntry { path: Some(path), ..BaseEntry::default() },
+        Err(_) => BaseEntry { id: Some(config.base.clone()), ..BaseEntry::default() },
+    };
     let recipe = Recipe {
         name: config.name.clone(),
         base,
-        sft: config.sft.is_some().then(|| adapters.join("sft")),
+        sft: config.sft.is_some().then(|| layout.adapter("sft")),
         objectives: names.clone().collect(),
-        backbones: names
-            .map(|name| (name.clone(), adapters.join(&name)))
-            .collect::<Vec<(String, PathBuf)>>(),
-        mixing: Mixing { matrix: Some(mixing), realised: Some(realised), ..Mixing::default() },
+        backbones: names.map(|name| (name.clone(), layout.adapter(&name))).collect(),
+        mixing,
     };
-    let options = OpenOptions { base: Some(base_dir.to_owned()), verify_digests: false };
+    let options = OpenOptions { base: Some(places.base.clone()), verify_digests: false };
+    let target = layout.soup();
     if target.exists() {
         // The manifest first: a soup without one is made anew.
         let _ = fs::remove_file(target.join(manifest::FILE));
-        fs::remove_dir_all(target).map_err(CheckpointError::io(target))?;
+        fs::remove_dir_all(&target).map_err(CheckpointError::io(&target))?;
     }
-    let mut manifest: Manifest = soup::init::init(target, &recipe, &options)?;
+    let mut manifest: Manifest = soup::init::init(&target, &recipe, &options)?;
     for (entry, objective) in manifest.objectives.iter_mut().zip(&config.objectives) {
         entry.description.clone_from(&objective.description);
     }

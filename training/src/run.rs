@@ -1,17 +1,5 @@
-//! A run on disk and its stages: supervised tuning, the scale of the rewards, one backbone after
-//! another, the soup.
-//!
-//! ```text
-//! DIR/config.toml            what the run was started with
-//! DIR/state/NAME.safetensors where a stage stands
-//! DIR/metrics/NAME/          metrics.jsonl and TensorBoard events
-//! DIR/standardiser.toml      the frozen scale of the rewards
-//! DIR/adapters/NAME/         finished PEFT adapters (`sft` and one per objective)
-//! DIR/soup/                  the soup, once all are there
-//! ```
-//!
-//! Every file is whole or absent, so any stage can be killed and taken up again; processes that
-//! train different backbones (`--only`) can share a directory once `sft` is done.
+//! A run and its stages: supervised tuning, the scale of the rewards, one backbone after another,
+//! the soup.
 
 use std::{
     collections::BTreeMap,
@@ -21,20 +9,21 @@ use std::{
 
 use ladle::{
     kernels::HostTensor,
-    preference::MixingMatrix,
+    preference::{MixingMatrix, mixing::condition_number},
     soup::{
         Adapter,
-        manifest::{self, BaseEntry},
+        manifest::{self, Mixing},
     },
 };
 
 use crate::{
-    checkpoint::{CheckpointError, write_atomically},
+    checkpoint::{CheckpointError, read_toml, to_toml, write_atomically, write_toml},
     config::{Config, ConfigError, MixingConfig},
     data::split::split,
     draw::{self, Purpose},
     error::RunError,
-    export,
+    export, inputs,
+    layout::{Layout, Places},
     rewards::{RewardSet, registry, spec::RewardSpec},
     rl::{
         balance::{STD_FLOOR, Standardiser},
@@ -48,17 +37,6 @@ use crate::{
 };
 
 type Result<T> = std::result::Result<T, RunError>;
-
-/// Where a run finds things.
-#[derive(Debug, Clone)]
-pub struct Places {
-    /// The run's own directory.
-    pub run: PathBuf,
-    /// What data paths of the config are relative to.
-    pub data: PathBuf,
-    /// The base model's directory.
-    pub base: PathBuf,
-}
 
 /// A run, opened and checked: base, data, rewards and matrix are all usable.
 pub struct Run {
@@ -143,66 +121,56 @@ impl Run {
         Ok(Self { config, places, base, train, validation, test, rewards, mixing })
     }
 
-    /// Claims the run's directory: writes the configuration there, or checks that it is the same.
+    /// Where the run keeps things.
+    pub fn layout(&self) -> Layout {
+        Layout::new(&self.places.run)
+    }
+
+    /// Claims the run's directory: writes the configuration there, or checks that it is the same and
+    /// that the run still has the inputs it was started with.
     pub fn claim(&self) -> Result<()> {
-        let path = self.places.run.join("config.toml");
-        let text = toml::to_string(&self.config).map_err(|error| CheckpointError::Format {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
+        let path = self.layout().config();
+        let text = to_toml(&path, &self.config)?;
         match fs::read_to_string(&path) {
-            Ok(found) if found == text => Ok(()),
-            Ok(_) => Err(RunError::Directory {
-                path,
-                reason: "holds a run with another configuration; choose another directory, or \
-                         `train-backbones resume` to go on with that one"
-                    .into(),
-            }),
-            Err(_) => Ok(write_atomically(&path, text.as_bytes())?),
+            Ok(found) if found == text => {}
+            Ok(_) => {
+                return Err(RunError::Directory {
+                    path,
+                    reason: "holds a run with another configuration; choose another directory, or \
+                             `train-backbones resume` to go on with that one"
+                        .into(),
+                });
+            }
+            Err(_) => write_atomically(&path, text.as_bytes())?,
         }
-    }
-
-    fn state(&self, stage: &str) -> PathBuf {
-        self.places.run.join("state").join(format!("{stage}.safetensors"))
-    }
-
-    fn metrics(&self, stage: &str) -> PathBuf {
-        self.places.run.join("metrics").join(stage)
-    }
-
-    fn adapter(&self, stage: &str) -> PathBuf {
-        self.places.run.join("adapters").join(stage)
-    }
-
-    fn finished(&self, stage: &str) -> bool {
-        self.adapter(stage).join(export::WEIGHTS).is_file()
+        Ok(inputs::verify(&self.config, &self.places)?)
     }
 
     /// The supervised adapter: trained, taken up, or read if it is finished.
     pub fn sft(&self) -> Result<Option<BTreeMap<String, HostFactor>>> {
         let Some(settings) = &self.config.sft else { return Ok(None) };
-        if !self.finished("sft") {
+        let layout = self.layout();
+        if !layout.finished("sft") {
             let task = sft::Task {
                 base: &self.base,
                 config: &self.config,
                 sft: settings,
                 train: &self.train,
                 validation: &self.validation,
-                state: &self.state("sft"),
-                metrics: &self.metrics("sft"),
+                state: &layout.state("sft"),
+                metrics: &layout.metrics("sft"),
             };
             let policy = task.train()?;
-            export::write_adapter(&policy, &self.adapter("sft"), &self.config.base)?;
+            export::write_adapter(&policy, &layout.adapter("sft"), &self.config.base)?;
         }
-        Ok(Some(host_factors(&Adapter::open(&self.adapter("sft"))?)))
+        Ok(Some(host_factors(&Adapter::open(&layout.adapter("sft"))?)))
     }
 
     /// The frozen scale of the rewards: fitted on the first responses of θ_sft, or read.
     pub fn standardiser(&self, sft: Option<&BTreeMap<String, HostFactor>>) -> Result<Standardiser> {
-        let path = self.places.run.join("standardiser.toml");
-        let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
-        if let Ok(text) = fs::read_to_string(&path) {
-            return Ok(toml::from_str(&text).map_err(|error| format(error.to_string()))?);
+        let path = self.layout().standardiser();
+        if path.is_file() {
+            return Ok(read_toml(&path)?);
         }
         let (config, base) = (&self.config, &self.base);
         let adapters: Vec<_> = sft.into_iter().collect();
@@ -234,8 +202,7 @@ impl Run {
                 tracing::warn!("{name}: every one of {samples} responses earned the same reward");
             }
         }
-        let text = toml::to_string(&standardiser).map_err(|error| format(error.to_string()))?;
-        write_atomically(&path, text.as_bytes())?;
+        write_toml(&path, &standardiser)?;
         Ok(standardiser)
     }
 
@@ -251,89 +218,82 @@ impl Run {
             None => self.base.weights.clone(),
             Some(adapter) => merged(&self.base.weights, adapter)?,
         };
+        let layout = self.layout();
         // A finished soup is left as it is: people put a front and their own settings there.
-        let mut stale = !self.places.run.join("soup").join(manifest::FILE).is_file();
+        let mut stale = !layout.soup().join(manifest::FILE).is_file();
         for (index, name) in names.iter().enumerate() {
-            if only.is_some_and(|only| only != *name) || self.finished(name) {
+            if only.is_some_and(|only| only != *name) || layout.finished(name) {
                 continue;
             }
             let start = Start { base: &self.base, frozen: &frozen, sft: sft.as_ref() };
-            let (state, metrics) = (self.state(name), self.metrics(name));
             let task = Task {
                 name,
-                // Every backbone sees its own prompts and noise.
-                seed: self.config.seed.wrapping_add((index as u64 + 1) << 32),
+                seed: self.seed(0),
+                factors: self.seed(if self.config.lora.shared() { 0 } else { index as u64 }),
                 config: &self.config,
                 start,
                 prompts: &self.train,
                 rewards: &self.rewards,
                 standardiser: &standardiser,
-                state: &state,
-                metrics: &metrics,
+                mixing: &self.mixing,
+                own: index,
+                layout: &layout,
             };
-            // Pre-set weights W = n·wᵢ: column i of B (`docs/algorithms.md` §6.3).
-            let n = names.len() as f64;
-            let preset = self.mixing.column(index).into_iter().map(|w| n * w).collect();
-            let outcome = Trainer::new(task, preset, index)?.run()?;
-            let realised = toml::to_string(&BTreeMap::from([("realised", &outcome.realised)]));
-            let directory = self.adapter(name);
-            let path = directory.join(REALISED);
-            let realised = realised.map_err(|error| CheckpointError::Format {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
-            write_atomically(&path, realised.as_bytes())?;
-            export::write_adapter(&outcome.policy, &directory, &self.config.base)?;
+            let outcome = Trainer::new(task)?.run()?;
+            export::write_backbone(
+                &outcome.policy,
+                &outcome.realised,
+                name,
+                &layout,
+                &self.config.base,
+            )?;
             stale = true;
         }
-        if stale && names.iter().all(|name| self.finished(name)) {
-            self.write_soup(&names)?;
+        let whole = |layout: &Layout| names.iter().all(|name| layout.finished(name));
+        for step in &self.config.rl.keep {
+            let snapshot = layout.snapshot(*step);
+            if whole(&snapshot) && !snapshot.soup().join(manifest::FILE).is_file() {
+                self.write_snapshot(*step, &snapshot)?;
+            }
+        }
+        if stale && whole(&layout) {
+            self.write_soup(&self.config, &layout)?;
         }
         Ok(())
     }
 
-    /// Takes over the supervised adapter and the standardiser of another run of the same settings.
-    pub fn share(&self, other: &Self) -> Result<()> {
-        let files = ["adapter_config.json", export::WEIGHTS];
-        let files = files.map(|file| PathBuf::from("adapters/sft").join(file));
-        let files = files.into_iter().chain([PathBuf::from("standardiser.toml")]);
-        for file in files {
-            let (from, to) = (other.places.run.join(&file), self.places.run.join(&file));
-            if from.is_file() && !to.exists() {
+    /// The seed of the backbones, apart from that of the supervised stage; `own` is 0 for what they
+    /// share: prompts, their order, the noise of sampling, and, unless each has its own, A.
+    fn seed(&self, own: u64) -> u64 {
+        self.config.seed.wrapping_add((own + 1) << 32)
+    }
+
+    /// Completes the snapshot after `step` updates: a run that was configured for these.
+    fn write_snapshot(&self, step: u64, snapshot: &Layout) -> Result<()> {
+        let layout = self.layout();
+        let config = Config { rl: self.config.rl.first(step), ..self.config.clone() };
+        let inputs = [(layout.inputs(), snapshot.inputs())];
+        for (from, to) in layout.shared().into_iter().zip(snapshot.shared()).chain(inputs) {
+            if from.is_file() {
                 let bytes = fs::read(&from).map_err(CheckpointError::io(&from))?;
                 write_atomically(&to, &bytes)?;
             }
         }
-        Ok(())
+        write_toml(&snapshot.config(), &config)?;
+        self.write_soup(&config, snapshot)
     }
 
-    fn write_soup(&self, names: &[&str]) -> Result<()> {
-        let mut columns = Vec::with_capacity(names.len());
-        for name in names {
-            let path = self.adapter(name).join(REALISED);
-            let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
-            let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-            let mut read: BTreeMap<String, Vec<f64>> =
-                toml::from_str(&text).map_err(|error| format(error.to_string()))?;
-            let column = read.remove("realised").filter(|column| column.len() == names.len());
-            columns.push(column.ok_or_else(|| format("no realised weights".into()))?);
-        }
-        let realised = (0..names.len())
-            .map(|row| columns.iter().map(|column| column[row]).collect())
-            .collect();
-        let base = match fs::canonicalize(&self.config.base) {
-            Ok(path) => BaseEntry { path: Some(path), ..BaseEntry::default() },
-            Err(_) => BaseEntry { id: Some(self.config.base.clone()), ..BaseEntry::default() },
-        };
-        export::write_soup(
-            &self.config,
-            base,
-            &self.places.base,
-            &self.places.run.join("adapters"),
-            realised,
-            self.mixing.rows(),
-            &self.places.run.join("soup"),
-        )
+    /// Makes a soup of the finished adapters of `layout`.
+    fn write_soup(&self, config: &Config, layout: &Layout) -> Result<()> {
+        let columns = config.objectives.iter().map(|o| export::realised(config, layout, &o.name));
+        let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
+        let row = |row: usize| columns.iter().map(|column| column[row]).collect();
+        let realised: Vec<Vec<f64>> = (0..columns.len()).map(row).collect();
+        let condition = condition_number(&realised);
+        tracing::info!("{}: condition number of the realised B: {condition:.2}", config.name);
+        let (matrix, realised) = (Some(self.mixing.rows()), Some(realised));
+        let mixing = Mixing { matrix, realised, ..Mixing::default() };
+        export::write_soup(config, &self.places, mixing, layout)
     }
 }
 
@@ -354,6 +314,3 @@ fn split_rows(
     })?;
     Ok((train, validation, test))
 }
-
-/// The step-weighted mean of a backbone's reward weights, beside its adapter.
-const REALISED: &str = "realised.toml";

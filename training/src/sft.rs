@@ -75,7 +75,9 @@ impl Task<'_> {
             }
             .into());
         }
-        let validation = self.sequences(self.validation)?;
+        let mut validation = self.sequences(self.validation)?;
+        // A fixed part in a fixed order: the loss of every step is of the same rows.
+        validation.truncate(self.sft.validate_on);
         let total = self.steps(train.len());
         let mut recorder = Recorder::open(self.metrics, "sft", step, total)?;
         while step < total {

@@ -1,10 +1,13 @@
 //! The reinforcement learning of one backbone: prompts → rollout → rewards → balance → advantages →
 //! update → checkpoint, one call a stage.
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
 use candle_core::Device;
-use ladle::kernels::HostTensor;
+use ladle::{
+    kernels::HostTensor,
+    preference::{MixingMatrix, mixing::condition_number},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -12,8 +15,10 @@ use crate::{
     config::{Algorithm, Config},
     draw::{self, Purpose},
     error::RunError,
+    export,
+    layout::Layout,
     metrics::Recorder,
-    optimizer::{AdamW, learning_rate},
+    optimizer::AdamW,
     rewards::RewardSet,
     rl::{
         advantage::{TokenScore, gae, log_ratio, token_at, token_rewards, whiten},
@@ -45,8 +50,10 @@ pub struct Start<'a> {
 pub struct Task<'a> {
     /// Name of the backbone.
     pub name: &'a str,
-    /// Seed of the backbone.
+    /// Seed of prompts, responses and updates.
     pub seed: u64,
+    /// Seed of the adapter's first factors.
+    pub factors: u64,
     /// The run.
     pub config: &'a Config,
     /// θ_sft.
@@ -57,10 +64,12 @@ pub struct Task<'a> {
     pub rewards: &'a RewardSet,
     /// Their frozen scale.
     pub standardiser: &'a Standardiser,
-    /// Where state is kept.
-    pub state: &'a Path,
-    /// Where metrics go.
-    pub metrics: &'a Path,
+    /// B.
+    pub mixing: &'a MixingMatrix,
+    /// The column of B whose weights the rewards have, and the objective that stays the largest.
+    pub own: usize,
+    /// Where state, metrics and snapshots go.
+    pub layout: &'a Layout,
 }
 
 /// Everything of a run that is not a tensor; draws follow from seed and step.
@@ -117,11 +126,13 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Starts the backbone whose rewards are mixed by `preset` (`own` must stay the largest weight),
-    /// or goes on from its state on disk.
-    pub fn new(task: Task<'a>, preset: Vec<f64>, own: usize) -> Result<Self> {
+    /// Starts the backbone, or goes on from its state on disk.
+    pub fn new(task: Task<'a>) -> Result<Self> {
         let (config, base) = (task.config, task.start.base);
-        let factors = draw::derive(task.seed, Purpose::Factors);
+        // Pre-set weights W = n·wᵢ: column i of B (`docs/algorithms.md` §6.3).
+        let n = task.mixing.len() as f64;
+        let preset = task.mixing.column(task.own).into_iter().map(|w| n * w).collect();
+        let factors = draw::derive(task.factors, Purpose::Factors);
         let policy =
             Policy::new(&base.model, task.start.frozen, &config.lora, &Device::Cpu, factors)?
                 .recomputing(config.rl.recompute);
@@ -139,10 +150,11 @@ impl<'a> Trainer<'a> {
                 target: (rl.kl_target > 0.0).then_some(rl.kl_target),
                 horizon: rl.kl_horizon,
             },
-            balance: Balance::new(preset, Some(own), config.balance.clone())?,
+            balance: Balance::new(preset, Some(task.own), config.balance.clone())?,
         };
-        if task.state.exists() {
-            let (mut tensors, saved) = checkpoint::load::<State>(task.state, &Device::Cpu)?;
+        let path = task.layout.state(task.name);
+        if path.exists() {
+            let (mut tensors, saved) = checkpoint::load::<State>(&path, &Device::Cpu)?;
             for optimizer in [&mut updater.adapters, &mut updater.values] {
                 let take =
                     |name: &str, shape: &[usize]| checkpoint::take(&mut tensors, name, shape);
@@ -157,8 +169,8 @@ impl<'a> Trainer<'a> {
     /// Trains to the end.
     pub fn run(mut self) -> Result<Outcome> {
         let rl = &self.task.config.rl;
-        let mut recorder =
-            Recorder::open(self.task.metrics, self.task.name, self.state.step, rl.steps)?;
+        let metrics = self.task.layout.metrics(self.task.name);
+        let mut recorder = Recorder::open(&metrics, self.task.name, self.state.step, rl.steps)?;
         while self.state.step < rl.steps {
             let prompts = self.prompts();
             let start = Instant::now();
@@ -174,10 +186,17 @@ impl<'a> Trainer<'a> {
             self.record(&mut recorder, &judged, &report, kl)?;
             self.state.kl.update(kl, batch.len());
             if let Some(Update { floored, moved, weights }) = self.balance(&judged)? {
-                recorder
-                    .note(&format!("weights {weights:.4?} ({floored} floored, moved {moved:.3})"));
+                let condition = self.condition();
+                recorder.note(&format!(
+                    "weights {weights:.4?} ({floored} floored, moved {moved:.3}); condition number \
+                     of B with this column as realised: {condition:.2}"
+                ));
             }
             self.state.step += 1;
+            // Before the checkpoint: a run that goes on from it has the snapshot.
+            if rl.keep.contains(&self.state.step) {
+                self.keep()?;
+            }
             if self.state.step == rl.steps || self.state.step.is_multiple_of(rl.checkpoint_every) {
                 self.save()?;
             }
@@ -356,7 +375,7 @@ impl<'a> Trainer<'a> {
 
     fn update(&mut self, batch: &[Experience]) -> Result<Report> {
         let config = self.task.config;
-        let rate = learning_rate(config.rl.learning_rate, self.state.step, 0, config.rl.steps);
+        let rate = config.rl.rate(self.state.step);
         let seed = draw::derive(self.task.seed, Purpose::Minibatches);
         let report = self.updater.update(
             &self.policy,
@@ -412,10 +431,27 @@ impl<'a> Trainer<'a> {
         Ok(recorder.record(self.state.step, &metrics)?)
     }
 
+    /// Keeps the backbone as it is now.
+    fn keep(&self) -> Result<()> {
+        let Task { name, config, layout, .. } = &self.task;
+        let snapshot = layout.snapshot(self.state.step);
+        let realised = self.state.balance.realised();
+        export::write_backbone(&self.policy, &realised, name, &snapshot, &config.base)
+    }
+
+    /// κ(B) with this backbone's column as it was realised so far.
+    fn condition(&self) -> f64 {
+        let mut rows = self.task.mixing.rows();
+        for (row, weight) in rows.iter_mut().zip(self.state.balance.realised()) {
+            row[self.task.own] = weight;
+        }
+        condition_number(&rows)
+    }
+
     fn save(&self) -> Result<()> {
         let mut tensors = self.updater.adapters.tensors();
         tensors.extend(self.updater.values.tensors());
-        Ok(checkpoint::save(self.task.state, &tensors, &self.state)?)
+        Ok(checkpoint::save(&self.task.layout.state(self.task.name), &tensors, &self.state)?)
     }
 }
 

@@ -12,12 +12,7 @@ use ladle_training::data::{
     split::split,
     tldr,
 };
-use ladle_training::{
-    config::DataConfig,
-    error::RunError,
-    run::{Places, Run},
-    setup::Base,
-};
+use ladle_training::{config::DataConfig, error::RunError, layout::Places, run::Run, setup::Base};
 use serde_json::json;
 use std::{
     io::Write,

@@ -2,7 +2,8 @@
 
 use ladle::{model::names::TARGETS, soup::manifest::is_name};
 
-use super::{Algorithm, Config, ConfigError, MixingConfig};
+use super::{Algorithm, Config, ConfigError, Decay, MixingConfig};
+use crate::rl::balance::{Normalisation, Strategy};
 
 impl Config {
     /// Refuses values that no run could use.
@@ -31,6 +32,7 @@ impl Config {
                 ("sft.max_response_tokens", sft.max_response_tokens as u64),
                 ("sft.evaluate_every", sft.evaluate_every),
                 ("sft.steps", sft.steps.unwrap_or(1)),
+                ("sft.validate_on", sft.validate_on as u64),
             ]
         });
         for (key, value) in counts.into_iter().chain(sft) {
@@ -50,6 +52,7 @@ impl Config {
             ("optimizer.epsilon", self.optimizer.epsilon),
             ("lora.alpha", self.lora.alpha),
             ("balance.floor", self.balance.floor),
+            ("balance.lead", self.balance.lead.unwrap_or(1.0)),
         ];
         let sft = self.sft.iter().flat_map(|sft| {
             [("sft.learning_rate", sft.learning_rate), ("sft.lora.alpha", sft.lora.alpha)]
@@ -98,6 +101,29 @@ impl Config {
             if let Some(target) = lora.targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
                 let expected = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj";
                 return Err(value_error(&targets, target, expected));
+            }
+        }
+        if self.sft.as_ref().is_some_and(|sft| sft.lora.shared.is_some()) {
+            let expected = "left out: there is one supervised adapter";
+            return Err(value_error("sft.lora.shared", "given", expected));
+        }
+        let balance = &self.balance;
+        if balance.strategy == Strategy::Delta && balance.normalisation() == Normalisation::Sum {
+            let expected = "softmax with strategy delta, whose weights before it may be negative";
+            return Err(value_error("balance.normalisation", "sum", expected));
+        }
+        let ascending = rl.keep.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascending || rl.keep.iter().any(|step| !(1..=rl.steps).contains(step)) {
+            let expected = "ascending numbers of updates from 1 to rl.steps";
+            return Err(value_error("rl.keep", format!("{:?}", rl.keep), expected));
+        }
+        if let Some(steps) = rl.decay_steps {
+            if rl.decay == Decay::Constant {
+                let expected = "left out with rl.decay constant";
+                return Err(value_error("rl.decay_steps", steps, expected));
+            }
+            if steps < rl.steps {
+                return Err(value_error("rl.decay_steps", steps, "at least rl.steps"));
             }
         }
         let data = &self.data;

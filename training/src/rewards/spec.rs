@@ -160,17 +160,25 @@ fn word_share() -> f64 {
 impl RewardSpec {
     /// The same with relative paths taken from `directory`.
     pub fn located(mut self, directory: &Path) -> Self {
-        let path = match &mut self {
+        if let Some(path) = self.path_mut() {
+            *path = directory.join(&path);
+        }
+        self
+    }
+
+    /// The model or lexicon that it reads.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.clone().path_mut().cloned()
+    }
+
+    fn path_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
             Self::EmbeddingCosine { path, .. }
             | Self::SequenceClassifier { path, .. }
             | Self::SpanClassifier { path, .. } => Some(path),
             Self::Citation { nli, .. } => nli.as_mut(),
             Self::Sentiment { lexicon } => lexicon.as_mut(),
             _ => None,
-        };
-        if let Some(path) = path {
-            *path = directory.join(&path);
         }
-        self
     }
 }

@@ -42,11 +42,23 @@ pub struct LoraConfig {
     /// Probability that an input of A is dropped in an update, the others divided by 1 − it; never
     /// in rollouts and in the reference (0: PEFT's default).
     pub dropout: f64,
+    /// Whether all backbones of a soup start from the same A (left out: yes). Backbones with an A of
+    /// their own share no subspace, so negative merging coefficients cannot cancel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
+}
+
+impl LoraConfig {
+    /// Whether all backbones of a soup start from the same A.
+    pub fn shared(&self) -> bool {
+        self.shared.unwrap_or(true)
+    }
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 64, alpha: 128.0, targets: TARGETS.map(str::to_owned).to_vec(), dropout: 0.0 }
+        let targets = TARGETS.map(str::to_owned).to_vec();
+        Self { rank: 64, alpha: 128.0, targets, dropout: 0.0, shared: None }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Whole runs of the binary on a tiny model: interrupted ones, known optima, bad input.
 
+mod taken_up;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -110,7 +112,11 @@ fn killed_and_whole(settings: &str, seed: u64) {
     let mut kills = 0;
     while kills < 8 {
         // `run` again on its own directory goes on, as `resume` does.
-        let mut child = start(&config, &killed).env("RUST_LOG", "debug").spawn().unwrap();
+        let mut child = start(&config, &killed)
+            .env("RUST_LOG", "debug")
+            .env("LADLE_LOG", "debug")
+            .spawn()
+            .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap()).lines();
         let steps = log.map(Result::unwrap).filter(|line| line.contains("step"));
         let wanted = rng.random_range(3..=8);
@@ -220,6 +226,7 @@ mixing = {{ {mixing} }}
         let mut command = command();
         command.arg("evaluate").arg(&bone).arg("--against").arg(&rewarded).arg("--out").arg(out);
         command.arg("--data").arg(directory.path()).args(["--prompts", "5", "--grid", "4"]);
+        command.args(["--alphas", "0,0.5", "--dev-prompts", "3"]);
         command
     };
     let whole = directory.path().join("whole");
@@ -232,14 +239,67 @@ mixing = {{ {mixing} }}
         .iter()
         .map(|m| m["method"].as_str().unwrap())
         .collect();
-    assert_eq!(methods, ["bone soup (nominal)", "bone soup (realised)", "aba", "rewarded soup"]);
+    let at_zero: Vec<&str> = methods.iter().copied().filter(|m| !m.contains(", α")).collect();
+    let expected = [
+        "θ_sft",
+        "bone soup (nominal)",
+        "bone soup (realised)",
+        "aba",
+        "bone soup (clamped)",
+        "mod on bone backbones",
+        "rewarded soup",
+        "mod",
+    ];
+    assert_eq!(at_zero, expected);
+    // α is chosen on validation rows, and reported beside 0 where it is another.
+    for selected in front["selected"].as_array().unwrap() {
+        let (name, best) =
+            (selected["method"].as_str().unwrap(), selected["best"].as_f64().unwrap());
+        assert_eq!(selected["scores"].as_array().unwrap().len(), 2);
+        let twin = format!("{name}, α = {best}");
+        assert_eq!(methods.contains(&twin.as_str()), best != 0.0, "{twin}");
+    }
+    assert_eq!(front["selected"].as_array().unwrap().len(), 3);
+    let method = |name: &str| {
+        let all = front["methods"].as_array().unwrap();
+        all.iter().find(|method| method["method"] == name).unwrap()
+    };
+    // θ_sft is at 0 nats from itself, by two kernels.
+    let kl = method("θ_sft")["points"][0]["kl"].as_f64().unwrap();
+    assert!(kl.abs() < 0.05, "{kl}");
+    assert_eq!(method("bone soup (clamped)")["points"][0]["lambda"], serde_json::json!([1.0, 0.0]));
+    // At its own column Bone Soup is the backbone that was trained for it.
+    let oracles = front["oracles"].as_array().unwrap();
+    let names: Vec<&str> = oracles.iter().map(|o| o["name"].as_str().unwrap()).collect();
+    let label = rewarded.display().to_string();
+    assert_eq!(names[..2], ["short", "plain"]);
+    assert_eq!(names[2..], [format!("short of {label}"), format!("plain of {label}")]);
+    assert_eq!(oracles[0]["gaps"][0], serde_json::json!(["bone soup (nominal)", 0.0]));
+    assert!(method("bone soup (nominal)")["oracle_gap"].is_number());
+    assert_eq!(method("bone soup (nominal)")["gain"]["over"], "rewarded soup");
+    assert!(!method("rewarded soup")["verdicts"].as_array().unwrap().is_empty());
+    let means: Vec<f64> = front["objectives"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|o| o["mean"].as_f64().unwrap())
+        .collect();
+    let stds: Vec<f64> = front["objectives"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|o| o["std"].as_f64().unwrap())
+        .collect();
+    for (j, reference) in front["reference_point"].as_array().unwrap().iter().enumerate() {
+        assert!((reference.as_f64().unwrap() - (means[j] - 0.5 * stds[j])).abs() < 1e-12);
+    }
     assert_eq!(front["prompts"], 5);
     for method in front["methods"].as_array().unwrap() {
         assert_eq!(method["points"].as_array().unwrap().len(), 5);
         assert!(method["metrics"]["hypervolume"].as_f64().unwrap() >= 0.0);
     }
     // With constant weights the realised B is the nominal one.
-    assert_eq!(front["methods"][0]["points"], front["methods"][1]["points"]);
+    assert_eq!(method("bone soup (nominal)")["points"], method("bone soup (realised)")["points"]);
     let table = read(&whole, "samples.csv");
     assert!(table.starts_with("method,mu:short,mu:plain,row,seed,finished,reward:short"));
     assert_eq!(table.matches("\"rewarded soup\"").count(), 25);
@@ -257,6 +317,8 @@ mixing = {{ {mixing} }}
     assert_eq!(read(&whole, "samples.csv"), read(&stopped, "samples.csv"));
 
     refuse(evaluate(&whole).args(["--seeds", "2"]), &["another evaluation"]);
+    refuse(evaluate(&whole).args(["--methods", "bones"]), &["bones", "bone, realised"]);
+    refuse(evaluate(&whole).args(["--preferences", "1,0;0,1;1,0"]), &["no preference of the grid"]);
 
     // Runs may join later; methods of one name are told apart by their runs.
     succeed(evaluate(&whole).arg("--against").arg(&bone));

@@ -1,0 +1,155 @@
+//! What a run is computed from, by content: a run that is taken up again over other data, another
+//! base or another reward model would go on with numbers that fit nothing.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ladle::files;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::{CheckpointError, read_toml, write_toml},
+    config::Config,
+    layout::{Layout, Places},
+};
+
+type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// SHA-256 of every file, by what it is for and its name: `data/rows.jsonl`,
+/// `base/model.safetensors`, `reward faithful/config.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    sha256: BTreeMap<String, String>,
+}
+
+/// An input that is another than the run was started with.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "{input} is another than this run was started with: sha256 {got}, expected {expected}; put the \
+     old one back, or start a new run"
+)]
+pub struct ChangedInput {
+    /// Which.
+    pub input: String,
+    /// Its digest when the run was started, or `absent`.
+    pub expected: String,
+    /// Its digest now, or `absent`.
+    pub got: String,
+}
+
+/// Why a run was not taken up again.
+#[derive(Debug, thiserror::Error)]
+pub enum InputsError {
+    /// An input or the record of them cannot be read.
+    #[error(transparent)]
+    File(#[from] CheckpointError),
+    /// An input is another than the run was started with.
+    #[error("{}: {change}", run.display())]
+    Changed {
+        /// The run's directory.
+        run: PathBuf,
+        /// What changed.
+        change: ChangedInput,
+    },
+}
+
+/// Endings of the files of a model's directory that change what it computes.
+const MODEL_FILES: [&str; 5] = ["json", "safetensors", "jinja", "txt", "model"];
+
+impl Inputs {
+    /// Reads all inputs of a run: data paths below `data`, the base's directory.
+    pub fn read(config: &Config, data: &Path, base: &Path) -> Result<Self> {
+        let mut sha256 = BTreeMap::new();
+        let mut add = |name: String, path: &Path| -> Result<()> {
+            let digest = files::file_sha256(path).map_err(CheckpointError::from)?;
+            sha256.insert(name, digest);
+            Ok(())
+        };
+        let rows = &config.data;
+        let rows = [Some(&rows.train), rows.validation.as_ref(), rows.test.as_ref()];
+        for path in rows.into_iter().flatten() {
+            add(format!("data/{}", path.display()), &data.join(path))?;
+        }
+        let mut models = vec![("base".to_owned(), base.to_owned())];
+        for objective in &config.objectives {
+            if let Some(path) = objective.reward.path() {
+                models.push((format!("reward {}", objective.name), data.join(path)));
+            }
+        }
+        for (owner, path) in models {
+            for file in model_files(&path)? {
+                let name = file.strip_prefix(&path).unwrap_or(&file).display().to_string();
+                add(
+                    if name.is_empty() { owner.clone() } else { format!("{owner}/{name}") },
+                    &file,
+                )?;
+            }
+        }
+        Ok(Self { sha256 })
+    }
+
+    /// The first input that differs from `now`.
+    pub fn changed(&self, now: &Self) -> Option<ChangedInput> {
+        let names = self.sha256.keys().chain(now.sha256.keys());
+        let digest = |inputs: &Self, name: &String| {
+            inputs.sha256.get(name).cloned().unwrap_or_else(|| "absent".to_owned())
+        };
+        let each = names.map(|input| {
+            let (expected, got) = (digest(self, input), digest(now, input));
+            ChangedInput { input: input.clone(), expected, got }
+        });
+        each.into_iter().find(|change| change.expected != change.got)
+    }
+
+    /// Those on record in a run's directory; `None` where there is no record.
+    pub fn recorded(layout: &Layout) -> Result<Option<Self>> {
+        let path = layout.inputs();
+        if path.is_file() { read_toml(&path).map(Some) } else { Ok(None) }
+    }
+
+    /// Puts them on record.
+    pub fn record(&self, layout: &Layout) -> Result<()> {
+        write_toml(&layout.inputs(), self)
+    }
+}
+
+/// Refuses a run whose data, base or reward models are others than it was started with; puts them on
+/// record where nothing is yet.
+pub fn verify(config: &Config, places: &Places) -> std::result::Result<(), InputsError> {
+    let layout = Layout::new(&places.run);
+    let now = Inputs::read(config, &places.data, &places.base)?;
+    match Inputs::recorded(&layout)? {
+        None => Ok(now.record(&layout)?),
+        Some(before) => match before.changed(&now) {
+            None => Ok(()),
+            Some(change) => Err(InputsError::Changed { run: places.run.clone(), change }),
+        },
+    }
+}
+
+/// The files of a model: all below its directory that count, or itself where it is a file (a
+/// lexicon), in order.
+fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    let entries = fs::read_dir(path).map_err(CheckpointError::io(path))?;
+    for entry in entries {
+        let path = entry.map_err(CheckpointError::io(path))?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let counts =
+            path.extension().and_then(|e| e.to_str()).is_some_and(|e| MODEL_FILES.contains(&e));
+        match () {
+            () if hidden => {}
+            () if path.is_dir() => found.extend(model_files(&path)?),
+            () if counts => found.push(path),
+            () => {}
+        }
+    }
+    found.sort();
+    Ok(found)
+}
