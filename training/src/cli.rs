@@ -3,11 +3,18 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use ladle::config::{
-    LogOptions, StoreOptions,
-    program::{Pages, with_negative_numbers},
+use ladle::{
+    config::{
+        LogOptions, StoreOptions,
+        program::{Pages, with_negative_numbers},
+    },
+    soup::manifest::is_name,
 };
-use ladle_training::rewards::fit::{self, lesson::Source as Lesson};
+use ladle_training::{
+    config::Override,
+    measure::methods::Kind,
+    rewards::fit::{self, lesson::Source as Lesson},
+};
 
 /// Multi-objective reinforcement learning that makes the backbones of a soup.
 #[derive(Parser)]
@@ -21,7 +28,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Supervised tuning only.
+    /// Supervised tuning and the scale of the rewards: what `--share` takes.
     Sft(Source),
     /// Teaches a reward model from a data set: a head on a frozen encoder or causal language model,
     /// for the rewards `sequence-classifier` (preferences) and `span-classifier` (marked errors).
@@ -61,7 +68,8 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },
-    /// Trains a fifth of the steps for each β and prints their hypervolumes on validation prompts.
+    /// Trains the first fifth of the run, at least 20 updates, for each β and prints the hypervolumes
+    /// on validation prompts.
     SelectBeta {
         #[command(flatten)]
         source: Source,
@@ -72,7 +80,8 @@ pub enum Command {
         #[arg(long, default_value_t = 64)]
         prompts: usize,
     },
-    /// Evaluates a finished run's soup over extrapolations on validation prompts.
+    /// Evaluates a finished run's soup over extrapolations on validation prompts: one α for all, and
+    /// one for each objective at its corner.
     SelectAlpha {
         /// The run's directory.
         run: PathBuf,
@@ -98,23 +107,10 @@ pub enum Command {
         /// Directory that the evaluation writes.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Finished runs to compare with, such as one with `mixing = { identity = true }`.
-        #[arg(long, value_name = "RUN")]
-        against: Vec<PathBuf>,
+        #[command(flatten)]
+        sweep: Sweep,
         #[command(flatten)]
         at: At,
-        /// Test prompts of each point.
-        #[arg(long, default_value_t = 64)]
-        prompts: usize,
-        /// The grid's spacing is 1 over this.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
-        grid: u16,
-        /// Sampling temperature; 0 is greedy.
-        #[arg(long, default_value_t = 0.0)]
-        temperature: f64,
-        /// Seeds of the sampling.
-        #[arg(long, value_delimiter = ',', default_value = "1")]
-        seeds: Vec<u64>,
     },
     #[command(flatten)]
     Pages(Pages),
@@ -130,6 +126,67 @@ pub fn parse() -> Cli {
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
+/// What an evaluation compares, and how.
+#[derive(Args)]
+pub struct Sweep {
+    /// Finished runs to compare with, such as one with `mixing = { identity = true }`; LABEL tells
+    /// methods of one name apart; repeat.
+    #[arg(long, value_name = "[LABEL=]RUN", value_parser = labelled)]
+    pub against: Vec<(String, PathBuf)>,
+    /// Finished runs whose backbones count only as policies trained for their columns of B; repeat.
+    #[arg(long, value_name = "[LABEL=]RUN", value_parser = labelled)]
+    pub oracle: Vec<(String, PathBuf)>,
+    /// Methods compared, beside θ_sft.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "bone,realised,aba,clamped,rewarded,mod,oracle"
+    )]
+    pub methods: Vec<Kind>,
+    /// Values of α, for λ = B⁻¹μ and Rewarded Soup: chosen on validation prompts, reported on test
+    /// prompts beside 0.
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, default_value = "0")]
+    pub alphas: Vec<f64>,
+    /// Test prompts of each point.
+    #[arg(long, default_value_t = 64)]
+    pub prompts: usize,
+    /// Validation prompts of each point that α is chosen on.
+    #[arg(long, default_value_t = 64)]
+    pub dev_prompts: usize,
+    /// The grid's spacing is 1 over this.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    pub grid: u16,
+    /// Preferences instead of the grid, as in "1,0;0.5,0.5;0,1".
+    #[arg(long, value_name = "LIST", value_delimiter = ';', value_parser = preference)]
+    pub preferences: Vec<Weights>,
+    /// Sampling temperature; 0 is greedy. Left out, that of the run's rollouts, under which
+    /// `select-alpha` and `select-beta` choose too.
+    #[arg(long)]
+    pub temperature: Option<f64>,
+    /// Seeds of the sampling.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub seeds: Vec<u64>,
+}
+
+/// A preference on the command line (a type of its own, for clap reads a `Vec` as a repeated value).
+#[derive(Debug, Clone)]
+pub struct Weights(pub Vec<f64>);
+
+fn preference(text: &str) -> Result<Weights, String> {
+    let weight =
+        |weight: &str| weight.trim().parse().map_err(|_| format!("{weight:?} is no number"));
+    text.split(',').map(weight).collect::<Result<_, String>>().map(Weights)
+}
+
+/// `LABEL=RUN`, or a run that is its own label.
+fn labelled(text: &str) -> Result<(String, PathBuf), String> {
+    Ok(match text.split_once('=') {
+        Some((label, run)) if is_name(label) => (label.to_owned(), run.into()),
+        _ => (text.to_owned(), text.into()),
+    })
+}
+
 /// A new run.
 #[derive(Args)]
 pub struct Source {
@@ -140,6 +197,14 @@ pub struct Source {
     pub out: PathBuf,
     #[command(flatten)]
     pub at: At,
+    /// Overrides a key of the configuration: a dotted path and a TOML value, as in rl.steps=40;
+    /// repeat.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Override>,
+    /// Takes θ_sft and the scale of the rewards from another run of the same base, data, rewards and
+    /// seed, so that the two can be compared.
+    #[arg(long, value_name = "RUN")]
+    pub share: Option<PathBuf>,
     /// Print the plan with the estimated tokens, time and memory, and stop.
     #[arg(long)]
     pub dry_run: bool,

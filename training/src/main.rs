@@ -5,7 +5,7 @@ mod cli;
 use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
-use cli::{At, Cli, Command, Source};
+use cli::{At, Cli, Command, Source, Sweep};
 use ladle::{
     config::{LogFormat, program::exit},
     import::{Store, default_models_dir},
@@ -14,14 +14,19 @@ use ladle::{
 use ladle_training::{
     checkpoint::write_atomically,
     config::Config,
+    inputs,
+    layout::Places,
     measure::{
-        evaluate::{Settings, evaluate},
+        evaluate::evaluate,
+        front,
+        settings::{Fixed, Settings},
         summary,
+        sweep::Other,
     },
     plan::Plan,
     rewards::fit,
-    run::{Places, Run},
-    select,
+    run::Run,
+    select, share,
 };
 
 fn main() -> ExitCode {
@@ -35,9 +40,10 @@ fn run() -> Result<()> {
     match command {
         Command::Sft(source) => {
             let Some(run) = open(&source)? else { return Ok(()) };
-            if run.sft()?.is_none() {
+            let Some(sft) = run.sft()? else {
                 bail!("the configuration has no [sft] section");
-            }
+            };
+            run.standardiser(Some(&sft))?;
         }
         Command::Reward { lesson, rows, model, out, limit, settings } => {
             let mut lesson = lesson.read(&rows)?;
@@ -46,9 +52,9 @@ fn run() -> Result<()> {
         }
         Command::Run { source, only } => {
             let Some(run) = open(&source)? else { return Ok(()) };
-            run.train(only.as_deref())?;
+            train(&run, only.as_deref())?;
         }
-        Command::Resume { run, at, only } => reopen(run, at)?.train(only.as_deref())?,
+        Command::Resume { run, at, only } => train(&reopen(run, at)?, only.as_deref())?,
         Command::SelectBeta { source, betas, prompts } => {
             let Some(run) = open(&source)? else { return Ok(()) };
             print!("{}", select::betas(run, &betas, prompts)?);
@@ -56,13 +62,10 @@ fn run() -> Result<()> {
         Command::SelectAlpha { run, at, alphas, prompts } => {
             print!("{}", select::alphas(&reopen(run, at)?, &alphas, prompts)?);
         }
-        Command::Evaluate { run, out, against, at, prompts, grid, temperature, seeds } => {
+        Command::Evaluate { run, out, sweep, at } => {
             let run = reopen(run, at.clone())?;
-            let others = against.into_iter().map(|other| reopen(other, at.clone()));
-            let others = others.collect::<Result<Vec<_>>>()?;
-            let settings = Settings { prompts, grid: grid.into(), temperature, seeds };
-            let evaluation = evaluate(&run, &others, &out, &settings)?;
-            let page = summary::report(&run, &evaluation, &settings).html();
+            let evaluation = evaluate(&run, &others(&sweep, &at)?, &out, settings(&sweep, &run))?;
+            let page = summary::report(&run, &evaluation).html();
             write_atomically(&out.join("report.html"), page.as_bytes())?;
             print!("{}", evaluation.front);
         }
@@ -71,15 +74,59 @@ fn run() -> Result<()> {
     Ok(())
 }
 
+/// Trains, and says where the soup is and how it is served.
+fn train(run: &Run, only: Option<&str>) -> Result<()> {
+    run.train(only)?;
+    let layout = run.layout();
+    let soup = layout.soup();
+    if soup.is_dir() {
+        println!("soup: {}", soup.display());
+        for step in &run.config.rl.keep {
+            println!("after {step} updates: {}", layout.snapshot(*step).soup().display());
+        }
+        println!("serve it: ladle serve {}", soup.display());
+    } else {
+        let names = run.config.objectives.iter().map(|o| o.name.as_str());
+        let missing: Vec<&str> = names.filter(|name| !layout.finished(name)).collect();
+        println!("no soup yet: {} not trained; go on with `resume`", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// How to evaluate a run.
+fn settings(sweep: &Sweep, run: &Run) -> Settings {
+    let preferences = match sweep.preferences.as_slice() {
+        [] => front::grid(run.config.objectives.len(), sweep.grid.into()),
+        listed => listed.iter().map(|weights| weights.0.clone()).collect(),
+    };
+    let temperature = sweep.temperature.unwrap_or(run.config.rollout.temperature);
+    let (prompts, dev_prompts, seeds) = (sweep.prompts, sweep.dev_prompts, sweep.seeds.clone());
+    let fixed = Fixed { prompts, dev_prompts, temperature, seeds, preferences };
+    Settings { fixed, alphas: sweep.alphas.clone(), methods: sweep.methods.clone() }
+}
+
+/// The runs that a run is compared with.
+fn others(sweep: &Sweep, at: &At) -> Result<Vec<Other>> {
+    let runs = [(&sweep.against, false), (&sweep.oracle, true)];
+    let runs = runs.into_iter().flat_map(|(runs, oracle)| runs.iter().map(move |r| (r, oracle)));
+    let other = |((label, run), oracle): (&(String, PathBuf), bool)| {
+        Ok(Other { label: label.clone(), run: reopen(run.clone(), at.clone())?, oracle })
+    };
+    runs.map(other).collect()
+}
+
 /// Opens a new run and claims its directory; `None` after a dry run.
 fn open(source: &Source) -> Result<Option<Run>> {
-    let config = Config::read(&source.config)?;
+    let config = Config::read_with(&source.config, &source.set)?;
     let run = Run::open(config.clone(), places(source.out.clone(), &source.at, &config.base)?)?;
     if source.dry_run {
         println!("{}", Plan::of(&run));
         return Ok(None);
     }
-    run.claim()?;
+    match &source.share {
+        None => run.claim()?,
+        Some(other) => share::share(&run, other)?,
+    }
     Ok(Some(run))
 }
 
@@ -87,6 +134,7 @@ fn open(source: &Source) -> Result<Option<Run>> {
 fn reopen(run: PathBuf, at: At) -> Result<Run> {
     let config = Config::read(&run.join("config.toml"))?;
     let places = places(run, &at, &config.base)?;
+    inputs::verify(&config, &places)?;
     Ok(Run::open(config, places)?)
 }
 

@@ -13,17 +13,19 @@ use crate::{
     config::MixingConfig,
     draw::{self, Purpose},
     error::RunError,
+    layout::Places,
     measure::{
-        criterion::{Candidate, Selection, by_hypervolume, by_testing_reward},
-        front::{FrontError, grid},
+        criterion::{Candidate, Selection, best_at_corner, by_hypervolume, by_testing_reward},
+        front::{FrontError, grid, inner_product},
     },
     rl::{
         balance::Standardiser,
         lora::HostFactor,
         rollout::{self, Request, Sampler},
     },
-    run::{Places, Run},
+    run::Run,
     setup::Prompt,
+    share::share,
     trainer,
     weights::host_factors,
 };
@@ -43,6 +45,9 @@ pub enum SelectError {
     /// There are no validation prompts.
     #[error("data.validation: the configuration names no file, and choices are made on it")]
     NoValidation,
+    /// There is no α to compare.
+    #[error("--alphas names none, expected at least one")]
+    NoAlphas,
     /// None of them is to be answered.
     #[error("--prompts is 0, expected at least 1")]
     NoPrompts,
@@ -69,9 +74,15 @@ impl fmt::Display for Table {
     }
 }
 
-/// Trains a fifth of the steps for each β ([BS] §3.2, `docs/algorithms.md` §7.7) and compares the
-/// hypervolumes of their fronts. Each β is a run of its own inside the run's directory, so a
-/// stopped selection goes on.
+/// The first updates of the whole run that a trial of a β makes: a fifth ([BS] §3.2), but at least 20,
+/// before which nothing has been learned that could be compared.
+pub fn trial_steps(steps: u64) -> u64 {
+    (steps / 5).max(20).min(steps)
+}
+
+/// Trains the first fifth of the run for each β ([BS] §3.2, `docs/algorithms.md` §7.7) and compares the
+/// hypervolumes of their fronts. Each β is a run of its own inside the run's directory, so a stopped
+/// selection goes on.
 pub fn betas(run: Run, betas: &[f64], prompts: usize) -> Result<Table> {
     check(&run, prompts)?;
     for &beta in betas {
@@ -83,32 +94,75 @@ pub fn betas(run: Run, betas: &[f64], prompts: usize) -> Result<Table> {
     for &beta in betas {
         let mut config = run.config.clone();
         config.mixing = MixingConfig::Beta(beta);
-        config.rl.steps = (config.rl.steps / 5).max(1);
+        config.rl = config.rl.first(trial_steps(config.rl.steps));
         let places =
             Places { run: run.places.run.join(format!("beta-{beta}")), ..run.places.clone() };
         let trial = Run::open(config, places)?;
-        trial.claim()?;
-        trial.share(&run)?;
+        share(&trial, &run.places.run)?;
         trial.train(None)?;
         let solutions = front(&trial, &standardiser, &Alpha::Scalar(0.0), prompts)?;
         candidates.push(Candidate { value: beta, solutions });
     }
     let selection = by_hypervolume(&candidates)?;
-    Ok(Table { name: "beta", score: "hypervolume", values: betas.to_vec(), selection })
+    Ok(Table { name: "beta", score: "hypervolume, σ", values: betas.to_vec(), selection })
 }
 
-/// Compares extrapolations of a finished run by the mean testing reward Σ μᵢ rᵢ over the grid.
-pub fn alphas(run: &Run, alphas: &[f64], prompts: usize) -> Result<Table> {
+/// Compares extrapolations of a finished run by the mean testing reward Σ μᵢzᵢ over the grid, and
+/// for each objective by its own reward at its corner (the authors' choice: one factor an objective).
+pub fn alphas(run: &Run, alphas: &[f64], prompts: usize) -> Result<AlphaTable> {
     check(run, prompts)?;
+    if alphas.is_empty() {
+        return Err(SelectError::NoAlphas);
+    }
     run.train(None)?;
     let standardiser = run.standardiser(run.sft()?.as_ref())?;
+    let grid = preferences(run);
     let mut candidates = Vec::new();
     for &alpha in alphas {
         let solutions = front(run, &standardiser, &Alpha::Scalar(alpha), prompts)?;
         candidates.push(Candidate { value: alpha, solutions });
     }
-    let selection = by_testing_reward(&candidates, &preferences(run))?;
-    Ok(Table { name: "alpha", score: "mean testing reward", values: alphas.to_vec(), selection })
+    let selection = by_testing_reward(&candidates, &grid)?;
+    // At a corner, an α of the objective alone is a scalar one.
+    let objectives = run.config.objectives.iter().enumerate();
+    let own = objectives.map(|(index, objective)| {
+        let best = best_at_corner(&candidates, &grid, index)?;
+        Ok((objective.name.clone(), best))
+    });
+    let own = own.collect::<std::result::Result<Vec<(String, f64)>, FrontError>>()?;
+    let each = Alpha::PerObjective(own.iter().map(|(_, alpha)| *alpha).collect());
+    let solutions = front(run, &standardiser, &each, prompts)?;
+    let score = inner_product(&grid, &solutions)?;
+    let scalar = Table {
+        name: "alpha",
+        score: "mean testing reward, σ",
+        values: alphas.to_vec(),
+        selection,
+    };
+    Ok(AlphaTable { scalar, own, score })
+}
+
+/// What the extrapolations reached.
+pub struct AlphaTable {
+    scalar: Table,
+    own: Vec<(String, f64)>,
+    score: f64,
+}
+
+impl fmt::Display for AlphaTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scalar, own, score } = self;
+        let shown: Vec<String> = own.iter().map(|(name, a)| format!("{name} = {a}")).collect();
+        writeln!(f, "{scalar}each objective at its own corner: {}", shown.join(", "))?;
+        let best = scalar.selection.scores[scalar.selection.best];
+        let which = if *score > best { "better" } else { "no better" };
+        writeln!(f, "together: {score:.5}, {which} than the best scalar")?;
+        let alpha = match *score > best {
+            true => format!("{{ {} }}", shown.join(", ")),
+            false => scalar.values[scalar.selection.best].to_string(),
+        };
+        writeln!(f, "in soup.toml: [extrapolation] alpha = {alpha}")
+    }
 }
 
 /// What a choice needs, asked for before anything is trained.

@@ -2,10 +2,10 @@
 //! hand cases and brute force.
 
 use ladle_training::measure::{
-    criterion::{Candidate, by_hypervolume, by_testing_reward},
+    criterion::{Candidate, best_at_corner, by_hypervolume, by_testing_reward},
     front::{
         FrontError, controllability, grid, hypervolume, inner_product, non_dominated,
-        reference_point, sorted_sparsity, spacing, sparsity,
+        sorted_sparsity, spacing, sparsity,
     },
 };
 use proptest::prelude::*;
@@ -95,12 +95,9 @@ fn the_grid_has_the_published_sizes_and_order() {
 }
 
 #[test]
-fn inner_product_and_reference_point_by_hand() {
+fn inner_product_by_hand() {
     let solutions = [vec![2.0, 0.0], vec![0.0, 4.0]];
     close(inner_product(&grid(2, 1), &solutions).unwrap(), 3.0);
-    let reference = reference_point(&solutions).unwrap();
-    close(reference[0], -0.2);
-    close(reference[1], -0.4);
 }
 
 #[test]
@@ -114,6 +111,7 @@ fn selection_takes_the_largest_and_the_first_of_equals() {
     let chosen = by_testing_reward(&candidates, &grid(2, 1)).unwrap();
     assert_eq!(chosen.best, 1);
     assert_eq!(chosen.scores, [1.0, 1.5, 1.5]);
+    assert_eq!(best_at_corner(&candidates, &grid(2, 1), 1), Ok(0.7));
     assert_eq!(by_hypervolume(&[]), Err(FrontError::Empty { name: "points" }));
 }
 

@@ -1,34 +1,64 @@
 //! The report: what a reader and a browser get.
 
 use ladle_training::measure::{
+    bootstrap::Interval,
     front::grid,
+    methods::{Kind, LeftOut},
+    points::{Point, Text},
     report::{Curve, Report, Shown},
-    results::{FrontFile, Objective, Point},
+    results::{FORMAT, FrontFile, Gain, MethodFront, Objective},
 };
 
 /// A made-up front: `gain` bends it outwards.
 fn points(n: usize, gain: f64) -> Vec<Point> {
     let reward = |w: &f64| (w + gain * w * (1.0 - w)).sqrt();
-    grid(n, 10)
-        .into_iter()
-        .map(|mu| Point {
-            mean: mu.iter().map(reward).collect(),
-            spread: vec![0.02; n],
-            preference: mu,
-        })
-        .collect()
+    let text = Text { words: 12.0, finished: 1.0, distinct_2: 0.5, rouge_l: None };
+    let point = |mu: Vec<f64>| Point {
+        lambda: Some(mu.clone()),
+        mean: mu.iter().map(reward).collect(),
+        standardised: mu.iter().map(reward).collect(),
+        spread: vec![0.02; n],
+        kl: Some(3.0),
+        dominated: false,
+        text,
+        preference: mu,
+    };
+    grid(n, 10).into_iter().map(point).collect()
 }
 
 fn report(n: usize) -> Report {
     let names = ["faithful", "brief", "plain <&>"];
-    let objectives =
-        names[..n].iter().map(|o| Objective { name: (*o).into(), unit: "share".into() }).collect();
-    let methods = vec![
-        ("bone soup (nominal)".into(), points(n, 0.6)),
-        ("rewarded soup".into(), points(n, 0.1)),
-        ("aba".into(), points(n, 0.3)),
+    let objective =
+        |o: &&str| Objective { name: (*o).into(), unit: "share".into(), mean: 0.0, std: 1.0 };
+    let objectives: Vec<Objective> = names[..n].iter().map(objective).collect();
+    let sft = Point { mean: vec![2.0; n], ..points(n, 0.0).remove(0) };
+    let method = |name: &str, kind, gain| {
+        let sft = (kind == Kind::Aba).then_some(&sft);
+        MethodFront::measure(name.into(), (Some(kind), 0.0), points(n, gain), sft).unwrap()
+    };
+    let mut methods = vec![
+        method("bone soup (nominal)", Kind::Bone, 0.6),
+        method("rewarded soup", Kind::Rewarded, 0.1),
+        method("aba", Kind::Aba, 0.3),
     ];
-    let front = FrontFile::measure(objectives, methods, None, 309, vec![1, 2, 3]).unwrap();
+    let interval = Interval { mean: 0.25, low: 0.125, high: 0.5 };
+    let over = "rewarded soup".to_owned();
+    methods[0].gain = Some(Gain { over, all: interval, interior: interval });
+    methods[0].verdicts = vec!["past the knee <test>".to_owned()];
+    let left_out = vec![LeftOut { method: "mod".into(), reason: "singular".into() }];
+    let front = FrontFile {
+        format: FORMAT,
+        reference_point: FrontFile::reference(&objectives),
+        objectives,
+        controllability_ceiling: 1.0,
+        temperature: 1.0,
+        prompts: 309,
+        seeds: vec![1, 2, 3],
+        methods,
+        oracles: Vec::new(),
+        selected: Vec::new(),
+        left_out,
+    };
     let curve = |title: &str, phase: f64| Curve {
         title: title.into(),
         unit: "mean reward".into(),
@@ -71,6 +101,20 @@ fn the_page_stands_alone_and_shows_every_method_and_metric() {
         assert_eq!(page.matches("<figure>").count(), pairs + maps + report.curves.len());
         assert!(!page.contains("NaN") && !page.contains("inf\""));
     }
+}
+
+#[test]
+fn the_comparison_stands_on_the_page_and_in_the_terminal() {
+    let report = report(3);
+    let (page, text) = (report.html(), report.front.to_string());
+    let gain = "bone soup (nominal) − rewarded soup: +0.250 σ (+0.125 to +0.500)";
+    for line in [gain, "mod is left out: singular"] {
+        assert!(page.contains(line) && text.contains(line), "{line}");
+    }
+    assert!(page.contains("past the knee &lt;test&gt;") && text.contains("past the knee <test>"));
+    // Every point of the third method is dominated by the made-up start.
+    assert_eq!(report.front.methods[2].dominated(), 66);
+    assert_eq!(report.front.reference_point, [-0.5; 3]);
 }
 
 #[test]

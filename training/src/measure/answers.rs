@@ -5,12 +5,17 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write},
+    marker::PhantomData,
     path::{Path, PathBuf},
 };
 
-use ladle::preference::{Coefficients, ModelKey};
-use serde::{Deserialize, Serialize};
+use ladle::{
+    engine::Combine,
+    preference::{Coefficients, ModelKey},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::methods::Model;
 use crate::{
     checkpoint::{CheckpointError, write_atomically},
     setup::Prompt,
@@ -18,44 +23,148 @@ use crate::{
 
 type Result<T> = std::result::Result<T, CheckpointError>;
 
+/// Which rows an answer is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// Those that choices are made on.
+    Validation,
+    /// Those that are reported.
+    Test,
+}
+
 /// One answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Answer {
     /// Digest of the soup.
     pub soup: String,
-    /// c over the backbones.
+    /// c over the backbones, or the weights of their logits.
     pub coefficients: Vec<f64>,
+    /// Whether logits were combined instead of weights.
+    pub logits: bool,
     /// Seed of the sampling.
     pub seed: u64,
+    /// Which rows the prompt is of.
+    pub part: Part,
     /// Id of the prompt.
     pub row: String,
     /// Its text.
     pub response: String,
+    /// Its tokens, end of sequence included.
+    pub tokens: Vec<u32>,
+    /// log π of the tokens under the model that gave them at T = 1, nats.
+    pub log_prob: f64,
     /// Whether it ended by itself.
     pub finished: bool,
     /// One an objective.
     pub rewards: Vec<f64>,
 }
 
-/// A model: digest of the soup, and its identity within it.
-type Key = (String, ModelKey);
+/// A model: digest of the soup, whether logits are combined, and the identity of the weights.
+type Key = (String, bool, ModelKey);
 
-/// The model of `coefficients` over the backbones, of which θ_sft's follows: Σc = 1.
-fn model(soup: &str, coefficients: &[f64]) -> Key {
-    let sft = 1.0 - coefficients.iter().sum::<f64>();
-    (soup.to_owned(), ModelKey::of(&Coefficients { backbones: coefficients.to_vec(), sft }))
+/// The model of `weights` over the backbones, of which θ_sft's follows: Σ = 1.
+fn key(soup: &str, logits: bool, weights: &[f64]) -> Key {
+    let sft = 1.0 - weights.iter().sum::<f64>();
+    let weights = Coefficients { backbones: weights.to_vec(), sft };
+    (soup.to_owned(), logits, ModelKey::of(&weights))
+}
+
+/// The weights that tell a model of a soup from others, and whether they are those of logits.
+pub fn weights(model: &Model) -> (bool, &[f64]) {
+    match &model.combine {
+        Combine::Weights => {
+            let Coefficients { backbones, .. } = &model.coefficients;
+            (false, backbones)
+        }
+        Combine::Logits(weights) => (true, weights),
+    }
+}
+
+/// What is asked of one model of a soup: prompts of one part under every seed.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Digest of the soup.
+    pub soup: &'a str,
+    /// The model.
+    pub model: &'a Model,
+    /// Which rows the prompts are.
+    pub part: Part,
+    /// The prompts.
+    pub prompts: &'a [&'a Prompt],
+    /// Seeds of the sampling.
+    pub seeds: &'a [u64],
+}
+
+impl<'a> Asked<'a> {
+    fn key(&self) -> Key {
+        let (logits, weights) = weights(self.model);
+        key(self.soup, logits, weights)
+    }
+
+    /// Every prompt with every seed, prompt by prompt.
+    fn all(self) -> impl Iterator<Item = (&'a Prompt, u64)> {
+        let Self { prompts, seeds, .. } = self;
+        prompts.iter().flat_map(move |prompt| seeds.iter().map(move |seed| (*prompt, *seed)))
+    }
 }
 
 /// All answers so far.
 pub struct Book {
-    path: PathBuf,
-    file: File,
-    known: BTreeMap<Key, BTreeMap<(String, u64), Answer>>,
+    lines: Lines<Answer>,
+    known: BTreeMap<Key, BTreeMap<(Part, String, u64), Answer>>,
 }
 
 impl Book {
     /// Reads the whole lines of the file; a line that a kill cut short is dropped.
     pub fn open(path: &Path) -> Result<Self> {
+        let (lines, answers) = Lines::open(path)?;
+        let mut book = Self { lines, known: BTreeMap::new() };
+        answers.into_iter().for_each(|answer| book.insert(answer));
+        Ok(book)
+    }
+
+    fn insert(&mut self, answer: Answer) {
+        let key = key(&answer.soup, answer.logits, &answer.coefficients);
+        let of = (answer.part, answer.row.clone(), answer.seed);
+        self.known.entry(key).or_default().insert(of, answer);
+    }
+
+    /// Appends the answers of one point, on disk when this returns.
+    pub fn add(&mut self, answers: Vec<Answer>) -> Result<()> {
+        self.lines.append(&answers)?;
+        answers.into_iter().for_each(|answer| self.insert(answer));
+        Ok(())
+    }
+
+    /// What has no answer yet.
+    pub fn missing<'a>(&self, asked: &Asked<'a>) -> Vec<(&'a Prompt, u64)> {
+        let known = self.known.get(&asked.key());
+        let answered = |(prompt, seed): &(&Prompt, u64)| {
+            let of = (asked.part, prompt.example.id.clone(), *seed);
+            known.is_some_and(|known| known.contains_key(&of))
+        };
+        asked.all().filter(|of| !answered(of)).collect()
+    }
+
+    /// The answers of one point, prompt by prompt.
+    pub fn answers(&self, asked: &Asked<'_>) -> Vec<&Answer> {
+        let Some(known) = self.known.get(&asked.key()) else { return Vec::new() };
+        let all = asked.all().map(|(p, seed)| (asked.part, p.example.id.clone(), seed));
+        all.filter_map(|of| known.get(&of)).collect()
+    }
+}
+
+/// A file of JSON lines that is appended to and read whole.
+pub struct Lines<T> {
+    path: PathBuf,
+    file: File,
+    kind: PhantomData<T>,
+}
+
+impl<T: Serialize + DeserializeOwned> Lines<T> {
+    /// Opens a file and reads its whole lines; one that a kill cut short is dropped.
+    pub fn open(path: &Path) -> Result<(Self, Vec<T>)> {
         let io = |error| CheckpointError::io(path)(error);
         let bytes = match fs::read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -65,68 +174,31 @@ impl Book {
         let whole = &bytes[..end];
         write_atomically(path, whole)?;
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
-        let mut book = Self { path: path.to_owned(), file, known: BTreeMap::new() };
-        for (index, line) in whole.split_inclusive(|&byte| byte == b'\n').enumerate() {
-            let answer: Answer = serde_json::from_slice(line).map_err(|error| {
+        let lines = whole.split_inclusive(|&byte| byte == b'\n').enumerate();
+        let read = lines.map(|(index, line)| {
+            serde_json::from_slice(line).map_err(|error| {
                 let reason = format!("line {}: {error}", index + 1);
                 CheckpointError::Format { path: path.to_owned(), reason }
-            })?;
-            book.insert(answer);
-        }
-        Ok(book)
+            })
+        });
+        let read = read.collect::<Result<Vec<T>>>()?;
+        Ok((Self { path: path.to_owned(), file, kind: PhantomData }, read))
     }
 
-    fn insert(&mut self, answer: Answer) {
-        let key = model(&answer.soup, &answer.coefficients);
-        self.known.entry(key).or_default().insert((answer.row.clone(), answer.seed), answer);
-    }
-
-    /// Appends the answers of one point, on disk when this returns.
-    pub fn add(&mut self, answers: Vec<Answer>) -> Result<()> {
+    /// Appends items, on disk when this returns.
+    pub fn append(&mut self, items: &[T]) -> Result<()> {
         let mut text = String::new();
-        for answer in answers {
-            let line = serde_json::to_string(&answer).map_err(|error| CheckpointError::Format {
+        for item in items {
+            let line = serde_json::to_string(item).map_err(|error| CheckpointError::Format {
                 path: self.path.clone(),
                 reason: error.to_string(),
             })?;
             text.push_str(&line);
             text.push('\n');
-            self.insert(answer);
         }
         let io = |error| CheckpointError::io(&self.path)(error);
         self.file.write_all(text.as_bytes()).map_err(io)?;
         self.file.sync_data().map_err(io)
-    }
-
-    /// What has no answer yet.
-    pub fn missing<'p>(
-        &self,
-        soup: &str,
-        coefficients: &[f64],
-        prompts: &[&'p Prompt],
-        seeds: &[u64],
-    ) -> Vec<(&'p Prompt, u64)> {
-        let known = self.known.get(&model(soup, coefficients));
-        let all = prompts.iter().flat_map(|p| seeds.iter().map(move |seed| (*p, *seed)));
-        all.filter(|(prompt, seed)| {
-            known.is_none_or(|known| !known.contains_key(&(prompt.example.id.clone(), *seed)))
-        })
-        .collect()
-    }
-
-    /// The answers of one point, prompt by prompt.
-    pub fn answers(
-        &self,
-        soup: &str,
-        coefficients: &[f64],
-        prompts: &[&Prompt],
-        seeds: &[u64],
-    ) -> Vec<&Answer> {
-        let Some(known) = self.known.get(&model(soup, coefficients)) else { return Vec::new() };
-        let all = prompts
-            .iter()
-            .flat_map(|p| seeds.iter().map(move |seed| (p.example.id.clone(), *seed)));
-        all.filter_map(|key| known.get(&key)).collect()
     }
 }
 
@@ -170,9 +242,13 @@ mod tests {
         let answer = Answer {
             soup: "digest".into(),
             coefficients: vec![1.0],
+            logits: false,
             seed: 1,
+            part: Part::Test,
             row: "row".into(),
             response: "naïve".into(),
+            tokens: vec![7],
+            log_prob: -0.1,
             finished: true,
             // Without `float_roundtrip` it is read as its neighbour.
             rewards: vec![51.248178375505404],

@@ -1,6 +1,9 @@
 //! Which candidate β or α is the best, from what each reached on validation prompts.
 
-use super::front::{FrontError, hypervolume, reference_point};
+use super::{
+    front::{FrontError, hypervolume},
+    results::REFERENCE,
+};
 
 /// What one candidate reached on the validation prompts.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,18 +21,17 @@ pub struct Selection {
     pub best: usize,
     /// Score of each, in order.
     pub scores: Vec<f64>,
-    /// Reference point of the hypervolumes; empty when rewards were compared.
-    pub reference: Vec<f64>,
 }
 
-/// β: the candidate of the largest hypervolume, all measured from one reference point (the
-/// component-wise minimum over them less a tenth of the range). The first wins a tie.
+/// β: the candidate of the largest hypervolume, of rewards in σ, measured from [`REFERENCE`] in every
+/// objective. The first wins a tie.
 pub fn by_hypervolume(candidates: &[Candidate]) -> Result<Selection, FrontError> {
-    let all: Vec<Vec<f64>> = candidates.iter().flat_map(|c| c.solutions.clone()).collect();
-    let reference = reference_point(&all)?;
+    let solution = candidates.first().and_then(|candidate| candidate.solutions.first());
+    let dimensions = solution.ok_or(FrontError::Empty { name: "points" })?.len();
+    let reference = vec![REFERENCE; dimensions];
     let scores = candidates.iter().map(|c| hypervolume(&c.solutions, &reference));
     let scores = scores.collect::<Result<Vec<_>, _>>()?;
-    Ok(Selection { best: first_best(&scores), scores, reference })
+    Ok(Selection { best: first_best(&scores), scores })
 }
 
 /// α: the candidate of the best mean testing reward Σ μᵢ rᵢ over its grid (`preferences`, one row a
@@ -43,7 +45,22 @@ pub fn by_testing_reward(
     }
     let scores = candidates.iter().map(|c| super::front::inner_product(preferences, &c.solutions));
     let scores = scores.collect::<Result<Vec<_>, _>>()?;
-    Ok(Selection { best: first_best(&scores), scores, reference: Vec::new() })
+    Ok(Selection { best: first_best(&scores), scores })
+}
+
+/// The value of the candidate whose solution at the corner of `objective` has the largest reward of
+/// that objective; the first wins a tie.
+pub fn best_at_corner(
+    candidates: &[Candidate],
+    preferences: &[Vec<f64>],
+    objective: usize,
+) -> Result<f64, FrontError> {
+    let corner = |mu: &Vec<f64>| mu.get(objective).is_some_and(|weight| *weight > 1.0 - 1e-9);
+    let at = preferences.iter().position(corner);
+    let at = at.ok_or(FrontError::Empty { name: "corners" })?;
+    let scores: Vec<f64> = candidates.iter().map(|c| c.solutions[at][objective]).collect();
+    let best = candidates.get(first_best(&scores));
+    best.map(|candidate| candidate.value).ok_or(FrontError::Empty { name: "candidates" })
 }
 
 fn first_best(scores: &[f64]) -> usize {

@@ -1,306 +1,237 @@
-//! `evaluate`: sweeps the grid of preferences through the merge and engine that users are served
-//! by, scores the answers, and measures the fronts.
+//! `evaluate`: sweeps a grid of preferences through the merge and engine that users are served by,
+//! scores the answers, and measures the fronts.
 //!
 //! ```text
 //! OUT/evaluation.toml  how the answers are made
 //! OUT/answers.jsonl    every answer with its rewards, appended point by point
-//! OUT/samples.csv      the same by method and preference
-//! OUT/front.json       mean rewards and metrics of every method
+//! OUT/reference.jsonl  log-probabilities of the answers under θ_sft
+//! OUT/samples.csv      the answers by method and preference
+//! OUT/front.json       rewards and metrics of every method
 //! OUT/report.html      for people
 //! ```
 //!
-//! A stopped evaluation goes on after its last whole answer. Methods that ask for the same model
-//! share its answers.
+//! α is chosen on validation prompts; test prompts are answered at α = 0 and at the choice. A stopped
+//! evaluation goes on after its last whole answer. Methods that ask for the same model share its
+//! answers.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
-use ladle::{
-    config::MergeMode,
-    engine::{
-        self, CpuBackend, CpuOptions, EngineConfig, EngineHandle, Event, FinishReason,
-        GenerateRequest,
-    },
-    preference::{Alpha, Coefficients, MixingMatrix, Preference},
-    soup::{OpenOptions as SoupOptions, Soup},
-};
-use serde::{Deserialize, Serialize};
+use std::{fs, path::Path};
 
 use super::{
     answers::{Answer, Book, Table},
-    front::{FrontError, grid},
+    compare::{Swept, compare},
+    error::EvaluateError,
+    front::controllability_ceiling,
+    points::{Point, point},
+    reference::Reference,
     report::Shown,
-    results::{FrontFile, Objective, Point},
+    results::{FORMAT, FrontFile, MethodFront, Objective},
+    settings::{Fixed, Settings},
+    sweep::{Answered, Column, Other, Planned, Sweep},
 };
 use crate::{
-    checkpoint::{CheckpointError, write_atomically},
-    config::MixingConfig,
-    draw,
+    checkpoint::{to_toml, write_atomically},
     error::RunError,
-    metrics::progress,
-    rewards::RewardError,
     run::Run,
     setup::Prompt,
 };
 
-/// Why an evaluation stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum EvaluateError {
-    /// A run, its data or its base.
-    #[error(transparent)]
-    Run(#[from] RunError),
-    /// A file.
-    #[error(transparent)]
-    File(#[from] CheckpointError),
-    /// A reward.
-    #[error(transparent)]
-    Reward(#[from] RewardError),
-    /// The metrics.
-    #[error(transparent)]
-    Front(#[from] FrontError),
-    /// A soup cannot be opened or served.
-    #[error("{path}: {reason}")]
-    Soup {
-        /// The soup's directory.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The engine gave no answer.
-    #[error("row {row} at coefficients {coefficients:?}: {reason}")]
-    Answer {
-        /// The prompt's id.
-        row: String,
-        /// c over the backbones.
-        coefficients: Vec<f64>,
-        /// Why.
-        reason: String,
-    },
-    /// What is asked for cannot be compared.
-    #[error("{0}")]
-    Settings(String),
-}
-
 type Result<T> = std::result::Result<T, EvaluateError>;
 
-/// How to evaluate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Test prompts of each point (all there are, if fewer).
-    pub prompts: usize,
-    /// The grid's spacing is 1 over this.
-    pub grid: usize,
-    /// Sampling temperature; 0 is greedy.
-    pub temperature: f64,
-    /// Seeds of the sampling (one, if greedy).
-    pub seeds: Vec<u64>,
-}
-
-/// One way to answer a preference: a soup and a mapping of μ to coefficients.
-struct Method {
-    name: String,
-    run: usize,
-    mapping: MixingMatrix,
-}
-
-/// A finished run's soup, open.
-struct Served<'a> {
-    run: &'a Run,
-    path: PathBuf,
-    soup: Soup,
-}
-
-impl<'a> Served<'a> {
-    fn open(run: &'a Run) -> Result<Self> {
-        let path = run.places.run.join("soup");
-        let options = SoupOptions { base: Some(run.places.base.clone()), verify_digests: true };
-        let soup = Soup::open(&path, &options).map_err(|error| EvaluateError::Soup {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        Ok(Self { run, path, soup })
-    }
-
-    /// The methods that this soup serves.
-    fn methods(&self, index: usize) -> Result<Vec<Method>> {
-        let method = |name: &str, mapping: MixingMatrix| Method {
-            name: name.to_owned(),
-            run: index,
-            mapping,
-        };
-        let n = self.run.config.objectives.len();
-        if matches!(self.run.config.mixing, MixingConfig::Identity(_)) {
-            return Ok(vec![method("rewarded soup", MixingMatrix::identity(n))]);
-        }
-        let mut methods = vec![method("bone soup (nominal)", self.run.mixing.clone())];
-        if let Some(rows) = &self.soup.manifest.mixing.realised {
-            let realised = MixingMatrix::from_rows(rows).map_err(RunError::from)?;
-            methods.push(method("bone soup (realised)", realised));
-        }
-        methods.push(method("aba", MixingMatrix::identity(n)));
-        Ok(methods)
-    }
-
-    fn engine(&self) -> Result<EngineHandle> {
-        let error = |reason: String| EvaluateError::Soup { path: self.path.clone(), reason };
-        let options = CpuOptions {
-            threads: Some(rayon::current_num_threads()),
-            merge_mode: MergeMode::Fused,
-            ..CpuOptions::default()
-        };
-        let backend = CpuBackend::open(&self.soup, &options).map_err(|e| error(e.to_string()))?;
-        let config = EngineConfig {
-            merge_mode: MergeMode::Fused,
-            max_waiting: usize::MAX,
-            ..EngineConfig::default()
-        };
-        engine::start(backend, self.run.base.tokenizer.clone(), config)
-            .map_err(|e| error(e.to_string()))
-    }
+/// What an evaluation found.
+pub struct Evaluation {
+    /// Points and metrics of all methods.
+    pub front: FrontFile,
+    /// Answers to some prompts.
+    pub shown: Vec<Shown>,
 }
 
 /// Evaluates the soup of `subject` and those of `others`, trained for the same objectives.
 pub fn evaluate(
     subject: &Run,
-    others: &[Run],
+    others: &[Other],
     out: &Path,
-    settings: &Settings,
+    settings: Settings,
 ) -> Result<Evaluation> {
-    if settings.prompts == 0 || settings.grid == 0 || settings.seeds.is_empty() {
-        let reason = format!("{settings:?}: expected at least one prompt, grid step and seed");
-        return Err(EvaluateError::Settings(reason));
-    }
-    let served = std::iter::once(subject).chain(others).map(Served::open);
-    let served = served.collect::<Result<Vec<_>>>()?;
-    claim(&served, out, settings)?;
-    let prompts = subject.test(settings.prompts)?;
-    let mut methods: Vec<Method> = Vec::new();
-    for (index, soup) in served.iter().enumerate() {
-        let tokens = |prompt: &&Prompt| soup.run.base.prompt(&prompt.example);
-        if prompts.iter().any(|prompt| tokens(prompt).as_ref() != Ok(&prompt.tokens)) {
-            let reason = "its base reads the prompts as other tokens; compare runs of one base";
-            return Err(EvaluateError::Soup { path: soup.path.clone(), reason: reason.into() });
-        }
-        for mut method in soup.methods(index)? {
-            // Two runs can serve a method of the same name.
-            if methods.iter().any(|other| other.name == method.name) {
-                method.name = format!("{} of {}", method.name, soup.run.places.run.display());
-            }
-            methods.push(method);
-        }
-    }
-    let preferences = grid(subject.config.objectives.len(), settings.grid);
+    let sweep = Sweep::open(subject, others, settings)?;
+    claim(out, &sweep.settings.fixed)?;
     let mut book = Book::open(&out.join("answers.jsonl"))?;
-
-    // Every distinct model once, soup by soup, so that one engine runs at a time.
-    let bar = progress("evaluate", (methods.len() * preferences.len()) as u64, "points");
-    for (index, soup) in served.iter().enumerate() {
-        let engine = soup.engine()?;
-        for method in methods.iter().filter(|method| method.run == index) {
-            for weights in &preferences {
-                let coefficients = solve(method, weights)?;
-                let missing = book.missing(
-                    &soup.soup.digest,
-                    &coefficients.backbones,
-                    &prompts,
-                    &settings.seeds,
-                );
-                let answers = ask(soup, &engine, &coefficients, &missing, subject, settings)?;
-                book.add(answers)?;
-                bar.inc(1);
-            }
-        }
-        engine.drain();
-    }
-    bar.finish();
-
-    let mut points = Vec::new();
+    let answered = sweep.ask(&mut book)?;
+    let measuring = Measuring::new(&sweep, &book, &answered, out)?;
+    let swept = measuring.methods(&answered)?;
+    let columns = measuring.columns()?;
     let names: Vec<String> = subject.config.objectives.iter().map(|o| o.name.clone()).collect();
-    let mut table = Table::new(&names);
-    let mut shown: Vec<Shown> = prompts[..prompts.len().min(SHOWN)]
-        .iter()
-        .map(|prompt| Shown { prompt: prompt.example.prompt().to_owned(), responses: Vec::new() })
+    write_atomically(&out.join("samples.csv"), samples(&swept, &names).as_bytes())?;
+    let shown = shown(&swept, &sweep.test, &names, &sweep.settings.fixed);
+    let (methods, oracles) = compare(swept, columns, &names, &sweep.standardiser);
+
+    let scales = sweep.standardiser.mean.iter().zip(&sweep.standardiser.std);
+    let units = subject.rewards.iter().map(|reward| reward.unit().to_owned());
+    let objectives = names.into_iter().zip(units).zip(scales);
+    let objectives: Vec<Objective> = objectives
+        .map(|((name, unit), (mean, std))| Objective { name, unit, mean: *mean, std: *std })
         .collect();
-    for method in &methods {
-        let soup = &served[method.run];
-        let mut each = Vec::new();
-        for weights in &preferences {
-            let coefficients = solve(method, weights)?;
-            let answers =
-                book.answers(&soup.soup.digest, &coefficients.backbones, &prompts, &settings.seeds);
-            answers.iter().for_each(|answer| table.row(&method.name, weights, answer));
-            if method.run == 0 && method.name == methods[0].name {
-                show(&mut shown, &names, weights, &answers, settings);
-            }
-            each.push(point(weights, &answers, settings));
-        }
-        points.push((method.name.clone(), each));
-    }
-    write_atomically(&out.join("samples.csv"), table.text.as_bytes())?;
-    let objectives = subject.config.objectives.iter().zip(subject.rewards.iter());
-    let objectives = objectives
-        .map(|(o, reward)| Objective { name: o.name.clone(), unit: reward.unit().to_owned() });
-    let seeds = settings.seeds.clone();
-    let front = FrontFile::measure(objectives.collect(), points, None, prompts.len(), seeds)?;
+    let Fixed { preferences, temperature, seeds, .. } = &sweep.settings.fixed;
+    let front = FrontFile {
+        format: FORMAT,
+        reference_point: FrontFile::reference(&objectives),
+        objectives,
+        controllability_ceiling: controllability_ceiling(preferences),
+        temperature: *temperature,
+        prompts: sweep.test.len(),
+        seeds: seeds.clone(),
+        methods,
+        oracles,
+        selected: answered.selected,
+        left_out: sweep.left_out,
+    };
     let text = serde_json::to_string_pretty(&front)
         .map_err(|error| EvaluateError::Settings(error.to_string()))?;
     write_atomically(&out.join("front.json"), format!("{text}\n").as_bytes())?;
     Ok(Evaluation { front, shown })
 }
 
+/// From answers to points.
+struct Measuring<'a> {
+    sweep: &'a Sweep<'a>,
+    book: &'a Book,
+    reference: Option<Reference>,
+}
+
+impl<'a> Measuring<'a> {
+    /// Scores the answers under θ_sft, where they were sampled at T = 1: the log-ratio of answers
+    /// drawn at another temperature estimates no KL.
+    fn new(sweep: &'a Sweep<'a>, book: &'a Book, answered: &Answered, out: &Path) -> Result<Self> {
+        let mut measuring = Self { sweep, book, reference: None };
+        if sweep.settings.fixed.temperature != 1.0 {
+            return Ok(measuring);
+        }
+        let mut all = measuring.book.answers(&sweep.asked(0, &sweep.start()));
+        for Planned { method, preferences } in &answered.planned {
+            for preference in preferences {
+                let (_, model) = method.solve(preference)?;
+                all.extend(book.answers(&sweep.asked(method.run, &model)));
+            }
+        }
+        for column in &sweep.columns {
+            all.extend(book.answers(&sweep.asked(column.run, &sweep.trained_for(column))));
+        }
+        let path = out.join("reference.jsonl");
+        measuring.reference = Some(Reference::of(sweep.subject, &sweep.test, &all, &path)?);
+        Ok(measuring)
+    }
+
+    fn point(
+        &self,
+        preference: &[f64],
+        lambda: Option<Vec<f64>>,
+        answers: &[&Answer],
+    ) -> Result<Point> {
+        let Sweep { test, settings, standardiser, .. } = self.sweep;
+        let of = (test.as_slice(), settings.fixed.seeds.as_slice());
+        let reference = self.reference.as_ref();
+        let point = point(preference, lambda, answers, of, standardiser, reference);
+        Ok(point.map_err(RunError::from)?)
+    }
+
+    /// θ_sft and every method that was asked.
+    fn methods(&self, answered: &Answered) -> Result<Vec<Swept<'a>>> {
+        let sweep = self.sweep;
+        let grid = &sweep.settings.fixed.preferences;
+        let start = self.book.answers(&sweep.asked(0, &sweep.start()));
+        let points = grid.iter().map(|mu| self.point(mu, None, &start)).collect::<Result<_>>()?;
+        let front = MethodFront::measure("θ_sft".to_owned(), (None, 0.0), points, None)?;
+        let sft = front.points.first().cloned();
+        let answers = vec![start; grid.len()];
+        let mut swept = vec![Swept { front, run: 0, answers, extra: Vec::new() }];
+        for Planned { method, preferences } in &answered.planned {
+            let (mut points, mut answers) = (Vec::new(), Vec::new());
+            for preference in preferences {
+                let (lambda, model) = method.solve(preference)?;
+                let own = self.book.answers(&sweep.asked(method.run, &model));
+                points.push(self.point(preference, Some(lambda), &own)?);
+                answers.push(own);
+            }
+            answers.truncate(grid.len());
+            let extra = points.split_off(grid.len());
+            let kind = (Some(method.kind), method.alpha);
+            let front = MethodFront::measure(method.name.clone(), kind, points, sft.as_ref())?;
+            swept.push(Swept { front, run: method.run, answers, extra });
+        }
+        Ok(swept)
+    }
+
+    /// The policies that were trained for one preference.
+    fn columns(&self) -> Result<Vec<(Column, Point)>> {
+        let column = |column: &Column| {
+            let model = self.sweep.trained_for(column);
+            let answers = self.book.answers(&self.sweep.asked(column.run, &model));
+            Ok((column.clone(), self.point(&column.preference, None, &answers)?))
+        };
+        self.sweep.columns.iter().map(column).collect()
+    }
+}
+
+/// `samples.csv`.
+fn samples(swept: &[Swept<'_>], objectives: &[String]) -> String {
+    let mut table = Table::new(objectives);
+    for Swept { front, answers, .. } in swept {
+        for (point, answers) in front.points.iter().zip(answers) {
+            let row = |answer: &&Answer| table.row(&front.method, &point.preference, answer);
+            answers.iter().for_each(row);
+        }
+    }
+    table.text
+}
+
 /// Prompts whose answers the report shows.
 const SHOWN: usize = 4;
 
-/// Adds the answers of a corner of the simplex, or of its middle-most point, to the samples.
-fn show(
-    shown: &mut [Shown],
-    names: &[String],
-    weights: &[f64],
-    answers: &[&Answer],
-    settings: &Settings,
-) {
-    let n = names.len() as f64;
-    let corner = weights.iter().position(|w| *w > 1.0 - 1e-9);
-    let middle = weights.iter().all(|w| (w - 1.0 / n).abs() < 1.0 / settings.grid as f64);
-    let label = match corner {
-        Some(index) => names.get(index).cloned().unwrap_or_default(),
-        None if middle => {
-            let each: Vec<String> = weights.iter().map(|w| format!("{w:.2}")).collect();
-            format!("μ = ({})", each.join(", "))
-        }
-        None => return,
+/// What θ_sft, and the first method at the corners of the simplex and in its middle, answered to the
+/// first prompts under the first seed.
+fn shown(
+    swept: &[Swept<'_>],
+    prompts: &[&Prompt],
+    objectives: &[String],
+    fixed: &Fixed,
+) -> Vec<Shown> {
+    let n = objectives.len();
+    let label = |point: &Point| {
+        let corner = point.preference.iter().position(|w| *w > 1.0 - 1e-9);
+        corner.and_then(|index| objectives.get(index).cloned())
     };
-    // Answers come prompt by prompt, each under every seed: the first seed's is shown.
-    for (shown, answer) in shown.iter_mut().zip(answers.iter().step_by(settings.seeds.len())) {
-        shown.responses.push((label.clone(), answer.response.clone()));
-    }
-}
-
-/// What an evaluation found.
-pub struct Evaluation {
-    /// Points and metrics of all methods.
-    pub front: FrontFile,
-    /// Answers of the first method to some prompts.
-    pub shown: Vec<Shown>,
-}
-
-/// Writes what is evaluated, or checks that the directory holds the same evaluation.
-fn claim(served: &[Served<'_>], out: &Path, settings: &Settings) -> Result<()> {
-    for other in served {
-        let names = |run: &Run| run.config.objectives.iter().map(|o| o.name.clone()).collect();
-        let (expected, got): (Vec<String>, Vec<String>) = (names(served[0].run), names(other.run));
-        if expected != got {
-            let path = other.path.display();
-            let reason = format!("{path} has the objectives {got:?}, expected {expected:?}");
-            return Err(EvaluateError::Settings(reason));
+    let distance =
+        |point: &Point| point.preference.iter().map(|w| (w - 1.0 / n as f64).abs()).sum::<f64>();
+    let mut columns: Vec<(String, &[&Answer])> = Vec::new();
+    if let [start, rest @ ..] = swept {
+        columns.extend(start.answers.first().map(|a| ("θ_sft".to_owned(), a.as_slice())));
+        if let Some(method) = rest.first() {
+            let all = || method.front.points.iter().zip(&method.answers);
+            columns.extend(all().filter_map(|(p, a)| Some((label(p)?, a.as_slice()))));
+            let middle = all().min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)));
+            columns.extend(middle.map(|(p, a)| {
+                let each: Vec<String> = p.preference.iter().map(|w| format!("{w:.2}")).collect();
+                (format!("μ = ({})", each.join(", ")), a.as_slice())
+            }));
         }
     }
-    // Answers name their soup, so other runs may join later; prompts and decoding must stay.
-    let text =
-        toml::to_string(settings).map_err(|error| EvaluateError::Settings(error.to_string()))?;
+    let each = prompts.iter().take(SHOWN).enumerate().map(|(index, prompt)| Shown {
+        prompt: prompt.example.prompt().to_owned(),
+        // Answers come prompt by prompt, each under every seed.
+        responses: columns
+            .iter()
+            .filter_map(|(who, answers)| {
+                Some((who.clone(), answers.get(index * fixed.seeds.len())?.response.clone()))
+            })
+            .collect(),
+    });
+    each.collect()
+}
+
+/// Writes how the answers are made, or checks that the directory holds the same evaluation. Answers
+/// name their soup, so other runs and methods may join later; prompts and decoding must stay.
+fn claim(out: &Path, fixed: &Fixed) -> Result<()> {
     let path = out.join("evaluation.toml");
+    let text = to_toml(&path, fixed)?;
     match fs::read_to_string(&path) {
         Ok(found) if found == text => Ok(()),
         Ok(_) => Err(EvaluateError::Settings(format!(
@@ -308,105 +239,5 @@ fn claim(served: &[Served<'_>], out: &Path, settings: &Settings) -> Result<()> {
             path.display()
         ))),
         Err(_) => Ok(write_atomically(&path, text.as_bytes())?),
-    }
-}
-
-fn solve(method: &Method, weights: &[f64]) -> Result<Coefficients> {
-    let preference = Preference::new(weights, method.mapping.len())
-        .map_err(|error| EvaluateError::Settings(error.to_string()))?;
-    Ok(method.mapping.solve(&preference, &Alpha::Scalar(0.0)).coefficients)
-}
-
-/// Answers the prompts under the seeds, all at once, and scores them.
-fn ask(
-    soup: &Served<'_>,
-    engine: &EngineHandle,
-    coefficients: &Coefficients,
-    missing: &[(&Prompt, u64)],
-    subject: &Run,
-    settings: &Settings,
-) -> Result<Vec<Answer>> {
-    let failed = |prompt: &Prompt, reason: String| EvaluateError::Answer {
-        row: prompt.example.id.clone(),
-        coefficients: coefficients.backbones.clone(),
-        reason,
-    };
-    let mut running = Vec::with_capacity(missing.len());
-    for (prompt, seed) in missing {
-        let longest = subject.config.rollout.max_new_tokens;
-        let mut request =
-            GenerateRequest::new(prompt.tokens.clone(), coefficients.clone(), longest);
-        request.sampling.temperature = settings.temperature as f32;
-        request.sampling.seed = Some(*seed);
-        running.push(engine.submit(request).map_err(|e| failed(prompt, e.to_string()))?);
-    }
-    let mut samples = Vec::with_capacity(missing.len());
-    for ((prompt, _), mut generation) in missing.iter().zip(running) {
-        let mut response = String::new();
-        let finished = loop {
-            match generation.blocking_next() {
-                Some(Event::Token(token)) => response.push_str(&token.text),
-                Some(Event::Finished(end)) => break end.reason == FinishReason::Stop,
-                Some(Event::Failed(error)) => return Err(failed(prompt, error.to_string())),
-                Some(_) => {}
-                None => return Err(failed(prompt, "the engine has stopped".to_owned())),
-            }
-        };
-        samples.push(prompt.sample(response, finished));
-    }
-    let scores = subject.rewards.score(&samples)?;
-    let answers =
-        missing.iter().zip(samples).enumerate().map(|(index, ((prompt, seed), s))| Answer {
-            soup: soup.soup.digest.clone(),
-            coefficients: coefficients.backbones.clone(),
-            seed: *seed,
-            row: prompt.example.id.clone(),
-            response: s.response,
-            finished: s.finished,
-            rewards: scores.iter().map(|reward| reward[index]).collect(),
-        });
-    Ok(answers.collect())
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
-}
-
-fn deviation(values: &[f64]) -> f64 {
-    let middle = mean(values);
-    mean(&values.iter().map(|value| (value - middle).powi(2)).collect::<Vec<_>>()).sqrt()
-}
-
-/// Mean and spread of a point's rewards.
-fn point(preference: &[f64], answers: &[&Answer], settings: &Settings) -> Point {
-    let count = answers.first().map_or(0, |answer| answer.rewards.len());
-    let series = |objective: usize, seed: Option<u64>| -> Vec<f64> {
-        let of_seed = answers.iter().filter(|answer| seed.is_none_or(|seed| answer.seed == seed));
-        of_seed.map(|answer| answer.rewards[objective]).collect()
-    };
-    let spread = |objective| match settings.seeds.as_slice() {
-        [_] => deviation(&series(objective, None)),
-        seeds => {
-            let means: Vec<f64> =
-                seeds.iter().map(|seed| mean(&series(objective, Some(*seed)))).collect();
-            deviation(&means)
-        }
-    };
-    Point {
-        preference: preference.to_vec(),
-        mean: (0..count).map(|objective| mean(&series(objective, None))).collect(),
-        spread: (0..count).map(spread).collect(),
-    }
-}
-
-impl Run {
-    /// The first `count` test prompts of a fixed order (all, if there are fewer).
-    fn test(&self, count: usize) -> Result<Vec<&Prompt>> {
-        if self.test.is_empty() {
-            let reason = "data.test: the configuration names no file to evaluate on";
-            return Err(EvaluateError::Settings(reason.to_owned()));
-        }
-        let order = draw::batch(self.config.seed, self.test.len(), count.min(self.test.len()), 0);
-        Ok(order.into_iter().filter_map(|index| self.test.get(index)).collect())
     }
 }

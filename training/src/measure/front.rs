@@ -1,6 +1,8 @@
 //! Metrics of a front (all objectives are maximised): hypervolume, non-dominated set, inner
 //! product, controllability, sparsity, spacing. Pure; a solution is a slice of n rewards.
 
+use std::cmp::Ordering;
+
 /// What is wrong with a front.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum FrontError {
@@ -146,19 +148,6 @@ fn front_of(points: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     front
 }
 
-/// A reference point for several methods compared: the component-wise minimum over all of their
-/// solutions, minus a tenth of each component's range.
-pub fn reference_point(points: &[Vec<f64>]) -> Result<Vec<f64>, FrontError> {
-    let n = check("points", points)?;
-    let reference = |j: usize| {
-        let component = || points.iter().filter_map(|p| p.get(j).copied());
-        let low = component().fold(f64::INFINITY, f64::min);
-        let high = component().fold(f64::NEG_INFINITY, f64::max);
-        low - 0.1 * (high - low)
-    };
-    Ok((0..n).map(reference).collect())
-}
-
 /// Mean over the grid of Σ μᵢ rᵢ.
 pub fn inner_product(preferences: &[Vec<f64>], solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     paired(preferences, solutions)?;
@@ -194,8 +183,45 @@ pub fn controllability(
     Ok(if pairs == 0 { 1.0 } else { agreeing as f64 / pairs as f64 })
 }
 
+/// The largest [`controllability`] that a grid allows: the share of its ordered pairs that differ in
+/// every weight. Two preferences that share a weight can only agree in an exact tie of that reward.
+pub fn controllability_ceiling(preferences: &[Vec<f64>]) -> f64 {
+    let differ = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() > 1e-9);
+    let count = preferences.len();
+    let all = preferences.iter().flat_map(|a| preferences.iter().map(move |b| (a, b)));
+    let differing = all.filter(|(a, b)| differ(a, b)).count();
+    if count < 2 { 1.0 } else { differing as f64 / (count * (count - 1)) as f64 }
+}
+
+/// An order of preferences in which neighbours stand beside each other: by the first weight, falling,
+/// within equal ones by the next, every second group the other way round. On a full grid of two or
+/// three objectives each step moves the least weight that it can.
+pub fn path(preferences: &[Vec<f64>]) -> Vec<usize> {
+    fn walk(preferences: &[Vec<f64>], mut indices: Vec<usize>, at: usize) -> Vec<usize> {
+        let weight = |index: usize| preferences[index].get(at).copied();
+        if indices.len() < 2 || weight(indices[0]).is_none() {
+            return indices;
+        }
+        indices.sort_by(|&a, &b| weight(b).partial_cmp(&weight(a)).unwrap_or(Ordering::Equal));
+        let equal = |a: &usize, b: &usize| match (weight(*a), weight(*b)) {
+            (Some(a), Some(b)) => (a - b).abs() < 1e-9,
+            _ => false,
+        };
+        let groups = indices.chunk_by(equal).enumerate();
+        let each = groups.flat_map(|(number, group)| {
+            let mut group = walk(preferences, group.to_vec(), at + 1);
+            if number % 2 == 1 {
+                group.reverse();
+            }
+            group
+        });
+        each.collect()
+    }
+    walk(preferences, (0..preferences.len()).collect(), 0)
+}
+
 /// [BS] eq. 13 (`docs/algorithms.md` §7.5): mean squared distance between consecutive solutions, in
-/// the order given (that of μ). 0 for fewer than two.
+/// the order given. 0 for fewer than two.
 pub fn sparsity(solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     check("solutions", solutions)?;
     let steps = solutions.iter().zip(solutions.iter().skip(1));

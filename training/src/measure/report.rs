@@ -3,6 +3,7 @@
 
 use super::{
     front::non_dominated,
+    methods::Kind,
     plot::{COLOURS, Dot, Mark, Series, chart, escape, number, ternary},
     results::{FrontFile, MethodFront},
 };
@@ -77,50 +78,74 @@ impl Report {
     }
 
     fn metrics(&self, page: &mut String) {
-        let reference: Vec<String> =
-            self.front.reference_point.iter().map(|r| number(*r)).collect();
+        let FrontFile { reference_point, controllability_ceiling: ceiling, methods, .. } =
+            &self.front;
+        let reference: Vec<String> = reference_point.iter().map(|r| number(*r)).collect();
         let _ = write!(
             page,
-            "<h2>Metrics</h2><p>Hypervolume is measured from ({}). Higher is better for \
-             hypervolume, inner product, controllability and front length; lower for sparsity and \
-             spacing. {}</p><div class=\"wide\"><table><thead><tr><th>method</th>\
-             <th>hypervolume</th><th>inner product</th><th>controllability</th>\
-             <th>front length</th><th>sparsity</th><th>spacing</th></tr></thead><tbody>",
+            "<h2>Metrics</h2><p>Rewards are in σ of the sampled responses of θ_sft, which is at 0. \
+             Testing reward is the mean of Σ μᵢzᵢ, over the grid and by region of the simplex; \
+             hypervolume is measured from −0.5 σ, in the rewards' own units ({}). Higher is better, \
+             but for sparsity and spacing. The grid allows a controllability of at most {}. A \
+             dominated point is worse than θ_sft in every reward. {}</p><div class=\"wide\"><table>\
+             <thead><tr>",
             reference.join(", "),
-            self.methods()
+            number(*ceiling),
+            self.meanings()
         );
-        for (i, MethodFront { method, points, metrics: m }) in self.front.methods.iter().enumerate()
-        {
-            let _ = write!(
-                page,
-                "<tr><th>{}{}</th><td>{}</td><td>{}</td><td>{}</td><td>{} of {}</td><td>{}</td>\
-                 <td>{}</td></tr>",
-                swatch(i),
-                escape(method),
-                number(m.hypervolume),
-                number(m.inner_product),
-                number(m.controllability),
-                m.front_length,
-                points.len(),
-                number(m.sparsity),
-                number(m.spacing),
-            );
+        let titles = [
+            "method",
+            "testing reward",
+            "corners",
+            "edges",
+            "interior",
+            "hypervolume",
+            "controllability",
+            "front length",
+            "sparsity",
+            "spacing",
+            "KL, nats",
+            "R²",
+            "dominated",
+            "words",
+        ];
+        titles.iter().for_each(|title| {
+            let _ = write!(page, "<th>{title}</th>");
+        });
+        page.push_str("</tr></thead><tbody>");
+        for (index, method) in methods.iter().enumerate() {
+            let cells = row(method);
+            let _ = write!(page, "<tr><th>{}{}</th>", swatch(index), escape(&method.method));
+            cells.iter().for_each(|cell| {
+                let _ = write!(page, "<td>{cell}</td>");
+            });
+            page.push_str("</tr>");
         }
         page.push_str("</tbody></table></div>");
+        self.comparison(page);
     }
 
-    /// What the names of the methods mean.
-    fn methods(&self) -> String {
-        let known = [
-            ("bone soup (nominal)", "λ = B⁻¹μ with the B that was asked for"),
-            ("bone soup (realised)", "λ = B⁻¹μ with the B that training arrived at"),
-            ("aba", "the same backbones with λ = μ"),
-            ("rewarded soup", "λ = μ with backbones of one reward each"),
-        ];
-        let present = |name: &str| self.front.methods.iter().any(|m| m.method == name);
-        let known = known.into_iter().filter(|(name, _)| present(name));
-        let lines: Vec<String> = known.map(|(name, what)| format!("{name}: {what}.")).collect();
-        escape(&lines.join(" "))
+    /// Gains, gaps, choices and verdicts, one line each.
+    fn comparison(&self, page: &mut String) {
+        let lines = self.front.comparison();
+        if lines.is_empty() {
+            return;
+        }
+        page.push_str("<h2>Comparison</h2><ul>");
+        for line in lines {
+            let _ = write!(page, "<li>{}</li>", escape(&line));
+        }
+        page.push_str("</ul>");
+    }
+
+    /// What the methods are.
+    fn meanings(&self) -> String {
+        let present = |kind: &Kind| self.front.methods.iter().find(|m| m.kind == Some(*kind));
+        let lines = Kind::ALL.iter().filter_map(|kind| {
+            let method = &present(kind)?.method;
+            Some(format!("{method}: {}.", kind.meaning()))
+        });
+        escape(&lines.collect::<Vec<_>>().join(" "))
     }
 
     /// One projection for every pair of objectives; dominated points are dots off the line.
@@ -254,6 +279,29 @@ impl Report {
             page.push_str("</tbody></table></details>");
         }
     }
+}
+
+/// The cells of a method's row.
+fn row(method: &MethodFront) -> Vec<String> {
+    let m = &method.metrics;
+    let optional = |x: Option<f64>| x.map_or("–".to_owned(), number);
+    let words = method.points.iter().map(|p| p.text.words).sum::<f64>();
+    let regions = &method.regions;
+    vec![
+        number(m.inner_product),
+        optional(regions.corners),
+        optional(regions.edges),
+        optional(regions.interior),
+        number(m.hypervolume),
+        number(m.controllability),
+        format!("{} of {}", m.front_length, method.points.len()),
+        number(m.sparsity),
+        number(m.spacing),
+        optional(method.most_kl()),
+        optional(method.r_squared),
+        method.dominated().to_string(),
+        number(words / method.points.len().max(1) as f64),
+    ]
 }
 
 /// A method's points in two objectives: all as dots, the non-dominated ones (in these two)

@@ -5,20 +5,20 @@ use std::{fs, path::Path};
 use serde_json::Value;
 
 use super::{
-    evaluate::{Evaluation, Settings},
+    evaluate::Evaluation,
     report::{Curve, Report},
 };
 use crate::{config::MixingConfig, run::Run};
 
 /// Puts the report of a run's evaluation together.
-pub fn report(run: &Run, evaluation: &Evaluation, settings: &Settings) -> Report {
+pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
     let config = &run.config;
     let mixing = match &config.mixing {
         MixingConfig::Beta(beta) => format!("β = {beta}"),
         MixingConfig::Matrix(rows) => format!("B = {rows:?}"),
         MixingConfig::Identity(_) => "B = I".to_owned(),
     };
-    let decoding = match settings.temperature {
+    let decoding = match evaluation.front.temperature {
         0.0 => "greedy".to_owned(),
         temperature => format!("sampled at temperature {temperature}"),
     };

@@ -1,0 +1,49 @@
+//! Why an evaluation stopped.
+
+use std::path::PathBuf;
+
+use ladle::preference::PreferenceError;
+
+use super::front::FrontError;
+use crate::{checkpoint::CheckpointError, error::RunError, rewards::RewardError};
+
+/// Why an evaluation stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// A run, its data or its base.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] CheckpointError),
+    /// A reward.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
+    /// The metrics.
+    #[error(transparent)]
+    Front(#[from] FrontError),
+    /// A point of the sweep that is no preference.
+    #[error(transparent)]
+    Preference(#[from] PreferenceError),
+    /// A soup cannot be opened or served.
+    #[error("{path}: {reason}")]
+    Soup {
+        /// The soup's directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The engine gave no answer.
+    #[error("row {row} at coefficients {coefficients:?}: {reason}")]
+    Answer {
+        /// The prompt's id.
+        row: String,
+        /// c over the backbones.
+        coefficients: Vec<f64>,
+        /// Why.
+        reason: String,
+    },
+    /// What is asked for cannot be compared.
+    #[error("{0}")]
+    Settings(String),
+}

@@ -1,0 +1,201 @@
+//! The methods that an evaluation compares: which soup, which mapping of μ to a model.
+
+use ladle::{
+    engine::Combine,
+    preference::{
+        Alpha, Coefficients, LambdaRule, MixingMatrix, Preference, PreferenceError,
+        mixing::MAX_REALISED_CONDITION,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+/// How a method answers a preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// λ = B⁻¹μ with the B that was asked for.
+    Bone,
+    /// λ = B⁻¹μ with the B that training arrived at.
+    Realised,
+    /// λ = μ on bone backbones.
+    Aba,
+    /// B⁻¹μ projected on the simplex.
+    Clamped,
+    /// λ = μ on backbones of one reward each.
+    Rewarded,
+    /// MOD: logits of the backbones, weighed by B⁻¹μ.
+    Mod,
+    /// Backbones of their own: a policy trained on the rewards in the shares of the preference.
+    Oracle,
+}
+
+impl Kind {
+    /// All of them, in the order of a report.
+    pub const ALL: [Self; 7] = [
+        Self::Bone,
+        Self::Realised,
+        Self::Aba,
+        Self::Clamped,
+        Self::Rewarded,
+        Self::Mod,
+        Self::Oracle,
+    ];
+
+    /// Whether a grid of α is searched for it.
+    pub fn extrapolates(self) -> bool {
+        matches!(self, Self::Bone | Self::Realised | Self::Rewarded)
+    }
+
+    /// What it is, for a reader of a report.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Bone => "λ = B⁻¹μ with the B that was asked for",
+            Self::Realised => "λ = B⁻¹μ with the B that training arrived at",
+            Self::Aba => "bone backbones with λ = μ",
+            Self::Clamped => "B⁻¹μ projected on the simplex",
+            Self::Rewarded => "λ = μ with backbones of one reward each",
+            Self::Mod => "logits of the backbones, weighed by B⁻¹μ",
+            Self::Oracle => "a policy trained for that preference",
+        }
+    }
+}
+
+/// The model that a preference asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// c over the backbones and θ_sft; for logits, that of θ_sft alone.
+    pub coefficients: Coefficients,
+    /// Weights or logits.
+    pub combine: Combine,
+}
+
+impl Model {
+    /// θ_sft of a soup with `backbones` backbones.
+    pub fn sft(backbones: usize) -> Self {
+        let coefficients = Coefficients { backbones: vec![0.0; backbones], sft: 1.0 };
+        Self { coefficients, combine: Combine::Weights }
+    }
+
+    /// Backbone `index` of `backbones`.
+    pub fn backbone(index: usize, backbones: usize) -> Self {
+        let one = |i| if i == index { 1.0 } else { 0.0 };
+        let coefficients = Coefficients { backbones: (0..backbones).map(one).collect(), sft: 0.0 };
+        Self { coefficients, combine: Combine::Weights }
+    }
+}
+
+/// One way to answer a preference.
+#[derive(Debug, Clone)]
+pub struct Method {
+    /// Its name in the report, with α where that is not 0.
+    pub name: String,
+    /// What it does.
+    pub kind: Kind,
+    /// Which of the evaluated runs it serves.
+    pub run: usize,
+    /// Extrapolation.
+    pub alpha: f64,
+    matrix: MixingMatrix,
+    rule: LambdaRule,
+}
+
+impl Method {
+    /// λ and the model of a preference.
+    pub fn solve(&self, preference: &[f64]) -> Result<(Vec<f64>, Model), PreferenceError> {
+        let preference = Preference::new(preference, self.matrix.len())?;
+        let alpha = Alpha::Scalar(self.alpha);
+        let solution = self.matrix.solve_by(self.rule, &preference, &alpha);
+        let model = match self.kind {
+            Kind::Mod => Model {
+                combine: Combine::Logits(solution.coefficients.backbones.clone()),
+                ..Model::sft(self.matrix.len())
+            },
+            _ => Model { coefficients: solution.coefficients, combine: Combine::Weights },
+        };
+        Ok((solution.lambda, model))
+    }
+
+    /// The same method with an extrapolation.
+    pub fn extrapolated(&self, alpha: f64) -> Self {
+        let name =
+            if alpha == 0.0 { self.name.clone() } else { format!("{}, α = {alpha}", self.name) };
+        Self { name, alpha, ..self.clone() }
+    }
+}
+
+/// A method that is not evaluated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its name.
+    pub method: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What of a run decides its methods.
+pub struct Trained<'a> {
+    /// Which of the evaluated runs it is.
+    pub run: usize,
+    /// Tells methods of one name apart: empty for the subject.
+    pub label: &'a str,
+    /// B.
+    pub nominal: &'a MixingMatrix,
+    /// Whether B is the identity: one reward a backbone.
+    pub identity: bool,
+    /// Rows of the B that training arrived at.
+    pub realised: Option<&'a [Vec<f64>]>,
+}
+
+impl Trained<'_> {
+    /// The methods of `kinds` that the run serves, at α = 0, and those that it cannot.
+    pub fn methods(&self, kinds: &[Kind], taken: &[Method]) -> (Vec<Method>, Vec<LeftOut>) {
+        let n = self.nominal.len();
+        let (mut methods, mut left_out) = (Vec::new(), Vec::new());
+        for &kind in kinds {
+            let name = match (kind, self.identity) {
+                (Kind::Bone, false) => "bone soup (nominal)",
+                (Kind::Realised, false) => "bone soup (realised)",
+                (Kind::Clamped, false) => "bone soup (clamped)",
+                (Kind::Aba, false) => "aba",
+                (Kind::Rewarded, true) => "rewarded soup",
+                (Kind::Mod, true) => "mod",
+                (Kind::Mod, false) => "mod on bone backbones",
+                _ => continue,
+            };
+            let named = |name: &str| taken.iter().chain(&methods).any(|m: &Method| m.name == name);
+            let name = match named(name) {
+                true => format!("{name} of {}", self.label),
+                false => name.to_owned(),
+            };
+            let matrix = match kind {
+                Kind::Aba => MixingMatrix::identity(n),
+                Kind::Realised => {
+                    let Some(rows) = self.realised else { continue };
+                    let usable = MixingMatrix::from_rows(rows).map_err(|e| e.to_string());
+                    match usable.and_then(well_conditioned) {
+                        Ok(matrix) => matrix,
+                        Err(reason) => {
+                            left_out.push(LeftOut { method: name, reason });
+                            continue;
+                        }
+                    }
+                }
+                _ => self.nominal.clone(),
+            };
+            let rule = if kind == Kind::Clamped { LambdaRule::Clamp } else { LambdaRule::Exact };
+            methods.push(Method { name, kind, run: self.run, alpha: 0.0, matrix, rule });
+        }
+        (methods, left_out)
+    }
+}
+
+/// Refuses a realised B whose λ would leave the hull of what was trained by far.
+fn well_conditioned(matrix: MixingMatrix) -> Result<MixingMatrix, String> {
+    let condition = matrix.condition();
+    if condition <= MAX_REALISED_CONDITION {
+        return Ok(matrix);
+    }
+    Err(format!(
+        "the realised B has condition number {condition:.1}, expected at most {MAX_REALISED_CONDITION}"
+    ))
+}

@@ -1,0 +1,278 @@
+//! What an evaluation asks: every method of every run, over the grid of preferences.
+
+use ladle::engine::EngineHandle;
+
+use super::{
+    answers::{Answer, Asked, Book, Part},
+    criterion::{Candidate, by_testing_reward},
+    error::EvaluateError,
+    methods::{Kind, LeftOut, Method, Model, Trained},
+    points::mean,
+    results::Selected,
+    serve::{Judge, Served},
+    settings::Settings,
+};
+use crate::{
+    config::MixingConfig,
+    draw,
+    error::RunError,
+    metrics::progress,
+    rl::balance::{Standardiser, Strategy},
+    run::Run,
+    setup::Prompt,
+};
+
+type Result<T> = std::result::Result<T, EvaluateError>;
+
+/// A run that is compared with the subject.
+pub struct Other {
+    /// Tells its methods from others of the same name.
+    pub label: String,
+    /// The run.
+    pub run: Run,
+    /// Only its backbones count, as policies trained for their columns of B.
+    pub oracle: bool,
+}
+
+/// A backbone as the policy trained for the preference that its column of B is.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Run and backbone.
+    pub name: String,
+    /// Which of the evaluated runs.
+    pub run: usize,
+    /// Which of its backbones.
+    pub backbone: usize,
+    /// The column.
+    pub preference: Vec<f64>,
+}
+
+/// A method with the preferences that it answers: the grid, then those of the columns.
+pub struct Planned {
+    /// The method.
+    pub method: Method,
+    /// What it answers.
+    pub preferences: Vec<Vec<f64>>,
+}
+
+/// What was asked.
+#[derive(Default)]
+pub struct Answered {
+    /// The methods, in the order of the report.
+    pub planned: Vec<Planned>,
+    /// How α was chosen.
+    pub selected: Vec<Selected>,
+}
+
+/// Everything that an evaluation works with.
+pub struct Sweep<'a> {
+    /// The run whose rewards and scale judge.
+    pub subject: &'a Run,
+    /// Its soup first, then the others'.
+    pub served: Vec<Served<'a>>,
+    /// How to evaluate.
+    pub settings: Settings,
+    /// Prompts that are reported.
+    pub test: Vec<&'a Prompt>,
+    /// Frozen scale of the rewards.
+    pub standardiser: Standardiser,
+    /// Methods at α = 0.
+    pub methods: Vec<Method>,
+    /// Methods that cannot be evaluated.
+    pub left_out: Vec<LeftOut>,
+    /// Policies trained for one preference.
+    pub columns: Vec<Column>,
+}
+
+impl<'a> Sweep<'a> {
+    /// Opens the soups and decides what is compared.
+    pub fn open(subject: &'a Run, others: &'a [Other], settings: Settings) -> Result<Self> {
+        let n = subject.config.objectives.len();
+        let settings = settings.checked(n).map_err(EvaluateError::Settings)?;
+        let mut served = vec![Served::open(subject, "")?];
+        for other in others {
+            served.push(Served::open(&other.run, &other.label)?);
+        }
+        let test = rows(subject, &subject.test, settings.fixed.prompts, "data.test")?;
+        comparable(&served, &test)?;
+        let (mut methods, mut left_out): (Vec<Method>, Vec<LeftOut>) = Default::default();
+        let mut columns = Vec::new();
+        for (run, soup) in served.iter().enumerate() {
+            let identity = matches!(soup.run.config.mixing, MixingConfig::Identity(_));
+            let realised = soup.soup.manifest.mixing.realised.as_deref();
+            let (label, nominal) = (soup.label.as_str(), &soup.run.mixing);
+            let trained = Trained { run, label, nominal, identity, realised };
+            let only_columns = run.checked_sub(1).is_some_and(|other| others[other].oracle);
+            if !only_columns {
+                let (more, out) = trained.methods(&settings.methods, &methods);
+                methods.extend(more);
+                left_out.extend(out);
+            }
+            if settings.methods.contains(&Kind::Oracle) {
+                columns.extend(columns_of(run, soup));
+            }
+        }
+        let standardiser = subject.standardiser(subject.sft()?.as_ref())?;
+        Ok(Self { subject, served, settings, test, standardiser, methods, left_out, columns })
+    }
+
+    /// θ_sft.
+    pub fn start(&self) -> Model {
+        Model::sft(self.served[0].backbones())
+    }
+
+    /// What is asked of a model about the test prompts.
+    pub fn asked<'s>(&'s self, run: usize, model: &'s Model) -> Asked<'s> {
+        let (soup, prompts) = (self.served[run].soup.digest.as_str(), self.test.as_slice());
+        Asked { soup, model, part: Part::Test, prompts, seeds: &self.settings.fixed.seeds }
+    }
+
+    /// The model of a column.
+    pub fn trained_for(&self, column: &Column) -> Model {
+        Model::backbone(column.backbone, self.served[column.run].backbones())
+    }
+
+    /// Answers everything that has no answer yet in `book`, one engine at a time.
+    pub fn ask(&self, book: &mut Book) -> Result<Answered> {
+        let temperature = self.settings.fixed.temperature;
+        let judge = Judge { subject: self.subject, temperature };
+        let bar = progress("evaluate", self.methods.len() as u64, "methods");
+        let mut answered = Answered::default();
+        for (run, soup) in self.served.iter().enumerate() {
+            let engine = soup.engine()?;
+            let mut models = Vec::from_iter((run == 0).then(|| self.start()));
+            let own = self.columns.iter().filter(|column| column.run == run);
+            models.extend(own.map(|column| self.trained_for(column)));
+            for model in &models {
+                judge.ask(&engine, &self.asked(run, model), book)?;
+            }
+            for method in self.methods.iter().filter(|method| method.run == run) {
+                let mut alphas = vec![0.0];
+                if method.kind.extrapolates() && self.settings.alphas.len() > 1 {
+                    let selected = self.choose(method, &judge, &engine, book)?;
+                    alphas.extend(Some(selected.best).filter(|best| *best != 0.0));
+                    answered.selected.push(selected);
+                }
+                for alpha in alphas {
+                    let planned = self.plan(method.extrapolated(alpha));
+                    for preference in &planned.preferences {
+                        let (_, model) = planned.method.solve(preference)?;
+                        judge.ask(&engine, &self.asked(run, &model), book)?;
+                    }
+                    answered.planned.push(planned);
+                }
+                bar.inc(1);
+            }
+            engine.drain();
+        }
+        bar.finish();
+        Ok(answered)
+    }
+
+    fn plan(&self, method: Method) -> Planned {
+        let mut preferences = self.settings.fixed.preferences.clone();
+        if method.alpha == 0.0 {
+            preferences.extend(self.columns.iter().map(|column| column.preference.clone()));
+        }
+        Planned { method, preferences }
+    }
+
+    /// The α of the best mean testing reward over the grid, on validation prompts.
+    fn choose(
+        &self,
+        method: &Method,
+        judge: &Judge<'_>,
+        engine: &EngineHandle,
+        book: &mut Book,
+    ) -> Result<Selected> {
+        let fixed = &self.settings.fixed;
+        let run = self.subject;
+        let prompts = rows(run, &run.validation, fixed.dev_prompts, "data.validation")?;
+        let mut candidates = Vec::new();
+        for &alpha in &self.settings.alphas {
+            let method = method.extrapolated(alpha);
+            let mut solutions = Vec::new();
+            for preference in &fixed.preferences {
+                let (_, model) = method.solve(preference)?;
+                let asked = Asked {
+                    part: Part::Validation,
+                    prompts: &prompts,
+                    ..self.asked(method.run, &model)
+                };
+                judge.ask(engine, &asked, book)?;
+                let means = means(&book.answers(&asked), self.standardiser.mean.len());
+                solutions.push(self.standardiser.apply(&means).map_err(RunError::from)?);
+            }
+            candidates.push(Candidate { value: alpha, solutions });
+        }
+        let selection = by_testing_reward(&candidates, &fixed.preferences)?;
+        Ok(Selected {
+            method: method.name.clone(),
+            alphas: self.settings.alphas.clone(),
+            best: self.settings.alphas[selection.best],
+            scores: selection.scores,
+        })
+    }
+}
+
+/// Mean of every reward.
+fn means(answers: &[&Answer], objectives: usize) -> Vec<f64> {
+    let series = |j: usize| answers.iter().map(|answer| answer.rewards[j]).collect::<Vec<_>>();
+    (0..objectives).map(|j| mean(&series(j))).collect()
+}
+
+/// The backbones whose rewards had one fixed weight each, at these weights.
+fn columns_of(run: usize, soup: &Served<'_>) -> Vec<Column> {
+    if soup.run.config.balance.strategy != Strategy::Average {
+        return Vec::new();
+    }
+    let owner = if soup.label.is_empty() { String::new() } else { format!(" of {}", soup.label) };
+    let named = soup.run.config.objectives.iter().enumerate();
+    let column = |(backbone, objective): (usize, &crate::config::ObjectiveConfig)| Column {
+        name: format!("{}{owner}", objective.name),
+        run,
+        backbone,
+        preference: soup.run.mixing.column(backbone),
+    };
+    named.map(column).collect()
+}
+
+/// The first `count` prompts of a fixed order (all, if there are fewer).
+fn rows<'a>(run: &Run, prompts: &'a [Prompt], count: usize, key: &str) -> Result<Vec<&'a Prompt>> {
+    if prompts.is_empty() {
+        let reason = format!("{key}: the configuration names no file, and it is evaluated on");
+        return Err(EvaluateError::Settings(reason));
+    }
+    let order = draw::batch(run.config.seed, prompts.len(), count.min(prompts.len()), 0);
+    Ok(order.into_iter().filter_map(|index| prompts.get(index)).collect())
+}
+
+/// Refuses runs of other objectives or of a base that reads the prompts as other tokens; says which
+/// were not tuned from the subject's θ_sft.
+fn comparable(served: &[Served<'_>], prompts: &[&Prompt]) -> Result<()> {
+    let names = |run: &Run| run.config.objectives.iter().map(|o| o.name.clone()).collect();
+    let sft = |soup: &Served<'_>| {
+        let file = soup.soup.sft.as_ref().map(|sft| sft.file().bytes());
+        file.map(ladle::files::sha256)
+    };
+    for other in served {
+        let (expected, got): (Vec<String>, Vec<String>) = (names(served[0].run), names(other.run));
+        if expected != got {
+            let path = other.path.display();
+            let reason = format!("{path} has the objectives {got:?}, expected {expected:?}");
+            return Err(EvaluateError::Settings(reason));
+        }
+        let tokens = |prompt: &&Prompt| other.run.base.prompt(&prompt.example);
+        if prompts.iter().any(|prompt| tokens(prompt).as_ref() != Ok(&prompt.tokens)) {
+            let reason = "its base reads the prompts as other tokens; compare runs of one base";
+            return Err(EvaluateError::Soup { path: other.path.clone(), reason: reason.into() });
+        }
+        if sft(other) != sft(&served[0]) {
+            tracing::warn!(
+                "{}: tuned from another θ_sft than the subject; `run --share` makes runs start alike",
+                other.path.display()
+            );
+        }
+    }
+    Ok(())
+}
