@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use overrides::Override;
+pub use overrides::{Override, OverrideError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -39,13 +39,8 @@ pub enum ConfigError {
         reason: String,
     },
     /// An override of the command line.
-    #[error("--set {change}: {reason}")]
-    Override {
-        /// The override.
-        change: String,
-        /// Why it is refused.
-        reason: String,
-    },
+    #[error(transparent)]
+    Override(#[from] OverrideError),
     /// A value out of range.
     #[error("{key} is {got}, expected {expected}")]
     Value {

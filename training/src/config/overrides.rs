@@ -2,10 +2,8 @@
 
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
-
-use super::{Config, ConfigError};
 
 /// One override: a dotted path and a TOML value.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,17 +37,30 @@ impl std::fmt::Display for Override {
     }
 }
 
+/// An override that is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("--set {change}: {reason}")]
+pub struct OverrideError {
+    /// The override.
+    pub change: String,
+    /// Why.
+    pub reason: String,
+}
+
 /// The configuration that `table` and the overrides make together.
-pub(super) fn apply(table: Table, overrides: &[Override]) -> Result<Config, ConfigError> {
+pub(super) fn apply<T: DeserializeOwned>(
+    table: Table,
+    overrides: &[Override],
+) -> Result<T, OverrideError> {
     let mut table = Value::Table(table);
     // One after another, so that an error names the override that makes it.
     for change in overrides {
-        let refused = |reason: String| ConfigError::Override { change: change.to_string(), reason };
+        let refused = |reason: String| OverrideError { change: change.to_string(), reason };
         insert(&mut table, &change.path, change.value.clone()).map_err(refused)?;
-        let parsed = Config::deserialize(table.clone());
+        let parsed = T::deserialize(table.clone());
         parsed.map_err(|error| refused(error.message().trim().to_owned()))?;
     }
-    Config::deserialize(table).map_err(|error| ConfigError::Override {
+    T::deserialize(table).map_err(|error| OverrideError {
         change: overrides.iter().map(Override::to_string).collect::<Vec<_>>().join(" "),
         reason: error.message().trim().to_owned(),
     })
