@@ -2,11 +2,12 @@
 //!
 //!     cargo run --release --example serve -- backbones
 
-use std::{env, error::Error, path::Path, time::Duration};
+use std::{env, error::Error, path::Path, thread, time::Duration};
 
 use ladle::{config::ServeOptions, http};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use ureq::Agent;
 
 /// The answer of the soup at `soup` to `body`, a request of `POST /generate`.
 pub async fn ask(soup: &Path, body: Value) -> Result<Value, Box<dyn Error>> {
@@ -17,15 +18,20 @@ pub async fn ask(soup: &Path, body: Value) -> Result<Value, Box<dyn Error>> {
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(http::serve(config, listener, async { _ = stopped.await }));
 
-    let client = reqwest::Client::new();
-    let answer = loop {
-        let answer = client.post(&url).json(&body).send().await?;
-        // 503: the soup is still being loaded. A soup that cannot be served ends the server.
-        if answer.status() != 503 || server.is_finished() {
-            break answer.json().await;
+    let ended = server.abort_handle();
+    let answer = tokio::task::spawn_blocking(move || -> Result<Value, ureq::Error> {
+        let agent =
+            Agent::new_with_config(Agent::config_builder().http_status_as_error(false).build());
+        loop {
+            let mut answer = agent.post(&url).send_json(&body)?;
+            // 503: the soup is still being loaded. A soup that cannot be served ends the server.
+            if answer.status() != 503 || ended.is_finished() {
+                return answer.body_mut().read_json();
+            }
+            thread::sleep(Duration::from_millis(20));
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    })
+    .await?;
     drop(stop);
     server.await??;
     Ok(answer?)

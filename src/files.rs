@@ -123,6 +123,14 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(FileError::at(path))
 }
 
+/// Where ladle keeps what it fetches and makes: `LADLE_HOME`, by default `ladle` in the user's cache
+/// (`$XDG_CACHE_HOME`, by default `~/.cache`). `None` where none of these is set.
+pub fn home() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    set("LADLE_HOME").or_else(|| Some(cache()?.join("ladle")))
+}
+
 /// Bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Mutex},
 };
 
@@ -37,6 +38,14 @@ struct Repository {
     forbidden: Option<(String, usize)>,
     /// Answer ranges with whole files, as a careless mirror does.
     ignores_ranges: bool,
+    /// sha256 of large files, as the listing names them.
+    digests: BTreeMap<String, String>,
+    /// Break off the first answer with this file after as many bytes.
+    breaks: Option<(String, usize)>,
+    /// Another host that has the contents.
+    contents: Option<String>,
+    /// The token of each request for contents.
+    tokens: Vec<Option<String>>,
 }
 
 type Shared = Arc<Mutex<Repository>>;
@@ -72,20 +81,38 @@ async fn answer(State(shared): State<Shared>, request: Request<Body>) -> Respons
         return axum::Json(info).into_response();
     }
     if path == format!("/api/models/owner/tiny/tree/{COMMIT}") {
-        let entries: Vec<_> = repository
+        let mut entries: Vec<_> = repository
             .files
             .iter()
             .map(|(name, bytes)| {
-                json!({"type": "file", "oid": "1", "size": bytes.len(), "path": name})
+                let mut entry =
+                    json!({"type": "file", "oid": "1", "size": bytes.len(), "path": name});
+                if let Some(digest) = repository.digests.get(name) {
+                    entry["lfs"] = json!({"oid": digest, "size": bytes.len(), "pointerSize": 134});
+                }
+                entry
             })
             .collect();
-        return axum::Json(entries).into_response();
+        // Two pages, the second at the address that the first names.
+        let second = entries.split_off(entries.len() / 2);
+        if request.uri().query() == Some("cursor=2") {
+            return axum::Json(second).into_response();
+        }
+        let host = request.headers()[header::HOST].to_str().expect("a host");
+        let link = format!("<http://{host}{path}?cursor=2>; rel=\"next\"");
+        return ([(header::LINK, link)], axum::Json(entries)).into_response();
     }
     let prefix = format!("/owner/tiny/resolve/{COMMIT}/");
     let Some(name) = path.strip_prefix(&prefix) else { return refused(StatusCode::NOT_FOUND) };
     let Some(bytes) = repository.files.get(name).cloned() else {
         return refused(StatusCode::NOT_FOUND);
     };
+    let token = request.headers().get(header::AUTHORIZATION);
+    repository.tokens.push(token.map(|token| token.to_str().expect("a token").to_owned()));
+    if let Some(host) = &repository.contents {
+        let address = format!("{host}{path}");
+        return (StatusCode::FOUND, [(header::LOCATION, address)]).into_response();
+    }
     let mut headers = HeaderMap::new();
     headers.insert(header::ETAG, "\"1\"".parse().expect("a header"));
     headers.insert("x-repo-commit", COMMIT.parse().expect("a header"));
@@ -106,6 +133,13 @@ async fn answer(State(shared): State<Shared>, request: Request<Body>) -> Respons
     }
     repository.served.push((name.to_owned(), start));
     let status = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    if let Some((_, bytes_sent)) = repository.breaks.take_if(|(file, _)| file == name) {
+        let sent = bytes.get(start..start + bytes_sent).expect("inside").to_vec();
+        headers.insert(header::CONTENT_LENGTH, (end - start).into());
+        let broken = std::io::Error::other("the connection breaks");
+        let chunks = futures::stream::iter([Ok(sent), Err(broken)]);
+        return (status, headers, Body::from_stream(chunks)).into_response();
+    }
     (status, headers, bytes.get(start..end).expect("inside").to_vec()).into_response()
 }
 
@@ -267,4 +301,67 @@ fn damaged_weights_are_refused_when_they_arrive() {
     let error = fetch("owner/tiny", &models, &endpoint).expect_err("truncated");
     assert!(error.to_string().contains("model.safetensors"), "{error}");
     assert!(!models.path().join("owner/tiny").exists());
+}
+
+#[test]
+fn a_download_that_breaks_goes_on_at_the_byte_where_it_stopped() {
+    let files = model(false);
+    let (server, endpoint) = serve(files.clone());
+    let name = "model.safetensors";
+    server.lock().expect("a server").breaks = Some((name.to_owned(), 70_000));
+    let models = models();
+    let dir = fetch("owner/tiny", &models, &endpoint).expect("imports");
+    assert_eq!(fs::read(dir.join(name)).expect("weights"), files[name]);
+    let served = server.lock().expect("a server").served.clone();
+    let starts: Vec<usize> =
+        served.iter().filter(|(file, _)| file == name).map(|(_, start)| *start).collect();
+    assert!(matches!(starts[..], [0, second] if second > 0 && second <= 70_000), "{starts:?}");
+}
+
+#[test]
+fn a_file_that_is_not_the_one_that_the_hub_lists_is_refused_and_fetched_anew() {
+    let files = model(false);
+    let (server, endpoint) = serve(files.clone());
+    let name = "model.safetensors".to_owned();
+    server.lock().expect("a server").digests.insert(name.clone(), "0".repeat(64));
+    let models = models();
+    let error = fetch("owner/tiny", &models, &endpoint).expect_err("another digest");
+    assert!(error.to_string().contains("sha256"), "{error}");
+    let right = ladle::files::sha256(&files[&name]);
+    server.lock().expect("a server").digests.insert(name.clone(), right);
+    let dir = fetch("owner/tiny", &models, &endpoint).expect("imports");
+    assert_eq!(fs::read(dir.join(&name)).expect("weights"), files[&name]);
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_no_other_host() {
+    let (contents, other) = serve(model(false));
+    let (server, endpoint) = serve(model(false));
+    server.lock().expect("a server").contents = Some(other.replace("127.0.0.1", "localhost"));
+    let home = models();
+    let output = Command::new(env!("CARGO_BIN_EXE_ladle"))
+        .args(["import", "owner/tiny"])
+        .env("LADLE_HOME", home.path())
+        .env("HF_ENDPOINT", &endpoint)
+        .env("HF_TOKEN", "hf_secret")
+        .env_remove("HF_HUB_DISABLE_IMPLICIT_TOKEN")
+        .env_remove("LADLE_MODELS_DIR")
+        .env("NO_PROXY", "*")
+        .output()
+        .expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tokens = |server: &Shared| server.lock().expect("a server").tokens.clone();
+    let (asked, answered) = (tokens(&server), tokens(&contents));
+    assert!(asked.len() > 2 && asked.iter().all(|token| *token == Some("Bearer hf_secret".into())));
+    assert_eq!(answered.len(), asked.len());
+    assert!(answered.iter().all(Option::is_none), "{answered:?}");
+}
+
+#[test]
+fn an_endpoint_that_is_no_address_is_refused() {
+    for wrong in ["hub.example", "ftp://hub.example", "http://", "not an address"] {
+        let models = models();
+        let error = fetch("owner/tiny", &models, wrong).expect_err("no hub");
+        assert!(error.to_string().contains(&format!("HF_ENDPOINT is {wrong:?}")), "{error}");
+    }
 }

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use ladle::{
     config::StoreOptions,
     soup::{
-        OpenOptions,
-        init::{Recipe, init},
+        init::Recipe,
         manifest::{BaseEntry, Mapping, Mixing},
     },
 };
@@ -64,7 +63,5 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         backbones: args.backbones,
         mixing,
     };
-    let base = store(&args.store)?.base(&args.dir, &recipe.base.source()?)?;
-    let options = OpenOptions { base: Some(base), verify_digests: true };
-    print_json(&init(&args.dir, &recipe, &options)?)
+    print_json(&store(&args.store)?.init(&args.dir, &recipe)?)
 }

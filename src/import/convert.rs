@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use super::{
     error::{ImportError, ImportOptions},
-    gguf::{Gguf, TensorSource, tensors::Stored, tokenizer::tokenizer_files},
+    gguf::{Gguf, GgufError, Stored, TensorSource},
     hub,
     progress::Progress,
     quantise::Quantise,
@@ -12,10 +12,11 @@ use super::{
 use crate::{
     files::write_json,
     kernels::{BlockType, Dtype, HostTensor, quantised},
-    model::names::is_vocabulary,
+    model::{config::ModelConfig, names::is_vocabulary},
     soup::{
         Checkpoint, TensorSpec, WeightError,
         checkpoint::{INDEX, SHARD_BYTES, write_checkpoint},
+        weights::first_non_finite,
     },
 };
 
@@ -40,32 +41,40 @@ fn storage(
 
 /// Writes the checkpoint of a GGUF file into `out`.
 pub(super) fn convert(path: &Path, out: &Path, options: &ImportOptions) -> Result<(), ImportError> {
-    let mut gguf = Gguf::open(path)?;
+    let gguf = Gguf::open(path)?;
     let torch_dtype = match options.dtype {
         Dtype::F32 => "float32",
         Dtype::F16 => "float16",
         Dtype::Bf16 | Dtype::Quantised(_) => "bfloat16",
     };
-    write_json(&out.join("config.json"), &gguf.config(torch_dtype)?)?;
-    write_json(&out.join("generation_config.json"), &gguf.special_ids()?)?;
-    let tokenizer = tokenizer_files(&gguf)?;
+    let tokenizer = gguf.tokenizer()?;
+    let mut config = gguf.config(torch_dtype)?;
+    for (key, id) in &tokenizer.special_ids {
+        config[key] = id.clone();
+    }
+    let checked = ModelConfig::from_json(&config)
+        .map_err(|error| GgufError::Config { path: path.to_owned(), error })?;
+    let mut sources = BTreeMap::new();
+    for source in gguf.sources(&checked)? {
+        sources.insert(source.name.clone(), (gguf.stored(&source)?, source));
+    }
+    write_json(&out.join("config.json"), &config)?;
+    write_json(&out.join("generation_config.json"), &tokenizer.special_ids)?;
     write_json(&out.join("tokenizer.json"), &tokenizer.tokenizer)?;
     write_json(&out.join("tokenizer_config.json"), &tokenizer.config)?;
 
-    let sources: BTreeMap<String, TensorSource> =
-        gguf.tensors()?.into_iter().map(|source| (source.name.clone(), source)).collect();
-    let spec = |s: &TensorSource| TensorSpec {
-        name: s.name.clone(),
-        dtype: storage(options.dtype, options.quantise, &s.name, &s.shape, s.stored),
-        shape: s.shape.clone(),
+    let spec = |(stored, source): &(Stored, TensorSource)| TensorSpec {
+        name: source.name.clone(),
+        dtype: storage(options.dtype, options.quantise, &source.name, &source.shape, *stored),
+        shape: source.shape.clone(),
     };
     let specs: Vec<TensorSpec> = sources.values().map(spec).collect();
     write(out, &specs, |spec| {
-        let source = sources
+        let (stored, source) = sources
             .get(&spec.name)
             .ok_or_else(|| refuse(path, spec, "it in the file".to_owned(), "nothing".to_owned()))?;
         match spec.dtype {
-            Dtype::Quantised(kind) if source.stored.kept() == Some(kind) => {
+            Dtype::Quantised(kind) if stored.kept() == Some(kind) => {
                 let columns = spec.shape.last().copied().unwrap_or_default();
                 let bytes = quantised::arrange(kind, columns, &gguf.blocks(source)?);
                 let range = 0..bytes.len();
@@ -107,7 +116,7 @@ pub(super) fn copy(
     for entry in fs::read_dir(from).map_err(ImportError::io(from))? {
         let path = entry.map_err(ImportError::io(from))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        if path.is_file() && hub::belongs(name) && wanted(name) {
+        if path.is_file() && hub::is_kept(name) && wanted(name) {
             fs::copy(&path, to.join(name)).map_err(ImportError::io(&path))?;
         }
     }
@@ -133,15 +142,26 @@ fn write(
     Ok(())
 }
 
-/// Values in the storage type of `spec`.
+/// Values in the storage type of `spec`, all of them numbers before and after rounding.
 fn rounded(path: &Path, spec: &TensorSpec, values: &[f32]) -> Result<HostTensor, ImportError> {
-    if spec.dtype.blocks().is_some()
-        && let Some(at) = values.iter().position(|value| !value.is_finite())
-    {
-        let got = format!("{} at element {at}", values[at]);
+    let first = values.iter().position(|value| !value.is_finite());
+    if let Some((at, value)) = first.and_then(|at| Some((at, values.get(at)?))) {
+        let got = format!("{value} at element {at}");
         return Err(refuse(path, spec, "finite values".to_owned(), got));
     }
-    finite(path, spec, HostTensor::rounded(values, spec.dtype, spec.shape.clone()))
+    let tensor = HostTensor::rounded(values, spec.dtype, spec.shape.clone());
+    let tensor = finite(path, spec, tensor)?;
+    let lost = first_non_finite(&tensor);
+    if let Some((at, value)) = lost.and_then(|at| Some((at, values.get(at)?))) {
+        let (expected, got) = (format!("values in the range of {}", spec.dtype), value);
+        return Err(refuse(
+            path,
+            spec,
+            expected,
+            format!("{got} at element {at} (try --dtype bf16)"),
+        ));
+    }
+    Ok(tensor)
 }
 
 /// A tensor that was made, if it could be and, where it is quantised, all its scales are numbers.

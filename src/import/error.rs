@@ -3,7 +3,15 @@
 use std::{io, path::PathBuf};
 
 use super::{gguf::GgufError, quantise::Quantise};
-use crate::{files::FileError, kernels::Dtype, soup::WeightError, tokenizer::TokenizerError};
+use crate::{
+    chat::ChatError,
+    files::FileError,
+    kernels::Dtype,
+    merge::{MergeError, PlanError},
+    model::config::ConfigError,
+    soup::WeightError,
+    tokenizer::TokenizerError,
+};
 
 /// Why a base model could not be imported or found.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +84,34 @@ pub enum ImportError {
         /// Tokens in it.
         tokens: usize,
         /// Rows of the embedding.
-        rows: u64,
+        rows: usize,
     },
+    /// A token that ends a text is none of the vocabulary.
+    #[error(
+        "{dir}: the end of a text is token {id}, expected one below {rows} (eos_token_id of \
+         config.json or generation_config.json)",
+        dir = dir.display()
+    )]
+    Id {
+        /// The model's directory.
+        dir: PathBuf,
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// The configuration is not one that is served.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tensors do not make the model of the configuration.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The tensors are not of a kind that is served.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The chat template is not right.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// The GGUF file cannot be read as a checkpoint.
     #[error(transparent)]
     Gguf(#[from] GgufError),

@@ -4,47 +4,32 @@
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Read, Write},
     path::Path,
-    sync::Arc,
-    thread,
-    time::Duration,
 };
 
-use hf_hub::{
-    HFClient, HFError, HFRepositorySync, RepoTypeModel,
-    progress::{DownloadEvent, ProgressEvent, ProgressHandler},
-    repository::RepoTreeEntry,
-};
 use serde_json::Value;
 
-use super::{error::ImportError, progress::Progress};
-use crate::files::{check_sha256, read_json};
+use super::{
+    error::ImportError,
+    fetch::{Client, Failure, patiently},
+    progress::Progress,
+};
+use crate::{
+    files::{check_sha256, read_json},
+    model::config::ModelConfig,
+    soup::checkpoint::{COMPANIONS, INDEX, SINGLE},
+};
 
-/// Bytes asked for at once: what an interruption can lose.
+/// Bytes asked for at once.
 const CHUNK: u64 = 32 << 20;
-/// Pauses before asking again after a failure of the network.
-const PAUSES: [Duration; 3] =
-    [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
-/// `model_type`s that ladle has a decoder for.
-const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
-/// Files beside the weights that are fetched where they exist.
-const COMPANIONS: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "LICENSE",
-    "README.md",
-];
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// What is kept of a model beside its weights and what makes it usable.
+const NOTICES: [&str; 2] = ["LICENSE", "README.md"];
 
-/// Whether a file belongs to a model as ladle keeps it.
-pub fn belongs(name: &str) -> bool {
-    COMPANIONS.contains(&name) || name == INDEX || name.ends_with(".safetensors")
+/// Whether a file is part of a model as ladle keeps it.
+pub fn is_kept(name: &str) -> bool {
+    let beside = COMPANIONS.contains(&name) || NOTICES.contains(&name);
+    beside || name == INDEX || name.ends_with(".safetensors")
 }
 
 /// A file as the hub lists it.
@@ -54,48 +39,37 @@ struct Listed {
     sha256: Option<String>,
 }
 
-fn listed(entry: RepoTreeEntry) -> Option<(String, Listed)> {
-    match entry {
-        RepoTreeEntry::File { path, size, lfs, .. } => {
-            Some((path, Listed { size, sha256: lfs.and_then(|lfs| lfs.sha256) }))
-        }
-        RepoTreeEntry::Directory { .. } => None,
-    }
+/// A file's path in the repository and what is known of it; `None` for a directory.
+fn listed(entry: &Value) -> Option<(String, Listed)> {
+    let path = entry["path"].as_str().filter(|_| entry["type"] == "file")?;
+    let sha256 = entry["lfs"]["oid"].as_str().map(str::to_owned);
+    Some((path.to_owned(), Listed { size: entry["size"].as_u64()?, sha256 }))
 }
 
 /// A model repository on the hub.
 pub struct Hub {
     id: String,
     revision: Option<String>,
-    repository: HFRepositorySync<RepoTypeModel>,
+    client: Client,
 }
 
 impl Hub {
-    /// Prepares access, with the token and the endpoint of the environment (`HF_TOKEN`,
-    /// `HF_ENDPOINT`). Nothing is sent yet.
+    /// Prepares access; nothing is sent yet.
     pub fn new(
         id: &str,
         revision: Option<&str>,
         endpoint: Option<&str>,
     ) -> Result<Self, ImportError> {
-        let refuse = |e: HFError| ImportError::Hub { id: id.to_owned(), reason: e.to_string() };
-        let mut builder = HFClient::builder().cache_enabled(false);
-        if let Some(endpoint) = endpoint {
-            builder = builder.endpoint(endpoint);
-        }
-        let (owner, name) = hf_hub::split_id(id);
-        let repository = builder.build_sync().map_err(refuse)?.model(owner, name);
-        Ok(Self { id: id.to_owned(), revision: revision.map(str::to_owned), repository })
+        let client = Client::new(endpoint)
+            .map_err(|e| ImportError::Hub { id: id.to_owned(), reason: e.to_string() })?;
+        Ok(Self { id: id.to_owned(), revision: revision.map(str::to_owned), client })
     }
 
     /// Downloads the model into `out` and returns its commit. Parts wait in `downloads`, by commit,
     /// until the model is whole.
     pub fn download(&self, downloads: &Path, out: &Path) -> Result<String, ImportError> {
-        let info =
-            self.ask(|| self.repository.info().maybe_revision(self.revision.clone()).send())?;
-        let commit = info.sha.ok_or_else(|| self.refuse("the hub named no commit".to_owned()))?;
-        let entries = self.ask(|| self.repository.list_tree().revision(commit.as_str()).send())?;
-        let listed: BTreeMap<String, Listed> = entries.into_iter().filter_map(listed).collect();
+        let commit = self.commit()?;
+        let listed = self.listing(&commit)?;
         let waiting = downloads.join(format!("{}@{commit}", self.id.replace('/', "--")));
         fs::create_dir_all(&waiting).map_err(ImportError::io(&waiting))?;
 
@@ -108,14 +82,11 @@ impl Hub {
             None => Err(self.refuse(format!("has no {name}"))),
         };
         fetch("config.json")?;
-        let config: Value = read_json(&waiting.join("config.json"))?;
-        let model_type = config["model_type"].as_str().unwrap_or_default();
-        if !MODEL_TYPES.contains(&model_type) {
-            let known = MODEL_TYPES.join(", ");
-            return Err(self.refuse(format!("model_type {model_type:?}: expected {known}")));
-        }
-        let companions = COMPANIONS.iter().skip(1).filter(|name| listed.contains_key(**name));
-        files.extend(companions.map(|name| (*name).to_owned()));
+        ModelConfig::from_json(&read_json::<Value>(&waiting.join("config.json"))?)
+            .map_err(|e| self.refuse(e.to_string()))?;
+        let beside = COMPANIONS.iter().skip(1).chain(&NOTICES);
+        let beside = beside.filter(|name| listed.contains_key(**name));
+        files.extend(beside.map(|name| (*name).to_owned()));
         if listed.contains_key(SINGLE) {
             files.push(SINGLE.to_owned());
         } else {
@@ -136,6 +107,36 @@ impl Hub {
         Ok(commit)
     }
 
+    /// The commit that the revision names.
+    fn commit(&self) -> Result<String, ImportError> {
+        let revision = self.revision.as_deref().map(|revision| {
+            // A branch may hold a slash, which here must not end the segment.
+            format!("/revision/{}", revision.replace('/', "%2F"))
+        });
+        let path = format!("/api/models/{}{}", self.id, revision.unwrap_or_default());
+        let (info, _) = self.client.json(&self.client.url(&path)).map_err(self.failed())?;
+        let commit = info["sha"].as_str().unwrap_or_default();
+        if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(self.refuse(format!("the hub named no commit: {}", info["sha"])));
+        }
+        Ok(commit.to_owned())
+    }
+
+    /// The files at the top of the repository.
+    fn listing(&self, commit: &str) -> Result<BTreeMap<String, Listed>, ImportError> {
+        let mut files = BTreeMap::new();
+        let mut page = Some(self.client.url(&format!("/api/models/{}/tree/{commit}", self.id)));
+        while let Some(url) = page {
+            let (entries, next) = self.client.json(&url).map_err(self.failed())?;
+            let entries = entries
+                .as_array()
+                .ok_or_else(|| self.refuse(format!("{url}: expected a list of files")))?;
+            files.extend(entries.iter().filter_map(listed));
+            page = next.filter(|next| *next != url);
+        }
+        Ok(files)
+    }
+
     /// The shards that the index names, each of which must be listed.
     fn shards(
         &self,
@@ -148,7 +149,11 @@ impl Hub {
             map.filter_map(|(_, shard)| shard.as_str().map(str::to_owned)).collect();
         shards.sort();
         shards.dedup();
-        let plain = |shard: &String| shard.ends_with(".safetensors") && !shard.contains('/');
+        // The name goes into an address and into a path.
+        let plain = |shard: &String| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+            shard.ends_with(".safetensors") && !shard.starts_with('.') && shard.chars().all(plain)
+        };
         if let Some(shard) =
             shards.iter().find(|shard| !plain(shard) || !listed.contains_key(*shard))
         {
@@ -193,23 +198,27 @@ impl Hub {
             file.set_len(0).map_err(ImportError::io(&part))?;
             have = 0;
         }
-        let progress = Arc::new(Progress::start(name, size));
+        let progress = Progress::start(name, size);
+        let url = self.client.url(&format!("/{}/resolve/{commit}/{name}", self.id));
         while have < size {
             let end = size.min(have.saturating_add(CHUNK));
-            let bytes = self.ask(|| {
-                let shown = Shown { progress: progress.clone(), from: have };
-                let request = self.repository.download_file_to_bytes().filename(name);
-                request.revision(commit).range(have..end).progress(shown).send()
-            })?;
-            let wanted = usize::try_from(end - have).unwrap_or(usize::MAX);
-            if bytes.len() != wanted {
-                let got = bytes.len();
-                let reason = format!("{name}: asked for bytes {have}..{end}, got {got} bytes");
-                return Err(self.refuse(reason));
-            }
-            file.write_all(&bytes).map_err(ImportError::io(&part))?;
-            have = end;
-            progress.set(have);
+            // What arrived before a failure is kept: the next attempt goes on from there.
+            patiently(|| {
+                let mut body = self.client.range(&url, have, end)?.take(end - have);
+                let mut buffer = vec![0; 1 << 16];
+                while have < end {
+                    let read = body.read(&mut buffer).map_err(|e| Failure::broken(&url, &e))?;
+                    let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+                        return Err(Failure::broken(&url, &ErrorKind::UnexpectedEof.into()));
+                    };
+                    file.write_all(bytes)
+                        .map_err(|e| Failure::lasting(format!("{}: {e}", part.display())))?;
+                    have += read as u64;
+                    progress.set(have);
+                }
+                Ok(())
+            })
+            .map_err(self.failed())?;
         }
         progress.finish();
         file.sync_all().map_err(ImportError::io(&part))?;
@@ -223,48 +232,11 @@ impl Hub {
         fs::rename(&part, &whole).map_err(ImportError::io(&whole))
     }
 
-    /// Asks the hub, again after a pause where the network failed.
-    fn ask<T>(&self, mut request: impl FnMut() -> Result<T, HFError>) -> Result<T, ImportError> {
-        let mut pauses = PAUSES.iter();
-        loop {
-            let error = match request() {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            let hint = match &error {
-                HFError::AuthRequired { .. } | HFError::Forbidden { .. } => {
-                    "; a gated or private model needs HF_TOKEN"
-                }
-                HFError::Request { .. } | HFError::Http { .. } => {
-                    if let Some(pause) = pauses.next() {
-                        thread::sleep(*pause);
-                        continue;
-                    }
-                    "; what was downloaded is kept, run the command again to resume"
-                }
-                _ => "",
-            };
-            return Err(self.refuse(format!("{error}{hint}")));
-        }
+    fn failed(&self) -> impl Fn(Failure) -> ImportError {
+        |failure| self.refuse(failure.to_string())
     }
 
     fn refuse(&self, reason: String) -> ImportError {
         ImportError::Hub { id: self.id.clone(), reason }
-    }
-}
-
-/// Shows the bytes of one request on the bar of its file.
-struct Shown {
-    progress: Arc<Progress>,
-    from: u64,
-}
-
-impl ProgressHandler for Shown {
-    fn on_progress(&self, event: &ProgressEvent) {
-        if let ProgressEvent::Download(DownloadEvent::Progress { files }) = event
-            && let Some(file) = files.first()
-        {
-            self.progress.set(self.from.saturating_add(file.bytes_completed));
-        }
     }
 }

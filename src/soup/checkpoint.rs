@@ -17,6 +17,19 @@ use crate::{
 pub const SINGLE: &str = "model.safetensors";
 /// Which shard holds which tensor.
 pub const INDEX: &str = "model.safetensors.index.json";
+/// Files beside the weights that make a checkpoint usable, where it has them.
+pub const COMPANIONS: [&str; 10] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+];
 /// Largest shard written, in bytes (what transformers writes).
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 

@@ -35,9 +35,22 @@ pub struct Recipe {
 }
 
 /// Writes the soup of `recipe` as `dir`: adapters and checkpoints are copied (a soup owns its
-/// weights), the base is referred to and pinned by digest. The soup is opened and checked before
-/// it gets its name, so `dir` holds a soup that serves, or nothing.
-pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manifest, SoupError> {
+/// weights), the base is referred to and pinned by digest. The soup is opened, and held against
+/// `check`, before it gets its name: `dir` holds a soup that passes, or nothing.
+pub fn init<E: From<SoupError>>(
+    dir: &Path,
+    recipe: &Recipe,
+    options: &OpenOptions,
+    check: impl FnOnce(&Soup) -> Result<(), E>,
+) -> Result<Manifest, E> {
+    let (staging, soup) = write(dir, recipe, options)?;
+    check(&soup)?;
+    staging.commit().map_err(SoupError::from)?;
+    Ok(soup.manifest)
+}
+
+/// Writes and opens a soup that is to become `dir`.
+fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging, Soup), SoupError> {
     let refuse = |error| SoupError::Manifest { path: dir.join(manifest::FILE), error };
     let mut base = recipe.base.clone();
     for path in [&mut base.path, &mut base.gguf].into_iter().flatten() {
@@ -100,10 +113,8 @@ pub fn init(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<Manife
     let text = manifest.to_toml().map_err(|error| refuse(ManifestError::Write(error)))?;
     files::write(&path, text.as_bytes())?;
 
-    let base = Some(base_dir);
-    Soup::open(&root, &OpenOptions { base, verify_digests: true })?;
-    staging.commit()?;
-    Ok(manifest)
+    let options = OpenOptions { base: Some(base_dir), verify_digests: true };
+    Ok((staging, Soup::open(&root, &options)?))
 }
 
 fn kind(path: &Path) -> BackboneKind {

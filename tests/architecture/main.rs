@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    process::Command,
 };
 
 use graph::{Arrows, Crate, Sources, arrows, circles};
@@ -112,6 +113,25 @@ fn every_module_uses_only_floors_below_its_own() {
         }
     }
     assert!(told.is_empty(), "\n{told}");
+}
+
+/// Packages with their features, of a selection and these kinds of dependencies.
+fn resolved(selection: &[&str], kinds: &str) -> BTreeSet<String> {
+    let mut tree = Command::new(env!("CARGO"));
+    tree.args(["tree", "--locked", "--prefix", "none", "--format", "{p} {f}", "--edges", kinds]);
+    let output = tree.args(selection).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+}
+
+/// Whoever builds the server and then the tests or the trainer compiles no dependency twice.
+#[test]
+fn the_server_alone_has_the_features_of_the_workspace() {
+    let server = resolved(&["--package", "ladle"], "normal,build");
+    let all = resolved(&["--workspace"], "normal,build,dev");
+    let other: Vec<_> = server.difference(&all).collect();
+    assert!(server.len() > 100 && other.is_empty(), "compiled again for the workspace: {other:#?}");
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn preferences_in_model_and_header_that_are_none() {
     let server = Server::shared();
     for header in [&b"helpful=NaN"[..], b"mean", b"helpful=1,,", b"\xff\xfe"] {
         let request = server.client.post(format!("{}/generate", server.url)).json(&greedy());
-        let value = reqwest::header::HeaderValue::from_bytes(header).unwrap();
+        let value = ureq::http::HeaderValue::from_bytes(header).unwrap();
         let reply = crate::server::Reply::of(request.header("x-preference", value).send().unwrap());
         assert_eq!((reply.status, reply.error().0), (400, "invalid_value"), "{}", reply.body);
         assert!(reply.error().2.starts_with("X-Preference"), "{}", reply.body);

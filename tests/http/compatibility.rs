@@ -2,8 +2,8 @@
 //! zero, fields that exist elsewhere, preflights, and the errors that they look for.
 
 use ladle::config::ServeOptions;
-use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
+use ureq::http::HeaderMap;
 
 use crate::server::{Reply, Server, events, greedy, options, with};
 
@@ -438,7 +438,8 @@ fn a_preflight_mirrors_the_headers_that_are_asked_for() {
     let preflight = |origin: &str| -> HeaderMap {
         let url = format!("{}{CHAT}", server.url);
         let asked = "authorization,content-type,x-preference,x-stainless-arch,x-stainless-lang";
-        let request = server.client.request(reqwest::Method::OPTIONS, url).header("origin", origin);
+        let request =
+            server.client.request(ureq::http::Method::OPTIONS, url).header("origin", origin);
         let request = request
             .header("access-control-request-method", "POST")
             .header("access-control-request-headers", asked);

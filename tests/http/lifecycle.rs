@@ -28,11 +28,10 @@ fn a_client_that_leaves_frees_its_work() {
         server.wait_until_idle();
     }
     // One that waits for a whole answer is noticed as well.
-    let impatient =
-        reqwest::blocking::Client::builder().timeout(Duration::from_millis(20)).build().unwrap();
+    let impatient = crate::client::Client::new(Duration::from_millis(20));
     let body = with(greedy(), json!({"max_tokens": 240, "n": 16}));
     let gone = impatient.post(format!("{}/generate", server.url)).json(&body).send();
-    assert!(gone.is_err_and(|error| error.is_timeout()), "16 × 240 tokens within 20 ms");
+    assert!(matches!(gone, Err(ureq::Error::Timeout(_))), "16 × 240 tokens within 20 ms");
     server.wait_until_idle();
     assert_eq!(server.generate(greedy())["text"], before);
 }

@@ -1,6 +1,7 @@
 //! The server through its own door: a real socket, the real engine, the tiny soup.
 
 mod bad_input;
+mod client;
 mod compatibility;
 mod connections;
 mod description;

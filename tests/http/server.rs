@@ -12,9 +12,10 @@ use ladle::{
     config::{ByteSize, ServeOptions, StoreOptions},
     http::{ServeError, bind, serve},
 };
-use reqwest::blocking::{Client, Response};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+
+use super::client::{Client, Response};
 
 /// Long enough for a busy machine, short enough to fail a hung test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,7 +31,7 @@ pub struct Server {
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
+    pub headers: ureq::http::HeaderMap,
     pub body: Value,
 }
 
@@ -98,7 +99,7 @@ impl Server {
         });
         let url =
             format!("http://{}", told.recv_timeout(PATIENCE).expect("the server bound a port"));
-        let client = Client::builder().timeout(PATIENCE).build().unwrap();
+        let client = Client::new(PATIENCE);
         let server = Self { url, client, stop: Some(stop), thread: Some(thread) };
         server.wait_until("ready", |server| server.get("/ready").status == 200);
         server

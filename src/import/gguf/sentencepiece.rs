@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 /// The merges that a scored vocabulary stands for: every way to cut a piece into two pieces, best
 /// score first; of equal scores the longer left part, then the longer right part first. (What
 /// transformers derives when it converts such a vocabulary.)
-pub fn merges(tokens: &[String], scores: &[f32]) -> Vec<Value> {
-    let ids: HashMap<&str, usize> =
-        tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+pub fn merges(tokens: &[&str], ids: &HashMap<&str, usize>, scores: &[f32]) -> Vec<Value> {
     let mut found = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let cuts = token.char_indices().skip(1).enumerate().filter_map(|(i, (at, _))| {

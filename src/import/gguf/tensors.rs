@@ -1,13 +1,47 @@
 //! How the tensors of a GGUF file are named, stored, ordered and scaled, against a Hugging Face
 //! checkpoint.
 
-use candle_core::quantized::GgmlDType;
 use half::f16;
 
-use crate::{
-    kernels::BlockType,
-    model::names::{EMBEDDING, HEAD, Module, NORM},
-};
+use super::types::{GgmlType, scale_and_minimum};
+use crate::kernels::BlockType;
+
+/// Divisors of the rotary frequencies, which in a checkpoint follow from the configuration.
+pub const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Names outside the layers: in a checkpoint, in a file.
+const OUTER: [(&str, &str); 3] = [
+    ("model.embed_tokens.weight", "token_embd.weight"),
+    ("model.norm.weight", "output_norm.weight"),
+    ("lm_head.weight", "output.weight"),
+];
+/// Modules of a layer: in a checkpoint, in a file.
+const INNER: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// One tensor of the checkpoint and how it comes out of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSource {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// Name in the file.
+    pub file_name: String,
+    /// Heads whose rows stand in interleaved order.
+    pub interleaved_heads: Option<usize>,
+}
 
 /// Storage type of a tensor in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,49 +67,31 @@ impl Stored {
     }
 }
 
-impl From<GgmlDType> for Stored {
-    fn from(dtype: GgmlDType) -> Self {
-        match dtype {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Self::Plain,
-            GgmlDType::Q8_0 => Self::Blocks(BlockType::Q8_0),
-            GgmlDType::Q4_0 => Self::Blocks(BlockType::Q4_0),
-            GgmlDType::Q4_1 => Self::Blocks(BlockType::Q4_1),
-            GgmlDType::Q4K => Self::Q4K,
+impl From<GgmlType> for Stored {
+    fn from(kind: GgmlType) -> Self {
+        match kind {
+            GgmlType::F32 | GgmlType::F16 | GgmlType::Bf16 => Self::Plain,
+            GgmlType::Q8_0 => Self::Blocks(BlockType::Q8_0),
+            GgmlType::Q4_0 => Self::Blocks(BlockType::Q4_0),
+            GgmlType::Q4_1 => Self::Blocks(BlockType::Q4_1),
+            GgmlType::Q4K => Self::Q4K,
             _ => Self::Other,
         }
     }
 }
 
-/// The checkpoint's name of a tensor, and the part of the layer that it belongs to.
-pub fn checkpoint_name(gguf_name: &str) -> Option<(String, &str)> {
-    match gguf_name {
-        "token_embd.weight" => return Some((EMBEDDING.to_owned(), "")),
-        "output_norm.weight" => return Some((NORM.to_owned(), "")),
-        "output.weight" => return Some((HEAD.to_owned(), "")),
-        _ => {}
+/// The file's name of a checkpoint's tensor; a tensor that files have no name for keeps its own.
+pub fn file_name(name: &str) -> String {
+    if let Some((_, outer)) = OUTER.iter().find(|(known, _)| *known == name) {
+        return (*outer).to_owned();
     }
-    let (layer, rest) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
-    let layer: usize = layer.parse().ok()?;
-    let (part, kind) = rest.rsplit_once('.')?;
-    let module = match part {
-        "attn_norm" => Module::InputNorm,
-        "ffn_norm" => Module::PostNorm,
-        "attn_q" => Module::Q,
-        "attn_k" => Module::K,
-        "attn_v" => Module::V,
-        "attn_output" => Module::O,
-        "attn_q_norm" => Module::QNorm,
-        "attn_k_norm" => Module::KNorm,
-        "ffn_gate" => Module::Gate,
-        "ffn_up" => Module::Up,
-        "ffn_down" => Module::Down,
-        _ => return None,
+    let inner = || {
+        let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let (module, kind) = rest.rsplit_once('.')?;
+        let (_, part) = INNER.iter().find(|(known, _)| *known == module)?;
+        Some(format!("blk.{layer}.{part}.{kind}"))
     };
-    match kind {
-        "weight" => Some((module.weight(layer), part)),
-        "bias" => Some((module.bias(layer), part)),
-        _ => None,
-    }
+    inner().unwrap_or_else(|| name.to_owned())
 }
 
 /// Rows `2d + j` of a head (pair d side by side) move to `j · half + d` (first halves, then second).
@@ -103,13 +119,7 @@ pub fn q4_k_as_q4_1(superblocks: &[u8]) -> Vec<u8> {
         let (scale, minimum, packed, codes) =
             (half(bytes), half(&bytes[2..]), &bytes[4..16], &bytes[16..]);
         for block in 0..8 {
-            let (scale_code, minimum_code) = match block {
-                0..4 => (packed[block] & 63, packed[block + 4] & 63),
-                _ => (
-                    packed[block + 4] & 15 | packed[block - 4] >> 6 << 4,
-                    packed[block + 4] >> 4 | packed[block] >> 6 << 4,
-                ),
-            };
+            let (scale_code, minimum_code) = scale_and_minimum(packed, block);
             out.extend(f16::from_f32(scale * f32::from(scale_code)).to_le_bytes());
             out.extend(f16::from_f32(-minimum * f32::from(minimum_code)).to_le_bytes());
             // Two blocks share 32 bytes, half a byte a value; Q4_1 pairs values 16 apart.
@@ -119,18 +129,4 @@ pub fn q4_k_as_q4_1(superblocks: &[u8]) -> Vec<u8> {
         }
     }
     out
-}
-
-/// Llama 3's divisors of the rotary frequencies θ^(−2d/D), for d in 0..D/2: none for wavelengths
-/// below 8192/4, `factor` above 8192, and between them the blend that is linear in 1/wavelength.
-pub fn llama3_factors(theta: f64, head_dim: usize, factor: f64) -> Vec<f64> {
-    let (original, low, high) = (8192.0, 1.0, 4.0);
-    (0..head_dim / 2)
-        .map(|d| {
-            let wavelength =
-                2.0 * std::f64::consts::PI * theta.powf(2.0 * d as f64 / head_dim as f64);
-            let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        })
-        .collect()
 }

@@ -5,10 +5,11 @@
 //! every digit before the GPT-2 pattern (llama.cpp does too, transformers' GGUF reading does not, so
 //! it cuts spaces before digits differently), and Qwen2 normalises to NFC (llama.cpp does not).
 
-use candle_core::quantized::gguf_file::Value as Meta;
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
-use super::{Gguf, GgufError, sentencepiece};
+use super::{error::GgufError, header::Meta, metadata::Metadata, sentencepiece};
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -73,10 +74,24 @@ const FAMILIES: [Family; 5] = [
     },
 ];
 
-/// The token types of GGUF that stand whole in a text.
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
+/// Settings that are read, beside the ids of tokens.
+const SETTINGS: [&str; 9] = [
+    "model",
+    "pre",
+    "tokens",
+    "token_type",
+    "scores",
+    "merges",
+    "add_bos_token",
+    "add_eos_token",
+    "add_space_prefix",
+];
+
+/// The token types of GGUF, 1 to 6, of which these stand whole in a text.
+const TYPES: std::ops::RangeInclusive<u64> = 1..=6;
+const UNKNOWN: u64 = 2;
+const CONTROL: u64 = 3;
+const USER_DEFINED: u64 = 4;
 
 /// Everything of a `tokenizer.json` but its added tokens and post-processor.
 struct Pipeline {
@@ -89,48 +104,149 @@ struct Pipeline {
     adds_bos: bool,
 }
 
-/// The two tokenizer files of a checkpoint.
+/// The tokenizer of a checkpoint.
 #[derive(Debug)]
 pub struct TokenizerFiles {
     /// `tokenizer.json`.
     pub tokenizer: Value,
     /// `tokenizer_config.json`, with the chat template.
     pub config: Value,
+    /// `bos_token_id`, `eos_token_id`, `pad_token_id`: those that the file names, for `config.json`
+    /// and `generation_config.json`.
+    pub special_ids: Map<String, Value>,
+}
+
+/// The tokens of a file with their ids, no two of one text.
+struct Vocabulary<'a> {
+    metadata: &'a Metadata,
+    tokens: Vec<&'a str>,
+    ids: HashMap<&'a str, usize>,
+    /// The vocabulary is SentencePiece's, where ids have defaults.
+    sentencepiece: bool,
+}
+
+/// A token with its id.
+type Token<'a> = (u64, &'a str);
+
+impl<'a> Vocabulary<'a> {
+    fn read(metadata: &'a Metadata) -> Result<Self, GgufError> {
+        let sentencepiece = match metadata.text("tokenizer.ggml.model")? {
+            Some("gpt2") => false,
+            Some("llama") => true,
+            None => return Err(metadata.missing("tokenizer.ggml.model", "gpt2 or llama")),
+            Some(other) => {
+                return Err(metadata.unsupported("tokenizer.ggml.model", other, "gpt2, llama"));
+            }
+        };
+        let tokens = metadata.array("tokenizer.ggml.tokens", "a list of strings", text)?;
+        let mut ids = HashMap::with_capacity(tokens.len());
+        for (id, token) in tokens.iter().enumerate() {
+            if let Some(other) = ids.insert(*token, id) {
+                let reason = format!("tokens {other} and {id} are both {token:?}");
+                return Err(GgufError::Tokenizer { path: metadata.path().to_owned(), reason });
+            }
+        }
+        let vocabulary = Self { metadata, tokens, ids, sentencepiece };
+        for (key, _) in metadata.iter().filter(|(key, _)| key.ends_with("_token_id")) {
+            vocabulary.number(key)?;
+        }
+        Ok(vocabulary)
+    }
+
+    /// The id under a key, which is one of the vocabulary.
+    fn number(&self, key: &str) -> Result<Option<u64>, GgufError> {
+        let Some(id) = self.metadata.number(key)? else { return Ok(None) };
+        match usize::try_from(id).is_ok_and(|id| id < self.tokens.len()) {
+            true => Ok(Some(id)),
+            false => {
+                let expected = format!("the id of a token, below {}", self.tokens.len());
+                Err(self.metadata.mistyped(key, &expected, id.to_string()))
+            }
+        }
+    }
+
+    /// A special token. SentencePiece's ids are what llama.cpp takes where the file names none.
+    fn special(&self, name: &str) -> Result<Option<Token<'a>>, GgufError> {
+        let default = match name {
+            "unknown" => Some(0),
+            "bos" => Some(1),
+            "eos" => Some(2),
+            _ => None,
+        };
+        let id = self.number(&format!("tokenizer.ggml.{name}_token_id"))?;
+        let id = id.or(default.filter(|_| self.sentencepiece));
+        let token = |id: u64| Some((id, *self.tokens.get(usize::try_from(id).ok()?)?));
+        Ok(id.and_then(token))
+    }
+
+    /// A list with a value for every token.
+    fn aligned<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&Meta) -> Option<T>,
+    ) -> Result<Vec<T>, GgufError> {
+        let values = self.metadata.array(key, expected, read)?;
+        if values.len() == self.tokens.len() {
+            return Ok(values);
+        }
+        let expected = format!("{} values, one for each token", self.tokens.len());
+        Err(self.metadata.mistyped(key, &expected, values.len().to_string()))
+    }
+
+    /// The merges that the file lists, each of two tokens into a third.
+    fn merges(&self) -> Result<Vec<Value>, GgufError> {
+        let key = "tokenizer.ggml.merges";
+        let pairs = self
+            .metadata
+            .array(key, "a list of pairs of tokens", |value| text(value)?.split_once(' '))?;
+        let known = |token: &str| self.ids.contains_key(token);
+        for (i, (left, right)) in pairs.iter().enumerate() {
+            let joined = format!("{left}{right}");
+            if let Some(unknown) = [*left, *right, &joined].into_iter().find(|token| !known(token))
+            {
+                let reason = format!("merge {i}, {left:?} {right:?}: {unknown:?} is not a token");
+                let path = self.metadata.path().to_owned();
+                return Err(GgufError::Tokenizer { path, reason });
+            }
+        }
+        Ok(pairs.into_iter().map(|(left, right)| json!([left, right])).collect())
+    }
 }
 
 /// Rebuilds the tokenizer of a file.
-pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles, GgufError> {
-    let tokens = gguf.array("tokenizer.ggml.tokens", "a list of strings", text)?;
-    let types = gguf.array("tokenizer.ggml.token_type", "a list of i32", |value| match value {
-        Meta::I32(kind) => Some(*kind),
+pub fn tokenizer_files(metadata: &Metadata) -> Result<TokenizerFiles, GgufError> {
+    check_settings(metadata)?;
+    let vocabulary = Vocabulary::read(metadata)?;
+    let kind = |value: &Meta| match value {
+        Meta::Signed(kind) => u64::try_from(*kind).ok().filter(|kind| TYPES.contains(kind)),
+        Meta::Unsigned(kind) => Some(*kind).filter(|kind| TYPES.contains(kind)),
         _ => None,
-    })?;
-    let named = |key: &str| -> Result<Option<(u64, &String)>, GgufError> {
-        let key = format!("tokenizer.ggml.{key}_token_id");
-        let Some(id) = gguf.optional(&key)? else { return Ok(None) };
-        match usize::try_from(id).ok().and_then(|id| tokens.get(id)) {
-            Some(token) => Ok(Some((id, token))),
-            None => Err(gguf.unsupported(key, id, format!("ids below {}", tokens.len()))),
-        }
     };
-    let (bos, eos) = (named("bos")?, named("eos")?);
-    let (unknown, padding) = (named("unknown")?, named("padding")?);
-    let pipeline = match gguf.string("tokenizer.ggml.model")?.as_deref() {
-        Some("gpt2") => byte_level_pipeline(gguf)?,
-        Some("llama") => sentencepiece_pipeline(gguf, &tokens, unknown.map(|(_, token)| token))?,
-        other => {
-            let (key, known) = ("tokenizer.ggml.model".to_owned(), "gpt2, llama".to_owned());
-            return Err(gguf.unsupported(key, other.unwrap_or_default(), known));
-        }
+    let types =
+        vocabulary.aligned("tokenizer.ggml.token_type", "a list of token types, 1 to 6", kind)?;
+    let special = |name: &str| vocabulary.special(name);
+    let (bos, eos) = (special("bos")?, special("eos")?);
+    let (unknown, padding) = (special("unknown")?, special("padding")?);
+    let pipeline = match vocabulary.sentencepiece {
+        true => sentencepiece_pipeline(&vocabulary, unknown.map(|(_, token)| token))?,
+        false => byte_level_pipeline(&vocabulary)?,
     };
-    let add_bos = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(pipeline.adds_bos);
-    let add_eos = gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+    let add_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(pipeline.adds_bos);
+    let add_eos = metadata.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+    for (added, token, name) in [(add_bos, bos, "bos"), (add_eos, eos, "eos")] {
+        if added && token.is_none() {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            return Err(metadata.missing(&key, "the token that texts are put between"));
+        }
+    }
 
-    let whole: Vec<Value> = tokens
+    let whole: Vec<Value> = vocabulary
+        .tokens
         .iter()
         .zip(&types)
         .enumerate()
-        .filter(|(_, (_, kind))| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
+        .filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind))
         .map(|(id, (token, kind))| {
             json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false,
@@ -138,10 +254,10 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles, GgufError> {
             })
         })
         .collect();
-    let vocabulary: Map<String, Value> =
-        tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+    let ids = vocabulary.tokens.iter().enumerate();
+    let ids: Map<String, Value> = ids.map(|(id, token)| (token.to_string(), json!(id))).collect();
     let mut model = pipeline.model;
-    model["vocab"] = Value::Object(vocabulary);
+    model["vocab"] = Value::Object(ids);
     let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
@@ -167,43 +283,87 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles, GgufError> {
             config[format!("{name}_token")] = json!(token);
         }
     }
-    if let Some(template) = gguf.string("tokenizer.chat_template")? {
+    if let Some(template) = metadata.text("tokenizer.chat_template")? {
         config["chat_template"] = json!(template);
     }
-    Ok(TokenizerFiles { tokenizer, config })
+    let special_ids = special_ids(&vocabulary, [bos, eos, padding])?;
+    Ok(TokenizerFiles { tokenizer, config, special_ids })
+}
+
+/// The ids of special tokens as a checkpoint's configuration names them. A model that ends its turns
+/// or messages with other tokens than its texts stops at all of them.
+fn special_ids(
+    vocabulary: &Vocabulary<'_>,
+    [bos, eos, padding]: [Option<Token<'_>>; 3],
+) -> Result<Map<String, Value>, GgufError> {
+    let mut ends: Vec<u64> = eos.iter().map(|(id, _)| *id).collect();
+    for name in ["eot", "eom"] {
+        let id = vocabulary.number(&format!("tokenizer.ggml.{name}_token_id"))?;
+        ends.extend(id.filter(|id| !ends.contains(id)));
+    }
+    let ends = match ends.as_slice() {
+        [] => None,
+        [only] => Some(json!(only)),
+        several => Some(json!(several)),
+    };
+    let named = [
+        ("bos_token_id", bos.map(|(id, _)| json!(id))),
+        ("eos_token_id", ends),
+        ("pad_token_id", padding.map(|(id, _)| json!(id))),
+    ];
+    Ok(named.into_iter().filter_map(|(key, id)| Some((key.to_owned(), id?))).collect())
+}
+
+/// Refuses settings of the tokenizer that change what texts become and are not known.
+fn check_settings(metadata: &Metadata) -> Result<(), GgufError> {
+    for (key, value) in metadata.iter() {
+        let Some(setting) = key.strip_prefix("tokenizer.ggml.") else { continue };
+        let neutral = match (setting, value) {
+            ("add_sep_token" | "remove_extra_whitespaces", Meta::Bool(flag)) => !flag,
+            ("precompiled_charsmap", Meta::Array(values)) => values.is_empty(),
+            _ => SETTINGS.contains(&setting) || setting.ends_with("_token_id"),
+        };
+        if !neutral {
+            let known = "only settings that are known";
+            return Err(metadata.unsupported(key, value, known));
+        }
+    }
+    Ok(())
 }
 
 /// Byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM), by the name of its pre-tokenizer.
-fn byte_level_pipeline(gguf: &Gguf) -> Result<Pipeline, GgufError> {
-    let pre = gguf.string("tokenizer.ggml.pre")?.unwrap_or_default();
-    let Some(family) = FAMILIES.iter().find(|family| family.names.contains(&pre.as_str())) else {
+fn byte_level_pipeline(vocabulary: &Vocabulary<'_>) -> Result<Pipeline, GgufError> {
+    let key = "tokenizer.ggml.pre";
+    let pre = vocabulary.metadata.text(key)?.unwrap_or_default();
+    let Some(family) = FAMILIES.iter().find(|family| family.names.contains(&pre)) else {
         let known = FAMILIES.map(|family| family.names.join(", ")).join(", ");
-        return Err(gguf.unsupported("tokenizer.ggml.pre".to_owned(), pre, known));
+        return Err(vocabulary.metadata.unsupported(key, pre, &known));
     };
     Ok(Pipeline {
         normalizer: json!(family.nfc.then(|| json!({"type": "NFC"}))),
         pre_tokenizer: pre_tokenizer(family),
         decoder: byte_level(true),
-        model: bpe(merges(gguf)?, None, family.ignore_merges),
+        model: bpe(vocabulary.merges()?, None, family.ignore_merges),
         adds_bos: family.adds_bos,
     })
 }
 
 /// SentencePiece BPE (Llama 2, Mistral 7B), its merges in the file or in the scores.
 fn sentencepiece_pipeline(
-    gguf: &Gguf,
-    tokens: &[String],
-    unknown: Option<&String>,
+    vocabulary: &Vocabulary<'_>,
+    unknown: Option<&str>,
 ) -> Result<Pipeline, GgufError> {
-    let adds_space = gguf.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let merges = if gguf.has("tokenizer.ggml.merges") {
-        merges(gguf)?
+    let metadata = vocabulary.metadata;
+    let adds_space = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let merges = if metadata.get("tokenizer.ggml.merges").is_some() {
+        vocabulary.merges()?
     } else {
-        let scores = gguf.array("tokenizer.ggml.scores", "a list of f32", |value| match value {
-            Meta::F32(score) => Some(*score),
+        let score = |value: &Meta| match value {
+            Meta::F32(score) if !score.is_nan() => Some(*score),
             _ => None,
-        })?;
-        sentencepiece::merges(tokens, &scores)
+        };
+        let scores = vocabulary.aligned("tokenizer.ggml.scores", "a list of f32", score)?;
+        sentencepiece::merges(&vocabulary.tokens, &vocabulary.ids, &scores)
     };
     Ok(Pipeline {
         normalizer: sentencepiece::normalizer(adds_space),
@@ -214,19 +374,9 @@ fn sentencepiece_pipeline(
     })
 }
 
-fn merges(gguf: &Gguf) -> Result<Vec<Value>, GgufError> {
-    gguf.array("tokenizer.ggml.merges", "a list of pairs of tokens", |value| {
-        let (left, right) = match value {
-            Meta::String(pair) => pair.split_once(' ')?,
-            _ => return None,
-        };
-        Some(json!([left, right]))
-    })
-}
-
 /// The BPE model without its vocabulary. One that has a token for the unknown falls back to bytes
 /// before it uses it.
-fn bpe(merges: Vec<Value>, unknown: Option<&String>, ignore_merges: bool) -> Value {
+fn bpe(merges: Vec<Value>, unknown: Option<&str>, ignore_merges: bool) -> Value {
     json!({
         "type": "BPE", "dropout": null, "unk_token": unknown,
         "continuing_subword_prefix": null, "end_of_word_suffix": null,
@@ -235,9 +385,9 @@ fn bpe(merges: Vec<Value>, unknown: Option<&String>, ignore_merges: bool) -> Val
     })
 }
 
-fn text(value: &Meta) -> Option<String> {
+fn text(value: &Meta) -> Option<&str> {
     match value {
-        Meta::String(text) => Some(text.clone()),
+        Meta::String(text) => Some(text),
         _ => None,
     }
 }
@@ -264,11 +414,11 @@ fn pre_tokenizer(family: &Family) -> Value {
 }
 
 /// Puts the begin- and end-of-sequence tokens around a text.
-fn post_processor(bos: Option<(u64, &String)>, eos: Option<(u64, &String)>) -> Value {
+fn post_processor(bos: Option<Token<'_>>, eos: Option<Token<'_>>) -> Value {
     if bos.is_none() && eos.is_none() {
         return Value::Null;
     }
-    let token = |token: Option<(u64, &String)>, kind: u8| {
+    let token = |token: Option<Token<'_>>, kind: u8| {
         token.map(|(_, text)| json!({"SpecialToken": {"id": text, "type_id": kind}}))
     };
     let around = |sequence: &str, kind: u8| {
@@ -278,7 +428,7 @@ fn post_processor(bos: Option<(u64, &String)>, eos: Option<(u64, &String)>) -> V
     let special: Map<String, Value> = [bos, eos]
         .into_iter()
         .flatten()
-        .map(|(id, text)| (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]})))
+        .map(|(id, text)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
         .collect();
     json!({
         "type": "TemplateProcessing",

@@ -12,7 +12,7 @@ use super::{
     device::{DeviceError, Result},
     library::{Library, directories, functions},
 };
-use crate::files::{self, FileError, sha256};
+use crate::files::{self, FileError, home, sha256};
 
 const REMEDY: &str = "install the wheel nvidia-cuda-nvrtc (13.0 for drivers of the r580 branch) or \
                       the CUDA toolkit, and name the directory of libnvrtc.so in LADLE_CUDA_LIBS; \
@@ -46,12 +46,9 @@ fn architectures((major, minor): (i32, i32)) -> Vec<String> {
 /// Where compiled kernels are kept: `$LADLE_HOME/kernels`, else in the user's cache directory, and
 /// beside the program.
 pub fn kernel_caches() -> Vec<PathBuf> {
-    let env = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = env("XDG_CACHE_HOME").or_else(|| env("HOME").map(|home| home.join(".cache")));
-    let own = env("LADLE_HOME").or_else(|| cache.map(|cache| cache.join("ladle")));
     let program = std::env::current_exe().ok();
     let beside = program.as_deref().and_then(Path::parent).map(Path::to_owned);
-    own.into_iter().chain(beside).map(|directory| directory.join("kernels")).collect()
+    home().into_iter().chain(beside).map(|directory| directory.join("kernels")).collect()
 }
 
 /// The kernels for a GPU of this compute capability: from one of `caches`, else compiled and kept

@@ -4,12 +4,13 @@
 //! the answer is `{"scores": [number, …]}`, one a sample, in order.
 
 use super::{Range, Reward, RewardError, Sample};
-use reqwest::{
-    StatusCode,
-    blocking::{Client, Response},
-};
 use serde::{Deserialize, Serialize};
 use std::{io::Read, time::Duration};
+use ureq::{
+    Agent,
+    http::{StatusCode, Uri, header},
+    tls::{RootCerts, TlsConfig},
+};
 
 /// Most bytes of an answer: a score takes some 20.
 const ANSWER_LIMIT: u64 = 64 << 20;
@@ -64,7 +65,7 @@ pub struct HttpReward {
     name: String,
     config: HttpConfig,
     token: Option<String>,
-    client: Client,
+    agent: Agent,
 }
 
 #[derive(Serialize)]
@@ -108,20 +109,32 @@ impl HttpReward {
             ),
             None => None,
         };
-        reqwest::Url::parse(&config.url).map_err(|e| wrong(format!("url {}: {e}", config.url)))?;
-        let client =
-            Client::builder().timeout(timeout).build().map_err(|e| wrong(e.to_string()))?;
-        Ok(Self { name, config, token, client })
+        let url =
+            config.url.parse::<Uri>().map_err(|e| wrong(format!("url {}: {e}", config.url)))?;
+        if url.host().is_none() || !matches!(url.scheme_str(), Some("http" | "https")) {
+            return Err(wrong(format!("url {}: expected http:// or https://", config.url)));
+        }
+        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .timeout_global(Some(timeout))
+            .build()
+            .into();
+        Ok(Self { name, config, token, agent })
     }
 
     fn attempt(&self, samples: &[Sample]) -> Result<Vec<Option<f64>>, Attempt> {
-        let mut request = self.client.post(&self.config.url).json(&Question { samples });
+        let mut request = self.agent.post(&self.config.url);
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let response = request.send().map_err(|e| Attempt::Again(e.to_string()))?;
+        let response = request.send_json(&Question { samples });
+        let response = response.map_err(|e| Attempt::Again(e.to_string()))?;
         let status = response.status();
-        let body = read(response).map_err(Attempt::Again)?;
+        let mut body = Vec::new();
+        let mut reader = response.into_body().into_reader().take(ANSWER_LIMIT);
+        reader.read_to_end(&mut body).map_err(|e| Attempt::Again(e.to_string()))?;
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
             return Err(Attempt::Again(format!("{status}: {}", start(&body))));
         }
@@ -154,12 +167,6 @@ impl HttpReward {
         }
         Err(format!("{}: no attempt", self.config.url))
     }
-}
-
-fn read(response: Response) -> Result<Vec<u8>, String> {
-    let mut body = Vec::new();
-    response.take(ANSWER_LIMIT).read_to_end(&mut body).map_err(|e| e.to_string())?;
-    Ok(body)
 }
 
 fn start(body: &[u8]) -> String {

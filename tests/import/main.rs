@@ -1,6 +1,9 @@
 //! Importing base models: GGUF files and wheels against the gguf package's and transformers' reading
 //! (`reference/tiny_gguf.py`), directories, and what is refused.
 
+mod gguf;
+mod writer;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -203,7 +206,7 @@ fn damaged_gguf_files_are_refused_and_leave_nothing() {
     refused(&replaced("llama-bpe", "martianxx"), "martianxx");
     refused(
         &replaced("llama.embedding_length", "llama.embedding_lengte"),
-        "llama.embedding_length",
+        "llama.embedding_lengte",
     );
 }
 
@@ -294,7 +297,7 @@ fn damaged_wheels_are_refused_and_leave_nothing() {
     let mut flipped = wheel(&[("a.gguf", &gguf)], false);
     let middle = flipped.len() / 2;
     *flipped.get_mut(middle).expect("a byte") ^= 1;
-    refused(&flipped, "CRC");
+    refused(&flipped, "checksum");
     let mut lying = wheel(&[("a.gguf", &gguf)], true);
     let at = lying.windows(4).rposition(|w| w == b"PK\x01\x02").expect("the directory");
     *lying.get_mut(at + 24).expect("the size") ^= 1;

@@ -1,0 +1,184 @@
+//! The `config.json` of a GGUF file's model.
+
+use serde_json::{Value, json};
+
+use super::{
+    architecture::{Architecture, check},
+    error::GgufError,
+    metadata::{Metadata, shortest},
+};
+use crate::model::config::ModelConfig;
+
+/// Rotary base where the metadata names none.
+const FREQ_BASE: f32 = 10_000.0;
+
+/// What the tensors say of the configuration.
+#[derive(Debug)]
+pub struct Found {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// There is no head of its own.
+    pub tied: bool,
+    /// There are biases on q, k and v.
+    pub qkv_bias: bool,
+    /// There is a bias on the attention output.
+    pub output_bias: bool,
+    /// There are biases in the feed-forward layer.
+    pub mlp_bias: bool,
+    /// Divisors of the rotary frequencies (`rope_freqs.weight`).
+    pub rope_factors: Option<Vec<f32>>,
+}
+
+/// The configuration that metadata and tensors stand for; `dtype` is the storage type that will be
+/// written.
+pub fn config(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    found: &Found,
+    dtype: &str,
+) -> Result<Value, GgufError> {
+    check_settings(metadata, architecture)?;
+    let key = |name: &str| architecture.key(name);
+    let required = |name: &str| {
+        let number = metadata.per_layer(&key(name))?;
+        number.ok_or_else(|| metadata.missing(&key(name), "a whole number"))
+    };
+    let hidden = required("embedding_length")?;
+    let heads = required("attention.head_count")?;
+    let kv_heads = metadata.per_layer(&key("attention.head_count_kv"))?.unwrap_or(heads);
+    let derived = || hidden.checked_div(heads).unwrap_or(0);
+    let head_dim = metadata.number(&key("attention.key_length"))?.unwrap_or_else(derived);
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if let Some(width) = metadata.number(&key(name))?
+            && width != head_dim
+        {
+            return Err(metadata.unsupported(&key(name), width, &head_dim.to_string()));
+        }
+    }
+    let context = required("context_length")?;
+    let theta = metadata.float(&key("rope.freq_base"))?.unwrap_or(FREQ_BASE);
+    let eps = key("attention.layer_norm_rms_epsilon");
+    let eps = metadata.float(&eps)?.ok_or_else(|| metadata.missing(&eps, "an f32"))?;
+    let mut config = json!({
+        "architectures": [architecture.class],
+        "model_type": architecture.name,
+        "vocab_size": found.vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": required("feed_forward_length")?,
+        "num_hidden_layers": required("block_count")?,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": context,
+        "rms_norm_eps": shortest(eps),
+        "rope_theta": shortest(theta),
+        "rope_scaling": null,
+        "tie_word_embeddings": found.tied,
+        "torch_dtype": dtype,
+    });
+    // A window that no sequence reaches is none.
+    let window = metadata.number(&key("attention.sliding_window"))?;
+    let window = window.filter(|window| (1..context).contains(window));
+    match (architecture.name, window) {
+        ("llama", window) => {
+            if found.qkv_bias != found.output_bias {
+                let got = if found.qkv_bias { "q, k, v only" } else { "output only" };
+                return Err(metadata.unsupported("attention bias on", got, "all or none"));
+            }
+            config["attention_bias"] = json!(found.qkv_bias);
+            config["mlp_bias"] = json!(found.mlp_bias);
+            if let Some(window) = window {
+                config["architectures"] = json!(["MistralForCausalLM"]);
+                config["model_type"] = json!("mistral");
+                config["sliding_window"] = json!(window);
+            }
+        }
+        (_, Some(window)) => {
+            return Err(metadata.unsupported(&key("attention.sliding_window"), window, "none"));
+        }
+        ("qwen3", None) => config["attention_bias"] = json!(found.qkv_bias),
+        _ => {}
+    }
+    config["rope_scaling"] = rope_scaling(metadata, architecture, found, &config)?;
+    Ok(config)
+}
+
+/// Refuses settings that may change what the model computes and are not known.
+fn check_settings(metadata: &Metadata, architecture: &Architecture) -> Result<(), GgufError> {
+    let prefix = architecture.key("");
+    for (key, value) in metadata.iter() {
+        let Some(setting) = key.strip_prefix(&prefix) else { continue };
+        check(setting, value).map_err(|known| metadata.unsupported(key, value, &known))?;
+    }
+    Ok(())
+}
+
+/// `rope_scaling` of the configuration.
+fn rope_scaling(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    found: &Found,
+    config: &Value,
+) -> Result<Value, GgufError> {
+    let key = |name: &str| architecture.key(name);
+    let kind = metadata.text(&key("rope.scaling.type"))?;
+    // llama.cpp reads a factor without a type as linear, and the factor's old name where the new one
+    // is absent; 0 and 1 scale nothing.
+    let factor = match metadata.float(&key("rope.scaling.factor"))? {
+        Some(factor) => Some(factor),
+        None => metadata.float(&key("rope.scale_linear"))?,
+    };
+    let factor = factor.filter(|factor| ![0.0, 1.0].contains(factor));
+    let linear = match (kind, factor) {
+        (Some("none"), _) | (None | Some("linear"), None) => Value::Null,
+        (None | Some("linear"), Some(factor)) if factor > 0.0 => {
+            json!({"rope_type": "linear", "factor": shortest(factor)})
+        }
+        (None | Some("linear"), Some(factor)) => {
+            let expected = "a number above 0";
+            return Err(metadata.mistyped(
+                &key("rope.scaling.factor"),
+                expected,
+                factor.to_string(),
+            ));
+        }
+        (Some(other), _) => {
+            return Err(metadata.unsupported(&key("rope.scaling.type"), other, "none, linear"));
+        }
+    };
+    match &found.rope_factors {
+        None => Ok(linear),
+        Some(factors) if linear.is_null() => llama3(metadata, factors, config),
+        Some(_) => Err(metadata.unsupported(
+            &key("rope.scaling.type"),
+            "linear beside rope_freqs.weight",
+            "one of the two",
+        )),
+    }
+}
+
+/// Llama 3's scaling is not in the metadata: the file carries the factors that follow from it, so
+/// the published settings are tried and must give these factors.
+fn llama3(metadata: &Metadata, factors: &[f32], config: &Value) -> Result<Value, GgufError> {
+    let factor = factors.iter().copied().fold(1.0f32, f32::max).round();
+    let scaling = json!({
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    });
+    let frequencies = |scaling: &Value| {
+        let mut config = config.clone();
+        config["rope_scaling"] = scaling.clone();
+        let read = ModelConfig::from_json(&config);
+        read.map(|config| config.rope.inv_freq)
+            .map_err(|error| GgufError::Config { path: metadata.path().to_owned(), error })
+    };
+    let (plain, scaled) = (frequencies(&Value::Null)?, frequencies(&scaling)?);
+    let expected = plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled);
+    let close = |(got, expected): (&f32, f32)| (got - expected).abs() < 1e-4 * expected;
+    if factors.len() == plain.len() && factors.iter().zip(expected).all(close) {
+        return Ok(scaling);
+    }
+    let got = format!("{} factors up to {factor}", factors.len());
+    Err(metadata.unsupported("rope_freqs.weight", got, "those of Llama 3.1 to 3.3"))
+}
