@@ -136,8 +136,14 @@ async fn answer(State(shared): State<Shared>, request: Request<Body>) -> Respons
     if let Some((_, bytes_sent)) = repository.breaks.take_if(|(file, _)| file == name) {
         let sent = bytes.get(start..start + bytes_sent).expect("inside").to_vec();
         headers.insert(header::CONTENT_LENGTH, (end - start).into());
-        let broken = std::io::Error::other("the connection breaks");
-        let chunks = futures::stream::iter([Ok(sent), Err(broken)]);
+        // What was sent leaves before the connection breaks: a body that waits is flushed.
+        let chunks = futures::stream::unfold(Some(sent), |sent| async {
+            if sent.is_none() {
+                tokio::task::yield_now().await;
+            }
+            let broken = std::io::Error::other("the connection breaks");
+            Some((sent.ok_or(broken), None))
+        });
         return (status, headers, Body::from_stream(chunks)).into_response();
     }
     (status, headers, bytes.get(start..end).expect("inside").to_vec()).into_response()

@@ -27,10 +27,10 @@ const CONNECT: Duration = Duration::from_secs(30);
 const STALL: Duration = Duration::from_secs(60);
 /// Largest answer that is read as a whole, in bytes.
 const MAX_JSON: u64 = 64 << 20;
-/// Characters of an answer that an error repeats.
+/// Characters of an answer that an error quotes.
 const SAID: usize = 200;
 
-/// A request that was not answered as hoped.
+/// A request that failed.
 #[derive(Debug)]
 pub struct Failure {
     reason: String,
@@ -141,7 +141,7 @@ impl Client {
         })
     }
 
-    /// Bytes `start..end` of a file, of whose answer nothing but the head has been read.
+    /// A reader of bytes `start..end` of a file; the answer's head says that it holds these bytes.
     pub fn range(&self, url: &str, start: u64, end: u64) -> Result<impl Read + use<>, Failure> {
         let response = self.get(url, Some(format!("bytes={start}-{}", end.saturating_sub(1))))?;
         let headers = response.headers();

@@ -23,7 +23,7 @@ use crate::{
 
 /// Bytes asked for at once.
 const CHUNK: u64 = 32 << 20;
-/// What is kept of a model beside its weights and what makes it usable.
+/// Documents about a model, fetched where it has them.
 const NOTICES: [&str; 2] = ["LICENSE", "README.md"];
 
 /// Whether a file is part of a model as ladle keeps it.
@@ -35,7 +35,7 @@ pub fn is_kept(name: &str) -> bool {
 /// A file as the hub lists it.
 struct Listed {
     size: u64,
-    /// Named for large files, by some hubs.
+    /// Digest of a large file; hubs list none for small ones.
     sha256: Option<String>,
 }
 
@@ -174,7 +174,7 @@ impl Hub {
         Err(self.refuse(format!("has no {name}{hint}")))
     }
 
-    /// Completes one file in `waiting`, from where it stopped.
+    /// Downloads one file into `waiting`, or the rest of it that an earlier download left out.
     fn fetch(
         &self,
         name: &str,

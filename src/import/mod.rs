@@ -44,11 +44,11 @@ const DOWNLOADS: &str = ".downloads";
 /// A model that is there now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {
-    /// Its id under the models directory.
+    /// Id under the models directory.
     pub id: String,
     /// Its directory.
     pub dir: PathBuf,
-    /// It had been imported before.
+    /// An earlier import had put it there.
     pub already_there: bool,
 }
 
@@ -152,7 +152,7 @@ fn fill(
 /// What an import will record, as far as it is known before fetching.
 struct Wanted {
     source: String,
-    /// `None` where only fetching tells.
+    /// `None` where it is known only after fetching.
     version: Option<String>,
     dtype: Option<String>,
 }

@@ -29,12 +29,12 @@ impl Progress {
         Self { bar, label: label.to_owned(), total, plain, tenths: AtomicU64::new(0) }
     }
 
-    /// `done` bytes are done.
+    /// Shows that `done` bytes of the total are done.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
         let tenths = done.saturating_mul(10).checked_div(self.total).unwrap_or(10);
         if self.plain && self.tenths.fetch_max(tenths, Ordering::Relaxed) < tenths {
-            // Nobody reads it where standard error is closed.
+            // Standard error may be closed; progress is then not shown.
             let _ = writeln!(io::stderr(), "{}: {}%", self.label, tenths * 10);
         }
     }

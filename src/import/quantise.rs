@@ -1,4 +1,4 @@
-//! How matrices are stored in blocks.
+//! The choice of `--quantise`.
 
 use std::{fmt, str::FromStr};
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ImportError;
 use crate::files::{FileError, file_sha256, read_json, write_json};
 
-/// Its file name.
+/// File name of the record.
 const RECORD: &str = "ladle.json";
 
 /// What was imported, as `ladle.json` beside the model keeps it.

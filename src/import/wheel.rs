@@ -53,7 +53,7 @@ fn pip_download(requirement: &str, into: &Path) -> Result<(), ImportError> {
         reason,
         hint: hint.to_owned(),
     };
-    // pip draws its progress on standard output, which here belongs to results.
+    // Standard output is for results; pip would draw its progress there.
     let progress = io::stderr().as_fd().try_clone_to_owned();
     let progress = progress.map_err(|e| failed(e.to_string(), ""))?;
     let child = command

@@ -12,10 +12,13 @@ use super::{
     metadata::Metadata,
 };
 
+/// Most parts of a model: numbers in names have five digits.
+const MAX_PARTS: u64 = 99_999;
+
 /// One file of a model.
 #[derive(Debug)]
 pub struct Part {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
     /// The file.
     pub file: std::fs::File,
@@ -35,7 +38,7 @@ pub struct Joined {
 /// Which part of how many a file says that it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
-    /// From 0 on.
+    /// Number of the part, from 0 on.
     index: u64,
     count: u64,
 }
@@ -134,9 +137,6 @@ fn place(metadata: &Metadata) -> Result<Option<Place>, GgufError> {
         }
     }
 }
-
-/// Most parts of a model: numbers in names have five digits.
-const MAX_PARTS: u64 = 99_999;
 
 /// The paths of the parts after the first, all of which are there.
 fn others(path: &Path, place: Place) -> Result<Vec<PathBuf>, GgufError> {

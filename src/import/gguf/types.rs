@@ -187,7 +187,7 @@ fn q5(bytes: &[u8], out: &mut Vec<f32>, value: impl Fn(f32) -> f32) {
     out.extend(codes.iter().enumerate().map(|(i, code)| value(i + 16, code >> 4)));
 }
 
-/// Scales and minima of 16 values in 4 bits each, codes of 2 bits, d, the minima's scale.
+/// Layout: for each 16 values a byte of scale and minimum, codes of 2 bits, d, the minima's scale.
 fn q2_k(block: &[u8], out: &mut Vec<f32>) {
     let (scales, codes) = (&block[..16], &block[16..80]);
     let (d, minimum) = (half_at(block, 80), half_at(block, 82));
@@ -203,7 +203,7 @@ fn two_bits(codes: &[u8], run: usize) -> &[u8] {
     &codes[run / 8 * 32 + run % 2 * 16..][..16]
 }
 
-/// Third bits (set: not 4 less), codes of 2 bits, scales of 6 bits around 32, d.
+/// Layout: third bits of the codes (value code − 4), lower two bits, 6-bit scales around 32, d.
 fn q3_k(block: &[u8], out: &mut Vec<f32>) {
     let (third, codes, packed) = (&block[..32], &block[32..96], &block[96..108]);
     let d = half_at(block, 108);
@@ -230,7 +230,7 @@ pub fn scale_and_minimum(packed: &[u8], i: usize) -> (u8, u8) {
     }
 }
 
-/// d, the minima's scale, scales and minima, codes of 4 bits: two blocks share 32 bytes.
+/// Layout: d, the minima's scale, scales and minima, codes of 4 bits; two blocks share 32 bytes.
 fn q4_k(block: &[u8], out: &mut Vec<f32>) {
     let (packed, codes) = (&block[4..16], &block[16..]);
     for i in 0..8 {
@@ -255,7 +255,7 @@ fn q5_k(block: &[u8], out: &mut Vec<f32>) {
     }
 }
 
-/// Lower four bits, upper two bits, signed scales of 16 values, d.
+/// Layout: lower four bits of the codes, upper two bits, signed scales of 16 values, d.
 fn q6_k(block: &[u8], out: &mut Vec<f32>) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half_at(block, 208);
