@@ -7,6 +7,11 @@ pub fn fits(op: &'static str, what: &'static str, expected: usize, got: usize) -
     if expected == got { Ok(()) } else { Err(KernelError::Shape { op, what, expected, got }) }
 }
 
+/// Refuses a width that is not whole groups of `group` columns.
+pub fn groups(op: &'static str, width: usize, group: usize) -> Result<()> {
+    fits(op, "width modulo the group's", 0, width.checked_rem(group).unwrap_or(1))
+}
+
 /// `[out, in]` of a linear weight or table.
 pub fn matrix(op: &'static str, shape: &[usize]) -> Result<(usize, usize)> {
     match *shape {

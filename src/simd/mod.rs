@@ -93,10 +93,12 @@ impl Isa {
     pub fn chosen() -> Self {
         static CHOSEN: OnceLock<Isa> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
-            Self::requested().unwrap_or_else(|error| {
+            let isa = Self::requested().unwrap_or_else(|error| {
                 tracing::error!("{error}; using {}", Self::available()[0]);
                 Self::available()[0]
-            })
+            });
+            tracing::debug!("instruction set: {isa}");
+            isa
         })
     }
 

@@ -25,7 +25,7 @@ use self::{pool::Pool, tensor::Recycler};
 use super::{
     AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError, Kernels, Product,
     Result, Rope, RowCoefficients, ScaledProduct, Stored,
-    check::{self, fits, matrix},
+    check::{self, fits, groups, matrix},
 };
 use crate::simd::Isa;
 
@@ -235,8 +235,7 @@ impl Kernels for CpuKernels {
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &HostTensor, eps: f32) -> Result<Tensor> {
-        let group = gain.len().max(1);
-        fits("rms_norm", "rest of the width over the gain's length", 0, x.width() % group)?;
+        groups("rms_norm", x.width(), gain.len())?;
         let gain = &self.vector(gain);
         let mut out = x.stale_like();
         let work = elementwise::RmsNorm { x, gain, per_row: false, eps };
@@ -245,8 +244,7 @@ impl Kernels for CpuKernels {
     }
 
     fn rms_norm_rows(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
-        let group = gain.width().max(1);
-        fits("rms_norm", "rest of the width over the gain's length", 0, x.width() % group)?;
+        groups("rms_norm", x.width(), gain.width())?;
         fits("rms_norm", "rows of the gain", x.rows(), gain.rows())?;
         let mut out = x.stale_like();
         let work = elementwise::RmsNorm { x, gain, per_row: true, eps };
@@ -255,9 +253,9 @@ impl Kernels for CpuKernels {
     }
 
     fn rope(&self, mut x: Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
-        let half = rope.inv_freq.len().max(1);
+        let half = rope.inv_freq.len();
         fits("rope", "number of positions", x.rows(), positions.len())?;
-        fits("rope", "rest of the width over the head's width", 0, x.width() % (2 * half))?;
+        groups("rope", x.width(), 2 * half)?;
         let mut angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner);
         angles.update(positions, rope);
         let work =

@@ -29,7 +29,7 @@ pub(super) fn rope(x: &Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor>
 }
 
 /// cos and sin of `positions[t] · inv_freq[j]`, times the rope's scale: `[rows, half]` each.
-fn angles(positions: &[u32], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn angles(positions: &[u32], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
     positions
         .iter()
         .flat_map(|&position| rope.inv_freq.iter().map(move |freq| position as f32 * freq))

@@ -17,11 +17,14 @@ mod composed;
 mod frozen;
 pub mod tree;
 
+pub(crate) use composed::angles;
+
 use candle_core::{Device, Tensor};
 
 use ladle::kernels::{
     AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
-    Rope, RowCoefficients, check::fits,
+    Rope, RowCoefficients,
+    check::{fits, groups},
 };
 
 /// Kernels over f32 candle tensors with autograd.
@@ -54,6 +57,34 @@ fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     fits("linear", "input width", inner, width)?;
     let y = if w.track_op() { w.t().and_then(|w| x.matmul(&w)) } else { frozen::linear(x, w) };
     y.map_err(refused)
+}
+
+/// What scales multiply the columns of `rows` rows with: `[height, width]`, of height 1 where no
+/// scale has a coefficient per row.
+pub(crate) fn column_factors(
+    scales: &[ColumnScale],
+    coefficients: Option<&RowCoefficients>,
+    rows: usize,
+    width: usize,
+) -> Result<(usize, Vec<f32>)> {
+    if let Some(scale) = scales.iter().find(|scale| scale.columns.end > width) {
+        fits("scale_columns", "end of a column range", width, scale.columns.end)?;
+    }
+    let per_row = coefficients.filter(|_| scales.iter().any(|scale| scale.term.is_some()));
+    let height = per_row.map_or(1, |_| rows);
+    let mut factors = vec![1f32; height * width];
+    for ColumnScale { columns, term, factor } in scales {
+        for row in 0..height {
+            let coefficient = match (term, per_row) {
+                (Some(term), Some(c)) => c.values[row * c.terms + term],
+                _ => 1.0,
+            };
+            for value in &mut factors[row * width..][columns.clone()] {
+                *value *= factor * coefficient;
+            }
+        }
+    }
+    Ok((height, factors))
 }
 
 /// Rows and columns of an activation.
@@ -113,34 +144,12 @@ impl Kernels for Differentiable {
         coefficients: Option<&RowCoefficients>,
     ) -> Result<Tensor> {
         let (rows, width) = dims("scale_columns", &x)?;
-        if let Some(scale) = scales.iter().find(|scale| scale.columns.end > width) {
-            let got = scale.columns.end;
-            return Err(KernelError::Shape {
-                op: "scale_columns",
-                what: "end of a column range",
-                expected: width,
-                got,
-            });
-        }
         if let [ColumnScale { columns, term: None, factor }] = scales
             && *columns == (0..width)
         {
             return x.affine(f64::from(*factor), 0.0).map_err(refused);
         }
-        let per_row = coefficients.filter(|_| scales.iter().any(|scale| scale.term.is_some()));
-        let height = per_row.map_or(1, |_| rows);
-        let mut factors = vec![1f32; height * width];
-        for ColumnScale { columns, term, factor } in scales {
-            for row in 0..height {
-                let coefficient = match (term, per_row) {
-                    (Some(term), Some(c)) => c.values[row * c.terms + term],
-                    _ => 1.0,
-                };
-                for value in &mut factors[row * width..][columns.clone()] {
-                    *value *= factor * coefficient;
-                }
-            }
-        }
+        let (height, factors) = column_factors(scales, coefficients, rows, width)?;
         let factors = Tensor::from_vec(factors, (height, width), &self.device).map_err(refused)?;
         x.broadcast_mul(&factors).map_err(refused)
     }
@@ -152,7 +161,7 @@ impl Kernels for Differentiable {
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
         let (_, width) = dims("rms_norm", x)?;
         let group = gain.elem_count();
-        fits("rms_norm", "width modulo the gain's", 0, width.checked_rem(group).unwrap_or(1))?;
+        groups("rms_norm", width, group)?;
         composed::rms_norm(x, gain, group, eps).map_err(refused)
     }
 
@@ -160,7 +169,7 @@ impl Kernels for Differentiable {
         let (rows, width) = dims("rms_norm_rows", x)?;
         let (gains, group) = dims("rms_norm_rows", gain)?;
         fits("rms_norm_rows", "gain rows", rows, gains)?;
-        fits("rms_norm_rows", "width modulo the gain's", 0, width.checked_rem(group).unwrap_or(1))?;
+        groups("rms_norm_rows", width, group)?;
         let gain = gain.unsqueeze(1).map_err(refused)?;
         composed::rms_norm(x, &gain, group, eps).map_err(refused)
     }
@@ -168,8 +177,7 @@ impl Kernels for Differentiable {
     fn rope(&self, x: Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
         let (rows, width) = dims("rope", &x)?;
         fits("rope", "positions", rows, positions.len())?;
-        let half = rope.inv_freq.len();
-        fits("rope", "width modulo the head's", 0, width.checked_rem(2 * half).unwrap_or(1))?;
+        groups("rope", width, 2 * rope.inv_freq.len())?;
         composed::rope(&x, positions, rope).map_err(refused)
     }
 
@@ -193,7 +201,7 @@ impl Kernels for Differentiable {
             fits("attention", what, rows, got)?;
             fits("attention", what, heads * shape.head_dim, width)?;
         }
-        fits("attention", "heads modulo key/value heads", 0, shape.heads % shape.kv_heads)?;
+        groups("attention", shape.heads, shape.kv_heads)?;
         let trees = tree::trees(batch)?;
         composed::attention(&q, &k, &v, shape, &trees).map_err(refused)
     }

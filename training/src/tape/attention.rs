@@ -38,7 +38,7 @@ vectorised! {
 }
 
 /// Queries of one block: the scores of a block against all its keys stay in the cache.
-const BLOCK: usize = 64;
+const QUERY_BLOCK: usize = 64;
 
 /// The operation: shape, and which rows attend to each other.
 pub(super) struct Attention {
@@ -181,7 +181,7 @@ impl Attention {
         let mut out = vec![0f32; len * group * d];
         let mut weights = Vec::new();
         for member in 0..group {
-            for block in tree.blocks(BLOCK) {
+            for block in tree.blocks(QUERY_BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
                 self.weights(inputs, tree, kv_head * group + member, &block, &mut weights);
                 let (m, n) = (block.len(), width(&seen));
@@ -219,7 +219,7 @@ impl Attention {
         let (mut weights, mut scores) = (Vec::new(), Vec::new());
         for member in 0..group {
             let head = kv_head * group + member;
-            for block in tree.blocks(BLOCK) {
+            for block in tree.blocks(QUERY_BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
                 self.weights(inputs, tree, head, &block, &mut weights);
                 let (m, n) = (block.len(), width(&seen));

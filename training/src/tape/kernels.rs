@@ -3,7 +3,8 @@
 use candle_core::{Device, Tensor};
 use ladle::kernels::{
     AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Product, Result, Rope,
-    RowCoefficients, check::fits,
+    RowCoefficients,
+    check::{fits, groups},
 };
 use rayon::prelude::*;
 
@@ -14,12 +15,7 @@ use super::{
     read,
     rows::{self, Angles, Gains},
 };
-use crate::autograd::{Differentiable, refused, tree::trees};
-
-/// That `width` is whole groups of `group` columns.
-fn fits_groups(op: &'static str, width: usize, group: usize) -> Result<()> {
-    fits(op, "width modulo the group's", 0, width.checked_rem(group).unwrap_or(1))
-}
+use crate::autograd::{Differentiable, column_factors, refused, tree::trees};
 
 impl Tape {
     /// `onto + dropout(x) Wᵀ`: a frozen weight costs no gradient, a tracked one gets its own.
@@ -185,23 +181,7 @@ impl Kernels for Tape {
         coefficients: Option<&RowCoefficients>,
     ) -> Result<Value> {
         let (rows, width) = x.dims();
-        if let Some(scale) = scales.iter().find(|scale| scale.columns.end > width) {
-            fits("scale_columns", "end of a column range", width, scale.columns.end)?;
-        }
-        let coefficients = coefficients.filter(|_| scales.iter().any(|scale| scale.term.is_some()));
-        let height = if coefficients.is_some() { rows } else { 1 };
-        let mut factors = vec![1f32; height * width];
-        for ColumnScale { columns, term, factor } in scales {
-            for row in 0..height {
-                let coefficient = match (term, coefficients) {
-                    (Some(term), Some(c)) => c.values[row * c.terms + term],
-                    _ => 1.0,
-                };
-                for value in &mut factors[row * width..][columns.clone()] {
-                    *value *= factor * coefficient;
-                }
-            }
-        }
+        let (height, factors) = column_factors(scales, coefficients, rows, width)?;
         Ok(self.scaled(x, move |row, column| factors[row % height * width + column]))
     }
 
@@ -222,14 +202,14 @@ impl Kernels for Tape {
 
     fn rms_norm(&self, x: &Value, gain: &Tensor, eps: f32) -> Result<Value> {
         let group = gain.elem_count();
-        fits_groups("rms_norm", x.width, group)?;
+        groups("rms_norm", x.width, group)?;
         let values = read(gain, <[f32]>::to_vec).map_err(refused)?;
         Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
     }
 
     fn rms_norm_rows(&self, x: &Value, gain: &Value, eps: f32) -> Result<Value> {
         fits("rms_norm_rows", "gain rows", x.rows, gain.rows)?;
-        fits_groups("rms_norm_rows", x.width, gain.width)?;
+        groups("rms_norm_rows", x.width, gain.width)?;
         let (values, group) = (gain.data.to_vec(), gain.width);
         Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
     }
@@ -237,7 +217,7 @@ impl Kernels for Tape {
     fn rope(&self, x: Value, positions: &[u32], rope: &Rope) -> Result<Value> {
         let (rows, width, node) = (x.rows, x.width, x.node);
         fits("rope", "positions", rows, positions.len())?;
-        fits_groups("rope", width, 2 * rope.inv_freq.len())?;
+        groups("rope", width, 2 * rope.inv_freq.len())?;
         let angles = Angles::new(positions, rope);
         let mut y = x.take();
         angles.rotate(&mut y, width, 1.0);
@@ -269,7 +249,7 @@ impl Kernels for Tape {
             fits("attention", what, rows, x.rows)?;
             fits("attention", what, heads * shape.head_dim, x.width)?;
         }
-        fits_groups("attention", shape.heads, shape.kv_heads)?;
+        groups("attention", shape.heads, shape.kv_heads)?;
         let op = Attention { shape, trees: trees(batch)?, rows };
         let (q_node, k_node, v_node) = (q.node, k.node, v.node);
         let learns = q_node.or(k_node).or(v_node).is_some();

@@ -3,6 +3,8 @@
 use ladle::{kernels::Rope, simd::exp, vectorised};
 use rayon::prelude::*;
 
+use crate::autograd::angles;
+
 /// Elements that one task computes.
 pub(super) const CHUNK: usize = 16 * 1024;
 
@@ -124,11 +126,7 @@ pub(super) struct Angles {
 
 impl Angles {
     pub(super) fn new(positions: &[u32], rope: &Rope) -> Self {
-        let (cos, sin) = positions
-            .iter()
-            .flat_map(|&position| rope.inv_freq.iter().map(move |freq| position as f32 * freq))
-            .map(|angle| (angle.cos() * rope.scale, angle.sin() * rope.scale))
-            .unzip();
+        let (cos, sin) = angles(positions, rope);
         Self { cos, sin, half: rope.inv_freq.len() }
     }
 
