@@ -91,6 +91,10 @@ fn a_soup_is_given_by_position_or_by_name_and_not_by_both() {
         let output = ladle(&[args, &["--port", "0"]].concat());
         assert!(said(&output).contains("nowhere/soup.toml"), "{}", said(&output));
     }
+    let mut environment = Command::new(env!("CARGO_BIN_EXE_ladle"));
+    environment.env("LADLE_SOUP", "elsewhere").args(["serve", "nowhere", "--port", "0"]);
+    let output = environment.output().expect("runs");
+    assert!(said(&output).contains("nowhere/soup.toml"), "{}", said(&output));
     let twice = ladle(&["serve", "one", "--soup", "two"]);
     assert_eq!(twice.status.code(), Some(2));
     assert!(said(&twice).contains("given twice"), "{}", said(&twice));
