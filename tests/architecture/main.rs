@@ -104,6 +104,9 @@ fn every_module_uses_only_floors_below_its_own() {
     };
     let present: BTreeSet<&str> = sources.keys().filter_map(|file| module(file)).collect();
     present.iter().filter(|module| **module != "lib").for_each(|module| _ = floor(module));
+    for name in floors.keys() {
+        assert!(present.contains(name.as_str()), "`{name}` is on a floor, but not in src/");
+    }
     let mut told = String::new();
     for ((from, to), path) in &arrows {
         let (Some(upper), Some(lower)) = (module(from), module(to)) else { continue };
