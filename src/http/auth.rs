@@ -7,8 +7,8 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use super::error::ApiError;
 use crate::config::ApiKey;
 
-/// Digests of the accepted keys. Comparing digests of equal length in constant time tells a client
-/// neither how long a key is nor how much of it was right.
+/// Digests of the accepted keys. Digests have equal lengths and are compared in constant time, so
+/// the time of an answer shows neither a key's length nor how much of it was right.
 pub struct Keys(Vec<[u8; 32]>);
 
 /// Position of a key in the configuration; identifies a client without naming its key.
@@ -16,12 +16,12 @@ pub struct Keys(Vec<[u8; 32]>);
 pub struct KeyId(pub u32);
 
 impl Keys {
-    /// The accepted keys; none: every request is.
+    /// The accepted keys. Without any, every request is accepted.
     pub fn new(keys: &[ApiKey]) -> Self {
         Self(keys.iter().map(|key| digest(key.0.as_bytes())).collect())
     }
 
-    /// The key that a request presents; `None` where none is asked for.
+    /// The key that a request presents; `None` where the server asks for none.
     pub fn check(&self, headers: &HeaderMap) -> Result<Option<KeyId>, ApiError> {
         if self.0.is_empty() {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! Around every request: its id, its span, its place in the metrics, and the guards that are held
-//! until the last byte of its answer is sent or its client has gone.
+//! The outermost layer: a request's id, span and metrics, and the permit that is held until the last
+//! byte of its answer is sent or its client has gone.
 
 use std::{
     collections::hash_map::RandomState,
@@ -33,14 +33,13 @@ const MAX_ID: usize = 128;
 /// Status, in the log and the metrics only, of a request whose client went before its answer began.
 const CLIENT_GONE: u16 = 499;
 
-/// What is done when an answer's last byte is sent, or its client has gone.
+/// Records a request when it is dropped: its answer's last byte is sent, or its client has gone.
 struct Tail {
     app: Arc<App>,
     route: String,
     status: u16,
     started: Instant,
     span: Span,
-    #[expect(dead_code, reason = "held, not read")]
     permit: Option<Permit>,
 }
 
@@ -56,7 +55,7 @@ impl Drop for Tail {
 pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
-    // The pattern, not the path: a client must not be able to make up labels.
+    // The pattern, not the path: labels of metrics must not come from clients.
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -86,7 +85,7 @@ pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) 
     })
 }
 
-/// The client's id where it is a sensible one, else a new one.
+/// The client's id if it is 1 to 128 visible ASCII characters, else a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let sensible = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
@@ -97,7 +96,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     }
     static PROCESS: OnceLock<u64> = OnceLock::new();
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    // The standard library's hasher is seeded by the system: enough to tell processes apart.
+    // Seeded by the system, so that processes differ.
     let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()));
     let id = format!("{process:016x}-{:x}", NEXT.fetch_add(1, Ordering::Relaxed));
     HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unknown"))

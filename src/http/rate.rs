@@ -9,7 +9,7 @@ use std::{
 
 use super::auth::KeyId;
 
-/// Clients remembered at once. A bucket that is full again says nothing and is forgotten.
+/// Most clients that have a bucket at once. A bucket that is full again is dropped.
 const MAX_CLIENTS: usize = 65_536;
 
 /// Who sends a request.
@@ -51,7 +51,7 @@ impl Buckets {
             (bucket.tokens + now.saturating_duration_since(bucket.at).as_secs_f64() * rate)
                 .min(capacity)
         };
-        // A panic while the map is held leaves it whole: every change is one assignment.
+        // The map is consistent even after a panic: every change is one assignment.
         let mut buckets = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= MAX_CLIENTS && !buckets.contains_key(&client) {
             buckets.retain(|_, bucket| level(bucket) < capacity);

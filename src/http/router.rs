@@ -1,4 +1,4 @@
-//! Which path goes where, and what stands around the handlers.
+//! The routes, and the layers around their handlers.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::{
 
 /// The routes with all layers.
 pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
-    // These make the server work, so they ask for a key and count against the limits.
+    // These routes ask for a key and count against the limits.
     let work = Router::new()
         .route("/generate", post(generate::handle))
         .route("/v1/chat/completions", post(openai::chat::handle))
@@ -47,7 +47,7 @@ pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
         .with_state(app)
 }
 
-/// What keeps any handler's failure in the shape of an answer.
+/// Adds the layers that turn a handler's panic into an error, and CORS.
 fn harden<S: Clone + Send + Sync + 'static>(
     routes: Router<S>,
     allow_origin: Option<AllowOrigin>,
@@ -66,7 +66,7 @@ fn harden<S: Clone + Send + Sync + 'static>(
     routes.layer(CatchPanicLayer::custom(ApiError::from_panic)).layer(map_response(no_sniffing))
 }
 
-/// Answers are what their type says they are.
+/// Browsers must take an answer for what its content type says.
 async fn no_sniffing(mut response: Response) -> Response {
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response

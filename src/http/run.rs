@@ -1,5 +1,5 @@
-//! A checked request runs: its choices are submitted, their events merged into one sequence, and
-//! what is common to all answers is summed up. Dropping a [`Run`] cancels everything it started.
+//! Runs a checked request: submits its choices, merges their events into one sequence and sums up
+//! what all answers report. Dropping a [`Run`] cancels everything that it started.
 
 use std::{
     collections::VecDeque,
@@ -242,7 +242,7 @@ fn refused(engine: &EngineHandle, error: SubmitError) -> ApiError {
     }
 }
 
-/// Seconds after which a request that met no device memory may try again: running ones end.
+/// `Retry-After`, seconds, of a request for which there was no device memory.
 const MEMORY_RETRY: u64 = 1;
 
 fn failed(error: &EngineError, seconds: f64) -> ApiError {

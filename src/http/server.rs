@@ -17,10 +17,11 @@ use crate::{
     telemetry::{LogError, Telemetry, init_logs},
 };
 
-/// Between two foldings of metric samples.
+/// Interval at which samples of histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// What connections get to close after the engine has stopped.
+/// Time for connections to close after the engine has stopped.
 const GRACE: Duration = Duration::from_secs(5);
+
 /// Why the server did not start or did not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {

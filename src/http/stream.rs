@@ -58,7 +58,7 @@ pub fn respond(run: Run, dialect: impl Dialect) -> Response {
 
 /// An event whose data is `value` as JSON.
 pub fn json(value: &impl Serialize) -> sse::Event {
-    // What is sent here has string keys and no failing serialisers; should one fail after all, the
-    // client gets an event without data rather than half an answer without an end.
+    // Cannot fail: keys are strings and no serialiser fails. An event without data keeps the stream
+    // well-formed in any case.
     serde_json::to_string(value).map(|text| sse::Event::default().data(text)).unwrap_or_default()
 }

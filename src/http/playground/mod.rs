@@ -1,4 +1,4 @@
-//! `GET /`: a page to try the soup with. One file without outside assets.
+//! `GET /`: a page to try the soup with, in one file that loads nothing from elsewhere.
 
 use axum::{
     http::{HeaderName, HeaderValue},

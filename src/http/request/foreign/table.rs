@@ -1,49 +1,11 @@
-//! Fields that other servers have and this one does not, and what becomes of each: the one table.
-//!
-//! A client that always sends its server's defaults must not fail here, so the values under which
-//! such a field changes nothing are accepted. Any other value asks for something that would not
-//! happen, and is refused by name. `docs/api.md` shows the same table; a test holds it.
+//! The table of fields of other servers. A field that a route has itself is read there and never
+//! looked up here.
 
-use serde_json::Value;
-
-/// Which object a field stands in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// The body itself.
-    Body,
-    /// One of `messages`.
-    Message,
-    /// One part of a message's `content`.
-    Part,
-    /// `stream_options`.
-    StreamOptions,
-}
-
-/// A field of other servers.
-#[derive(Debug)]
-pub struct Foreign {
-    place: Place,
-    names: &'static [&'static str],
-    neutral: Neutral,
-    /// Why no other value is possible, or what to use instead; why any value is, where all are.
-    reason: &'static str,
-}
-
-/// The values that are accepted.
-#[derive(Debug)]
-enum Neutral {
-    /// All: the field has no effect on an answer of this server.
-    Any,
-    /// Those equal to one of these JSON texts.
-    Only(&'static [&'static str]),
-    /// Biases of 0, in any form.
-    Zeros,
-    /// An object whose `type` is `text`.
-    Text,
-}
-
-use Neutral::{Any, Only, Text, Zeros};
-use Place::{Body, Message, Part, StreamOptions};
+use super::field::{
+    Foreign,
+    Neutral::{self, Any, Only, Text, Zeros},
+    Place::{self, Body, Message, Part, StreamOptions},
+};
 
 const NONE: Neutral = Only(&[]);
 const FALSE: Neutral = Only(&["false"]);
@@ -74,8 +36,7 @@ const CACHE: &str = "the prefix cache cannot be divided or moved by a request";
 const ADAPTER: &str = "adapters are chosen by preference";
 const LENGTH: &str = "use max_tokens";
 
-/// The table. A field that a route has itself is read there and never looked up here.
-const TABLE: &[Foreign] = &[
+pub const TABLE: &[Foreign] = &[
     // About the caller, or about how a server does its work.
     row(
         Body,
@@ -100,15 +61,29 @@ const TABLE: &[Foreign] = &[
             "sse_ping_interval",
             "routed_dp_rank",
             "data_parallel_rank",
+            "use_cache",
+            "draft_model",
+            "ttl",
+            "provider",
         ],
         Any,
         "about the caller or the work, not about the answer",
     ),
     // Settings of something that is off.
-    row(Body, &["parallel_tool_calls", "parse_tool_calls"], Any, "there are no tools"),
     row(
         Body,
-        &["guided_decoding_backend", "guided_whitespace_pattern"],
+        &["parallel_tool_calls", "parse_tool_calls", "tool_prompt"],
+        Any,
+        "there are no tools",
+    ),
+    row(
+        Body,
+        &[
+            "guided_decoding_backend",
+            "guided_whitespace_pattern",
+            "grammar_triggers",
+            "preserved_tokens",
+        ],
         Any,
         "output is not constrained",
     ),
@@ -150,8 +125,19 @@ const TABLE: &[Foreign] = &[
         NONE,
         "a prompt is never cut; one that is too long is refused",
     ),
+    row(
+        Body,
+        &["truncate_sequence"],
+        FALSE,
+        "a prompt is never cut; one that is too long is refused",
+    ),
     // How many answers, and which.
-    row(Body, &["best_of", "n_cmpl"], ONE, "use n; all n choices are returned"),
+    row(
+        Body,
+        &["best_of", "n_cmpl", "num_return_sequences"],
+        ONE,
+        "use n; all n choices are returned",
+    ),
     row(Body, &["num_beams", "beam_width"], ONE, "answers are sampled, without beams"),
     row(Body, &["use_beam_search"], FALSE, "answers are sampled, without beams"),
     row(Body, &["do_sample"], TRUE, "use temperature 0"),
@@ -172,11 +158,13 @@ const TABLE: &[Foreign] = &[
             "eta_cutoff",
             "no_repeat_ngram_size",
             "min_keep",
+            "penalty_alpha",
         ],
         ZERO,
         SAMPLER,
     ),
     row(Body, &["top_n_sigma"], Only(&["-1", "0"]), SAMPLER),
+    row(Body, &["adaptive_target"], Only(&["-1"]), SAMPLER),
     row(
         Body,
         &["samplers"],
@@ -229,25 +217,37 @@ const TABLE: &[Foreign] = &[
         CONSTRAINED,
     ),
     row(Body, &["structured_outputs"], EMPTY, CONSTRAINED),
+    row(Body, &["grammar_lazy"], FALSE, CONSTRAINED),
     row(Body, &["response_format"], Text, CONSTRAINED),
     // Tools.
-    row(Body, &["tools", "functions", "plugins"], EMPTY, TOOLS),
+    row(Body, &["tools", "functions", "plugins", "data_sources"], EMPTY, TOOLS),
     row(Body, &["tool_choice", "function_call"], Only(&["\"none\"", "\"auto\""]), TOOLS),
     row(Body, &["web_search_options"], EMPTY, TOOLS),
     row(Body, &["enable_search"], FALSE, TOOLS),
     // Other modalities.
     row(Body, &["modalities"], Only(&["[\"text\"]", "[]"]), MODALITY),
     row(Body, &["audio", "images", "images_config"], EMPTY, MODALITY),
+    row(Body, &["use_audio_in_video"], FALSE, MODALITY),
     // Reasoning.
     row(
         Body,
         &["reasoning_effort"],
-        Only(&["\"none\"", "\"minimal\"", "\"low\"", "\"medium\"", "\"high\"", "\"xhigh\""]),
+        Only(&[
+            "\"none\"",
+            "\"minimal\"",
+            "\"low\"",
+            "\"medium\"",
+            "\"high\"",
+            "\"xhigh\"",
+            "\"max\"",
+        ]),
         "expected a level of effort; models without a thinking phase answer alike at each",
     ),
     row(Body, &["verbosity"], Only(&["\"medium\""]), "say it in the prompt, or by a preference"),
     row(Body, &["thinking_token_budget"], Only(&["-1"]), "a thinking phase cannot be bounded"),
-    row(Body, &["enable_thinking", "think"], FALSE, TEMPLATE),
+    row(Body, &["enable_thinking", "think", "thinking_forced_open"], FALSE, TEMPLATE),
+    row(Body, &["thinking"], Only(&["{\"type\": \"disabled\"}"]), TEMPLATE),
+    row(Body, &["reasoning"], EMPTY, TEMPLATE),
     // The template.
     row(Body, &["echo"], FALSE, "only /v1/completions repeats its prompt"),
     row(Body, &["add_generation_prompt"], TRUE, TEMPLATE),
@@ -255,6 +255,9 @@ const TABLE: &[Foreign] = &[
     row(Body, &["chat_template"], Only(&["\"\""]), TEMPLATE),
     row(Body, &["chat_template_kwargs", "documents"], EMPTY, TEMPLATE),
     row(Body, &["safe_prompt"], FALSE, TEMPLATE),
+    row(Body, &["guideline", "transforms"], EMPTY, TEMPLATE),
+    row(Body, &["system"], EMPTY, "use a message with the role system"),
+    row(Body, &["n_indent"], ZERO, "an answer is not indented"),
     row(Body, &["suffix"], Only(&["\"\""]), "text is continued, not filled in"),
     row(
         Body,
@@ -342,112 +345,3 @@ const TABLE: &[Foreign] = &[
     // `stream_options`.
     row(StreamOptions, &["include_obfuscation"], Any, "chunks are not padded"),
 ];
-
-/// The row of a field.
-pub fn find(place: Place, name: &str) -> Option<&'static Foreign> {
-    TABLE.iter().find(|row| row.place == place && row.names.contains(&name))
-}
-
-impl Foreign {
-    /// Whether the field changes nothing with this value.
-    pub fn accepts(&self, value: &Value) -> bool {
-        match self.neutral {
-            Any => true,
-            Only(texts) => texts
-                .iter()
-                .filter_map(|text| serde_json::from_str(text).ok())
-                .any(|neutral| same(value, &neutral)),
-            Zeros => is_zero(value),
-            Text => value.get("type").is_none_or(|kind| kind == "text") && value.is_object(),
-        }
-    }
-
-    /// Why the value `got` is refused.
-    pub fn refusal(&self, got: &str) -> String {
-        let expected = match self.neutral {
-            Any => "any value".to_owned(),
-            Only([]) => return format!("got {got}; {}", self.reason),
-            Only(texts) => texts.join(" or "),
-            Zeros => "biases of 0".to_owned(),
-            Text => "{\"type\": \"text\"}".to_owned(),
-        };
-        format!("got {got}, expected {expected}; {}", self.reason)
-    }
-}
-
-/// Equality of JSON in which 1 is 1.0.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
-        }
-        _ => a == b,
-    }
-}
-
-/// No bias: `{}`, `{"50256": 0}`, `[]`, `[[50256, 0.0]]`.
-fn is_zero(bias: &Value) -> bool {
-    let zero = |value: &Value| value.as_f64() == Some(0.0);
-    match bias {
-        Value::Object(map) => map.values().all(zero),
-        Value::Array(pairs) => pairs.iter().all(|pair| pair.get(1).is_some_and(zero)),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The table as `docs/api.md` shows it.
-    fn page() -> String {
-        let mut page =
-            String::from("| field | accepted | why, or what to use instead |\n|---|---|---|\n");
-        for row in TABLE {
-            let place = match row.place {
-                Body => "",
-                Message => "messages[].",
-                Part => "content[].",
-                StreamOptions => "stream_options.",
-            };
-            let names: Vec<String> =
-                row.names.iter().map(|name| format!("`{place}{name}`")).collect();
-            let accepted = match row.neutral {
-                Any => "any value".to_owned(),
-                Only([]) => "—".to_owned(),
-                Only(texts) => {
-                    texts.iter().map(|text| format!("`{text}`")).collect::<Vec<_>>().join(", ")
-                }
-                Zeros => "biases of 0".to_owned(),
-                Text => "`{\"type\": \"text\"}`".to_owned(),
-            };
-            page += &format!("| {} | {accepted} | {} |\n", names.join(", "), row.reason);
-        }
-        page
-    }
-
-    #[test]
-    fn the_page_shows_the_table() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md");
-        let text = std::fs::read_to_string(path).unwrap();
-        let expected = page();
-        assert!(text.contains(&expected), "docs/api.md lacks this table:\n\n{expected}");
-    }
-
-    #[test]
-    fn each_field_has_one_row_and_each_neutral_value_is_json() {
-        let mut seen = std::collections::HashSet::new();
-        for row in TABLE {
-            for name in row.names {
-                assert!(seen.insert((row.place as u8, *name)), "{name} has two rows");
-            }
-            if let Only(texts) = row.neutral {
-                for text in texts {
-                    let value: Value = serde_json::from_str(text).unwrap();
-                    assert!(row.accepts(&value), "{text}");
-                }
-            }
-        }
-    }
-}
