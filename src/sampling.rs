@@ -70,6 +70,15 @@ impl SamplingParams {
         Self { temperature: 0.0, ..Self::default() }
     }
 
+    /// Whether equal logits give equal tokens every time: nothing is drawn, or from a given seed.
+    pub fn is_repeatable(&self) -> bool {
+        let draws = self.temperature > 0.0
+            && self.top_k != Some(1)
+            // Smaller than any share of a token: the most likely one is all that is left.
+            && self.top_p > f32::MIN_POSITIVE;
+        self.seed.is_some() || !draws
+    }
+
     /// Whether any penalty is on, so that a [`History`] is needed.
     pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0

@@ -16,7 +16,8 @@ use hash_soup::*;
 use ladle::{
     engine::{
         CacheOutcome, Combine, EngineConfig, EngineError, EngineHandle, EngineState, Event,
-        FinishReason, GenerateRequest, Generation, MergeMode, Mode, StepLimits, SubmitError, start,
+        FinishReason, GenerateRequest, Generation, MergeMode, Mode, Pin, StepLimits, SubmitError,
+        start,
     },
     preference::Coefficients,
     sampling::SamplingParams,
@@ -501,21 +502,156 @@ fn weights_of_those_behind_never_keep_the_first_in_the_queue_waiting() {
     }
 }
 
+/// A request that nobody can repeat, with greedy's tokens all the same: so cold that the draw of a
+/// fresh seed never decides.
+fn unseeded(c: &Coefficients, prompt: Vec<u32>, max_tokens: usize) -> GenerateRequest {
+    let sampling = SamplingParams { temperature: 1e-8, ..SamplingParams::default() };
+    GenerateRequest { sampling, ..request(c, prompt, max_tokens) }
+}
+
+fn seeded(c: &Coefficients, prompt: Vec<u32>, max_tokens: usize) -> GenerateRequest {
+    let sampling = SamplingParams { seed: Some(1), temperature: 1e-8, ..SamplingParams::default() };
+    GenerateRequest { sampling, ..request(c, prompt, max_tokens) }
+}
+
+fn mode_of(answer: &Answer) -> (Mode, Option<CacheOutcome>) {
+    let started = answer.started.unwrap();
+    (started.mode, started.cache)
+}
+
+/// Mixed requests of one model until it is merged.
+fn make_hot(engine: &EngineHandle, controls: &Controls, model: &Coefficients) {
+    let before = controls.merges.load(Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while mode_of(&run(engine, unseeded(model, prompt(0, 10), 50))).0 == Mode::Mixed {
+        assert!(Instant::now() < deadline, "never promoted");
+    }
+    assert_eq!(controls.merges.load(Ordering::Relaxed), before + 1);
+}
+
 #[test]
-fn auto_merges_a_hot_preference_and_no_passing_one() {
+fn auto_merges_a_hot_preference_for_requests_to_come() {
     let step = Duration::from_micros(200);
     let controls = Arc::new(Controls { step, merged_models: 2, ..Controls::default() });
     let engine = engine(&controls, config(MergeMode::Auto));
     // The price of a merge here is a small part of what one mixed pass costs more.
-    let hot = run(&engine, request(&nth(0), prompt(0, 10), 200));
-    assert_eq!(hot.started.unwrap().mode, Mode::Mixed, "nobody waits for a merge");
-    assert_eq!(hot.ids(), greedy(&nth(0), &prompt(0, 10), 200));
+    let hot = run(&engine, unseeded(&nth(0), prompt(0, 10), 400));
+    assert_eq!(mode_of(&hot), (Mode::Mixed, None), "nobody waits for a merge");
+    assert_eq!(hot.ids(), greedy(&nth(0), &prompt(0, 10), 400));
+    assert_eq!(controls.merges.load(Ordering::Relaxed), 1, "merged while it ran");
     let stats = engine.stats();
-    assert!(stats.mixed_forwards > 0 && stats.fused_forwards > 0, "{stats:?}");
-    let again = run(&engine, request(&nth(0), prompt(0, 10), 5)).started.unwrap();
-    assert_eq!((again.mode, again.cache), (Mode::Fused, Some(CacheOutcome::Hit)));
-    assert_eq!(controls.merges.load(Ordering::Relaxed), 1);
+    assert_eq!(stats.fused_forwards, 0, "and yet it went on as it began: {stats:?}");
+    let again = run(&engine, unseeded(&nth(0), prompt(0, 10), 5));
+    assert_eq!(mode_of(&again), (Mode::Fused, Some(CacheOutcome::Hit)));
+    assert_eq!(again.ids(), greedy(&nth(0), &prompt(0, 10), 5));
+    assert!(engine.stats().fused_forwards > 0);
     settled(&engine);
+}
+
+#[test]
+fn the_mode_of_a_request_that_can_be_repeated_does_not_depend_on_what_ran_before() {
+    let step = Duration::from_micros(100);
+    let controls = Arc::new(Controls { step, ..Controls::default() });
+    let engine = engine(&controls, config(MergeMode::Auto));
+    let repeatable = [
+        request(&nth(0), prompt(0, 10), 5),
+        seeded(&nth(0), prompt(0, 10), 5),
+        GenerateRequest {
+            sampling: SamplingParams { top_k: Some(1), ..SamplingParams::default() },
+            ..request(&nth(0), prompt(0, 10), 5)
+        },
+        GenerateRequest { prompt_logprobs: Some(0), ..unseeded(&nth(0), prompt(0, 10), 5) },
+    ];
+    let cold: Vec<_> = repeatable.iter().map(|r| mode_of(&run(&engine, r.clone()))).collect();
+    make_hot(&engine, &controls, &nth(0));
+    // Beside a request of the same model that runs fused, too.
+    let mut beside = engine.submit(unseeded(&nth(0), prompt(0, 10), 400)).unwrap();
+    assert!(matches!(
+        beside.blocking_next(),
+        Some(Event::Started(started)) if started.mode == Mode::Fused
+    ));
+    for (request, cold) in repeatable.into_iter().zip(cold) {
+        let answer = run(&engine, request);
+        assert_eq!((mode_of(&answer), cold), ((Mode::Mixed, None), (Mode::Mixed, None)));
+        assert_eq!(answer.ids(), greedy(&nth(0), &prompt(0, 10), 5));
+    }
+    collect_rest(beside);
+    settled(&engine);
+}
+
+#[test]
+fn rows_of_one_mode_are_never_reused_in_the_other() {
+    let controls = Arc::new(Controls { step: Duration::from_micros(100), ..Controls::default() });
+    let engine = engine(&controls, config(MergeMode::Auto));
+    make_hot(&engine, &controls, &nth(0));
+    let cached = |request| run(&engine, request).finished.unwrap().usage.cached_tokens;
+    // The soup itself fails a row that meets keys and values of the other mode.
+    assert_eq!(cached(unseeded(&nth(0), prompt(1, 42), 5)), 0);
+    assert_eq!(cached(request(&nth(0), prompt(1, 42), 5)), 0, "computed in the other mode");
+    assert_eq!(cached(request(&nth(0), prompt(1, 42), 5)), 40);
+    assert_eq!(cached(unseeded(&nth(0), prompt(1, 42), 5)), 40);
+    settled(&engine);
+}
+
+#[test]
+fn pinned_models_are_merged_at_the_start_and_stay() {
+    let pin = |n: usize| Pin { name: format!("preset-{n}"), coefficients: nth(n) };
+    for mode in [MergeMode::Auto, MergeMode::Fused] {
+        let controls = Arc::new(Controls::default());
+        let pinned = vec![pin(0), pin(1), pin(0)];
+        let engine = engine(&controls, EngineConfig { pinned, ..config(mode) });
+        assert_eq!(controls.merges.load(Ordering::Relaxed), 2, "before the first request");
+        // More models than there is room for, so that all that may be evicted is.
+        let strangers: Vec<_> =
+            (2..30).map(|n| engine.submit(unseeded(&nth(n), prompt(n, 10), 5)).unwrap()).collect();
+        for make in [request, seeded, unseeded] {
+            for n in [0, 1] {
+                let answer = run(&engine, make(&nth(n), prompt(n, 10), 20));
+                assert_eq!(mode_of(&answer), (Mode::Fused, Some(CacheOutcome::Hit)), "{mode:?}");
+                assert_eq!(answer.ids(), greedy(&nth(n), &prompt(n, 10), 20));
+            }
+        }
+        for (n, generation) in (2..30).zip(strangers) {
+            assert_eq!(collect(generation).ids(), greedy(&nth(n), &prompt(n, 10), 5));
+        }
+        settled(&engine);
+        assert!(controls.most_alive.load(Ordering::Relaxed) <= controls.merged_models);
+    }
+}
+
+#[test]
+fn pins_that_cannot_be_kept_are_refused_by_name() {
+    let refused = |mode, models: usize, mixes, pins: usize| {
+        let controls = Controls { merged_models: models, mixes, ..Controls::default() };
+        let pin = |n: usize| Pin { name: format!("preset-{n}"), coefficients: nth(n) };
+        let config = EngineConfig { pinned: (0..pins).map(pin).collect(), ..config(mode) };
+        start(HashSoup::new(Arc::new(controls)), byte_tokenizer(), config)
+            .err()
+            .map(|error| error.to_string())
+    };
+    assert_eq!(refused(MergeMode::Auto, 4, true, 4), None);
+    assert_eq!(refused(MergeMode::Fused, 4, true, 3), None);
+    let room = "pin is preset-0, preset-1, expected at most 1 different models: the budget for \
+                merged weights holds";
+    assert_eq!(refused(MergeMode::Auto, 1, true, 2), Some(format!("{room} 1")));
+    assert_eq!(refused(MergeMode::Fused, 2, true, 2), Some(format!("{room} 2")));
+    // Where nothing is mixed, one model must stay free for all others.
+    assert_eq!(refused(MergeMode::Auto, 2, false, 2), Some(format!("{room} 2")));
+    let none = "pin is preset-0, expected none: with this soup and configuration no weights are \
+                merged";
+    for (mode, models) in [(MergeMode::Mixed, 4), (MergeMode::Auto, 0)] {
+        assert_eq!(refused(mode, models, true, 1).as_deref(), Some(none));
+    }
+}
+
+#[test]
+fn a_pin_that_cannot_be_merged_stops_the_start_with_the_reason() {
+    let controls = Arc::new(Controls::default());
+    controls.broken_merges.store(true, Ordering::Relaxed);
+    let pinned = vec![Pin { name: "balanced".to_owned(), coefficients: nth(0) }];
+    let config = EngineConfig { pinned, ..config(MergeMode::Auto) };
+    let error = start(HashSoup::new(controls), byte_tokenizer(), config).err().unwrap();
+    assert_eq!(error.to_string(), "pin balanced: merging the weights failed: as planned");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{
 
 use ladle::{
     engine::{
+        Mode,
         blocks::{BlockHash, BlockPool},
         scheduler::{Scheduler, SeqId, StepLimits, StepPlan, Task},
     },
@@ -30,7 +31,7 @@ fn limits() -> StepLimits {
 
 fn root(model: u32) -> BlockHash {
     let c = Coefficients { backbones: vec![f64::from(model)], sft: 0.0 };
-    BlockHash::root("soup", &ModelKey::of(&c))
+    BlockHash::root("soup", &ModelKey::of(&c), Mode::Mixed)
 }
 
 fn task(tokens: Vec<u32>, arrived: u64) -> Task {

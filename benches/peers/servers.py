@@ -49,8 +49,9 @@ class Ladle(Server):
                 *self.case["options"]]
 
     def request(self, prompt, mix, tokens, seed):
+        # Drawn without a seed: only for such requests does the cost model choose the mode.
         return "/generate", {
-            "prompt": prompt, "preference": preference(mix, seed), "max_tokens": tokens, "temperature": 0,
+            "prompt": prompt, "preference": preference(mix, seed), "max_tokens": tokens, "temperature": 0.1,
             "ignore_eos": True, "stream": True,
         }
 

@@ -113,8 +113,8 @@ impl Backend for Slots {
         Vec::new()
     }
 
-    fn cached(&mut self, key: &ModelKey) -> Option<Arc<()>> {
-        self.take(key)
+    fn cached(&self, key: &ModelKey) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.ready <= self.now)
     }
 
     fn fetch(&mut self, key: &ModelKey) -> Fetch<Arc<()>, Waiting> {

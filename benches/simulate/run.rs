@@ -2,7 +2,7 @@
 //! the same learning of the cost model; only the forward pass is a formula.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use ladle::{
         Mode, StepLimits,
         blocks::BlockPool,
         cost::CostModel,
-        models::{Models, Readiness},
+        models::{Lanes, Models, Readiness, StepModel},
         scheduler::{Scheduler, SeqId, StepPlan, Task},
     },
     preference::ModelKey,
@@ -60,7 +60,7 @@ pub struct Outcome {
 }
 
 struct Live {
-    key: ModelKey,
+    lanes: Lanes,
     client: usize,
     output: usize,
     emitted: usize,
@@ -173,12 +173,15 @@ impl<'a> Simulation<'a> {
             return next.is_some() && self.now < self.until;
         }
         let groups = self.groups(&plan);
-        let step: Vec<(ModelKey, usize)> =
-            groups.iter().map(|(key, rows)| (key.clone(), rows.rows as usize)).collect();
-        let modes = self.models.decide(&mut self.slots, &step, time(self.now));
-        let elapsed = self.compute(&groups, &modes);
+        let step = groups.iter().map(|((key, mode), rows)| {
+            let rows = rows.rows as usize;
+            StepModel { key: key.clone(), mode: *mode, rows, promotable: rows }
+        });
+        self.models.promote(&mut self.slots, &step.collect::<Vec<_>>(), time(self.now));
+        let elapsed = self.compute(&groups);
         if self.now >= self.warm {
-            self.counts.distinct.push(groups.len() as f64);
+            let distinct: BTreeSet<&ModelKey> = groups.iter().map(|((key, _), _)| key).collect();
+            self.counts.distinct.push(distinct.len() as f64);
             self.counts.lanes += plan.items.len();
             self.counts.preempted += plan.preempted.len();
         }
@@ -186,7 +189,7 @@ impl<'a> Simulation<'a> {
         self.deliver(&plan);
         let Self { scheduler, models, live, .. } = self;
         let running = scheduler.running().iter().filter_map(|id| live.get(id));
-        models.release_unused(running.map(|live| &live.key));
+        models.release_unused(running.map(|live| &live.lanes));
         self.now < self.until
     }
 
@@ -204,16 +207,18 @@ impl<'a> Simulation<'a> {
                 self.counts.refused += usize::from(counted);
                 continue;
             }
-            let key = self.models.enter(&self.slots, &request.c);
+            // The load is sampled without seeds: nobody repeats it.
+            let keys = vec![ModelKey::of(&request.c)];
+            let lanes = self.models.enter(&self.slots, keys, false, None);
             let id = self.scheduler.enqueue(Task {
                 tokens: vec![0; request.prompt],
-                roots: self.models.root(&key).into_iter().collect(),
+                roots: self.models.roots(&lanes),
                 priority: 0,
                 arrived: time(at),
                 prompt_logits: false,
             });
             let live =
-                Live { key, client, output: request.output, emitted: 0, last: at, hit: None };
+                Live { lanes, client, output: request.output, emitted: 0, last: at, hit: None };
             self.live.insert(id, live);
         }
     }
@@ -224,8 +229,7 @@ impl<'a> Simulation<'a> {
         let mut building = models.building(slots);
         let ready = |id: SeqId| {
             let Some(live) = live.get_mut(&id) else { return false };
-            let keys = std::slice::from_ref(&live.key);
-            let ready = models.ready(slots, keys, &mut building) == Readiness::Ready;
+            let ready = models.ready(slots, &live.lanes, &mut building) == Readiness::Ready;
             live.hit.get_or_insert(ready);
             ready
         };
@@ -236,11 +240,12 @@ impl<'a> Simulation<'a> {
         )
     }
 
-    /// The rows of each mix.
-    fn groups(&self, plan: &StepPlan) -> Vec<(ModelKey, Rows)> {
-        let mut groups: BTreeMap<ModelKey, Rows> = BTreeMap::new();
+    /// The rows of each mix in each mode.
+    fn groups(&self, plan: &StepPlan) -> Vec<((ModelKey, Mode), Rows)> {
+        let mut groups: BTreeMap<(ModelKey, Mode), Rows> = BTreeMap::new();
         for item in &plan.items {
-            let rows = groups.entry(self.live[&item.id].key.clone()).or_default();
+            let lanes = &self.live[&item.id].lanes;
+            let rows = groups.entry((lanes.keys[0].clone(), lanes.mode)).or_default();
             let output = item.range.end == self.scheduler.tokens(item.id).len();
             rows.add(item.range.start, item.range.end, output);
         }
@@ -248,7 +253,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Seconds of a step's passes, from which the cost model learns.
-    fn compute(&mut self, groups: &[(ModelKey, Rows)], modes: &[Mode]) -> f64 {
+    fn compute(&mut self, groups: &[((ModelKey, Mode), Rows)]) -> f64 {
         let System { machine, soup, policy, .. } = self.system;
         let lora = matches!(soup.kind, Kind::Lora { .. });
         // Merges on the device take half of it.
@@ -256,7 +261,7 @@ impl<'a> Simulation<'a> {
         let share = if merging { 0.5 } else { 1.0 };
         let mut together = Rows::default();
         let mut passes = Vec::new();
-        for ((_, rows), mode) in groups.iter().zip(modes) {
+        for ((_, mode), rows) in groups {
             let apart = match policy {
                 Policy::Auto | Policy::Fused | Policy::Mixed => *mode == Mode::Fused,
                 Policy::OneAdapter | Policy::OneMix => !lora,
@@ -316,7 +321,7 @@ impl<'a> Simulation<'a> {
             counts.finished += usize::from(counted);
             self.scheduler.finish(item.id);
             let Some(live) = self.live.remove(&item.id) else { continue };
-            self.models.leave(&live.key);
+            self.models.leave(&live.lanes);
             self.ask_again(live.client);
         }
     }

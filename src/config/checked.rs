@@ -45,6 +45,7 @@ pub struct ServeConfig {
     pub offline: bool,
     pub verify: bool,
     pub merge_mode: MergeMode,
+    pub pin: Vec<String>,
     pub device: Processor,
     /// Bytes; `None`: nine tenths of what is free.
     pub device_memory: Option<u64>,
@@ -123,6 +124,7 @@ impl ServeOptions {
             api_keys: self.keys()?,
             log: self.logs.log(),
             log_format: self.logs.log_format(),
+            pin: self.pin.unwrap_or_default(),
             allow_origin: self.allow_origin.unwrap_or_default(),
         })
     }

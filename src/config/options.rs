@@ -103,6 +103,10 @@ options! {
         /// How preferences are executed.
         #[arg(long, env = "LADLE_MERGE_MODE", value_name = "MODE")]
         merge_mode: MergeMode = "auto",
+        /// Presets whose merged weights are made at the start and kept, comma-separated; requests
+        /// for them run fused.
+        #[arg(long, env = "LADLE_PIN", value_name = "PRESET", value_delimiter = ',')]
+        pin: Vec<String>,
         /// What computes: cpu, cuda or cuda:N.
         #[arg(long, env = "LADLE_DEVICE")]
         device: Processor = "cpu",

@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MergeMode {
-    /// Chosen per step by the cost model.
+    /// Requests that can be repeated run mixed, those for pinned presets fused; the cost model chooses
+    /// for all others.
     #[default]
     Auto,
     /// Always materialise the merged weights.

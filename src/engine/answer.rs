@@ -20,8 +20,8 @@ impl StopFilter {
         Self { stops, held: String::new() }
     }
 
-    /// Takes more text. Gives what is certain not to be part of a stop string and, when one was
-    /// met (the first to start; of those the first listed), its index: the text ends before it.
+    /// Takes more text; returns the text that cannot be part of a stop string and, when a stop string
+    /// was met (the first to start; of those the first listed), its index. The text ends before it.
     pub fn push(&mut self, text: &str) -> (String, Option<usize>) {
         self.held.push_str(text);
         let found = |(index, stop): (usize, &String)| Some((self.held.find(stop.as_str())?, index));
@@ -40,7 +40,7 @@ impl StopFilter {
         (std::mem::replace(&mut self.held, held), None)
     }
 
-    /// What was held back, when no more text comes.
+    /// The text held back; called at the end of the answer.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

@@ -36,19 +36,19 @@ pub struct Facts {
 
 /// A loaded soup on a device, with its key/value memory.
 pub trait Backend: Send + 'static {
-    /// Merged weights, kept while it exists.
+    /// Merged weights; they stay in memory while the lease exists.
     type Lease: Send;
     /// A place in the queue for merged weights.
     type Ticket: Send;
     /// Logits of one forward pass.
     type Logits;
 
-    /// What it is.
+    /// The soup's sizes and abilities.
     fn facts(&self) -> Facts;
     /// Term values of a model for [`crate::kernels::RowCoefficients`].
     fn terms(&self, key: &ModelKey) -> Vec<f32>;
-    /// Merged weights if they are there.
-    fn cached(&mut self, key: &ModelKey) -> Option<Self::Lease>;
+    /// Whether its merged weights are there.
+    fn cached(&self, key: &ModelKey) -> bool;
     /// Merged weights, starting a merge in the background if need be; never waits.
     fn fetch(&mut self, key: &ModelKey) -> Fetch<Self::Lease, Self::Ticket>;
     /// The merged weights of a ticket, or why the merge failed, once it has ended.
@@ -63,6 +63,7 @@ pub trait Backend: Send + 'static {
     ) -> Result<Self::Logits, KernelError>;
     /// The values of logits, `[outputs, vocabulary]`.
     fn values<'a>(&self, logits: &'a mut Self::Logits) -> &'a mut [f32];
-    /// Starts anew after a panic: key/value memory and scratch state may be in any state.
+    /// Makes the key/value memory and scratch state anew after a panic, which may have left them in
+    /// any state.
     fn reset(&mut self) -> Result<(), KernelError>;
 }

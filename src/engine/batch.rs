@@ -10,7 +10,7 @@ pub struct LaneRows<'a> {
     pub id: SeqId,
     /// Its lane.
     pub lane: usize,
-    /// Index of its coefficients among those of the step.
+    /// Index of its model among those of the step.
     pub model: usize,
     /// Position of the first row: the tokens in the cache.
     pub start: usize,
@@ -18,11 +18,11 @@ pub struct LaneRows<'a> {
     pub tokens: &'a [u32],
     /// Key/value blocks of the lane.
     pub blocks: &'a [BlockId],
-    /// Rows, from 0, whose logits are wanted; ascending.
+    /// Rows (from 0, ascending) to compute logits for.
     pub outputs: Vec<usize>,
 }
 
-/// Whose logits a row of the result is.
+/// The sequence and position that a row of logits belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
     /// The sequence.
@@ -42,7 +42,9 @@ pub struct Forward {
     pub distinct: usize,
     /// Its rows.
     pub batch: Batch,
-    /// Whose logits the rows of its result are.
+    /// The sequence of each segment of the batch.
+    pub sequences: Vec<SeqId>,
+    /// What each row of its result belongs to.
     pub outputs: Vec<Output>,
 }
 
@@ -50,47 +52,49 @@ impl Forward {
     fn new(merged: Option<usize>, terms: Option<usize>) -> Self {
         let coefficients = terms.map(|terms| RowCoefficients { terms, values: Vec::new() });
         let batch = Batch { coefficients, ..Batch::default() };
-        Self { merged, distinct: 0, batch, outputs: Vec::new() }
+        Self { merged, distinct: 0, batch, sequences: Vec::new(), outputs: Vec::new() }
     }
 
-    fn push(&mut self, part: &LaneRows<'_>, terms: &[f32]) {
+    fn push(&mut self, lane: &LaneRows<'_>, terms: &[f32]) {
         let batch = &mut self.batch;
         let first = batch.tokens.len();
-        batch.tokens.extend_from_slice(part.tokens);
-        batch.positions.extend((part.start as u32..).take(part.tokens.len()));
+        batch.tokens.extend_from_slice(lane.tokens);
+        batch.positions.extend((lane.start as u32..).take(lane.tokens.len()));
         batch.segments.push(Segment {
-            rows: first..first + part.tokens.len(),
-            cached: part.start,
-            blocks: part.blocks.to_vec(),
+            rows: first..first + lane.tokens.len(),
+            cached: lane.start,
+            blocks: lane.blocks.to_vec(),
         });
+        self.sequences.push(lane.id);
         if let Some(coefficients) = &mut batch.coefficients {
-            part.tokens.iter().for_each(|_| coefficients.values.extend_from_slice(terms));
+            lane.tokens.iter().for_each(|_| coefficients.values.extend_from_slice(terms));
         }
-        for &row in &part.outputs {
+        for &row in &lane.outputs {
             batch.outputs.push(first + row);
-            let position = part.start + row;
-            self.outputs.push(Output { id: part.id, lane: part.lane, position });
+            let position = lane.start + row;
+            self.outputs.push(Output { id: lane.id, lane: lane.lane, position });
         }
     }
 }
 
-/// Lays out a step: one mixed pass for all models that `modes` says so of, and one pass for each
-/// of the others. `terms` are each model's term values (all of one length).
-pub fn layout(parts: &[LaneRows<'_>], modes: &[Mode], terms: &[&[f32]]) -> Vec<Forward> {
-    let width = terms.first().map_or(0, |terms| terms.len());
+/// Lays out a step: one pass for all mixed models together and one for each fused model. `models`
+/// are the modes and term values (all of one length) of the step's models.
+pub fn layout(rows: &[LaneRows<'_>], models: &[(Mode, &[f32])]) -> Vec<Forward> {
+    let width = models.first().map_or(0, |(_, terms)| terms.len());
     let mut mixed = Forward::new(None, Some(width));
-    let mut fused: Vec<Option<Forward>> = modes.iter().map(|_| None).collect();
-    let mut seen = vec![false; modes.len()];
-    for part in parts {
-        let index = part.model;
-        let forward = match modes[index] {
+    let mut fused: Vec<Option<Forward>> = models.iter().map(|_| None).collect();
+    let mut seen = vec![false; models.len()];
+    for lane in rows {
+        let index = lane.model;
+        let (mode, terms) = models[index];
+        let forward = match mode {
             Mode::Mixed => &mut mixed,
             Mode::Fused => fused[index].get_or_insert_with(|| Forward::new(Some(index), None)),
         };
         if !std::mem::replace(&mut seen[index], true) {
             forward.distinct += 1;
         }
-        forward.push(part, terms[index]);
+        forward.push(lane, terms);
     }
     let mixed = (!mixed.batch.tokens.is_empty()).then_some(mixed);
     mixed.into_iter().chain(fused.into_iter().flatten()).collect()
@@ -118,7 +122,9 @@ mod tests {
             part(4, 1, 7, &[53], &[0]),
         ];
         let terms: [&[f32]; 3] = [&[1.0, 0.0], &[0.0, 1.0], &[0.5, 0.5]];
-        let forwards = layout(&parts, &[Mode::Mixed, Mode::Fused, Mode::Mixed], &terms);
+        let models: Vec<(Mode, &[f32])> =
+            [Mode::Mixed, Mode::Fused, Mode::Mixed].into_iter().zip(terms).collect();
+        let forwards = layout(&parts, &models);
         assert_eq!(forwards.len(), 2);
 
         let mixed = &forwards[0];

@@ -3,14 +3,16 @@
 //!
 //! A block holds the keys and values of [`BlockPool::block_tokens`] consecutive tokens of one
 //! sequence under one c. Sequences grow by taking another block; nothing is ever copied. A full
-//! block is named by a [`BlockHash`] that covers the soup, c and *all* tokens up to its end, so
-//! equal names mean equal contents, and another preference can never match. Blocks that nobody
-//! holds but that have a name stay for reuse until space is needed, the longest unused first.
+//! block is named by a [`BlockHash`] that covers the soup, c, the execution mode and *all* tokens
+//! up to its end, so equal names mean equal contents to the bit, and another preference can never
+//! match. Named blocks without holders stay for reuse until space is needed; the longest unused is
+//! evicted first.
 
 use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
+use super::request::Mode;
 use crate::preference::ModelKey;
 
 /// Index of a block in the key/value memory.
@@ -21,11 +23,13 @@ pub type BlockId = u32;
 pub struct BlockHash([u8; 32]);
 
 impl BlockHash {
-    /// The empty prefix under a model of the soup `digest`.
-    pub fn root(digest: &str, key: &ModelKey) -> Self {
+    /// The empty prefix under a model of the soup `digest` in one mode: the modes round differently,
+    /// and a request that can be repeated must not meet rows of the other.
+    pub fn root(digest: &str, key: &ModelKey, mode: Mode) -> Self {
         let mut hash = Sha256::new();
         hash.update((digest.len() as u64).to_le_bytes());
         hash.update(digest.as_bytes());
+        hash.update(mode.as_str().as_bytes());
         key.bytes().for_each(|bytes| hash.update(bytes));
         Self(hash.finalize().into())
     }
@@ -43,7 +47,7 @@ impl BlockHash {
 struct Block {
     holders: u32,
     name: Option<BlockHash>,
-    /// When it was last let go; its key in `idle`.
+    /// When its last holder released it; its key in `idle`.
     idle_since: u64,
 }
 
@@ -98,7 +102,7 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// Whether there are no blocks at all.
+    /// Whether the pool has no blocks.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
@@ -168,7 +172,7 @@ impl BlockPool {
         }
     }
 
-    /// Forgets every name; idle blocks become free. For when contents can no longer be trusted.
+    /// Forgets every name; idle blocks become free. Called when the contents are lost.
     pub fn forget(&mut self) {
         self.named.clear();
         self.free.extend(std::mem::take(&mut self.idle).into_values());
@@ -220,14 +224,15 @@ mod tests {
     }
 
     fn name(n: u32) -> BlockHash {
-        BlockHash::root("soup", &key(0.5, 0.5)).then(&[n])
+        BlockHash::root("soup", &key(0.5, 0.5), Mode::Mixed).then(&[n])
     }
 
     #[test]
-    fn names_differ_by_soup_coefficients_and_every_token_before() {
-        let root = BlockHash::root("soup", &key(0.5, 0.5));
-        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.500001)));
-        assert_ne!(root, BlockHash::root("other", &key(0.5, 0.5)));
+    fn names_differ_by_soup_coefficients_mode_and_every_token_before() {
+        let root = BlockHash::root("soup", &key(0.5, 0.5), Mode::Mixed);
+        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.500001), Mode::Mixed));
+        assert_ne!(root, BlockHash::root("other", &key(0.5, 0.5), Mode::Mixed));
+        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.5), Mode::Fused));
         assert_ne!(root.then(&[1]).then(&[3]), root.then(&[2]).then(&[3]));
     }
 

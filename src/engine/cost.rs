@@ -1,4 +1,4 @@
-//! Which execution mode a step uses: a pure model of what a forward pass costs.
+//! What a forward pass costs in each execution mode, as a pure model.
 //!
 //! A pass streams its weights once and does its products for every row. With
 //! `read = overhead + bytes(mode) / bandwidth` and `compute = rows · flops(mode) / peak`, each times
@@ -6,9 +6,9 @@
 //!
 //! `t(mode, rows) = max(read, compute) + (1 − overlap) · min(read, compute)`.
 //!
-//! Accelerators overlap the two; CPU cores, as measured (`benches/decode.rs`), hardly. Two factors
-//! and not one: what a row more costs beside others decides the mode of a busy step, what a pass
-//! costs at all that of a lone request, and machines are seldom wrong about both alike.
+//! Accelerators overlap the two; CPU cores, as measured (`benches/decode.rs`), hardly do. The two
+//! factors of a mode are learned apart: the marginal cost of a row decides the mode of a busy batch,
+//! the cost of reading the weights that of a lone request, and their errors differ.
 //!
 //! Fused, each distinct c is its own pass over its own merged weights; mixed, all c share one pass
 //! over the base, the low-rank factors and the full backbones. A merge reads every source and
@@ -16,16 +16,16 @@
 //! same in both modes.
 //!
 //! *Promotion* is ski rental: every step, each mixed c is credited with the time that merged
-//! weights would have saved it; when the credit reaches the price of the merge, it is merged, in
-//! the background. So a preference asked once is never merged, a hot one soon, and the total is at
-//! most twice that of knowing the future. Credits halve every `half_life`.
+//! weights would have saved it; when the credit reaches the price of the merge, it is merged in the
+//! background, for requests to come. A preference that is asked once is never merged, a hot one
+//! soon. Credits halve every `half_life`.
 
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use super::request::Mode;
 
-/// How many times as long a step of decoding rows may become for the sake of prompts: at least, and
-/// at most.
+/// Longest a step with prompts may take, in times of the step without them: the bound for few
+/// prompts, and for many.
 const STALL: [f64; 2] = [2.0, 4.0];
 /// How far one measured pass moves the model.
 const LEARNING_RATE: f64 = 0.1;
@@ -138,9 +138,9 @@ impl CostModel {
     }
 
     /// Rows of prefill that may join `decoding` rows while `prompts` wait to be computed. The step
-    /// may take twice as long as without them, or longer the more prompts there are for each that
-    /// decodes: one row alone would keep fifteen prompts waiting for its sake. (For merged weights;
-    /// in mixed mode both sides grow alike.)
+    /// may take twice as long as without them, and up to four times the more prompts wait per
+    /// decoding row: a single decoding row must not slow the 15 prompts that wait beside it.
+    /// Computed for merged weights; in mixed mode both sides of the bound grow alike.
     pub fn rows_beside(&self, decoding: usize, prompts: usize) -> usize {
         let [least, most] = STALL;
         let stall = (1.0 + prompts as f64 / decoding.max(1) as f64).clamp(least, most);
@@ -157,7 +157,7 @@ impl CostModel {
         fits - decoding
     }
 
-    /// Predicted seconds of one merge, as slow beside the machine as the passes are.
+    /// Predicted seconds of one merge, scaled by the learned factors of fused passes.
     pub fn merge(&self) -> f64 {
         let Footprint { merge_bytes, merge_flops, .. } = self.footprint;
         let Factors { read, compute } = self.factors(Mode::Fused);
@@ -204,7 +204,7 @@ impl CostModel {
     pub fn observe_pass(&mut self, mode: Mode, rows: usize, measured: Duration) {
         let (read, compute) = self.parts(mode, rows);
         let predicted = self.both(read, compute).max(1e-9);
-        // One slow step (a page fault, a busy neighbour) must not turn the decision over.
+        // Bounds the influence of one slow step (a page fault, a busy neighbour).
         let ratio = (measured.as_secs_f64() / predicted).clamp(0.25, 4.0);
         let hidden = 1.0 - self.machine.overlap;
         let (read_weight, compute_weight) =
@@ -266,7 +266,7 @@ impl<Key: Eq + Hash + Clone> Promoter<Key> {
     }
 }
 
-/// What is left of a credit after a time.
+/// A credit after a time of decay.
 fn decayed(credit: f64, half_life: Duration, after: Duration) -> f64 {
     credit * (-after.as_secs_f64() / half_life.as_secs_f64()).exp2()
 }

@@ -10,16 +10,19 @@ use crate::{
     config::MergeMode,
     kernels::{
         Batch, Dtype, HostTensor, KernelError,
-        cpu::{CpuKernels, KvPool, Tensor},
+        cpu::{CpuKernels, KvPool, Tensor, default_threads},
     },
     merge::{FusedBuilder, FusedCache, FusedOptions, SoupPlan, mixed_decoder},
     model::{config::ModelConfig, decoder::Decoder},
+    simd::Isa,
     soup::Soup,
 };
 
 /// How a soup is opened for serving.
 #[derive(Clone)]
 pub struct CpuOptions {
+    /// Instruction set of the kernels; `None`: the one that [`Isa::chosen`] gives.
+    pub isa: Option<Isa>,
     /// Compute threads; `None`: all cores.
     pub threads: Option<usize>,
     /// Threads that merge, beside those that decode.
@@ -30,15 +33,16 @@ pub struct CpuOptions {
     pub kv_dtype: Option<Dtype>,
     /// Bytes of merged weights.
     pub merged_bytes: usize,
-    /// Execution modes that are wanted; decides what is set up.
+    /// Execution modes to set up.
     pub merge_mode: MergeMode,
-    /// Told of what happens in the cache of merged models.
+    /// Called on every event of the cache of merged models.
     pub on_cache_event: Option<OnCacheEvent>,
 }
 
 impl Default for CpuOptions {
     fn default() -> Self {
         Self {
+            isa: None,
             threads: None,
             merge_threads: 1,
             kv_bytes: 1 << 30,
@@ -64,7 +68,7 @@ impl CpuBackend {
     pub fn open(soup: &Soup, options: &CpuOptions) -> Result<Self, OpenError> {
         let config = ModelConfig::from_json(soup.base.config())?;
         let plan = SoupPlan::new(soup, &config)?;
-        // Quantised weights are not merged: every request has its own coefficients in each row.
+        // Quantised weights are not merged: every request runs mixed.
         let merge_mode = match (options.merge_mode, plan.quantised()) {
             (MergeMode::Auto, Some(_)) => MergeMode::Mixed,
             (mode, _) => mode,
@@ -73,7 +77,8 @@ impl CpuBackend {
             MergeMode::Fused => None,
             MergeMode::Auto | MergeMode::Mixed => {
                 let decoder = mixed_decoder(&plan, config.clone())?;
-                // It holds stacked copies of the adapters: their files can wait on disk for a merge.
+                // The decoder holds stacked copies of the adapters; their files are read again only
+                // for merges.
                 soup.adapters().for_each(|adapter| adapter.file().release());
                 Some(decoder)
             }
@@ -92,7 +97,10 @@ impl CpuBackend {
             Dtype::F16 | Dtype::Bf16 | Dtype::Quantised(_) => Dtype::Bf16,
         });
         let passes = CpuPasses {
-            kernels: options.threads.map_or_else(CpuKernels::default, CpuKernels::new),
+            kernels: CpuKernels::with_isa(
+                options.threads.unwrap_or_else(default_threads),
+                options.isa.unwrap_or_else(Isa::chosen),
+            ),
             cache: KvPool::new(kv_shape(&config, dtype, options.kv_bytes)?)?,
         };
         let identity = Identity { config, plan, digest: soup.digest.clone() };
@@ -115,7 +123,7 @@ impl Passes for CpuPasses {
         batch: &Batch,
     ) -> Result<Tensor, KernelError> {
         if batch.outputs.is_empty() {
-            // A chunk in the middle of a prompt: its keys and values are all that is wanted.
+            // A chunk in the middle of a prompt: only its keys and values are needed.
             return decoder.hidden(&self.kernels, batch, &mut self.cache);
         }
         decoder.forward(&self.kernels, batch, &mut self.cache)
@@ -126,8 +134,7 @@ impl Passes for CpuPasses {
     }
 
     fn reset(&mut self) -> Result<(), KernelError> {
-        let threads = self.kernels.threads();
-        self.kernels = CpuKernels::new(threads);
+        self.kernels = CpuKernels::with_isa(self.kernels.threads(), self.kernels.isa());
         self.cache = KvPool::new(self.cache.shape())?;
         Ok(())
     }

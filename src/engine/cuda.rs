@@ -34,13 +34,13 @@ pub struct CudaOptions {
     pub kv_bytes: Option<usize>,
     /// Bytes of merged weights; `None`: what is left.
     pub merged_bytes: Option<usize>,
-    /// Execution modes that are wanted; decides what is set up.
+    /// Execution modes to set up.
     pub merge_mode: MergeMode,
     /// Token rows of the largest step.
     pub step_rows: usize,
-    /// Rows of a step whose logits may be wanted.
+    /// Rows of logits in a step (at most).
     pub logit_rows: usize,
-    /// Told of what happens in the cache of merged models.
+    /// Called on every event of the cache of merged models.
     pub on_cache_event: Option<OnCacheEvent>,
 }
 
@@ -124,7 +124,7 @@ impl<D: Device> CudaBackend<D> {
         Ok(Self::new(Identity { config, plan, digest }, merged, mixed, passes))
     }
 
-    /// Where everything went.
+    /// How device memory was divided.
     pub fn placement(&self) -> Placement {
         self.passes.placement
     }

@@ -10,7 +10,7 @@ use crate::{
 /// Why a soup cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The base's `config.json` is not one that is understood.
+    /// The base's `config.json` describes no model that ladle can decode.
     #[error("base: {0}")]
     Config(#[from] ConfigError),
     /// The weights do not make a model.

@@ -1,5 +1,5 @@
-//! The door to the engine: bounded, asynchronous, cheap to clone. Behind it one thread owns the
-//! model and its state; what crosses is messages.
+//! The handle of an engine: bounded, asynchronous, cheap to clone. One thread owns the model and its
+//! state and receives messages.
 
 use std::{
     pin::Pin,
@@ -107,9 +107,9 @@ impl Bounds {
 /// Whether the engine takes requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineState {
-    /// It does.
+    /// It takes requests.
     Running,
-    /// It finishes what it has.
+    /// It finishes accepted requests and takes no new ones.
     Draining,
     /// Its thread has ended.
     Stopped,
@@ -117,8 +117,9 @@ pub enum EngineState {
 
 /// What the worker thread receives.
 pub(super) enum Message {
-    Submit(Box<Submission>),
-    /// Something changed that the worker should look at: a client left, a merge ended, a drain.
+    /// Requests that belong together, in order.
+    Submit(Vec<Submission>),
+    /// A client left, a merge ended, or draining began.
     Wake,
     /// Fail everything and end.
     Abort,
@@ -182,24 +183,39 @@ impl EngineHandle {
     /// Accepts a request, or says why not; never waits. Dropping the answer cancels the request
     /// within one step.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        self.submit_all(vec![request])?.pop().ok_or(SubmitError::Stopped)
+    }
+
+    /// Accepts requests that belong together, all or none. Those that want the same model run in
+    /// the same mode. Answers in the order of the requests.
+    pub fn submit_all(
+        &self,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Vec<Generation>, SubmitError> {
         match self.state() {
             EngineState::Running => {}
             EngineState::Draining => return Err(SubmitError::Draining),
             EngineState::Stopped => return Err(SubmitError::Stopped),
         }
-        self.shared.bounds.check(&request)?;
-        let limit = self.shared.max_waiting;
+        for request in &requests {
+            self.shared.bounds.check(request)?;
+        }
+        let (count, limit) = (requests.len(), self.shared.max_waiting);
+        let reserve = |n: usize| n.checked_add(count).filter(|&n| n <= limit);
         self.shared
             .waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then_some(n + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve)
             .map_err(|waiting| SubmitError::QueueFull { waiting, limit })?;
-        let slot = WaitingSlot(self.shared.waiting.clone());
-        let (sender, receiver) = events::unbounded_channel();
-        let submission = Submission { request, events: sender, arrived: Instant::now(), slot };
-        self.messages
-            .send(Message::Submit(Box::new(submission)))
-            .map_err(|_| SubmitError::Stopped)?;
-        Ok(Generation { events: receiver, messages: self.messages.clone() })
+        let mut generations = Vec::with_capacity(count);
+        let submission = |request| {
+            let slot = WaitingSlot(self.shared.waiting.clone());
+            let (sender, events) = events::unbounded_channel();
+            generations.push(Generation { events, messages: self.messages.clone() });
+            Submission { request, events: sender, arrived: Instant::now(), slot }
+        };
+        let submissions = requests.into_iter().map(submission).collect();
+        self.messages.send(Message::Submit(submissions)).map_err(|_| SubmitError::Stopped)?;
+        Ok(generations)
     }
 
     /// Whether requests are taken.
@@ -216,7 +232,7 @@ impl EngineHandle {
             }
             running
         });
-        // A worker that is gone needs no waking.
+        // Sending fails only if the worker has ended.
         let _ = self.messages.send(Message::Wake);
     }
 
@@ -239,8 +255,7 @@ impl EngineHandle {
         stats
     }
 
-    /// A `Retry-After` for a full queue: the time until a place is free at the present pace, at
-    /// least one second.
+    /// `Retry-After` for a full queue: the mean time of a request, between one second and a minute.
     pub fn retry_after(&self) -> Duration {
         self.stats().mean_request_time.clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
@@ -274,7 +289,7 @@ impl futures::Stream for Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        // Closed first, so that the worker that wakes sees it.
+        // Closed before the wake-up, so that the worker finds it closed.
         self.events.close();
         let _ = self.messages.send(Message::Wake);
     }

@@ -1,6 +1,6 @@
-//! A loaded soup as a [`Backend`], whatever the device: what coefficients mean to the plan, the cache
-//! of merged models, the decoder of mixed passes and the key/value blocks are the same everywhere;
-//! a pass of a decoder is the device's ([`Passes`]).
+//! A loaded soup as a [`Backend`]. The plan, the cache of merged models, the decoder of mixed passes
+//! and the size of the key/value memory are the same on every device; a device adds the forward pass
+//! of a decoder ([`Passes`]).
 
 use std::sync::Arc;
 
@@ -91,12 +91,12 @@ impl<P: Passes> Backend for Loaded<P> {
     }
 
     fn terms(&self, key: &ModelKey) -> Vec<f32> {
-        // The engine's bounds have checked number and finiteness; without its terms a batch is
-        // refused by the kernels, so an error here would not pass unseen either.
+        // The engine's bounds have checked the coefficients. If that failed, the kernels refuse a
+        // batch without terms.
         self.soup.plan.term_values(&key.coefficients()).unwrap_or_default()
     }
 
-    fn cached(&mut self, key: &ModelKey) -> Option<Self::Lease> {
+    fn cached(&self, key: &ModelKey) -> bool {
         self.merged.cached(key)
     }
 
@@ -112,8 +112,8 @@ impl<P: Passes> Backend for Loaded<P> {
         self.merged.set_waker(wake);
     }
 
-    /// A pass that meets no memory is made once more with the merged models that nobody holds given
-    /// up: it writes the same keys and values again.
+    /// After running out of memory, gives up the merged models that nobody holds and makes the pass
+    /// again, which writes the same keys and values.
     fn forward(
         &mut self,
         merged: Option<&Self::Lease>,

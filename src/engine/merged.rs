@@ -63,8 +63,8 @@ impl<B: Build<Key = ModelKey>> Merged<B> {
         self.cache.as_ref().map_or(0, Cache::clear)
     }
 
-    pub fn cached(&self, key: &ModelKey) -> Option<Lease<B::Value>> {
-        self.cache.as_ref()?.peek(key)
+    pub fn cached(&self, key: &ModelKey) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.contains(key))
     }
 
     pub fn fetch(&self, key: &ModelKey) -> Fetch<Lease<B::Value>, Ticket<B::Value>> {

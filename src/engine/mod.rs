@@ -2,14 +2,15 @@
 //!
 //! A request's life:
 //! 1. [`EngineHandle::submit`] checks it against [`Bounds`] and takes a place in the queue.
-//! 2. The worker thread gives it to the [`scheduler`], which admits it when the step's token
+//! 2. [`models`] settles whether it runs fused or mixed, from its first token to its last.
+//! 3. The worker thread gives it to the [`scheduler`], which admits it when the step's token
 //!    budget, the lanes and the key/value blocks allow; the [`blocks`] of its prefix that were
-//!    computed before *under the same coefficients* are shared.
-//! 3. Each step the scheduler plans rows (prefill chunks beside decode), [`cost`] chooses merged
-//!    weights or per-row coefficients for each distinct c, and [`batch`] lays out the forwards.
-//! 4. The [`backend`] computes logits; [`crate::sampling`] chooses tokens.
-//! 5. [`answer`] turns tokens into text, watches for stop strings and sends [`Event`]s.
-//! 6. Finished, failed, expired or abandoned: blocks, lease and place return within the step.
+//!    computed before *under the same coefficients in the same mode* are shared.
+//! 4. Each step the scheduler plans rows (prefill chunks beside decode) and [`batch`] lays out the
+//!    forward passes.
+//! 5. The [`backend`] computes logits; [`crate::sampling`] chooses tokens.
+//! 6. [`answer`] turns tokens into text, watches for stop strings and sends [`Event`]s.
+//! 7. Finished, failed, expired or abandoned: blocks, lease and place return within the step.
 
 pub mod answer;
 pub mod backend;
@@ -45,5 +46,5 @@ pub use request::{
     Started, SubmitError, Timings, Token, TokenLogprob, Usage,
 };
 pub use scheduler::StepLimits;
-pub use start::{EngineConfig, StartError, start};
+pub use start::{EngineConfig, Pin, StartError, start};
 pub use stats::{EngineStats, ForwardReport, Observer, StepReport};

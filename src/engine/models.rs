@@ -1,7 +1,21 @@
-//! The distinct models of the requests at hand: their leases on merged weights, and which of them
-//! run fused.
+//! The models of the requests at hand: in which mode each request runs, the leases on merged
+//! weights, and which models are worth merging.
+//!
+//! A request runs in one mode from its first token to its last. The two modes round differently,
+//! so the mode of a request that can be repeated (see
+//! [`GenerateRequest::is_repeatable`](super::GenerateRequest::is_repeatable)) follows from the
+//! request, the soup and the configuration alone:
+//!
+//! | merge mode | pinned model | repeatable request | any other request |
+//! |---|---|---|---|
+//! | fused | fused | fused | fused |
+//! | mixed | – | mixed | mixed |
+//! | auto | fused | mixed | what the cost model says, where the merged weights are in the cache |
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use super::{
     backend::Backend,
@@ -9,27 +23,50 @@ use super::{
     cost::{CostModel, Group, Promoter},
     request::{EngineError, Mode},
 };
-use crate::{
-    config::MergeMode,
-    merge::Fetch,
-    preference::{Coefficients, ModelKey},
-};
+use crate::{config::MergeMode, merge::Fetch, preference::ModelKey};
 
-/// Merges that may be under way at once: more would only compete for the memory.
+/// Merges under way at once (at most): more would only compete for the memory.
 const MOST_BUILDING: usize = 4;
-/// A preference's credit towards promotion halves in this time.
+/// A model's credit towards promotion halves in this time.
 const HALF_LIFE: Duration = Duration::from_secs(60);
-/// Preferences whose credit is remembered.
+/// Models whose credit is remembered.
 const MOST_CREDITS: usize = 4096;
 
+/// The lanes of an accepted request: a model each, all executed in one mode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lanes {
+    /// The model of each lane.
+    pub keys: Vec<ModelKey>,
+    /// How they are executed, from the first token to the last.
+    pub mode: Mode,
+    /// Whether the request can be repeated.
+    pub repeatable: bool,
+}
+
+/// The rows of a step under one model in one mode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepModel {
+    /// The model.
+    pub key: ModelKey,
+    /// How it is executed.
+    pub mode: Mode,
+    /// Token rows.
+    pub rows: usize,
+    /// Token rows of requests that would run fused if the model's merged weights were there.
+    pub promotable: usize,
+}
+
 struct Model<Lease, Ticket> {
-    root: BlockHash,
     terms: Vec<f32>,
     lease: Option<Lease>,
-    /// Its merge is under way.
+    /// Its lanes wait for a merge.
     ticket: Option<Ticket>,
     /// Lanes of accepted requests.
-    users: usize,
+    lanes: usize,
+    /// Of those, lanes whose mode was or may be chosen by cost.
+    free_lanes: usize,
+    /// Whether merged weights were in the cache when it was last looked up.
+    merged: bool,
 }
 
 impl<Lease, Ticket> Model<Lease, Ticket> {
@@ -55,10 +92,10 @@ impl<Lease, Ticket> Model<Lease, Ticket> {
     }
 }
 
-/// Whether merged weights are there for all lanes of a request.
+/// Whether merged weights are there for all lanes of a request that needs them.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Readiness {
-    /// They are leased.
+    /// They are leased, or not needed.
     Ready,
     /// They are being merged or there is no room yet.
     NotYet,
@@ -70,10 +107,17 @@ pub enum Readiness {
 pub struct Models<B: Backend> {
     mode: MergeMode,
     digest: String,
-    entries: HashMap<ModelKey, Model<B::Lease, B::Ticket>>,
+    /// Ordered, so that equal histories give equal decisions.
+    entries: BTreeMap<ModelKey, Model<B::Lease, B::Ticket>>,
+    /// Models whose merged weights are held for the engine's whole life.
+    pinned: BTreeMap<ModelKey, B::Lease>,
+    /// Mixed lanes of requests that can be repeated.
+    fixed_lanes: usize,
     /// The cost model, public to learn from measured steps.
     pub cost: CostModel,
     promoter: Promoter<ModelKey>,
+    /// Merges for requests to come.
+    promotions: BTreeMap<ModelKey, B::Ticket>,
     /// A request found no room for merged weights since leases were last given back.
     full: bool,
 }
@@ -81,31 +125,104 @@ pub struct Models<B: Backend> {
 impl<B: Backend> Models<B> {
     /// No models yet.
     pub fn new(mode: MergeMode, digest: String, cost: CostModel) -> Self {
-        let promoter = Promoter::new(HALF_LIFE, MOST_CREDITS);
-        Self { mode, digest, entries: HashMap::new(), cost, promoter, full: false }
+        Self {
+            mode,
+            digest,
+            entries: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            fixed_lanes: 0,
+            cost,
+            promoter: Promoter::new(HALF_LIFE, MOST_CREDITS),
+            promotions: BTreeMap::new(),
+            full: false,
+        }
     }
 
-    /// Takes a lane of `c` in; [`Self::leave`] lets it go.
-    pub fn enter(&mut self, backend: &B, c: &Coefficients) -> ModelKey {
-        let key = ModelKey::of(c);
-        let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
-            root: BlockHash::root(&self.digest, &key),
-            terms: backend.terms(&key),
-            lease: None,
-            ticket: None,
-            users: 0,
-        });
-        model.users += 1;
-        key
+    /// Keeps merged weights for the engine's whole life; requests for them run fused.
+    pub fn pin(&mut self, key: ModelKey, lease: B::Lease) {
+        self.pinned.insert(key, lease);
     }
 
-    /// Lets a lane go.
-    pub fn leave(&mut self, key: &ModelKey) {
-        if let Some(model) = self.entries.get_mut(key) {
-            model.users -= 1;
-            if model.users == 0 {
+    /// Takes in the lanes of a request and settles its mode; [`Self::leave`] lets them go. A
+    /// request that was submitted together with `sibling` runs in its mode if it wants the same.
+    pub fn enter(
+        &mut self,
+        backend: &B,
+        keys: Vec<ModelKey>,
+        repeatable: bool,
+        sibling: Option<&Lanes>,
+    ) -> Lanes {
+        for key in &keys {
+            let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
+                terms: backend.terms(key),
+                lease: None,
+                ticket: None,
+                lanes: 0,
+                free_lanes: 0,
+                merged: false,
+            });
+            model.lanes += 1;
+            model.free_lanes += usize::from(!repeatable);
+        }
+        let sibling = sibling.filter(|s| s.repeatable == repeatable && s.keys == keys);
+        let mode = match sibling {
+            Some(sibling) => sibling.mode,
+            None => self.choose(backend, &keys, repeatable),
+        };
+        if repeatable && mode == Mode::Mixed {
+            self.fixed_lanes += keys.len();
+        }
+        Lanes { keys, mode, repeatable }
+    }
+
+    /// The mode of a request whose lanes have been taken in.
+    fn choose(&mut self, backend: &B, keys: &[ModelKey], repeatable: bool) -> Mode {
+        match self.mode {
+            MergeMode::Fused => Mode::Fused,
+            MergeMode::Mixed => Mode::Mixed,
+            MergeMode::Auto if keys.iter().all(|key| self.pinned.contains_key(key)) => Mode::Fused,
+            MergeMode::Auto if repeatable => Mode::Mixed,
+            MergeMode::Auto => self.cheapest(backend, keys),
+        }
+    }
+
+    /// Fused where the merged weights are there and the cost model, if it could choose anew for
+    /// every lane that is free, would run these lanes fused. Lanes that have begun in the other
+    /// mode end, so the batch tends to the cheapest division.
+    fn cheapest(&mut self, backend: &B, keys: &[ModelKey]) -> Mode {
+        for key in keys {
+            let Some(model) = self.entries.get_mut(key) else { return Mode::Mixed };
+            model.merged = self.pinned.contains_key(key) || backend.cached(key);
+            if !model.merged {
+                return Mode::Mixed;
+            }
+        }
+        let free = self.entries.iter().filter(|(_, model)| model.free_lanes > 0);
+        let (free, mut groups): (Vec<&ModelKey>, Vec<Group>) = free
+            .map(|(key, model)| (key, Group { rows: model.free_lanes, fused: model.merged }))
+            .unzip();
+        groups.push(Group { rows: self.fixed_lanes, fused: false });
+        let modes = self.cost.partition(&groups);
+        let fused: HashSet<&ModelKey> = free
+            .into_iter()
+            .zip(modes)
+            .filter_map(|(key, mode)| (mode == Mode::Fused).then_some(key))
+            .collect();
+        if keys.iter().all(|key| fused.contains(key)) { Mode::Fused } else { Mode::Mixed }
+    }
+
+    /// Lets the lanes of a request go.
+    pub fn leave(&mut self, lanes: &Lanes) {
+        for key in &lanes.keys {
+            let Some(model) = self.entries.get_mut(key) else { continue };
+            model.lanes -= 1;
+            model.free_lanes -= usize::from(!lanes.repeatable);
+            if model.lanes == 0 {
                 self.entries.remove(key);
             }
+        }
+        if lanes.repeatable && lanes.mode == Mode::Mixed {
+            self.fixed_lanes -= lanes.keys.len();
         }
     }
 
@@ -119,9 +236,9 @@ impl<B: Backend> Models<B> {
         self.entries.is_empty()
     }
 
-    /// Name of the empty prefix under a model.
-    pub fn root(&self, key: &ModelKey) -> Option<BlockHash> {
-        self.entries.get(key).map(|model| model.root)
+    /// Name of the empty prefix in each lane.
+    pub fn roots(&self, lanes: &Lanes) -> Vec<BlockHash> {
+        lanes.keys.iter().map(|key| BlockHash::root(&self.digest, key, lanes.mode)).collect()
     }
 
     /// Term values of a model.
@@ -129,26 +246,39 @@ impl<B: Backend> Models<B> {
         self.entries.get(key).map_or(&[], |model| &model.terms)
     }
 
-    /// The lease that a model holds.
+    /// The lease on a model's merged weights.
     pub fn lease(&self, key: &ModelKey) -> Option<&B::Lease> {
-        self.entries.get(key).and_then(|model| model.lease.as_ref())
+        self.pinned.get(key).or_else(|| self.entries.get(key)?.lease.as_ref())
     }
 
-    /// Merges under way.
-    pub fn building(&self, backend: &B) -> usize {
-        let begun = self.entries.values().filter(|model| model.ticket.is_some());
-        begun.filter(|model| model.outcome(backend).is_none()).count()
+    /// Takes note of promotions that have ended; returns the merges under way.
+    pub fn building(&mut self, backend: &B) -> usize {
+        let Self { promotions, entries, .. } = self;
+        promotions.retain(|key, ticket| match backend.redeem(ticket) {
+            None => true,
+            Some(Ok(_)) => {
+                // The cache keeps the weights; without a lease it may evict them.
+                entries.get_mut(key).into_iter().for_each(|model| model.merged = true);
+                false
+            }
+            Some(Err(reason)) => {
+                tracing::error!(%reason, "merging a hot preference failed");
+                false
+            }
+        });
+        let begun = entries.values().filter(|model| model.ticket.is_some());
+        promotions.len() + begun.filter(|model| model.outcome(backend).is_none()).count()
     }
 
-    /// Whether a request of these lanes may join the batch, starting merges that it waits for.
-    /// `building` are the merges under way.
-    pub fn ready(&mut self, backend: &mut B, keys: &[ModelKey], building: &mut usize) -> Readiness {
-        if self.mode != MergeMode::Fused {
+    /// Whether a request may join the batch, starting merges that it waits for. `building` are the
+    /// merges under way.
+    pub fn ready(&mut self, backend: &mut B, lanes: &Lanes, building: &mut usize) -> Readiness {
+        if lanes.mode == Mode::Mixed {
             return Readiness::Ready;
         }
         let mut full = false;
         let mut readiness = Readiness::Ready;
-        for key in keys {
+        for key in lanes.keys.iter().filter(|key| !self.pinned.contains_key(key)) {
             let Some(model) = self.entries.get_mut(key) else { continue };
             match model.redeem(backend) {
                 Some(Ok(())) => continue,
@@ -170,70 +300,46 @@ impl<B: Backend> Models<B> {
             // The first in the queue that finds no room: those behind it give up the weights that
             // came while they could not join. They stay in the cache, where they may be evicted.
             for (key, model) in &mut self.entries {
-                if !keys.contains(key) && matches!(model.outcome(backend), Some(Ok(_))) {
+                if !lanes.keys.contains(key) && matches!(model.outcome(backend), Some(Ok(_))) {
                     model.ticket = None;
                 }
             }
         }
         let leased = |key: &ModelKey| self.lease(key).is_some();
-        if keys.iter().all(leased) { Readiness::Ready } else { readiness }
+        if lanes.keys.iter().all(leased) { Readiness::Ready } else { readiness }
     }
 
-    /// Chooses the mode of each model of a step (`rows` token rows each). Models that run fused
-    /// hold a lease afterwards.
-    pub fn decide(
-        &mut self,
-        backend: &mut B,
-        step: &[(ModelKey, usize)],
-        now: Duration,
-    ) -> Vec<Mode> {
-        match self.mode {
-            MergeMode::Fused => return vec![Mode::Fused; step.len()],
-            MergeMode::Mixed => return vec![Mode::Mixed; step.len()],
-            MergeMode::Auto => {}
+    /// Credits the models of a step with what merged weights would have saved, and begins to merge
+    /// those whose credit has reached the price: for requests to come, as those that run keep their
+    /// mode.
+    pub fn promote(&mut self, backend: &mut B, step: &[StepModel], now: Duration) {
+        if self.mode != MergeMode::Auto {
+            return;
         }
-        let mut groups = Vec::with_capacity(step.len());
-        for (key, rows) in step {
-            if let Some(model) = self.entries.get_mut(key) {
-                match model.redeem(backend) {
-                    Some(Ok(())) => {}
-                    Some(Err(reason)) => {
-                        tracing::error!(%reason, "merging a hot preference failed")
-                    }
-                    None => model.lease = backend.cached(key),
-                }
-            }
-            groups.push(Group { rows: *rows, fused: self.lease(key).is_some() });
-        }
-        let modes = self.cost.partition(&groups);
-        let mixed_rows = groups.iter().zip(&modes);
-        let mixed_rows = mixed_rows.filter(|(_, mode)| **mode == Mode::Mixed);
-        let mixed_rows: usize = mixed_rows.map(|(group, _)| group.rows).sum();
+        let mixed = || step.iter().filter(|model| model.mode == Mode::Mixed);
+        let mixed_rows: usize = mixed().map(|model| model.rows).sum();
         let price = self.cost.merge();
-        for (((key, rows), group), mode) in step.iter().zip(&groups).zip(&modes) {
+        for StepModel { key, promotable, .. } in mixed().filter(|model| model.promotable > 0) {
             let Some(model) = self.entries.get_mut(key) else { continue };
-            if *mode == Mode::Fused {
+            if model.merged || self.promotions.contains_key(key) {
                 continue;
             }
-            // Merged weights that no longer pay are demoted: without a lease the cache may evict
-            // them.
-            model.lease = None;
-            let saving = self.cost.saving(mixed_rows, *rows);
-            if !group.fused
-                && model.ticket.is_none()
-                && self.promoter.credit(key, saving, price, now)
-                && let Fetch::Building(ticket) = backend.fetch(key)
-            {
-                model.ticket = Some(ticket);
+            let saving = self.cost.saving(mixed_rows, *promotable);
+            if self.promoter.credit(key, saving, price, now) {
+                match backend.fetch(key) {
+                    Fetch::Ready(_) => model.merged = true,
+                    Fetch::Building(ticket) => drop(self.promotions.insert(key.clone(), ticket)),
+                    Fetch::NoRoom => {}
+                }
             }
         }
-        modes
     }
 
-    /// Gives back the leases of models that no running lane uses.
-    pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a ModelKey>) {
+    /// Gives back the leases of models that no running request executes fused.
+    pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a Lanes>) {
         self.full = false;
-        let used: std::collections::HashSet<&ModelKey> = running.collect();
+        let fused = running.filter(|lanes| lanes.mode == Mode::Fused);
+        let used: HashSet<&ModelKey> = fused.flat_map(|lanes| &lanes.keys).collect();
         for (key, model) in &mut self.entries {
             if !used.contains(key) {
                 model.lease = None;

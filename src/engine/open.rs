@@ -10,7 +10,7 @@ use super::{
     handle::EngineHandle,
     merged::OnCacheEvent,
     scheduler::StepLimits,
-    start::{EngineConfig, start},
+    start::{EngineConfig, Pin, start},
     stats::Observer,
 };
 use crate::{
@@ -28,11 +28,12 @@ pub struct Listeners {
     pub on_cache_event: OnCacheEvent,
 }
 
-/// Brings a soup to the configured device and starts its engine.
+/// Brings a soup to the configured device and starts its engine, the pinned models merged.
 pub fn open(
     soup: &Soup,
     tokenizer: Tokenizer,
     config: &ServeConfig,
+    pinned: Vec<Pin>,
     listeners: Listeners,
 ) -> Result<EngineHandle, OpenError> {
     let bytes = |budget: Option<u64>| budget.map(|b| usize::try_from(b).unwrap_or(usize::MAX));
@@ -46,6 +47,7 @@ pub fn open(
         max_waiting: config.max_queue,
         max_context: config.max_context.unwrap_or(usize::MAX),
         merge_mode: config.merge_mode,
+        pinned,
         observer: Some(listeners.observer),
         ..defaults
     };

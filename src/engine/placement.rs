@@ -2,7 +2,7 @@
 
 use crate::{config::MergeMode, merge::device::Sources};
 
-/// What a soup wants of a device, in bytes.
+/// What a soup needs of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// All that mixed steps and merges read: base, backbones, adapters.
@@ -21,7 +21,7 @@ pub struct Demand {
     pub merged: Option<usize>,
 }
 
-/// Where everything goes.
+/// How device memory is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     /// Where the sources of merges are.
@@ -34,7 +34,7 @@ pub struct Placement {
     pub merged: usize,
 }
 
-/// Why nothing fits.
+/// The budget is too small for any division.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the device memory budget is {budget} bytes, expected at least {needed} (weights, key/value \
@@ -47,10 +47,10 @@ pub struct NoFit {
     pub needed: usize,
 }
 
-/// The least of keys and values that a default leaves.
+/// Least bytes of keys and values where no budget is given for them.
 const LEAST_KV: usize = 64 << 20;
 
-/// Decides. Sources stay on the device where they fit beside everything else (and, when fused
+/// Divides device memory. Sources stay on the device where they fit beside everything else (and, when fused
 /// models are wanted, one of those); otherwise they are streamed for every merge, and every request
 /// runs fused.
 pub fn place(demand: &Demand, budget: usize, mode: MergeMode) -> Result<Placement, NoFit> {

@@ -9,7 +9,7 @@ use crate::{preference::Coefficients, sampling::SamplingParams};
 /// How the backbones act together on one request.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Combine {
-    /// One model with the weights Σ cᵢθᵢ: what ladle is for.
+    /// One model with the weights Σ cᵢθᵢ.
     #[default]
     Weights,
     /// MOD (`docs/algorithms.md` §2.3): every backbone decodes the same sequence as its own row of the batch,
@@ -22,7 +22,7 @@ pub enum Combine {
 pub struct GenerateRequest {
     /// Token ids of the prompt, special tokens included; at least one.
     pub prompt: Vec<u32>,
-    /// The model: c over (θ₁..θₙ, θ_sft). Used on the canonical grid of merge keys (1e-6).
+    /// The model: c over (θ₁..θₙ, θ_sft), rounded to the grid of [`crate::preference::ModelKey`].
     pub coefficients: Coefficients,
     /// Weights or logits.
     pub combine: Combine,
@@ -39,7 +39,7 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
     /// Fail with [`EngineError::Deadline`] when not finished by then.
     pub deadline: Option<Instant>,
-    /// Higher goes first; waiting raises it by one per `EngineConfig::aging`.
+    /// Higher goes first; waiting raises it by one per [`super::StepLimits::aging`].
     pub priority: i32,
 }
 
@@ -58,6 +58,12 @@ impl GenerateRequest {
             deadline: None,
             priority: 0,
         }
+    }
+
+    /// Whether the same request, sent again, must get the same answer: nothing of it is drawn, or
+    /// it is drawn with a seed.
+    pub fn is_repeatable(&self) -> bool {
+        self.sampling.is_repeatable() || self.prompt_logprobs.is_some()
     }
 }
 
@@ -78,7 +84,7 @@ pub enum Event {
 }
 
 /// How a model is executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Merged weights, one forward per distinct c.
@@ -110,7 +116,7 @@ pub enum CacheOutcome {
 /// How a request started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
-    /// Mode of its first step; under `auto` later steps may use the other.
+    /// Its mode, from the first token to the last.
     pub mode: Mode,
     /// In fused mode, whether the weights were there; `None` in mixed mode.
     pub cache: Option<CacheOutcome>,
@@ -127,9 +133,9 @@ pub struct Started {
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// Text that became certain with it: may be empty (an unfinished character, a possible start
-    /// of a stop string) or longer than the token (such text released). All texts of a request
-    /// concatenated are its answer.
+    /// Text that became certain with it: empty while a character is unfinished or a stop string may
+    /// have begun, longer than the token when such text is released. The texts of all tokens,
+    /// concatenated, are the answer.
     pub text: String,
     /// Its log-probability, when asked for.
     pub logprob: Option<f32>,
@@ -170,7 +176,7 @@ impl FinishReason {
 /// The end of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finished {
-    /// Why.
+    /// Why the answer ended.
     pub reason: FinishReason,
     /// The stop string that was met.
     pub stop: Option<String>,
@@ -207,7 +213,7 @@ pub struct Timings {
 /// Why a request failed after it was accepted.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EngineError {
-    /// Its deadline passed.
+    /// The deadline passed.
     #[error("the deadline passed after {generated} of at most {max_tokens} tokens")]
     Deadline {
         /// Tokens generated until then.
@@ -221,7 +227,7 @@ pub enum EngineError {
     /// Its weights could not be merged.
     #[error("merging the weights failed: {0}")]
     Merge(String),
-    /// The device has no room for what the request needs, after all was given up that could be.
+    /// The device has no memory for the request, although everything that nobody holds was freed.
     #[error("not enough device memory at the moment: {0}")]
     Memory(String),
     /// A forward pass failed.
@@ -235,7 +241,7 @@ pub enum EngineError {
 /// Why a request was not accepted.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SubmitError {
-    /// As many requests wait as may.
+    /// The queue is full.
     #[error("{waiting} requests are waiting, the limit is {limit}")]
     QueueFull {
         /// Waiting now.
@@ -243,10 +249,10 @@ pub enum SubmitError {
         /// `EngineConfig::max_waiting`.
         limit: usize,
     },
-    /// The engine finishes what it has and takes nothing new.
+    /// The engine finishes accepted requests and takes no new ones.
     #[error("the server is draining")]
     Draining,
-    /// The engine is no more.
+    /// The engine's thread has ended.
     #[error("the engine has stopped")]
     Stopped,
     /// A field has a value that cannot be served.
@@ -254,7 +260,7 @@ pub enum SubmitError {
     Invalid {
         /// The field of [`GenerateRequest`] (or of its sampling parameters).
         field: &'static str,
-        /// What it is and what would be right.
+        /// The value given and the values that are accepted.
         reason: String,
     },
 }

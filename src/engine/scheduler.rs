@@ -7,16 +7,17 @@
 //!
 //! - **Decode first.** Every decoding sequence is in every step; prefill gets the rest of
 //!   `step_tokens`, at most `prefill_chunk` per sequence and, beside decoding rows, no more rows
-//!   than the caller's cost model allows: a long prompt, or many, stall nobody.
+//!   than the caller's cost model allows, so that prompts do not stall answers.
 //! - **Order.** By class = priority + waited / `aging`, then first come first served. Waiting
 //!   raises the class without bound, so nothing starves; equal priorities stay in order. A head
-//!   of the queue that does not fit stops admission, so the large are not overtaken for ever.
+//!   of the queue that does not fit stops admission, so that a large request is not overtaken
+//!   forever.
 //! - **Key/value memory never overruns.** Admission takes the blocks of all present tokens and
-//!   leaves one per running lane; growth takes a block at a time, and when there is none the
-//!   least important running sequence gives all of its up and is computed again later, from the
-//!   prefix cache where that still has it. The most important always goes on, so all finish.
-//!   (Reserving prompt + `max_tokens` instead would leave most of the memory idle, as answers
-//!   are usually far shorter than their limit.)
+//!   leaves one per running lane; growth takes a block at a time. When there is none, the least
+//!   important running sequence gives up all of its blocks and is computed again later, from the
+//!   prefix cache where its blocks are still there. The most important sequence always goes on, so
+//!   all finish. (Reserving prompt + `max_tokens` instead would leave most of the memory idle:
+//!   answers are usually far shorter than their limit.)
 //! - **A shared prefix is computed once:** a sequence whose next block another one is about to
 //!   compute waits for it.
 
@@ -41,7 +42,7 @@ pub struct StepLimits {
     pub prefill_chunk: usize,
     /// Running lanes (a sequence has one, or one per backbone when logits are combined).
     pub lanes: usize,
-    /// Rows of logits for prompts whose log-probabilities are wanted, per step.
+    /// Rows of logits per step for prompts whose log-probabilities were asked for.
     pub logit_rows: usize,
     /// Waiting this long raises a sequence's class by one. A sequence that waits this long for its
     /// weights stops the admission of those behind it.
@@ -61,7 +62,7 @@ pub struct Task {
     pub priority: i32,
     /// When it arrived; all times are since the engine's start.
     pub arrived: Duration,
-    /// Logits of the whole prompt are wanted, so nothing of it may come from the prefix cache.
+    /// Logits of the whole prompt are needed, so all of it is computed.
     pub prompt_logits: bool,
 }
 
@@ -183,7 +184,7 @@ impl Scheduler {
                 continue;
             }
             while !self.grow(id) {
-                // `id` itself is the last in order when nobody less important is left.
+                // The victim is `id` itself when nothing less important runs.
                 let Some(victim) = order.pop() else { break };
                 self.preempt(victim);
                 plan.preempted.push(victim);
@@ -208,7 +209,7 @@ impl Scheduler {
                 plan.items.extend(self.chunk(id, &mut budget));
             }
         }
-        // Blocks that a preemption freed are for those who run.
+        // Blocks that a preemption freed are for the sequences that run.
         if plan.preempted.is_empty() {
             self.admit(now, &mut budget, &mut plan, &mut ready);
         }
@@ -265,7 +266,7 @@ impl Scheduler {
         let lanes = sequence.lanes.len();
         let mut len = sequence.pending().min(self.limits.prefill_chunk).min(budget.rows / lanes);
         if sequence.prompt_logits {
-            // At least a row per step, whatever the limit: it must end.
+            // At least a row per step, so that the prompt is finished.
             len = len.min((budget.logits / lanes).max(1));
             budget.logits = budget.logits.saturating_sub(len * lanes);
         }
@@ -298,7 +299,7 @@ impl Scheduler {
     fn start(&mut self, id: SeqId, shared: usize) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let blocks = self.pool.blocks_for(sequence.tokens.len());
-        // All shared blocks are held before a fresh one is taken, which may evict idle ones.
+        // Taking a fresh block may evict an idle one, so all shared blocks are held first.
         for lane in &mut sequence.lanes {
             lane.blocks.extend(lane.names[..shared].iter().map_while(|n| self.pool.share(n)));
         }
@@ -336,7 +337,8 @@ impl Scheduler {
     fn release(&mut self, id: SeqId) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             for lane in &mut sequence.lanes {
-                // The end of a sequence goes before its start, which more others share.
+                // The last block is released first, so that it is evicted first: more sequences
+                // share the start.
                 lane.blocks.drain(..).rev().for_each(|block| self.pool.release(block));
             }
             (sequence.computed, sequence.named) = (0, 0);
@@ -437,7 +439,7 @@ impl Scheduler {
     }
 }
 
-/// What is left of a step.
+/// The rest of a step's budgets.
 struct Budget {
     rows: usize,
     logits: usize,

@@ -1,22 +1,26 @@
 //! Starting an engine: its settings, checked against the soup, and the thread.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, mpsc},
     time::Duration,
 };
 
 use super::{
-    backend::Backend,
+    backend::{Backend, Facts},
     blocks::BlockPool,
     cost::{CostModel, Machine},
     handle::{Bounds, EngineHandle, Message, SharedState},
     models::Models,
+    request::EngineError,
     scheduler::{Scheduler, StepLimits},
     stats::Observer,
     worker::Worker,
 };
 use crate::{
     config::{MergeMode, ServeOptions},
+    merge::Fetch,
+    preference::{Coefficients, ModelKey},
     tokenizer::Tokenizer,
 };
 
@@ -31,10 +35,21 @@ pub struct EngineConfig {
     pub max_context: usize,
     /// Who chooses the execution mode.
     pub merge_mode: MergeMode,
+    /// Models that are merged before the engine serves and stay merged.
+    pub pinned: Vec<Pin>,
     /// Starting point of the cost model.
     pub machine: Machine,
-    /// Told of every step.
+    /// Called on every step.
     pub observer: Option<Arc<dyn Observer>>,
+}
+
+/// A model whose merged weights are there from the start and stay.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pin {
+    /// What the configuration calls it.
+    pub name: String,
+    /// Its coefficients.
+    pub coefficients: Coefficients,
 }
 
 impl Default for EngineConfig {
@@ -53,6 +68,7 @@ impl Default for EngineConfig {
             max_waiting: options.max_queue().get(),
             max_context: usize::MAX,
             merge_mode: MergeMode::Auto,
+            pinned: Vec::new(),
             machine: Machine::default(),
             observer: None,
         }
@@ -72,7 +88,15 @@ pub enum StartError {
         /// What would be right.
         expected: String,
     },
-    /// The system gave no thread.
+    /// A pinned model cannot be merged.
+    #[error("pin {name}: {source}")]
+    Pin {
+        /// What the configuration calls it.
+        name: String,
+        /// Why not.
+        source: EngineError,
+    },
+    /// The engine's thread cannot be started.
     #[error("the engine's thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
 }
@@ -102,23 +126,11 @@ pub fn start<B: Backend>(
     if facts.blocks == 0 {
         return setting("kv blocks", 0, "at least 1".to_owned());
     }
-    let (mode, impossible) = match config.merge_mode {
-        MergeMode::Fused if facts.merged_models == 0 => (config.merge_mode, true),
-        MergeMode::Mixed if !facts.mixes => (config.merge_mode, true),
-        MergeMode::Auto if !facts.mixes => (MergeMode::Fused, facts.merged_models == 0),
-        MergeMode::Auto if facts.merged_models == 0 => (MergeMode::Mixed, false),
-        mode => (mode, false),
-    };
-    if impossible {
-        return Err(StartError::Setting {
-            name: "merge_mode",
-            got: format!("{mode:?}"),
-            expected: "a mode that this soup and its cache allow".to_owned(),
-        });
-    }
+    let mode = possible_mode(config.merge_mode, &facts)?;
+    let pinned = pinned_keys(&config.pinned, mode, facts.merged_models)?;
     let lanes = match mode {
-        MergeMode::Fused => limits.lanes.min(facts.merged_models),
-        _ => limits.lanes,
+        MergeMode::Fused => limits.lanes.min(facts.merged_models - pinned.len()),
+        MergeMode::Auto | MergeMode::Mixed => limits.lanes,
     };
     let bounds = Bounds {
         vocabulary: facts.vocabulary,
@@ -138,12 +150,85 @@ pub fn start<B: Backend>(
     let models = Models::new(mode, facts.digest, CostModel::new(facts.footprint, config.machine));
     let mut worker = Worker::new(backend, tokenizer, scheduler, models, shared);
     worker.observer = config.observer;
-    // Weak, so that the thread ends with the last handle; a merge that ends after that wakes nobody.
+    // Weak, so that the waker does not keep the thread alive after the last handle is gone.
     worker.backend.set_waker(Arc::new(move || {
         if let Some(messages) = waker.upgrade() {
             let _ = messages.send(Message::Wake);
         }
     }));
+    for (key, name) in pinned {
+        let lease = merged(&mut worker.backend, &key, &inbox);
+        worker.models.pin(key, lease.map_err(|source| StartError::Pin { name, source })?);
+    }
     std::thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run(&inbox))?;
     Ok(handle)
+}
+
+/// The mode that the device and the cache allow: `auto` becomes the other one where a mode is
+/// impossible.
+fn possible_mode(wanted: MergeMode, facts: &Facts) -> Result<MergeMode, StartError> {
+    let (merges, mixes) = (facts.merged_models > 0, facts.mixes);
+    let refuse = |got, expected| {
+        Err(StartError::Setting { name: "merge_mode", got, expected: String::from(expected) })
+    };
+    match wanted {
+        MergeMode::Auto if merges && mixes => Ok(MergeMode::Auto),
+        MergeMode::Auto | MergeMode::Fused if merges => Ok(MergeMode::Fused),
+        MergeMode::Auto | MergeMode::Mixed if mixes => Ok(MergeMode::Mixed),
+        _ => refuse(
+            format!("{wanted:?}").to_lowercase(),
+            "a mode that this soup, its device and its budget for merged weights allow",
+        ),
+    }
+}
+
+/// The distinct models to pin, with their names. In fused mode one place of the cache stays free for
+/// all other models; in auto the others can run mixed.
+fn pinned_keys(
+    pins: &[Pin],
+    mode: MergeMode,
+    merged_models: usize,
+) -> Result<BTreeMap<ModelKey, String>, StartError> {
+    let keys: BTreeMap<ModelKey, String> =
+        pins.iter().map(|pin| (ModelKey::of(&pin.coefficients), pin.name.clone())).collect();
+    let most = match mode {
+        MergeMode::Mixed => 0,
+        MergeMode::Auto => merged_models,
+        MergeMode::Fused => merged_models - 1,
+    };
+    if keys.len() <= most {
+        return Ok(keys);
+    }
+    let names: Vec<&str> = pins.iter().map(|pin| pin.name.as_str()).collect();
+    let expected = match mode {
+        MergeMode::Mixed => {
+            "none: with this soup and configuration no weights are merged".to_owned()
+        }
+        _ => format!(
+            "at most {most} different models: the budget for merged weights holds {merged_models}"
+        ),
+    };
+    Err(StartError::Setting { name: "pin", got: names.join(", "), expected })
+}
+
+/// Merged weights, waiting for them; the waker's messages arrive in `inbox`.
+fn merged<B: Backend>(
+    backend: &mut B,
+    key: &ModelKey,
+    inbox: &mpsc::Receiver<Message>,
+) -> Result<B::Lease, EngineError> {
+    let ticket = match backend.fetch(key) {
+        Fetch::Ready(lease) => return Ok(lease),
+        Fetch::Building(ticket) => ticket,
+        Fetch::NoRoom => return Err(EngineError::Merge("no room for merged weights".to_owned())),
+    };
+    loop {
+        if let Some(outcome) = backend.redeem(&ticket) {
+            return outcome;
+        }
+        // The waker holds a sender as long as the handle does, so this ends with a message.
+        if inbox.recv().is_err() {
+            return Err(EngineError::Stopped);
+        }
+    }
 }

@@ -15,7 +15,7 @@ pub struct EngineStats {
     pub kv_blocks: usize,
     /// Of those, held by requests.
     pub kv_used: usize,
-    /// Of those, kept only for reuse by the prefix cache.
+    /// Key/value blocks without holders, kept for reuse.
     pub kv_cached: usize,
     /// Tokens per block.
     pub block_tokens: usize,
@@ -41,7 +41,7 @@ pub struct EngineStats {
     pub steps: u64,
     /// Moving average of the time from submission to completion.
     pub mean_request_time: Duration,
-    /// The integrity check of the key/value blocks, run whenever the engine became idle: failures.
+    /// Failures of the integrity check, which runs whenever the engine becomes idle.
     pub integrity_failures: u64,
 }
 
@@ -69,11 +69,11 @@ pub struct ForwardReport {
     pub distinct: usize,
     /// Measured.
     pub elapsed: Duration,
-    /// What the cost model had said.
+    /// Predicted by the cost model.
     pub predicted: Duration,
 }
 
-/// Told of every step on the engine's thread; must return quickly.
+/// Called on the engine's thread after every step; must return quickly.
 pub trait Observer: Send + Sync {
     /// A step was made.
     fn step(&self, report: &StepReport, stats: &EngineStats);

@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::{
     backend::Backend,
     batch::{Forward, LaneRows, Output, layout},
+    models::{Lanes, StepModel},
     request::{EngineError, Event, Finished, Mode, Started, Timings, Token, TokenLogprob, Usage},
     scheduler::{SeqId, StepPlan},
     stats::{ForwardReport, StepReport},
@@ -24,8 +25,33 @@ use crate::{
     telemetry::panic_text,
 };
 
-/// Rows to sample from which on it pays to use more than one thread.
+/// Least requests to sample for which more than one thread pays.
 const PARALLEL_ROWS: usize = 4;
+
+/// The distinct models of a step, per mode.
+#[derive(Default)]
+struct StepModels {
+    list: Vec<StepModel>,
+    /// Positions in the list.
+    index: HashMap<(ModelKey, Mode), usize>,
+}
+
+impl StepModels {
+    fn add(&mut self, key: &ModelKey, mode: Mode, rows: usize, promotable: usize) {
+        let Self { list, index } = self;
+        let slot = *index.entry((key.clone(), mode)).or_insert_with(|| {
+            list.push(StepModel { key: key.clone(), mode, rows: 0, promotable: 0 });
+            list.len() - 1
+        });
+        list[slot].rows += rows;
+        list[slot].promotable += promotable;
+    }
+
+    /// Distinct coefficients, whatever the mode.
+    fn distinct(&self) -> usize {
+        self.list.iter().map(|model| &model.key).collect::<HashSet<_>>().len()
+    }
+}
 
 /// What the logits of one request gave.
 struct Outcome {
@@ -46,34 +72,28 @@ impl<B: Backend> Worker<B> {
     /// Makes a planned step.
     pub(super) fn make(&mut self, plan: &StepPlan) {
         let begin = Instant::now();
-        let (step, modes) = self.decide(plan);
-        self.announce(plan, &step, &modes);
-        let forwards = self.layout(plan, &step, &modes);
+        self.announce(plan);
+        let models = self.step_models(plan);
+        self.models.promote(&mut self.backend, &models.list, self.started.elapsed());
+        let forwards = self.layout(plan, &models);
 
         let mut results = Vec::with_capacity(forwards.len());
         let mut reports = Vec::with_capacity(forwards.len());
         let mut broken: HashMap<SeqId, EngineError> = HashMap::new();
         for forward in forwards {
-            let key = forward.merged.map(|index| &step[index].0);
+            let key = forward.merged.map(|index| &models.list[index].key);
             match self.compute(&forward, key) {
                 Ok((logits, report)) => {
                     reports.push(report);
                     results.push((forward, logits));
                 }
                 Err(Failure { error, panicked }) => {
-                    let rows = forward.batch.segments.len();
-                    tracing::error!(%error, sequences = rows, "a forward pass failed");
-                    for id in plan.items.iter().map(|item| item.id) {
-                        let uses = |key: &ModelKey| match forward.merged {
-                            Some(index) => step[index].0 == *key,
-                            None => mixed(&step, &modes, key),
-                        };
-                        if self.live.get(&id).is_some_and(|live| live.keys.iter().any(uses)) {
-                            broken.insert(id, error.clone());
-                        }
-                    }
+                    let sequences = forward.sequences.len();
+                    tracing::error!(%error, sequences, "a forward pass failed");
+                    broken.extend(forward.sequences.iter().map(|&id| (id, error.clone())));
                     if panicked {
-                        // Nothing that was computed in this step can be trusted either.
+                        // The panic may have left the key/value memory in any state, so the rest
+                        // of the step is dropped, too.
                         broken.into_iter().for_each(|(id, error)| self.fail(id, error));
                         self.recover();
                         return;
@@ -93,35 +113,31 @@ impl<B: Backend> Worker<B> {
         for outcome in self.sample(&mut results) {
             self.deliver(outcome);
         }
-        self.report(begin, step.len(), reports);
+        self.report(begin, models.distinct(), reports);
     }
 
-    /// The distinct models of a step with their rows, and their modes.
-    fn decide(&mut self, plan: &StepPlan) -> (Vec<(ModelKey, usize)>, Vec<Mode>) {
-        let mut step: Vec<(ModelKey, usize)> = Vec::new();
-        let mut index: HashMap<ModelKey, usize> = HashMap::new();
+    /// The models of a step, each with the rows that it executes in each mode.
+    fn step_models(&self, plan: &StepPlan) -> StepModels {
+        let mut models = StepModels::default();
         for item in &plan.items {
-            for key in self.live.get(&item.id).iter().flat_map(|live| &live.keys) {
-                let slot = *index.entry(key.clone()).or_insert_with(|| {
-                    step.push((key.clone(), 0));
-                    step.len() - 1
-                });
-                step[slot].1 += item.range.len();
+            let Some(live) = self.live.get(&item.id) else { continue };
+            let Lanes { keys, mode, repeatable } = &live.lanes;
+            for key in keys {
+                let rows = item.range.len();
+                models.add(key, *mode, rows, if *repeatable { 0 } else { rows });
             }
         }
-        let modes = self.models.decide(&mut self.backend, &step, self.started.elapsed());
-        (step, modes)
+        models
     }
 
-    /// Tells the requests that join for the first time.
-    fn announce(&mut self, plan: &StepPlan, step: &[(ModelKey, usize)], modes: &[Mode]) {
+    /// Sends `Started` to the requests that join for the first time.
+    fn announce(&mut self, plan: &StepPlan) {
         for &(id, cached) in &plan.admitted {
             let Some(live) = self.live.get_mut(&id) else { continue };
             if live.waiting.take().is_none() {
                 continue; // Admitted before, then preempted.
             }
-            let fused = live.keys.iter().all(|key| !mixed(step, modes, key));
-            let mode = if fused { Mode::Fused } else { Mode::Mixed };
+            let mode = live.lanes.mode;
             let waited = live.arrived.elapsed();
             live.merge = live.merge.min(waited);
             live.queue = waited - live.merge;
@@ -129,7 +145,7 @@ impl<B: Backend> Worker<B> {
             self.stats.cached_tokens += live.cached_tokens as u64;
             let _ = live.events.send(Event::Started(Started {
                 mode,
-                cache: live.cache.filter(|_| fused),
+                cache: live.cache.filter(|_| mode == Mode::Fused),
                 queue: live.queue,
                 merge: live.merge,
                 cached_tokens: live.cached_tokens,
@@ -137,9 +153,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    fn layout(&self, plan: &StepPlan, step: &[(ModelKey, usize)], modes: &[Mode]) -> Vec<Forward> {
-        let index: HashMap<&ModelKey, usize> = step.iter().map(|(key, _)| key).zip(0..).collect();
-        let mut parts = Vec::with_capacity(plan.items.len());
+    fn layout(&self, plan: &StepPlan, models: &StepModels) -> Vec<Forward> {
+        let mut rows = Vec::with_capacity(plan.items.len());
         for item in &plan.items {
             let Some(live) = self.live.get(&item.id) else { continue };
             let tokens = self.scheduler.tokens(item.id);
@@ -148,11 +163,11 @@ impl<B: Backend> Worker<B> {
                 next == tokens.len() || live.prompt_logprobs.is_some() && next < live.prompt_tokens
             };
             let outputs: Vec<usize> = (0..item.range.len()).filter(wanted).collect();
-            for (lane, key) in live.keys.iter().enumerate() {
-                parts.push(LaneRows {
+            for (lane, key) in live.lanes.keys.iter().enumerate() {
+                rows.push(LaneRows {
                     id: item.id,
                     lane,
-                    model: index[key],
+                    model: models.index[&(key.clone(), live.lanes.mode)],
                     start: item.range.start,
                     tokens: &tokens[item.range.clone()],
                     blocks: self.scheduler.blocks(item.id, lane),
@@ -160,11 +175,11 @@ impl<B: Backend> Worker<B> {
                 });
             }
         }
-        let terms: Vec<&[f32]> = step.iter().map(|(key, _)| self.models.terms(key)).collect();
-        layout(&parts, modes, &terms)
+        let executed = |model: &StepModel| (model.mode, self.models.terms(&model.key));
+        layout(&rows, &models.list.iter().map(executed).collect::<Vec<_>>())
     }
 
-    /// Makes one forward pass.
+    /// Makes one forward pass, with the merged weights of `key` or with per-row coefficients.
     fn compute(
         &mut self,
         forward: &Forward,
@@ -270,7 +285,7 @@ impl<B: Backend> Worker<B> {
             live.history.push(token);
         }
         let (text, end) = live.answer.accept(token);
-        // A client that left is let go of before the next step.
+        // Sending fails if the client left; `let_go` removes it before the next step.
         let _ = live.events.send(Event::Token(Token { id: token, text, logprob, top }));
         let Some(end) = end else { return self.scheduler.push(id, token) };
         let Some(live) = self.remove(id) else { return };
@@ -310,10 +325,10 @@ impl RequestLogits<'_> {
         let mut rows = std::mem::take(&mut self.rows);
         rows.sort_by_key(|(output, _)| (output.position, output.lane));
         let mut sampled = None;
-        let lanes = self.live.keys.len();
+        let lanes = self.live.lanes.keys.len();
         for row in rows.chunk_by_mut(|(a, _), (b, _)| a.position == b.position) {
             if row.len() != lanes {
-                continue; // A lane's pass failed; the request has been told.
+                continue; // A lane's pass failed, and so has the request.
             }
             match self.row(row) {
                 None => {}
@@ -327,8 +342,8 @@ impl RequestLogits<'_> {
         Outcome { id: self.id, sampled }
     }
 
-    /// The logits of one position, one row per lane: a sample if it is the last position, else a
-    /// line of the report on the prompt (or what is wrong with it).
+    /// Takes in the logits of one position, one row per lane: samples at the last position, adds a
+    /// line to the report on the prompt at an earlier one.
     fn row(&mut self, lanes: &mut [(Output, &mut [f32])]) -> Option<Result<Sampled, SampleError>> {
         let position = lanes.first()?.0.position;
         let logits = combine(lanes, &self.live.mix)?;
@@ -361,14 +376,10 @@ fn combine<'a>(lanes: &'a mut [(Output, &mut [f32])], mix: &[f32]) -> Option<&'a
     Some(first)
 }
 
-/// Why a forward pass gave nothing.
+/// Why a forward pass failed.
 struct Failure {
     error: EngineError,
     panicked: bool,
-}
-
-fn mixed(step: &[(ModelKey, usize)], modes: &[Mode], key: &ModelKey) -> bool {
-    step.iter().zip(modes).any(|((other, _), mode)| other == key && *mode == Mode::Mixed)
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

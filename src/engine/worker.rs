@@ -1,7 +1,7 @@
 //! The engine's thread: it alone owns the soup, its key/value memory and every request's state.
 //!
-//! One turn of the loop: take messages in, let go of what was abandoned or is late, plan a step,
-//! make it (see [`super::step`]), sleep when there is nothing to do.
+//! One turn of the loop: receive messages, remove requests that were abandoned or are late, plan a
+//! step, make it (see [`super::step`]), sleep when there is nothing to do.
 
 use std::{
     collections::HashMap,
@@ -15,26 +15,26 @@ use super::{
     answer::Answer,
     backend::Backend,
     handle::{EngineState, Message, SharedState, Submission, WaitingSlot},
-    models::{Models, Readiness},
+    models::{Lanes, Models, Readiness},
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
     scheduler::{Scheduler, SeqId, Task},
     stats::{EngineStats, Observer},
 };
 use crate::{
-    preference::ModelKey,
+    preference::{Coefficients, ModelKey},
     rng,
     sampling::{History, SamplingParams},
     tokenizer::Tokenizer,
 };
 
-/// How often a waiting engine looks for clients that left, deadlines and finished merges; all of
-/// them also wake it.
+/// How often a waiting engine looks for deadlines that passed; clients that left and merges that
+/// ended also wake it.
 const POLL: Duration = Duration::from_millis(10);
 
 /// An accepted request.
 pub(super) struct Live {
     pub events: UnboundedSender<Event>,
-    pub keys: Vec<ModelKey>,
+    pub lanes: Lanes,
     /// Weights of the lanes' logits; empty for a single lane.
     pub mix: Vec<f32>,
     pub sampling: SamplingParams,
@@ -73,7 +73,7 @@ pub(super) struct Worker<B: Backend> {
     was_busy: bool,
 }
 
-/// Marks the engine stopped however its thread ends.
+/// Marks the engine as stopped when its thread ends, by a panic too.
 struct Stopped(Arc<SharedState>);
 
 impl Drop for Stopped {
@@ -118,10 +118,11 @@ impl<B: Backend> Worker<B> {
         let rest: Vec<SeqId> = self.live.keys().copied().collect();
         rest.into_iter().for_each(|id| self.fail(id, EngineError::Stopped));
         self.publish();
-        // From here on nothing is accepted; what came in before is told so.
+        // From here on nothing is accepted; requests that came in before fail.
         self.shared.state.send_replace(EngineState::Stopped);
         while let Ok(message) = inbox.try_recv() {
-            if let Message::Submit(submission) = message {
+            let Message::Submit(submissions) = message else { continue };
+            for submission in submissions {
                 let _ = submission.events.send(Event::Failed(EngineError::Stopped));
             }
         }
@@ -167,32 +168,25 @@ impl<B: Backend> Worker<B> {
 
     fn receive(&mut self, message: Message) -> bool {
         match message {
-            Message::Submit(submission) => self.accept(*submission),
+            Message::Submit(submissions) => {
+                let mut sibling = None;
+                for submission in submissions {
+                    sibling = Some(self.accept(submission, sibling.as_ref()));
+                }
+            }
             Message::Wake => {}
             Message::Abort => return false,
         }
         true
     }
 
-    fn accept(&mut self, submission: Submission) {
+    /// Takes a request in, submitted together with one that has the lanes of `sibling`.
+    fn accept(&mut self, submission: Submission, sibling: Option<&Lanes>) -> Lanes {
         let Submission { request, events, arrived, slot } = submission;
-        let GenerateRequest { prompt, coefficients, combine, sampling, max_tokens, .. } = request;
-        let keys: Vec<ModelKey> = match &combine {
-            Combine::Weights => vec![self.models.enter(&self.backend, &coefficients)],
-            Combine::Logits(weights) => (0..weights.len())
-                .map(|lane| {
-                    let mut c = coefficients.clone();
-                    c.backbones.iter_mut().for_each(|value| *value = 0.0);
-                    c.backbones[lane] = 1.0;
-                    c.sft = 0.0;
-                    self.models.enter(&self.backend, &c)
-                })
-                .collect(),
-        };
-        let mix = match combine {
-            Combine::Weights => Vec::new(),
-            Combine::Logits(weights) => weights.iter().map(|&weight| weight as f32).collect(),
-        };
+        let (keys, mix) = (model_keys(&request), lane_weights(&request.combine));
+        let repeatable = request.is_repeatable();
+        let lanes = self.models.enter(&self.backend, keys, repeatable, sibling);
+        let GenerateRequest { prompt, sampling, max_tokens, .. } = request;
         let eos = (!request.ignore_eos).then(|| self.eos.clone());
         let live = Live {
             events,
@@ -218,16 +212,17 @@ impl<B: Backend> Worker<B> {
             merge: Duration::ZERO,
             cached_tokens: 0,
             first_token: None,
-            keys,
+            lanes: lanes.clone(),
         };
         let id = self.scheduler.enqueue(Task {
             tokens: prompt,
-            roots: live.keys.iter().filter_map(|key| self.models.root(key)).collect(),
+            roots: self.models.roots(&lanes),
             priority: request.priority,
             arrived: arrived.saturating_duration_since(self.started),
             prompt_logits: live.prompt_logprobs.is_some(),
         });
         self.live.insert(id, live);
+        lanes
     }
 
     /// Removes requests whose client left or whose deadline passed.
@@ -259,7 +254,7 @@ impl<B: Backend> Worker<B> {
             |decoding, prompts| cost.rows_beside(decoding, prompts),
             |id| {
                 let Some(request) = live.get_mut(&id) else { return false };
-                match models.ready(backend, &request.keys, &mut building) {
+                match models.ready(backend, &request.lanes, &mut building) {
                     Readiness::Ready => {
                         request.cache.get_or_insert(CacheOutcome::Hit);
                         if let Some(since) = request.merge_since.take() {
@@ -294,7 +289,7 @@ impl<B: Backend> Worker<B> {
         }
         let Self { scheduler, models, live, .. } = self;
         let running = scheduler.running().iter().filter_map(|id| live.get(id));
-        models.release_unused(running.flat_map(|live| &live.keys));
+        models.release_unused(running.map(|live| &live.lanes));
         self.publish();
         worked
     }
@@ -303,7 +298,7 @@ impl<B: Backend> Worker<B> {
     pub(super) fn fail(&mut self, id: SeqId, error: EngineError) {
         if let Some(live) = self.remove(id) {
             self.stats.failed += 1;
-            // The client may have left; then nobody is to be told.
+            // Sending fails if the client left.
             let _ = live.events.send(Event::Failed(error));
         }
     }
@@ -312,11 +307,11 @@ impl<B: Backend> Worker<B> {
     pub(super) fn remove(&mut self, id: SeqId) -> Option<Live> {
         self.scheduler.finish(id);
         let live = self.live.remove(&id)?;
-        live.keys.iter().for_each(|key| self.models.leave(key));
+        self.models.leave(&live.lanes);
         Some(live)
     }
 
-    /// On becoming idle: nothing may be left behind.
+    /// On becoming idle: checks that nothing is left behind.
     fn idle(&mut self) {
         if !std::mem::take(&mut self.was_busy) {
             return;
@@ -338,5 +333,26 @@ impl<B: Backend> Worker<B> {
         self.stats.kv_cached = pool.idle();
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.clone_from(&self.stats);
+    }
+}
+
+/// The model of each lane: the request's own, or every backbone's where logits are combined.
+fn model_keys(request: &GenerateRequest) -> Vec<ModelKey> {
+    let one_hot = |lane| {
+        let backbones = request.coefficients.backbones.iter().enumerate();
+        let backbones = backbones.map(|(i, _)| if i == lane { 1.0 } else { 0.0 }).collect();
+        ModelKey::of(&Coefficients { backbones, sft: 0.0 })
+    };
+    match &request.combine {
+        Combine::Weights => vec![ModelKey::of(&request.coefficients)],
+        Combine::Logits(weights) => (0..weights.len()).map(one_hot).collect(),
+    }
+}
+
+/// Weights of the lanes' logits; none for a single lane.
+fn lane_weights(combine: &Combine) -> Vec<f32> {
+    match combine {
+        Combine::Weights => Vec::new(),
+        Combine::Logits(weights) => weights.iter().map(|&weight| weight as f32).collect(),
     }
 }

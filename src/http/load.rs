@@ -11,7 +11,7 @@ use super::{app::Served, metrics::cache_event};
 use crate::{
     chat::{ChatError, ChatTemplate},
     config::ServeConfig,
-    engine::{self, Listeners, OpenError},
+    engine::{self, Listeners, OpenError, Pin},
     import::{Store, StoreError, default_models_dir},
     preference::{Menu, Solved},
     soup::{ManifestError, OpenOptions, Soup},
@@ -33,6 +33,14 @@ pub enum LoadError {
     /// Its weights do not make a model, the budgets do not hold it, or the engine does not start.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// A preset to pin does not exist.
+    #[error("pin is {got:?}, expected a preset of the soup: {known}")]
+    Pin {
+        /// The name given.
+        got: String,
+        /// The presets that exist.
+        known: String,
+    },
     #[error("no directory for base models: give --models-dir, or set LADLE_HOME or HOME")]
     Home,
     #[error("loading failed: {0}")]
@@ -57,7 +65,8 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         observer: telemetry.clone(),
         on_cache_event: Arc::new(move |event| cache_event(&telemetry, event)),
     };
-    let engine = engine::open(&soup, tokenizer.clone(), config, listeners)?;
+    let pinned = pinned(&soup, &menu, &config.pin)?;
+    let engine = engine::open(&soup, tokenizer.clone(), config, pinned, listeners)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut served = Served {
         engine,
@@ -74,6 +83,19 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     description["chat"] = served.chat.is_some().into();
     served.description = description;
     Ok(served)
+}
+
+/// The models of the presets to pin, each under the soup's default extrapolation.
+fn pinned(soup: &Soup, menu: &Menu, names: &[String]) -> Result<Vec<Pin>, LoadError> {
+    let pin = |name: &String| {
+        let preference = soup.manifest.preset(name).ok_or_else(|| {
+            let known: Vec<&str> = menu.presets.iter().map(|(name, _)| name.as_str()).collect();
+            LoadError::Pin { got: name.clone(), known: known.join(", ") }
+        })?;
+        let solution = soup.mixing.solve(&preference, &menu.default_alpha);
+        Ok(Pin { name: name.clone(), coefficients: solution.coefficients })
+    };
+    names.iter().map(pin).collect()
 }
 
 /// `GET /v1/soup`.

@@ -16,8 +16,8 @@ use serde::Serialize;
 use super::{app::App, error::ApiError, request::Checked};
 use crate::{
     engine::{
-        CacheOutcome, EngineError, EngineHandle, Event, FinishReason, Finished, Generation, Mode,
-        SubmitError, Token, TokenLogprob, Usage,
+        CacheOutcome, EngineError, EngineHandle, Event, FinishReason, Finished, Mode, SubmitError,
+        Token, TokenLogprob, Usage,
     },
     preference::Solved,
 };
@@ -96,14 +96,10 @@ impl Run {
         });
         let choices = choices.collect();
         let submitted = Instant::now();
-        // A choice that is refused drops, and so cancels, those before it.
-        let generations: Vec<Generation> = checked
-            .requests
-            .into_iter()
-            .map(|request| {
-                served.engine.submit(request).map_err(|error| refused(&served.engine, error))
-            })
-            .collect::<Result<_, _>>()?;
+        let generations = served
+            .engine
+            .submit_all(checked.requests)
+            .map_err(|error| refused(&served.engine, error))?;
         let events = generations
             .into_iter()
             .enumerate()

@@ -1,12 +1,12 @@
 //! A cache of built models with a byte budget: one build per key however many ask, leases that
 //! nothing evicts, and builds on a thread of their own so that decoding goes on meanwhile.
 //!
-//! A cache belongs to one soup; keys of different soups never meet in one.
+//! A cache belongs to one soup, so keys identify models within it.
 //!
-//! Ownership is the whole protocol: the cache holds one reference to a model's slot, every
+//! Reference counts are the protocol: the cache holds one reference to a model's slot, every
 //! [`Lease`] and [`Ticket`] another. A slot may be evicted when the cache's reference is the only
-//! one; new references are made under the lock or from one that is held, so that cannot change in
-//! between.
+//! one. New references are made under the lock or from one that is held, so an evicted slot cannot
+//! gain one.
 
 use std::{
     collections::HashMap,
@@ -57,14 +57,14 @@ pub enum Fetch<Lease, Ticket> {
 
 type Outcome<V> = Result<Arc<V>, Arc<MergeError>>;
 
-/// A place in the cache. References to it are what keeps it there.
+/// A place in the cache, kept as long as references to it exist.
 struct Slot<V> {
     outcome: OnceLock<Outcome<V>>,
 }
 
 /// A model that stays while this is held.
 pub struct Lease<V> {
-    // Dropped before the slot: whoever finds the slot unused may count on the model's memory.
+    // Dropped before the slot, so that an unused slot implies that the memory can be reused.
     model: Arc<V>,
     _slot: Arc<Slot<V>>,
 }
@@ -232,7 +232,7 @@ impl<B: Build> Cache<B> {
             state.counters.count(event);
             (fetch, event)
         };
-        // Its memory is given back before the build that needs it is asked for.
+        // The evicted memory is freed before the build that needs it begins.
         if let Some((model, event)) = evicted {
             drop(model);
             (self.core.on_event)(event);
@@ -241,19 +241,18 @@ impl<B: Build> Cache<B> {
         if let (Some(job), Some(jobs)) = (job, &self.jobs)
             && let Err(mpsc::SendError(job)) = jobs.send(job)
         {
-            // The worker is gone: nobody may wait for it.
+            // The build thread has ended: the ticket must fail, not wait.
             let event = self.core.finish(job, Err(MergeError::Closed), Duration::ZERO);
             (self.core.on_event)(event);
         }
         fetch
     }
 
-    /// The model of `key` if it is here, without beginning a build or counting a request.
-    pub fn peek(&self, key: &B::Key) -> Option<Lease<B::Value>> {
+    /// Whether the model of `key` is here. Neither begins a build nor counts as a request.
+    pub fn contains(&self, key: &B::Key) -> bool {
         let state = self.core.lock();
-        let slot = state.entries.get(key)?.slot.clone();
-        let model = slot.outcome.get()?.as_ref().ok()?.clone();
-        Some(Lease { model, _slot: slot })
+        let slot = state.entries.get(key).map(|entry| &entry.slot);
+        slot.is_some_and(|slot| matches!(slot.outcome.get(), Some(Ok(_))))
     }
 
     /// Gives up all models that nobody holds, and their memory; returns how many.
@@ -284,7 +283,7 @@ impl<B: Build> Drop for Cache<B> {
         self.core.closing.store(true, Ordering::Release);
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // Builds catch their panics; one of the event hook was reported where it happened.
+            // Panics of builds are caught; a panic of the event hook has been reported.
             let _ = thread.join();
         }
     }
@@ -379,9 +378,9 @@ impl<B: Build> Core<B> {
             }
         };
         state.counters.count(event);
-        // The slot is new and has one job: it is empty.
+        // Setting cannot fail: a slot has one job, which sets it once.
         let _ = job.slot.outcome.set(outcome.map(Arc::new).map_err(Arc::new));
-        // Within the lock: who sees the outcome sees the model without this reference.
+        // Dropped within the lock, so that this reference is gone when the outcome is seen.
         drop(job);
         event
     }

@@ -158,7 +158,7 @@ fn a_pass_that_meets_no_memory_gives_up_idle_models_and_then_refuses() {
     // A long pass, with hardly any room left beside what is allocated.
     device.limit_to(before + 1024);
     backend.forward(Some(&held), &batch(140)).unwrap();
-    assert!(backend.cached(&ModelKey::of(&nth(&soup, 1))).is_none(), "the idle model was kept");
+    assert!(!backend.cached(&ModelKey::of(&nth(&soup, 1))), "the idle model was kept");
     device.limit_to(0);
     let refused = backend.forward(Some(&held), &batch(144)).err();
     // Everything it needs may be recycled; what cannot be must be refused as such.

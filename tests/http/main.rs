@@ -12,6 +12,7 @@ mod limits;
 mod metrics;
 mod openai;
 mod preference;
+mod reproducible;
 mod sdk;
 mod server;
 

@@ -35,11 +35,12 @@ pub const REFUSE: u32 = 259;
 /// Blocks hold this many tokens.
 pub const BLOCK: usize = 4;
 
-/// A token in key/value memory, with the model that it was computed under.
+/// A token in key/value memory, with the model and the mode that it was computed under.
 #[derive(Clone, Copy, PartialEq)]
 struct Slot {
     token: u32,
     model: u64,
+    fused: bool,
 }
 
 /// Settings and counters of a [`HashSoup`], shared with its test.
@@ -49,6 +50,8 @@ pub struct Controls {
     pub merged_models: usize,
     pub mixes: bool,
     pub blocks: usize,
+    /// What passes and merges are said to cost.
+    pub footprint: Footprint,
     /// Merges fail.
     pub broken_merges: AtomicBool,
     pub merges: AtomicUsize,
@@ -67,6 +70,14 @@ impl Default for Controls {
             merged_models: 4,
             mixes: true,
             blocks: 400,
+            // Mixed passes cost so much more that `auto` fuses what is merged, whatever a test's
+            // machine teaches the cost model.
+            footprint: Footprint {
+                fused: Pass { bytes: 1e6, flops_per_row: 1e6 },
+                mixed: Pass { bytes: 1e15, flops_per_row: 1e6 },
+                merge_bytes: 1e6,
+                merge_flops: 0.0,
+            },
             broken_merges: AtomicBool::new(false),
             merges: AtomicUsize::new(0),
             most_alive: AtomicUsize::new(0),
@@ -189,8 +200,6 @@ impl Backend for HashSoup {
     type Logits = Vec<f32>;
 
     fn facts(&self) -> Facts {
-        // Mixed passes cost more, so that `auto` fuses what is merged.
-        let pass = |bytes| Pass { bytes, flops_per_row: 1e6 };
         Facts {
             vocabulary: VOCABULARY,
             backbones: 3,
@@ -200,12 +209,7 @@ impl Backend for HashSoup {
             digest: "hash".to_owned(),
             merged_models: self.controls.merged_models,
             mixes: self.controls.mixes,
-            footprint: Footprint {
-                fused: pass(1e6),
-                mixed: pass(1e9),
-                merge_bytes: 1e6,
-                merge_flops: 0.0,
-            },
+            footprint: self.controls.footprint,
         }
     }
 
@@ -213,11 +217,10 @@ impl Backend for HashSoup {
         terms(&key.coefficients())
     }
 
-    fn cached(&mut self, key: &ModelKey) -> Option<Arc<Merged>> {
-        match &self.cache.lock().unwrap().get(&model(&self.terms(key)))?.state {
-            State::Built(merged) => Some(merged.clone()),
-            _ => None,
-        }
+    fn cached(&self, key: &ModelKey) -> bool {
+        let cache = self.cache.lock().unwrap();
+        let entry = cache.get(&model(&self.terms(key)));
+        matches!(entry.map(|entry| &entry.state), Some(State::Built(_)))
     }
 
     fn fetch(&mut self, key: &ModelKey) -> Fetch<Arc<Merged>, Ticket> {
@@ -291,12 +294,14 @@ impl Backend for HashSoup {
                     return Err(KernelError::Shape { op, what, expected: 0, got: 1 });
                 }
                 let block = &mut self.memory[segment.blocks[position / BLOCK] as usize];
-                block[position % BLOCK] = Some(Slot { token, model });
+                block[position % BLOCK] = Some(Slot { token, model, fused: merged.is_some() });
                 if outputs.next_if_eq(&&row).is_some() {
                     let read = |p: usize| {
                         let slot = self.memory[segment.blocks[p / BLOCK] as usize][p % BLOCK];
                         let slot = slot.expect("keys and values that were never computed");
                         assert!(slot.model == model, "keys and values of another model");
+                        let fused = merged.is_some();
+                        assert!(slot.fused == fused, "keys and values of the other mode");
                         slot.token
                     };
                     out.extend(logits_of(model, (0..=position).map(read)));

@@ -112,10 +112,15 @@ impl CpuKernels {
 }
 
 impl Default for CpuKernels {
-    /// One thread per core that this process may use.
+    /// As many threads as [`default_threads`] says.
     fn default() -> Self {
-        Self::new(std::thread::available_parallelism().map_or(1, usize::from))
+        Self::new(default_threads())
     }
+}
+
+/// One thread per core that this process may use.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Kernels for CpuKernels {

@@ -1,8 +1,8 @@
-//! What a cache of models tells of itself.
+//! Events and counters of a cache of models.
 
 use std::time::Duration;
 
-/// What happened, for metrics and for waking whoever waits.
+/// An event of a cache, for metrics and for waking those that wait.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CacheEvent {
     /// A model was there.
