@@ -71,6 +71,23 @@ fn windows_follow_each_family_s_keys() {
 }
 
 #[test]
+fn the_difference_of_two_models_is_told_by_key() {
+    let mistral = with(llama(), json!({"model_type": "mistral", "num_key_value_heads": 4}));
+    let differs = |a: Value, b: Value| {
+        let told = read(with(mistral.clone(), a)).difference(&read(with(mistral.clone(), b)));
+        told.map(|(key, expected, got)| format!("{key}: {expected}, {got}"))
+    };
+    assert_eq!(differs(json!({}), json!({"sliding_window": 4096, "rope_theta": 1e4})), None);
+    assert_eq!(differs(json!({}), json!({"eos_token_id": 5, "max_position_embeddings": 9})), None);
+    let told = differs(json!({}), json!({"sliding_window": null})).unwrap();
+    assert_eq!(told, "sliding_window: 4096, none");
+    let told = differs(json!({"rms_norm_eps": null}), json!({})).unwrap();
+    assert_eq!(told, "rms_norm_eps: 1e-6, 1e-5");
+    let scaled = json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}});
+    assert!(differs(json!({}), scaled).unwrap().contains("rope_scaling"));
+}
+
+#[test]
 fn families_have_the_tensors_that_transformers_gives_them() {
     let qwen2 = read(with(llama(), json!({"model_type": "qwen2", "num_key_value_heads": 2})));
     assert!(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.qk_norm);
@@ -126,6 +143,16 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         (
             json!({"rope_parameters": {"rope_type": "linear"}}),
             "config.json: rope_parameters.factor: is missing, must be a number above 0",
+        ),
+        (
+            json!({"rope_scaling": {"factor": 4.0}}),
+            "config.json: rope_scaling.factor: is set without a rope_type that uses it, such as \
+             \"linear\"",
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}),
+            "config.json: rope_parameters.full_attention: frequencies that differ by layer are not \
+             served",
         ),
         (
             json!({"eos_token_id": [2, 100]}),

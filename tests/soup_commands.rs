@@ -10,12 +10,18 @@ use std::{
 };
 
 use ladle::{
+    kernels::{Dtype, HostTensor},
     preference::Coefficients,
-    soup::{Adapter, Checkpoint, Soup},
+    soup::{
+        Adapter, Checkpoint, Soup, TensorSpec, WeightError,
+        weights::{WeightFile, write_safetensors},
+    },
 };
 use serde_json::Value;
 
-use common::{SOUPS, fixture, merged, numbers, options, reference, values, with_adapter};
+use common::{
+    SOUPS, copy_tree, fixture, merged, numbers, options, reference, values, with_adapter,
+};
 
 fn ladle(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ladle"));
@@ -92,7 +98,8 @@ fn a_merged_model_is_the_sum_that_torch_makes() {
 
 #[test]
 fn a_merged_adapter_is_the_change_that_peft_makes() {
-    let base = Checkpoint::open(&fixture("soup-tiny/base")).unwrap();
+    let mut base = Checkpoint::open(&fixture("soup-tiny/base")).unwrap();
+    let config = base.check().unwrap();
     let (document, stored) = reference("soup-tiny");
     for (i, case) in document["cases"].as_array().unwrap().iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
@@ -109,8 +116,7 @@ fn a_merged_adapter_is_the_change_that_peft_makes() {
             "--out",
             text(&out),
         ]);
-        let adapter = Adapter::open(&out).unwrap();
-        adapter.check(&base).unwrap();
+        let adapter = Adapter::open(&out).and_then(|a| a.fit(&base, None, &config)).unwrap();
         // 4 + 8 of q, 4 + 8 + 3 of one v, 8 + 6 of down: one rank for all, scale 1.
         assert!(adapter.modules.values().all(|m| m.down.shape()[0] == 15 && m.scale == 1.0));
         assert_eq!(adapter.document()["r"], 15);
@@ -159,14 +165,99 @@ fn an_adapter_over_sft_and_saved_modules_is_exact_too() {
     let soup = Soup::open(&soup_dir, &options()).unwrap();
     // λ of (1, 0) at β = 0.8, then 1 + α.
     let c = Coefficients { backbones: vec![1.5 * 4.0 / 3.0, -1.5 / 3.0], sft: -0.5 };
-    let adapter = Adapter::open(&out).unwrap();
-    adapter.check(&soup.base).unwrap();
+    let adapter = Adapter::open(&out).and_then(|a| a.fit(&soup.base, None, &soup.config)).unwrap();
     assert!(adapter.saved.contains_key("lm_head.weight"));
     for (name, tensor) in soup.base.tensors() {
         let got = with_adapter(&values(tensor), &adapter, name);
         let off = worst(&got, &merged(&soup, &c, name));
         assert!(off < 1e-5, "{name}: off by {off}");
     }
+}
+
+/// Rewrites the tensors of a safetensors file.
+fn rewrite(path: &Path, change: impl Fn(&str, &HostTensor) -> HostTensor) {
+    let (_, tensors) = WeightFile::open(path).unwrap();
+    let tensors: Vec<_> =
+        tensors.iter().map(|(name, tensor)| (name.clone(), change(name, tensor))).collect();
+    let specs: Vec<_> = tensors.iter().map(|(name, t)| TensorSpec::of(name, t)).collect();
+    write_safetensors(path, &specs, |spec| {
+        let (_, tensor) = tensors.iter().find(|(name, _)| *name == spec.name).unwrap();
+        Ok::<_, WeightError>(tensor.clone())
+    })
+    .unwrap();
+}
+
+fn cast(tensor: &HostTensor, dtype: Dtype, factor: f32) -> HostTensor {
+    let values: Vec<f32> = tensor.to_f32().iter().map(|value| value * factor).collect();
+    HostTensor::rounded(&values, dtype, tensor.shape().to_vec()).unwrap()
+}
+
+/// Four bf16 adapters of 4.7 MB became one f32 adapter of 39 MB, terms of coefficient 0 included.
+#[test]
+fn a_merged_adapter_keeps_the_storage_type_and_leaves_out_what_has_no_weight() {
+    let dir = tempfile::tempdir().unwrap();
+    let [soup, out, wide] = ["soup", "out", "wide"].map(|name| dir.path().join(name));
+    let mut init = vec!["init", text(&soup), "--name", "bf16"];
+    let base = fixture("soup-tiny/base");
+    let backbones: Vec<String> = ["helpful", "harmless"]
+        .map(|name| {
+            let copy = dir.path().join(name);
+            copy_tree(&fixture("soup-tiny/backbones").join(name), &copy);
+            let weights = copy.join("adapter_model.safetensors");
+            rewrite(&weights, |_, tensor| cast(tensor, Dtype::Bf16, 1.0));
+            format!("{name}={}", text(&copy))
+        })
+        .to_vec();
+    init.extend(["--base", text(&base), "--beta", "0.8"]);
+    init.extend(backbones.iter().flat_map(|backbone| ["--backbone", backbone]));
+    answer(&init);
+    // μ = (0.8, 0.2) is the mix that backbone 0 was tuned for: c = (1, 0).
+    let merge = ["merge", text(&soup), "--preference", "0.8,0.2", "--adapter", "--out"];
+    answer(&[&merge[..], &[text(&out)]].concat());
+    let adapter = Adapter::open(&out).unwrap();
+    let plain = Adapter::open(&soup.join("backbones/helpful")).unwrap();
+    assert!(adapter.modules.keys().eq(plain.modules.keys()));
+    for (module, lora) in &adapter.modules {
+        assert_eq!(
+            (lora.rank(), lora.down.dtype(), lora.up.dtype()),
+            (4, Dtype::Bf16, Dtype::Bf16)
+        );
+        // s = 2 moves into A, exactly in any binary type.
+        assert_eq!(lora.up.bytes(), plain.modules[module].up.bytes());
+        assert_eq!(values(&lora.down), values(&cast(&plain.modules[module].down, Dtype::F32, 2.0)));
+    }
+    answer(&[&merge[..], &[text(&wide), "--dtype", "f32"]].concat());
+    let wide = Adapter::open(&wide).unwrap();
+    assert!(wide.modules.values().all(|lora| lora.down.dtype() == Dtype::F32 && lora.rank() == 4));
+}
+
+/// `ladle merge` wrote infinities into f16 and said nothing.
+#[test]
+fn a_merge_that_leaves_the_range_of_the_storage_type_is_refused_with_the_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let [base, soup, out] = ["base", "soup", "out"].map(|name| dir.path().join(name));
+    copy_tree(&fixture("soup-tiny/base"), &base);
+    let tensor = "model.layers.1.mlp.up_proj.weight";
+    rewrite(&base.join("model.safetensors"), |name, t| {
+        cast(t, Dtype::F16, if name == tensor { 50_000.0 } else { 1.0 })
+    });
+    let backbone = format!("bold={}", text(&fixture("soup-tiny/backbones/harmless")));
+    let far = dir.path().join("far");
+    copy_tree(&fixture("soup-tiny/backbones/harmless"), &far);
+    rewrite(&far.join("adapter_model.safetensors"), |name, t| {
+        let factor = if name.contains("layers.1.mlp.up_proj.lora_B") { 60_000.0 } else { 1.0 };
+        cast(t, Dtype::F32, factor)
+    });
+    let far = format!("far={}", text(&far));
+    let init = ["init", text(&soup), "--name", "range", "--base", text(&base), "--beta", "0.8"];
+    answer(&[&init[..], &["--backbone", &backbone, "--backbone", &far]].concat());
+    let merge = ["merge", text(&soup), "--preference", "0,1", "--out", text(&out)];
+    let message = refusal(&merge);
+    assert!(message.contains(tensor) && message.contains("range of f16"), "{message}");
+    assert!(message.contains("--dtype") && !out.exists(), "{message}");
+    answer(&[&merge[..], &["--dtype", "bf16"]].concat());
+    let merged = Checkpoint::open(&out).unwrap();
+    assert!(merged.tensors().values().all(|t| t.to_f32().iter().all(|value| value.is_finite())));
 }
 
 #[test]

@@ -30,8 +30,8 @@ pub struct Args {
     /// Write one PEFT adapter for the base, instead of a whole model (soups of adapters).
     #[arg(long)]
     adapter: bool,
-    /// Storage type of the whole model, instead of the base's: bf16, f16 or f32.
-    #[arg(long, value_parser = dtype, conflicts_with = "adapter")]
+    /// Storage type of what is written, instead of the base's or the adapters': bf16, f16 or f32.
+    #[arg(long, value_parser = dtype)]
     dtype: Option<Dtype>,
     /// Directory of the base, instead of the one that the soup names.
     #[arg(long)]
@@ -45,7 +45,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let menu = soup.manifest.menu()?;
     let solution = choose(&menu, &soup.mixing, args.preference.as_deref(), args.alpha.as_deref())?;
     if args.adapter {
-        export_adapter(&soup, &solution.coefficients, &args.out)?;
+        export_adapter(&soup, &solution.coefficients, args.dtype, &args.out)?;
     } else {
         export_model(&soup, &solution.coefficients, args.dtype, &args.out)?;
     }

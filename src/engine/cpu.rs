@@ -13,7 +13,7 @@ use crate::{
         cpu::{CpuKernels, KvPool, Tensor, default_threads},
     },
     merge::{FusedBuilder, FusedCache, FusedOptions, SoupPlan, mixed_decoder},
-    model::{config::ModelConfig, decoder::Decoder},
+    model::decoder::Decoder,
     simd::Isa,
     soup::Soup,
 };
@@ -66,7 +66,7 @@ pub struct CpuPasses {
 impl CpuBackend {
     /// Sets a soup up.
     pub fn open(soup: &Soup, options: &CpuOptions) -> Result<Self, OpenError> {
-        let config = ModelConfig::from_json(soup.base.config())?;
+        let config = soup.config.clone();
         let plan = SoupPlan::new(soup, &config)?;
         // Quantised weights are not merged: every request runs mixed.
         let merge_mode = match (options.merge_mode, plan.quantised()) {

@@ -71,7 +71,7 @@ pub struct CudaPasses<D: Device> {
 impl<D: Device> CudaBackend<D> {
     /// Sets a soup up on a device.
     pub fn open(soup: &Soup, device: Arc<D>, options: &CudaOptions) -> Result<Self, OpenError> {
-        let config = ModelConfig::from_json(soup.base.config())?;
+        let config = soup.config.clone();
         let plan = SoupPlan::new(soup, &config)?;
         Self::with_plan(plan, config, soup.digest.clone(), device, options)
     }

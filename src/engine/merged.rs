@@ -77,10 +77,10 @@ impl<B: Build<Key = ModelKey>> Merged<B> {
     ) -> Option<Result<Lease<B::Value>, EngineError>> {
         Some(ticket.poll()?.map_err(|error| {
             let reason = error.to_string();
-            if error.is_out_of_memory() {
-                EngineError::Memory(reason)
-            } else {
-                EngineError::Merge(reason)
+            match &*error {
+                MergeError::Range { .. } => EngineError::NotFinite(reason),
+                error if error.is_out_of_memory() => EngineError::Memory(reason),
+                _ => EngineError::Merge(reason),
             }
         }))
     }

@@ -248,9 +248,11 @@ fn failed(error: &EngineError, seconds: f64) -> ApiError {
         EngineError::Memory(_) => {
             ApiError::Overloaded { message: error.to_string(), retry_after: MEMORY_RETRY }
         }
-        EngineError::NotFinite(_) | EngineError::Merge(_) | EngineError::Forward(_) => {
-            ApiError::Internal(error.to_string())
+        // The same coefficients would fail again: nothing for a client to retry.
+        EngineError::NotFinite(_) => {
+            ApiError::Value { param: "preference".into(), message: error.to_string() }
         }
+        EngineError::Merge(_) | EngineError::Forward(_) => ApiError::Internal(error.to_string()),
     }
 }
 

@@ -15,14 +15,15 @@ use rayon::prelude::*;
 use super::{
     MergeError,
     low_rank::LowRankTerm,
-    plan::{SoupPlan, TensorPlan},
+    plan::{DenseTerm, SoupPlan, TensorPlan},
     slab::{Layout, Slab, SlabError, SlabPool},
-    sum,
+    sum::{self, Limits},
 };
 use crate::{
     kernels::{Dtype, HostTensor, Stored},
     preference::Coefficients,
     simd::{Element, Isa},
+    soup::weights::first_non_finite,
 };
 
 /// Elements per task where sources are streamed straight to the output.
@@ -80,8 +81,7 @@ impl Merger {
             (rest, at) = (after, place.offset + place.len);
             recipe.split(place.dtype, out, &mut tasks);
         }
-        self.run(tasks);
-        Ok(())
+        run(self.isa, tasks)
     }
 
     /// Merges one tensor at c into a tensor of its own.
@@ -89,23 +89,63 @@ impl Merger {
         let missing = || MergeError::Missing { tensor: name.to_owned() };
         let mut pairs = self.plan.tensors().iter().zip(self.layout.places());
         let (tensor, place) = pairs.find(|(tensor, _)| tensor.name == name).ok_or_else(missing)?;
-        let values = self.plan.term_values(c)?;
-        let recipe = Recipe::new(tensor, &values);
-        let pool = SlabPool::new(place.len, 1);
-        let mut slab = pool.take()?;
-        let mut tasks = Vec::new();
-        recipe.split(place.dtype, &mut slab.as_mut()[..place.len], &mut tasks);
-        self.run(tasks);
-        view(slab.into(), 0..place.len, place.dtype, tensor)
+        merge_tensor_on(self.isa, tensor, &self.plan.term_values(c)?, place.dtype)
     }
+}
 
-    fn run(&self, tasks: Vec<Task<'_>>) {
-        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| match task.dtype {
-            Dtype::F32 => task.fill::<f32>(self.isa, scratch),
-            Dtype::F16 => task.fill::<f16>(self.isa, scratch),
-            Dtype::Bf16 => task.fill::<bf16>(self.isa, scratch),
-            Dtype::Quantised(_) => unreachable!("refused by `Merger::new`"),
-        });
+/// Merges one tensor, with the value of each term of its plan, into one of `dtype`.
+pub fn merge_tensor(
+    tensor: &TensorPlan,
+    values: &[f32],
+    dtype: Dtype,
+) -> Result<HostTensor, MergeError> {
+    let quantised = |dense: &DenseTerm| dense.tensor.dtype().blocks().is_some();
+    if let Some(dense) = tensor.dense.iter().find(|dense| quantised(dense)) {
+        let (tensor, dtype) = (tensor.name.clone(), dense.tensor.dtype());
+        return Err(MergeError::Quantised { tensor, dtype });
+    }
+    merge_tensor_on(Isa::chosen(), tensor, values, dtype)
+}
+
+fn merge_tensor_on(
+    isa: Isa,
+    tensor: &TensorPlan,
+    values: &[f32],
+    dtype: Dtype,
+) -> Result<HostTensor, MergeError> {
+    let overflow = || SlabError::Overflow { tensor: tensor.name.clone() };
+    let len = dtype.bytes(tensor.shape()).ok_or_else(overflow)?;
+    let recipe = Recipe::new(tensor, values);
+    let mut slab = SlabPool::new(len, 1).take()?;
+    let mut tasks = Vec::new();
+    recipe.split(dtype, &mut slab.as_mut()[..len], &mut tasks);
+    run(isa, tasks)?;
+    view(slab.into(), 0..len, dtype, tensor)
+}
+
+fn run(isa: Isa, tasks: Vec<Task<'_>>) -> Result<(), MergeError> {
+    tasks.into_par_iter().try_for_each_init(Scratch::default, |scratch, task| match task.dtype {
+        Dtype::F32 => task.fill::<f32>(isa, scratch),
+        Dtype::F16 => task.fill::<f16>(isa, scratch),
+        Dtype::Bf16 => task.fill::<bf16>(isa, scratch),
+        Dtype::Quantised(_) => unreachable!("refused by `Merger::new` and `merge_tensor`"),
+    })
+}
+
+/// `factor · tensor` in `dtype`; refused where a value leaves the range of that.
+pub(super) fn rounded(
+    name: &str,
+    tensor: &HostTensor,
+    factor: f64,
+    dtype: Dtype,
+) -> Result<HostTensor, MergeError> {
+    let mut values = tensor.to_f32();
+    values.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+    let refuse = |source| MergeError::Tensor { tensor: name.to_owned(), source };
+    let rounded = HostTensor::rounded(&values, dtype, tensor.shape().to_vec()).map_err(refuse)?;
+    match first_non_finite(&rounded) {
+        None => Ok(rounded),
+        Some(at) => Err(MergeError::Range { tensor: name.to_owned(), dtype, at }),
     }
 }
 
@@ -122,6 +162,7 @@ pub(super) fn view(
 
 /// A tensor's terms at one c, without those that are zero.
 struct Recipe<'a> {
+    name: &'a str,
     dense: Vec<(&'a HostTensor, f32)>,
     low_rank: Vec<(&'a LowRankTerm, f32)>,
     /// Ranks of all low-rank terms.
@@ -142,6 +183,7 @@ impl<'a> Recipe<'a> {
         });
         let low_rank: Vec<_> = low_rank.filter(|&(_, factor)| factor != 0.0).collect();
         Self {
+            name: &tensor.name,
             dense: dense.filter(|&(_, c)| c != 0.0).collect(),
             ranks: low_rank.iter().map(|(term, _)| term.rank()).sum(),
             low_rank,
@@ -161,6 +203,24 @@ impl<'a> Recipe<'a> {
         };
         let chunks = out.chunks_mut(elements * dtype.size()).enumerate();
         tasks.extend(chunks.map(|(i, out)| Task { recipe: self, start: i * elements, dtype, out }));
+    }
+
+    /// Refuses elements of `out` (from `start` on) that are not finite, where there may be some.
+    fn in_range<E: Element>(
+        &self,
+        suspected: bool,
+        out: &[E],
+        start: usize,
+        dtype: Dtype,
+    ) -> Result<(), MergeError> {
+        let mut values = out.iter().map(|value| value.widen());
+        let beyond = if suspected { values.position(|value| !value.is_finite()) } else { None };
+        match beyond {
+            Some(at) => {
+                Err(MergeError::Range { tensor: self.name.to_owned(), dtype, at: start + at })
+            }
+            None => Ok(()),
+        }
     }
 
     fn down(&self) -> &[f32] {
@@ -221,9 +281,10 @@ struct Scratch {
 }
 
 impl Task<'_> {
-    fn fill<E: Stored>(self, isa: Isa, scratch: &mut Scratch) {
-        let Self { recipe, start, out, .. } = self;
+    fn fill<E: Stored>(self, isa: Isa, scratch: &mut Scratch) -> Result<(), MergeError> {
+        let Self { recipe, start, dtype, out } = self;
         let out = elements_mut::<E>(out);
+        let limits = Limits::of(dtype);
         let range = start..start + out.len();
         if recipe.low_rank.is_empty() {
             let same: Option<Vec<(&[E], f32)>> = recipe
@@ -233,8 +294,9 @@ impl Task<'_> {
                     tensor.as_slice::<E>().map(|source| (&source[range.clone()], c))
                 })
                 .collect();
-            if same.is_some_and(|terms| sum::weighted_sum(isa, out, &terms)) {
-                return;
+            let done = same.and_then(|terms| sum::weighted_sum(isa, out, &terms, limits));
+            if let Some(outside) = done {
+                return recipe.in_range(outside, out, start, dtype);
             }
         }
         let Scratch { sums, up } = scratch;
@@ -254,7 +316,8 @@ impl Task<'_> {
             recipe.up(start / recipe.width, rows, up);
             sum::add_product(isa, sums, up, recipe.down(), recipe.width, recipe.ranks);
         }
-        sum::round(isa, out, sums);
+        let outside = sum::round(isa, out, sums, limits);
+        recipe.in_range(outside, out, start, dtype)
     }
 }
 

@@ -44,6 +44,19 @@ pub enum MergeError {
     /// Weights could not be brought to the GPU.
     #[error(transparent)]
     Kernel(#[from] crate::kernels::KernelError),
+    /// Extrapolation, or weights of a wider type, carry a value past the largest of the storage type.
+    #[error(
+        "merged tensor {tensor}: element {at} leaves the range of {dtype}: choose a wider storage \
+         type with --dtype (bf16 or f32), or coefficients nearer to the backbones"
+    )]
+    Range {
+        /// The tensor.
+        tensor: String,
+        /// Its storage type.
+        dtype: crate::kernels::Dtype,
+        /// Index of the first such element.
+        at: usize,
+    },
     /// A merged tensor is not what its layout says.
     #[error("merged tensor {tensor}: {source}")]
     Tensor {

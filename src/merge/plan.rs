@@ -18,16 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::low_rank::LowRankTerm;
 use crate::{
     kernels::{Dtype, HostTensor, RowCoefficients},
-    model::{
-        config::ModelConfig,
-        names::{EMBEDDING, HEAD},
-    },
+    model::{config::ModelConfig, names::EMBEDDING},
     preference::Coefficients,
     soup::{Adapter, Backbone, LoraModule, Soup},
 };
-
-/// Buffer that old Llama checkpoints store; the configuration says the same.
-const ROTARY_BUFFER: &str = ".rotary_emb.inv_freq";
 
 /// Tensors by their Hugging Face names.
 pub type Tensors = BTreeMap<String, HostTensor>;
@@ -183,7 +177,7 @@ impl SoupPlan {
     ) -> Result<Self, PlanError> {
         let soup = soup.into();
         let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-        check_left_over(&soup, &shapes, config.tied)?;
+        check_left_over(&soup, &shapes)?;
         let mut plan =
             Self { tensors: Vec::new(), terms: Vec::new(), backbones: soup.backbones.len() };
         for (name, shape) in config.tensors() {
@@ -372,11 +366,8 @@ fn join_copies(terms: Vec<(&HostTensor, Vec<f64>)>) -> Vec<(&HostTensor, Vec<f64
 fn check_left_over(
     soup: &Ingredients<'_>,
     shapes: &BTreeMap<String, Vec<usize>>,
-    tied: bool,
 ) -> Result<(), PlanError> {
-    let known = |name: &str| {
-        shapes.contains_key(name) || name.ends_with(ROTARY_BUFFER) || (tied && name == HEAD)
-    };
+    let known = |name: &str| shapes.contains_key(name);
     let modules: BTreeSet<&str> =
         shapes.keys().filter_map(|name| name.strip_suffix(".weight")).collect();
     let refuse =

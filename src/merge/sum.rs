@@ -4,7 +4,10 @@
 //! Order of every element, whichever way it is computed: `c₀x₀`, then `+ cₖxₖ` for each further
 //! term, then `+ bᵣaᵣ` for each rank, all in f32, then one rounding to the storage type.
 
-use crate::simd::{Element, Isa, Lanes, Simd, Vectorised};
+use crate::{
+    kernels::Dtype,
+    simd::{Element, Isa, Lanes, Simd, Vectorised},
+};
 
 /// Lanes that the kernels work on, whatever the registers of a set: [`Simd::Sixteen`].
 const LANES: usize = 16;
@@ -51,25 +54,78 @@ fn run<K: Kernel>(isa: Isa, kernel: K) {
 }
 
 /// `out = round(Σ cₖ·sourceₖ)` in one pass, all of one storage type; every source has the length
-/// of `out`. False, with `out` untouched, when there are more terms than fit the registers.
+/// of `out`. Says whether a sum may lie outside `limits`. `None`, with `out` untouched, when there
+/// are more terms than fit the registers.
 ///
 /// No term gives zeros; a single term with coefficient 1 is copied bit for bit.
-pub(super) fn weighted_sum<E: Element>(isa: Isa, out: &mut [E], terms: &[(&[E], f32)]) -> bool {
+pub(super) fn weighted_sum<E: Element>(
+    isa: Isa,
+    out: &mut [E],
+    terms: &[(&[E], f32)],
+    limits: Limits,
+) -> Option<bool> {
     match terms {
         [] => out.fill(E::ZERO),
         [(source, 1.0)] => out.copy_from_slice(source),
-        _ if terms.len() > MOST_TERMS => return false,
-        [_] => sum_of::<E, 1>(isa, out, terms),
-        [_, _] => sum_of::<E, 2>(isa, out, terms),
-        [_, _, _] => sum_of::<E, 3>(isa, out, terms),
-        [_, _, _, _] => sum_of::<E, 4>(isa, out, terms),
-        [_, _, _, _, _] => sum_of::<E, 5>(isa, out, terms),
-        _ => sum_of::<E, MOST_TERMS>(isa, out, terms),
+        _ if terms.len() > MOST_TERMS => return None,
+        [_] => return Some(sum_of::<E, 1>(isa, out, terms, limits)),
+        [_, _] => return Some(sum_of::<E, 2>(isa, out, terms, limits)),
+        [_, _, _] => return Some(sum_of::<E, 3>(isa, out, terms, limits)),
+        [_, _, _, _] => return Some(sum_of::<E, 4>(isa, out, terms, limits)),
+        [_, _, _, _, _] => return Some(sum_of::<E, 5>(isa, out, terms, limits)),
+        _ => return Some(sum_of::<E, MOST_TERMS>(isa, out, terms, limits)),
     }
-    true
+    Some(false)
 }
 
-fn sum_of<E: Element, const N: usize>(isa: Isa, out: &mut [E], terms: &[(&[E], f32)]) {
+/// The range of a storage type, as the kernels test it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Sums round to finite values exactly when their magnitude is below it.
+    limit: f32,
+    /// A sum times it is infinite when the sum reaches `limit`, or comes near it by 1e-6.
+    stretch: f32,
+}
+
+impl Limits {
+    /// The range of `dtype`; of f32 for blocks, which are never the output of a merge.
+    pub(super) fn of(dtype: Dtype) -> Self {
+        let limit = match dtype {
+            // Halfway from the largest value to the next that one exponent more would hold.
+            Dtype::F16 => 65_520.0,
+            Dtype::Bf16 => f32::from_bits(0x7f7f_8000),
+            Dtype::F32 | Dtype::Quantised(_) => return Self { limit: f32::INFINITY, stretch: 1.0 },
+        };
+        Self { limit, stretch: f32::MAX / limit * (1.0 + 1e-6) }
+    }
+
+    fn excludes(self, sum: f32) -> bool {
+        sum.abs() >= self.limit || sum.is_nan()
+    }
+
+    /// NaN in the lanes whose sum may lie outside, else 0.
+    #[inline(always)]
+    fn test<L: Lanes>(self, l: L, sums: L::V) -> L::V {
+        l.mul(l.mul(sums, l.splat(self.stretch)), l.splat(0.0))
+    }
+
+    /// Whether a lane is NaN.
+    #[inline(always)]
+    fn any<L: Lanes>(l: L, tests: L::V) -> bool {
+        assert_eq!(L::LANES, LANES, "vectors of sixteen");
+        let mut lanes = [0.0; LANES];
+        // SAFETY: as many values as lanes.
+        unsafe { l.store(lanes.as_mut_ptr(), tests) };
+        lanes.iter().any(|lane| lane.is_nan())
+    }
+}
+
+fn sum_of<E: Element, const N: usize>(
+    isa: Isa,
+    out: &mut [E],
+    terms: &[(&[E], f32)],
+    limits: Limits,
+) -> bool {
     let mut sources = [terms[0].0; N];
     let mut coefficients = [0.0; N];
     for (k, &(source, c)) in terms.iter().enumerate() {
@@ -77,7 +133,9 @@ fn sum_of<E: Element, const N: usize>(isa: Isa, out: &mut [E], terms: &[(&[E], f
         (sources[k], coefficients[k]) = (source, c);
     }
     let sources = sources.map(<[E]>::as_ptr);
-    run(isa, WeightedSum { out, sources, coefficients });
+    let mut outside = false;
+    run(isa, WeightedSum { out, sources, coefficients, limits, outside: &mut outside });
+    outside
 }
 
 struct WeightedSum<'a, E, const N: usize> {
@@ -85,6 +143,8 @@ struct WeightedSum<'a, E, const N: usize> {
     /// Each readable for `out.len()` elements.
     sources: [*const E; N],
     coefficients: [f32; N],
+    limits: Limits,
+    outside: &'a mut bool,
 }
 
 impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
@@ -101,6 +161,7 @@ impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
             for k in 0..N {
                 c[k] = l.splat(coefficients[k]);
             }
+            let mut tests = l.splat(0.0);
             let mut i = 0;
             while i + STEP <= len {
                 for source in sources {
@@ -116,11 +177,14 @@ impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
                     low = l.add(low, l.mul(E::load(l, sources[k].add(i)), c[k]));
                     high = l.add(high, l.mul(E::load(l, sources[k].add(i + LANES)), c[k]));
                 }
+                tests = l.add(tests, self.limits.test(l, low));
+                tests = l.add(tests, self.limits.test(l, high));
                 let to = out.add(i);
                 E::store::<L, STREAM>(l, to, low);
                 E::store::<L, STREAM>(l, to.add(LANES), high);
                 i += STEP;
             }
+            *self.outside |= Limits::any(l, tests);
             if STREAM {
                 l.fence();
             }
@@ -131,9 +195,10 @@ impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
 
 impl<E: Element, const N: usize> Kernel for WeightedSum<'_, E, N> {
     fn plain(self, from: usize) {
-        let Self { out, sources, coefficients } = self;
+        let Self { out, sources, coefficients, limits, outside } = self;
         let len = out.len();
         let out = out.as_mut_ptr();
+        let mut beyond = false;
         for i in from..len {
             // SAFETY: `len` bounds the output and every source. Pointers, because a bounds check
             // per source keeps the loop from being vectorised.
@@ -142,9 +207,11 @@ impl<E: Element, const N: usize> Kernel for WeightedSum<'_, E, N> {
                 for k in 1..N {
                     sum += (*sources[k].add(i)).widen() * coefficients[k];
                 }
+                beyond |= limits.excludes(sum);
                 *out.add(i) = E::narrow(sum);
             }
         }
+        *outside |= beyond;
     }
 
     #[inline(always)]
@@ -334,15 +401,19 @@ impl Kernel for AddProduct<'_> {
     }
 }
 
-/// Rounds `sums` to the storage type; equal lengths.
-pub(super) fn round<E: Element>(isa: Isa, out: &mut [E], sums: &[f32]) {
+/// Rounds `sums` to the storage type; equal lengths. Says whether one may lie outside `limits`.
+pub(super) fn round<E: Element>(isa: Isa, out: &mut [E], sums: &[f32], limits: Limits) -> bool {
     assert_eq!(out.len(), sums.len(), "as many sums as outputs");
-    run(isa, Round { out, sums });
+    let mut outside = false;
+    run(isa, Round { out, sums, limits, outside: &mut outside });
+    outside
 }
 
 struct Round<'a, E> {
     out: &'a mut [E],
     sums: &'a [f32],
+    limits: Limits,
+    outside: &'a mut bool,
 }
 
 impl<E: Element> Round<'_, E> {
@@ -353,13 +424,18 @@ impl<E: Element> Round<'_, E> {
         let (out, len) = (self.out.as_mut_ptr(), self.out.len());
         // SAFETY: the loop stays below the common length; STEP keeps the alignment.
         unsafe {
+            let mut tests = l.splat(0.0);
             let mut i = 0;
             while i + STEP <= len {
                 let (from, to) = (self.sums.as_ptr().add(i), out.add(i));
-                E::store::<L, STREAM>(l, to, l.load(from));
-                E::store::<L, STREAM>(l, to.add(LANES), l.load(from.add(LANES)));
+                let (low, high) = (l.load(from), l.load(from.add(LANES)));
+                tests = l.add(tests, self.limits.test(l, low));
+                tests = l.add(tests, self.limits.test(l, high));
+                E::store::<L, STREAM>(l, to, low);
+                E::store::<L, STREAM>(l, to.add(LANES), high);
                 i += STEP;
             }
+            *self.outside |= Limits::any(l, tests);
             if STREAM {
                 l.fence();
             }
@@ -370,9 +446,12 @@ impl<E: Element> Round<'_, E> {
 
 impl<E: Element> Kernel for Round<'_, E> {
     fn plain(self, from: usize) {
+        let mut beyond = false;
         for (out, sum) in self.out[from..].iter_mut().zip(&self.sums[from..]) {
+            beyond |= self.limits.excludes(*sum);
             *out = E::narrow(*sum);
         }
+        *self.outside |= beyond;
     }
 
     #[inline(always)]

@@ -66,6 +66,55 @@ impl ModelConfig {
         }
     }
 
+    /// The first setting by which two models compute something else from equal tensors: its key and
+    /// the two values. Context length and end-of-sequence ids are not among them.
+    pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        macro_rules! compare {
+            ($($key:literal: $field:ident),* $(,)?) => {$(
+                if self.$field != other.$field {
+                    let show = |config: &Self| format!("{:?}", config.$field);
+                    return Some(($key, show(self), show(other)));
+                }
+            )*};
+        }
+        compare! {
+            "model_type": model_type,
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "rms_norm_eps": norm_eps,
+            "attention_bias": qkv_bias,
+            "attention_bias": output_bias,
+            "mlp_bias": mlp_bias,
+            "tie_word_embeddings": tied,
+        }
+        if self.windows != other.windows {
+            let window = |window: &Option<usize>| window.map_or("none".into(), |w| w.to_string());
+            let show = |config: &Self| config.windows.iter().map(window).collect::<Vec<_>>();
+            let [mut own, mut others] = [show(self), show(other)];
+            own.dedup();
+            others.dedup();
+            return Some(("sliding_window", own.join(", "), others.join(", ")));
+        }
+        if self.rope != other.rope {
+            let show = |config: &Self| {
+                let lowest = config.rope.inv_freq.last().copied().unwrap_or_default();
+                format!("rotary frequencies from 1 to {lowest:e}")
+            };
+            return Some(("rope_theta, rope_scaling or rope_parameters", show(self), show(other)));
+        }
+        None
+    }
+
+    /// The same model with an output head of its own.
+    pub fn untied(&self) -> Self {
+        Self { tied: false, ..self.clone() }
+    }
+
     /// Every tensor a checkpoint of this configuration holds: Hugging Face name and shape.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (h, hd) = (self.hidden_size, self.head_dim);

@@ -87,3 +87,14 @@ pub fn is_vocabulary(tensor: &str) -> bool {
 pub fn head(tied: bool) -> &'static str {
     if tied { EMBEDDING } else { HEAD }
 }
+
+/// Whether `tensor` is a buffer of rotary frequencies, which old checkpoints store: the
+/// configuration decides them.
+pub fn is_rotary_buffer(tensor: &str) -> bool {
+    tensor.ends_with("rotary_emb.inv_freq")
+}
+
+/// Whether `tensor` belongs to the value head that trainers put on a language model.
+pub fn is_value_head(tensor: &str) -> bool {
+    tensor.starts_with("v_head.")
+}

@@ -158,7 +158,9 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
 /// transformers, whose models were trained with those very values.
 fn rope(keys: &Keys<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, ConfigError> {
     // transformers 5 keeps everything in `rope_parameters`; 4 had theta apart, and wins there.
-    let (name, section) = match (keys.get("rope_scaling"), keys.get("rope_parameters")) {
+    let filled =
+        |key| keys.get(key).filter(|value| value.as_object().is_none_or(|m| !m.is_empty()));
+    let (name, section) = match (filled("rope_scaling"), filled("rope_parameters")) {
         (Some(value), _) => ("rope_scaling", Some(value)),
         (None, value) => ("rope_parameters", value),
     };
@@ -172,6 +174,9 @@ fn rope(keys: &Keys<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, 
         },
     };
     let inside = |e: ConfigError| ConfigError { key: format!("{name}.{}", e.key), ..e };
+    if let Some((key, _)) = section.map.iter().find(|(_, value)| value.is_object()) {
+        return Err(inside(error(key, "frequencies that differ by layer are not served")));
+    }
     let theta = match section.get("rope_theta") {
         Some(_) => section.positive("rope_theta", None).map_err(inside)?,
         None => keys.positive("rope_theta", Some(10_000.0))?,
@@ -193,7 +198,11 @@ fn rope(keys: &Keys<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, 
     };
     let positive = |key| section.positive(key, None).map_err(inside);
     match kind {
-        "default" => {}
+        "default" if section.get("factor").is_none_or(|factor| factor.as_f64() == Some(1.0)) => {}
+        "default" => {
+            let reason = "is set without a rope_type that uses it, such as \"linear\"";
+            return Err(inside(error("factor", reason)));
+        }
         "linear" => {
             let factor = positive("factor")? as f32;
             inv_freq.iter_mut().for_each(|f| *f /= factor);
@@ -205,9 +214,12 @@ fn rope(keys: &Keys<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, 
                 let reason = format!("is {high}, must be above low_freq_factor = {low}");
                 return Err(inside(error("high_freq_factor", reason)));
             }
-            let original = section
-                .positive("original_max_position_embeddings", Some(max_positions as f64))
-                .map_err(inside)?;
+            // As in transformers, the key beside the section wins over the one inside.
+            let key = "original_max_position_embeddings";
+            let original = match keys.get(key) {
+                Some(_) => keys.positive(key, None)?,
+                None => section.positive(key, Some(max_positions as f64)).map_err(inside)?,
+            };
             let scaling = Llama3 { factor: positive("factor")?, low, high, original };
             inv_freq.iter_mut().for_each(|f| *f = scaling.apply(*f));
         }

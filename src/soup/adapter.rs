@@ -1,7 +1,9 @@
 //! A PEFT LoRA adapter, as PEFT and TRL write it.
 
+mod names;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -10,19 +12,23 @@ use serde_json::Value;
 use super::{
     checkpoint::Checkpoint,
     peft::LoraConfig,
-    weights::{WeightError, WeightFile},
+    weights::{WeightError, WeightFile, same_values},
 };
 use crate::{
     kernels::HostTensor,
-    model::names::{EMBEDDING, HEAD, module_of},
+    model::{
+        config::ModelConfig,
+        names::{EMBEDDING, HEAD, module_of},
+    },
 };
+pub use names::PREFIX;
+use names::{Entry, entry};
 
 /// The settings.
 pub const CONFIG: &str = "adapter_config.json";
 /// The factors.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-const PREFIX: &str = "base_model.model.";
 const CONVERT: &str = "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load(\
      'adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\"";
 
@@ -50,13 +56,27 @@ impl LoraModule {
     }
 }
 
+/// What embedding and head are to each other under an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tie {
+    /// The model under the adapter has a head of its own.
+    Apart,
+    /// Tied, as in the base.
+    Kept,
+    /// Tied in the base, and parted by the adapter.
+    Parted,
+}
+
 /// An adapter: low-rank changes by module path, and tensors stored whole.
 pub struct Adapter {
     dir: PathBuf,
     /// Low-rank changes by module path such as `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraModule>,
-    /// Tensors of `modules_to_save` by their full name in the base: they replace the base's.
+    /// Tensors stored whole by their full name in the base: they replace the base's.
     pub saved: BTreeMap<String, HostTensor>,
+    /// Those of them that `modules_to_save` names: PEFT keeps them apart from the base's.
+    copies: BTreeSet<String>,
+    tie: Tie,
     config: LoraConfig,
     document: Value,
     file: WeightFile,
@@ -78,33 +98,61 @@ impl Adapter {
         let (file, tensors) = WeightFile::open(&path)?;
         let mut factors: BTreeMap<String, [Option<HostTensor>; 2]> = BTreeMap::new();
         let mut saved = BTreeMap::new();
+        let mut copies = BTreeSet::new();
         for (key, tensor) in tensors {
-            if tensor.dtype().blocks().is_some() {
-                let expected = "dtype F32, F16 or BF16".to_owned();
-                let got = tensor.dtype().to_string();
-                return Err(WeightError::Tensor { path, tensor: key, expected, got });
-            }
-            let refuse = |expected: &str| WeightError::Tensor {
+            let refuse = |expected: &str, got: String| WeightError::Tensor {
                 path: path.clone(),
                 tensor: key.clone(),
                 expected: expected.to_owned(),
-                got: "that name".to_owned(),
+                got,
             };
-            let name = key
-                .strip_prefix(PREFIX)
-                .ok_or_else(|| refuse("a name that starts with base_model.model."))?;
-            if let Some(module) = name.strip_suffix(".lora_A.weight") {
-                factors.entry(module.to_owned()).or_default()[0] = Some(tensor);
-            } else if let Some(module) = name.strip_suffix(".lora_B.weight") {
-                factors.entry(module.to_owned()).or_default()[1] = Some(tensor);
-            } else if name.contains("lora_embedding_") {
-                return Err(refuse("no low-rank change of an embedding (use modules_to_save)"));
-            } else if let Some((module, _)) = name.rsplit_once('.')
-                && config.saves(module)
-            {
-                saved.insert(name.to_owned(), tensor);
-            } else {
-                return Err(refuse("….lora_A.weight, ….lora_B.weight or one of modules_to_save"));
+            if tensor.dtype().blocks().is_some() {
+                return Err(refuse("dtype F32, F16 or BF16", tensor.dtype().to_string()));
+            }
+            let that_name = || "that name".to_owned();
+            let entry = entry(&key).map_err(|expected| refuse(expected, that_name()))?;
+            let taken = match entry {
+                Entry::Down(module) => {
+                    factors.entry(module.to_owned()).or_default()[0].replace(tensor).is_some()
+                }
+                Entry::Up(module) => {
+                    factors.entry(module.to_owned()).or_default()[1].replace(tensor).is_some()
+                }
+                Entry::Copy { tensor: name } => {
+                    if !config.saves(module_of(&name)) {
+                        return Err(refuse("a module of modules_to_save", that_name()));
+                    }
+                    copies.insert(name.clone());
+                    saved.insert(name, tensor).is_some()
+                }
+                Entry::Over { tensor: name, wrapped } => {
+                    let module = module_of(&name);
+                    // PEFT passes over a tensor that no module of the wrapped model has.
+                    if wrapped != config.targets(module) {
+                        let expected = match wrapped {
+                            true => "a module of target_modules",
+                            false => {
+                                "it as ….base_layer.…, because target_modules names its module"
+                            }
+                        };
+                        return Err(refuse(expected, that_name()));
+                    }
+                    if !wrapped && config.saves(module) {
+                        copies.insert(name.clone());
+                    }
+                    saved.insert(name, tensor).is_some()
+                }
+                Entry::ValueHead => {
+                    tracing::warn!(
+                        path = %path.display(), tensor = key,
+                        "left out: a value head is no part of the language model"
+                    );
+                    false
+                }
+                Entry::Unused => false,
+            };
+            if taken {
+                return Err(refuse("each tensor once", "it under two names".to_owned()));
             }
         }
         let mut modules = BTreeMap::new();
@@ -112,7 +160,8 @@ impl Adapter {
             let lora = pair_up(&path, &module, pair, config.rank_and_scale(&module))?;
             modules.insert(module, lora);
         }
-        Ok(Self { dir: dir.to_owned(), modules, saved, config, document, file })
+        let (dir, tie) = (dir.to_owned(), Tie::Apart);
+        Ok(Self { dir, modules, saved, copies, tie, config, document, file })
     }
 
     /// Where it was opened.
@@ -130,83 +179,134 @@ impl Adapter {
         &self.file
     }
 
-    /// Holds the adapter against its base: every module that the settings target is there and no
-    /// other, all shapes fit, and nothing would untie tied embeddings.
-    pub fn check(&self, base: &Checkpoint) -> Result<(), WeightError> {
+    /// Holds the adapter against what it was trained on, the base (of `config`) with the supervised
+    /// adapter `sft`: every module that the settings target is there and no other, and all shapes
+    /// fit. What `saved` holds afterwards replaces the base's tensors.
+    pub fn fit(
+        mut self,
+        base: &Checkpoint,
+        sft: Option<&Adapter>,
+        config: &ModelConfig,
+    ) -> Result<Self, WeightError> {
+        let tied = config.tied && !sft.is_some_and(Adapter::unties);
+        let shapes: BTreeMap<String, Vec<usize>> = config.untied().tensors().into_iter().collect();
         for (module, lora) in &self.modules {
             let name = format!("{module}.weight");
             let key = format!("{PREFIX}{module}.lora_A.weight");
-            let Some(weight) = base.get(&name) else {
-                return Err(self.refuse(&key, format!("a module of the base ({name})"), "no such"));
-            };
-            let &[out, width] = weight.shape() else {
-                let expected = format!("a linear layer, {name} being [out, in]");
-                return Err(self.refuse(&key, expected, &format!("{:?}", weight.shape())));
+            let (out, width) = match shapes.get(&name).map(Vec::as_slice) {
+                Some(&[out, width]) => (out, width),
+                Some(shape) => {
+                    let expected = format!("a linear layer, {name} being [out, in]");
+                    return Err(self.refuse(&key, expected, &format!("{shape:?}")));
+                }
+                None => {
+                    let expected = format!("a module of the base ({name})");
+                    return Err(self.refuse(&key, expected, "no such"));
+                }
             };
             if lora.down.shape().get(1) != Some(&width) {
-                let expected = format!("[r, {width}] to fit {name} {:?}", weight.shape());
+                let expected = format!("[r, {width}] to fit {name} [{out}, {width}]");
                 return Err(self.refuse(&key, expected, &format!("{:?}", lora.down.shape())));
             }
             if lora.up.shape().first() != Some(&out) {
                 let key = format!("{PREFIX}{module}.lora_B.weight");
-                let expected = format!("[{out}, r] to fit {name} {:?}", weight.shape());
+                let expected = format!("[{out}, r] to fit {name} [{out}, {width}]");
                 return Err(self.refuse(&key, expected, &format!("{:?}", lora.up.shape())));
             }
             if !self.config.targets(module) {
-                let expected = "a module that target_modules names".to_owned();
+                let expected = "none, because target_modules does not name its module".to_owned();
                 return Err(self.refuse(&key, expected, "a left-over tensor"));
             }
         }
-        for (name, weight) in base.tensors() {
-            let Some(module) = name.strip_suffix(".weight") else { continue };
-            if weight.shape().len() == 2
-                && self.config.targets(module)
-                && !self.modules.contains_key(module)
+        for (name, shape) in &shapes {
+            let module = module_of(name);
+            if shape.len() == 2 && self.config.targets(module) && !self.modules.contains_key(module)
             {
                 let key = format!("{PREFIX}{module}.lora_A.weight");
                 let expected = "it, because target_modules names its module".to_owned();
                 return Err(self.refuse(&key, expected, "no such tensor"));
             }
+            if self.config.saves(module) && !self.saved.contains_key(name) {
+                if name != HEAD || !tied || !self.config.ties_weights {
+                    let expected = "it, because modules_to_save names its module".to_owned();
+                    return Err(self.refuse(
+                        &format!("{PREFIX}{name}"),
+                        expected,
+                        "no such tensor",
+                    ));
+                }
+            }
         }
-        self.check_saved(base)
+        for (name, tensor) in &self.saved {
+            let (key, got) = (format!("{PREFIX}{name}"), format!("{:?}", tensor.shape()));
+            match shapes.get(name) {
+                Some(shape) if shape == tensor.shape() => {}
+                Some(shape) => {
+                    return Err(self.refuse(&key, format!("{shape:?}, the base's shape"), &got));
+                }
+                None => return Err(self.refuse(&key, "a tensor of the base".into(), "no such")),
+            }
+        }
+        if tied {
+            let shared = sft.and_then(|sft| sft.saved.get(EMBEDDING).cloned());
+            self.settle_head(shared.or_else(|| base.get(EMBEDDING)))?;
+        }
+        // A repetition of the base's tensor shares its memory, in whichever type it was saved.
+        for (name, tensor) in &mut self.saved {
+            let own = base.get(name).or_else(|| base.get(EMBEDDING).filter(|_| name == HEAD));
+            if let Some(own) = own.filter(|own| same_values(own, tensor)) {
+                *tensor = own;
+            }
+        }
+        Ok(self)
     }
 
-    fn check_saved(&self, base: &Checkpoint) -> Result<(), WeightError> {
-        for (name, tensor) in &self.saved {
-            let key = format!("{PREFIX}{name}");
-            let shape = format!("{:?}", tensor.shape());
-            match base.get(name) {
-                Some(weight) if weight.shape() == tensor.shape() => {}
-                Some(weight) => {
-                    let expected = format!("{:?}, the base's shape", weight.shape());
-                    return Err(self.refuse(&key, expected, &shape));
-                }
-                None if name == HEAD && base.get(EMBEDDING).is_some() => {
-                    let expected = "no lm_head of its own: the base's is tied to embed_tokens";
-                    return Err(self.refuse(&key, expected.to_owned(), &shape));
-                }
-                None => {
-                    let expected = "a tensor of the base".to_owned();
-                    return Err(self.refuse(&key, expected, "no such tensor there"));
-                }
-            }
+    /// Decides what the head of a tied base is under this adapter. PEFT keeps one tensor for
+    /// embedding and head until a copy by `modules_to_save` or a low-rank change parts them; what is
+    /// loaded over either of them is loaded over both.
+    fn settle_head(&mut self, shared: Option<HostTensor>) -> Result<(), WeightError> {
+        let [embedding, head] = [EMBEDDING, HEAD].map(|name| {
+            let copied = self.copies.contains(name) && !self.config.ties_weights;
+            self.saved.remove(name).map(|tensor| (tensor, copied))
+        });
+        if let (Some((embedding, false)), Some((head, false))) = (&embedding, &head)
+            && !same_values(embedding, head)
+        {
+            let expected = "the values of embed_tokens, to which the base ties it".to_owned();
+            return Err(self.refuse(&format!("{PREFIX}{HEAD}"), expected, "others"));
         }
-        for name in base.tensors().keys() {
-            if self.config.saves(module_of(name)) && !self.saved.contains_key(name) {
-                let expected = "it, because modules_to_save names its module".to_owned();
-                let key = format!("{PREFIX}{name}");
-                return Err(self.refuse(&key, expected, "no such tensor"));
-            }
-        }
-        // PEFT copies a saved module: a tied head would keep the base's embedding.
-        let tied = base.get(HEAD).is_none();
-        if tied && self.saved.contains_key(EMBEDDING) && !self.config.ties_weights {
-            let expected = "embed_tokens saved with ensure_weight_tying, because the base's head \
-                            is tied to it";
-            let key = format!("{PREFIX}{EMBEDDING}");
-            return Err(self.refuse(&key, expected.to_owned(), "it saved alone"));
-        }
+        // What both are where no copy stands for one of them.
+        let over = [&embedding, &head].into_iter().flatten().find(|(_, copied)| !copied);
+        let over = over.map(|(tensor, _)| tensor.clone());
+        let of = |saved: Option<(HostTensor, bool)>| match saved {
+            Some((copy, true)) => Some(copy),
+            _ => over.clone(),
+        };
+        let (embedding, head) = (of(embedding), of(head));
+        let values = |tensor: &Option<HostTensor>| tensor.clone().or_else(|| shared.clone());
+        let parted = match (values(&embedding), values(&head)) {
+            (Some(embedding), Some(head)) => !same_values(&embedding, &head),
+            _ => false,
+        };
+        let parted = parted || self.modules.contains_key(module_of(HEAD));
+        self.tie = if parted { Tie::Parted } else { Tie::Kept };
+        self.saved.extend(embedding.map(|tensor| (EMBEDDING.to_owned(), tensor)));
+        self.saved.extend(head.filter(|_| parted).map(|tensor| (HEAD.to_owned(), tensor)));
         Ok(())
+    }
+
+    /// Whether embedding and head differ under this adapter, over a base that ties them.
+    pub fn unties(&self) -> bool {
+        self.tie == Tie::Parted
+    }
+
+    /// Makes the adapter one of an untied model: the head changes with the embedding.
+    pub(super) fn untie(&mut self) {
+        if self.tie == Tie::Kept
+            && let Some(embedding) = self.saved.get(EMBEDDING).cloned()
+        {
+            self.saved.insert(HEAD.to_owned(), embedding);
+        }
     }
 
     /// All tensors with their names in the file.

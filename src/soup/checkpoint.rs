@@ -7,10 +7,14 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::weights::{TensorSpec, WeightError, WeightFile, write_safetensors};
+use super::weights::{TensorSpec, WeightError, WeightFile, same_values, write_safetensors};
 use crate::{
     files::{FileError, read_json, write_json},
     kernels::HostTensor,
+    model::{
+        config::ModelConfig,
+        names::{EMBEDDING, HEAD, is_rotary_buffer, is_value_head},
+    },
 };
 
 /// Weights in one file.
@@ -51,7 +55,77 @@ impl Checkpoint {
         let (files, tensors) =
             if dir.join(SINGLE).is_file() { single(dir)? } else { sharded(dir)? };
         let config = read_json(&dir.join("config.json"))?;
-        Ok(Self { dir: dir.to_owned(), config, files, tensors })
+        let mut checkpoint = Self { dir: dir.to_owned(), config, files, tensors };
+        checkpoint.leave_out_strangers();
+        Ok(checkpoint)
+    }
+
+    /// Drops what is no part of the language model: rotary buffers, which the configuration decides,
+    /// and a trainer's value head.
+    fn leave_out_strangers(&mut self) {
+        let (heads, rest): (BTreeMap<_, _>, _) = std::mem::take(&mut self.tensors)
+            .into_iter()
+            .partition(|(name, _)| is_value_head(name));
+        self.tensors = rest;
+        self.tensors.retain(|name, _| !is_rotary_buffer(name));
+        if !heads.is_empty() {
+            let tensors: Vec<String> = heads.into_keys().collect();
+            tracing::warn!(
+                path = %self.dir.display(), ?tensors,
+                "left out: a value head is no part of the language model"
+            );
+        }
+    }
+
+    /// The model that `config.json` describes, which must be one that is served.
+    pub fn model(&self) -> Result<ModelConfig, WeightError> {
+        ModelConfig::from_json(&self.config)
+            .map_err(|error| WeightError::Config { dir: self.dir.clone(), error })
+    }
+
+    /// Holds the checkpoint against [`Self::model`], and returns that: all of its tensors in their
+    /// shapes, no others. A stored head beside tied embeddings must repeat them, and is dropped.
+    pub fn check(&mut self) -> Result<ModelConfig, WeightError> {
+        let config = self.model()?;
+        if config.tied
+            && let Some(head) = self.tensors.remove(HEAD)
+            && !self.get(EMBEDDING).is_some_and(|embedding| same_values(&embedding, &head))
+        {
+            let expected = "the values of model.embed_tokens.weight, because tie_word_embeddings is \
+                            true";
+            return Err(self.refuse(HEAD, expected, "others"));
+        }
+        let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+        for (name, shape) in &shapes {
+            let got = match self.tensors.get(name) {
+                Some(tensor) if tensor.shape() == shape => continue,
+                Some(tensor) => format!("{:?}", tensor.shape()),
+                None => "no such tensor".to_owned(),
+            };
+            return Err(self.refuse(name, &format!("shape {shape:?} by config.json"), &got));
+        }
+        match self.tensors.keys().find(|name| !shapes.contains_key(*name)) {
+            Some(name) => {
+                Err(self.refuse(name, "no such tensor by config.json", "a left-over one"))
+            }
+            None => Ok(config),
+        }
+    }
+
+    /// Makes the head of a tied model a tensor of its own, with the embedding's memory.
+    pub(super) fn untie(&mut self) {
+        if let Some(embedding) = self.get(EMBEDDING) {
+            self.tensors.entry(HEAD.to_owned()).or_insert(embedding);
+        }
+    }
+
+    fn refuse(&self, tensor: &str, expected: &str, got: &str) -> WeightError {
+        WeightError::Tensor {
+            path: self.file_of(tensor),
+            tensor: tensor.to_owned(),
+            expected: expected.to_owned(),
+            got: got.to_owned(),
+        }
     }
 
     /// Where it was opened.

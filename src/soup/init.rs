@@ -8,11 +8,11 @@ use std::{
 
 use super::{
     Adapter, Checkpoint, OpenOptions, Soup, SoupError, adapter, base_dir, checkpoint, digest,
+    full_backbone,
     manifest::{
         self, BackboneEntry, BackboneKind, BaseEntry, Extrapolation, Manifest, ManifestError,
         Mixing, Objective, SftEntry,
     },
-    same_model,
     weights::WeightFile,
 };
 use crate::files::{self, FileError, Staging};
@@ -61,7 +61,8 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
         Some(base) => base.clone(),
         None => base_dir(dir, &base.source().map_err(refuse)?)?,
     };
-    let base_model = Checkpoint::open(&base_dir)?;
+    let mut base_model = Checkpoint::open(&base_dir)?;
+    let config = base_model.check()?;
     base.sha256 = digest::of_files(&base_dir, base_model.files().iter());
 
     let names = recipe.backbones.iter().map(|(name, _)| name.clone());
@@ -98,14 +99,24 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
     let staging = Staging::new(dir)?;
     let root = fs::canonicalize(staging.path()).map_err(FileError::at(staging.path()))?;
     let mut copied = Vec::new();
-    if let Some(sft) = &recipe.sft {
-        copied.extend(copy_adapter(sft, &root.join("sft"), &base_model)?);
+    // The sources are checked before they are copied, so that errors name the paths that were given.
+    let adapter = |from: &Path, sft: Option<&Adapter>| {
+        Adapter::open(from).and_then(|adapter| adapter.fit(&base_model, sft, &config))
+    };
+    let sft = recipe.sft.as_deref().map(|from| adapter(from, None)).transpose()?;
+    if let Some(from) = &recipe.sft {
+        copied.extend(copy_adapter(from, &root.join("sft"))?);
     }
     for (entry, (_, from)) in manifest.backbones.iter().zip(&recipe.backbones) {
         let to = root.join(&entry.path);
         copied.extend(match entry.kind {
-            BackboneKind::Adapter => copy_adapter(from, &to, &base_model)?,
-            BackboneKind::Full => copy_checkpoint(from, &to, &base_model)?,
+            BackboneKind::Adapter => {
+                adapter(from, sft.as_ref())?;
+                copy_adapter(from, &to)?
+            }
+            BackboneKind::Full => {
+                copy_checkpoint(&full_backbone(from, &base_model, &config)?, &to)?
+            }
         });
     }
     manifest.sha256 = digest::of_files(&root, copied.iter());
@@ -124,21 +135,13 @@ fn kind(path: &Path) -> BackboneKind {
     }
 }
 
-// Both check the source first, so that errors name the path that was given.
-
-fn copy_adapter(from: &Path, to: &Path, base: &Checkpoint) -> Result<Vec<WeightFile>, SoupError> {
-    Adapter::open(from)?.check(base)?;
+fn copy_adapter(from: &Path, to: &Path) -> Result<Vec<WeightFile>, SoupError> {
     copy(from, to, &[adapter::CONFIG.into(), adapter::WEIGHTS.into()])?;
     Ok(vec![Adapter::open(to)?.file().clone()])
 }
 
-fn copy_checkpoint(
-    from: &Path,
-    to: &Path,
-    base: &Checkpoint,
-) -> Result<Vec<WeightFile>, SoupError> {
-    let source = Checkpoint::open(from)?;
-    same_model(&source, base)?;
+fn copy_checkpoint(source: &Checkpoint, to: &Path) -> Result<Vec<WeightFile>, SoupError> {
+    let from = source.dir();
     let weights = source.files().iter().filter_map(|file| file.path.file_name());
     let mut names: Vec<PathBuf> = weights.map(PathBuf::from).collect();
     names.push("config.json".into());

@@ -9,7 +9,7 @@ mod digest;
 pub mod init;
 pub mod inspect;
 pub mod manifest;
-mod peft;
+pub mod peft;
 pub mod weights;
 
 use std::{
@@ -27,6 +27,7 @@ pub use weights::{TensorSpec, WeightError};
 
 use crate::{
     files::{FileError, read_bounded, read_json},
+    model::config::ModelConfig,
     preference::MixingMatrix,
 };
 use weights::{WeightFile, first_non_finite};
@@ -156,6 +157,13 @@ impl Backbone {
             Self::Full(checkpoint) => checkpoint.files(),
         }
     }
+
+    fn untie(&mut self) {
+        match self {
+            Self::Adapter(adapter) => adapter.untie(),
+            Self::Full(checkpoint) => checkpoint.untie(),
+        }
+    }
 }
 
 /// An opened soup: everything present, mapped, and fitting the base.
@@ -166,6 +174,9 @@ pub struct Soup {
     pub manifest: Manifest,
     /// The base model.
     pub base: Checkpoint,
+    /// What all models of the soup compute. Its head is tied where the base's is and no adapter
+    /// parts it from the embedding.
+    pub config: ModelConfig,
     /// Where the base was found.
     pub base_dir: PathBuf,
     /// Adapter that makes θ_sft of the base.
@@ -191,31 +202,41 @@ impl Soup {
             Some(base) => base.clone(),
             None => base_dir(dir, &manifest.base_source(dir)?)?,
         };
-        let base = Checkpoint::open(&base_dir)?;
+        let mut base = Checkpoint::open(&base_dir)?;
+        let mut config = base.check()?;
         let root = fs::canonicalize(dir).map_err(FileError::at(dir))?;
-        let sft = match &manifest.sft {
-            Some(sft) => Some(open_adapter(&root, &root.join(&sft.path), &base)?),
-            None => None,
+        let adapter = |path: &Path, sft: Option<&Adapter>| {
+            Ok::<_, SoupError>(open_adapter(&root, path)?.fit(&base, sft, &config)?)
         };
-        let backbones = manifest
+        let sft = manifest.sft.as_ref().map(|sft| adapter(&root.join(&sft.path), None));
+        let mut sft = sft.transpose()?;
+        let mut backbones = manifest
             .backbones
             .iter()
             .map(|entry| {
                 let path = root.join(&entry.path);
                 match entry.kind {
-                    BackboneKind::Adapter => {
-                        open_adapter(&root, &path, &base).map(Backbone::Adapter)
+                    BackboneKind::Adapter => adapter(&path, sft.as_ref()).map(Backbone::Adapter),
+                    BackboneKind::Full => {
+                        open_full(&root, &path, &base, &config).map(Backbone::Full)
                     }
-                    BackboneKind::Full => open_full(&root, &path, &base).map(Backbone::Full),
                 }
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let unties = |backbone: &Backbone| matches!(backbone, Backbone::Adapter(a) if a.unties());
+        if sft.as_ref().is_some_and(Adapter::unties) || backbones.iter().any(unties) {
+            config = config.untied();
+            base.untie();
+            sft.iter_mut().for_each(Adapter::untie);
+            backbones.iter_mut().for_each(Backbone::untie);
+        }
         let front = root.join(FRONT);
         let front = if front.is_file() { Some(read_json(&front)?) } else { None };
         let mut soup = Self {
             dir: root,
             manifest,
             base,
+            config,
             base_dir,
             sft,
             backbones,
@@ -310,111 +331,52 @@ fn stay_inside(root: &Path, path: &Path) -> Result<(), SoupError> {
     Err(SoupError::Outside { path: path.to_owned(), target, soup: root.to_owned() })
 }
 
-fn open_adapter(root: &Path, path: &Path, base: &Checkpoint) -> Result<Adapter, SoupError> {
+fn open_adapter(root: &Path, path: &Path) -> Result<Adapter, SoupError> {
     stay_inside(root, path)?;
     let adapter = Adapter::open(path)?;
     stay_inside(root, &path.join(adapter::CONFIG))?;
     stay_inside(root, &adapter.file().path)?;
-    adapter.check(base)?;
     Ok(adapter)
 }
 
-fn open_full(root: &Path, path: &Path, base: &Checkpoint) -> Result<Checkpoint, SoupError> {
+fn open_full(
+    root: &Path,
+    path: &Path,
+    base: &Checkpoint,
+    config: &ModelConfig,
+) -> Result<Checkpoint, SoupError> {
     stay_inside(root, path)?;
-    let mut quantised = base.tensors().iter().filter(|(_, t)| t.dtype().blocks().is_some());
-    if let Some((tensor, held)) = quantised.next() {
-        let (path, tensor, dtype) = (path.to_owned(), tensor.clone(), held.dtype());
-        return Err(SoupError::QuantisedBase { path, tensor, dtype });
-    }
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = full_backbone(path, base, config)?;
     stay_inside(root, &path.join("config.json"))?;
     for file in checkpoint.files() {
         stay_inside(root, &file.path)?;
     }
-    same_model(&checkpoint, base)?;
     Ok(checkpoint)
 }
 
-/// Keys of `config.json` that change what the same tensors compute.
-const FUNCTION_KEYS: [&str; 19] = [
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-    "sliding_window",
-    "use_sliding_window",
-    "layer_types",
-    "tie_word_embeddings",
-];
-
-/// Refuses a checkpoint that is not a model of the base's kind.
-fn same_model(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupError> {
-    same_architecture(checkpoint, base)?;
-    same_tensors(checkpoint, base)
-}
-
-fn same_architecture(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupError> {
-    for key in FUNCTION_KEYS {
-        let set = |config: &'_ Value| config.get(key).filter(|value| !value.is_null()).cloned();
-        // A key that only one names stands at the other's default: the writers differ in that.
-        if let (Some(expected), Some(got)) = (set(base.config()), set(checkpoint.config()))
-            && !same_value(&expected, &got)
-        {
-            return Err(SoupError::Mismatch {
-                path: checkpoint.dir().join("config.json"),
-                what: key.to_owned(),
-                expected: expected.to_string(),
-                got: got.to_string(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Equal, 10000 and 10000.0 being the same number.
-fn same_value(a: &Value, b: &Value) -> bool {
-    match (a.as_f64(), b.as_f64()) {
-        (Some(a), Some(b)) => a == b,
-        _ => a == b,
-    }
-}
-
-fn same_tensors(checkpoint: &Checkpoint, base: &Checkpoint) -> Result<(), SoupError> {
-    let mismatch = |name: &str, expected: String, got: String| SoupError::Mismatch {
-        path: checkpoint.file_of(name),
-        what: format!("tensor {name}"),
-        expected,
-        got,
+/// A checkpoint that computes what the base (of `config`) does, from other weights.
+fn full_backbone(
+    path: &Path,
+    base: &Checkpoint,
+    config: &ModelConfig,
+) -> Result<Checkpoint, SoupError> {
+    let quantised = |checkpoint: &Checkpoint| {
+        let mut tensors = checkpoint.tensors().iter();
+        let (name, tensor) = tensors.find(|(_, tensor)| tensor.dtype().blocks().is_some())?;
+        Some((name.clone(), tensor.dtype()))
     };
-    for (name, tensor) in base.tensors() {
-        let expected = format!("{:?}", tensor.shape());
-        match checkpoint.get(name) {
-            None => return Err(mismatch(name, expected, "no such tensor".to_owned())),
-            Some(own) if own.shape() != tensor.shape() => {
-                return Err(mismatch(name, expected, format!("{:?}", own.shape())));
-            }
-            Some(own) if own.dtype().blocks().is_some() => {
-                return Err(mismatch(name, "f32, f16 or bf16".into(), own.dtype().to_string()));
-            }
-            Some(_) => {}
-        }
+    if let Some((tensor, dtype)) = quantised(base) {
+        return Err(SoupError::QuantisedBase { path: path.to_owned(), tensor, dtype });
     }
-    match checkpoint.tensors().iter().find(|(name, _)| base.get(name).is_none()) {
-        Some((name, own)) => {
-            let got = format!("{:?}, a left-over tensor", own.shape());
-            Err(mismatch(name, "no such tensor".to_owned(), got))
-        }
-        None => Ok(()),
+    let mut checkpoint = Checkpoint::open(path)?;
+    let mismatch = |path, what, expected, got| SoupError::Mismatch { path, what, expected, got };
+    if let Some((key, expected, got)) = config.difference(&checkpoint.model()?) {
+        return Err(mismatch(path.join("config.json"), key.to_owned(), expected, got));
     }
+    checkpoint.check()?;
+    if let Some((name, dtype)) = quantised(&checkpoint) {
+        let (file, what) = (checkpoint.file_of(&name), format!("tensor {name}"));
+        return Err(mismatch(file, what, "f32, f16 or bf16".into(), dtype.to_string()));
+    }
+    Ok(checkpoint)
 }

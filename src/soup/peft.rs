@@ -1,9 +1,14 @@
 //! `adapter_config.json` as PEFT writes it: which modules are adapted, with which rank and scale.
+//! [`KEYS`] says for every key whether it is served, ignored or refused.
+
+mod keys;
 
 use std::path::Path;
 
 use regex::Regex;
 use serde_json::{Map, Value};
+
+pub use keys::{KEYS, Key, Rule, page};
 
 use super::weights::WeightError;
 use crate::{
@@ -41,23 +46,6 @@ struct Layers {
     patterns: Vec<Regex>,
 }
 
-/// Settings that change the function in ways that are not served: refused unless unset.
-const UNSUPPORTED: [&str; 13] = [
-    "use_dora",
-    "lora_bias",
-    "use_qalora",
-    "use_bdlora",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-];
-
 /// Largest rank that is believed.
 const MAX_RANK: u64 = 1 << 20;
 
@@ -70,24 +58,7 @@ impl LoraConfig {
     }
 
     fn parse(fields: &Fields<'_>) -> Result<Self, WeightError> {
-        let kind = fields.get("peft_type").cloned().unwrap_or_default();
-        if kind.as_str() != Some("LORA") {
-            return Err(fields.refuse("peft_type", "\"LORA\""));
-        }
-        for key in UNSUPPORTED {
-            let unset = match fields.get(key) {
-                None | Some(Value::Bool(false)) => true,
-                Some(Value::Array(list)) => list.is_empty(),
-                Some(Value::Object(map)) => map.is_empty(),
-                Some(_) => false,
-            };
-            if !unset {
-                return Err(fields.refuse(key, "it unset: ladle serves plain LoRA"));
-            }
-        }
-        if fields.get("bias").is_some_and(|bias| bias.as_str() != Some("none")) {
-            return Err(fields.refuse("bias", "\"none\": trained biases are not served"));
-        }
+        fields.check_keys()?;
         let rank = match fields.get("r") {
             None => 8,
             Some(value) => parse_rank(value).ok_or_else(|| fields.refuse("r", "an integer ≥ 1"))?,
@@ -96,15 +67,20 @@ impl LoraConfig {
             None => 8.0,
             Some(value) => value.as_f64().ok_or_else(|| fields.refuse("lora_alpha", "a number"))?,
         };
-        let rslora = match fields.get("use_rslora") {
-            None => false,
-            Some(value) => {
-                value.as_bool().ok_or_else(|| fields.refuse("use_rslora", "true or false"))?
+        let rslora = fields.flag("use_rslora")?;
+        let expected = "a list of names, a pattern or \"all-linear\"";
+        let targets = match fields.get("target_modules") {
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
+                Some(Targets::AllLinear)
             }
+            _ => fields.targets("target_modules")?,
         };
-        let targets = fields.targets("target_modules")?.ok_or_else(|| {
-            fields.refuse("target_modules", "a list of names, a pattern or \"all-linear\"")
-        })?;
+        let targets = targets.ok_or_else(|| fields.refuse("target_modules", expected))?;
+        let layers = fields.layers()?;
+        if layers.is_some() && !matches!(targets, Targets::Names(_)) {
+            let expected = "it only beside a list of target_modules";
+            return Err(fields.refuse("layers_to_transform", expected));
+        }
         Ok(Self {
             rank,
             alpha,
@@ -113,9 +89,9 @@ impl LoraConfig {
             alphas: fields.patterns("alpha_pattern", "numbers by pattern", Value::as_f64)?,
             targets,
             excluded: fields.targets("exclude_modules")?,
-            layers: fields.layers()?,
+            layers,
             saved: fields.names("modules_to_save")?.unwrap_or_default(),
-            ties_weights: fields.get("ensure_weight_tying") == Some(&Value::Bool(true)),
+            ties_weights: fields.flag("ensure_weight_tying")?,
         })
     }
 
@@ -201,6 +177,30 @@ impl Fields<'_> {
         self.document.get(key).filter(|value| !value.is_null())
     }
 
+    /// Refuses every key whose value [`KEYS`] does not accept. A key that is not in the table may
+    /// change the function, so it must be unset.
+    fn check_keys(&self) -> Result<(), WeightError> {
+        if self.get("peft_type").and_then(Value::as_str) != Some("LORA") {
+            return Err(self.refuse("peft_type", "\"LORA\""));
+        }
+        for (name, value) in self.document.as_object().into_iter().flatten() {
+            let known = KEYS.iter().find(|key| key.name == name);
+            let rule = known.map_or(Rule::Unset, |key| key.rule);
+            if !rule.accepts(value) {
+                let why = known.map_or("a setting that is not known here", |key| key.meaning);
+                return Err(self.refuse(name, &format!("{} ({why})", rule.expected())));
+            }
+        }
+        Ok(())
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, WeightError> {
+        match self.get(key) {
+            None => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| self.refuse(key, "true or false")),
+        }
+    }
+
     fn refuse(&self, key: &str, expected: &str) -> WeightError {
         WeightError::Json {
             path: self.path.to_owned(),
@@ -224,9 +224,6 @@ impl Fields<'_> {
 
     fn targets(&self, key: &str) -> Result<Option<Targets>, WeightError> {
         match self.get(key) {
-            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
-                Ok(Some(Targets::AllLinear))
-            }
             Some(Value::String(text)) if text.is_empty() => Ok(None),
             Some(Value::String(text)) => {
                 self.regex(key, &format!("^(?:{text})$")).map(|regex| Some(Targets::Pattern(regex)))
@@ -237,7 +234,14 @@ impl Fields<'_> {
 
     fn layers(&self) -> Result<Option<Layers>, WeightError> {
         let key = "layers_to_transform";
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            let pattern = self.get("layers_pattern");
+            return match pattern.is_some_and(|p| p.as_str() != Some("") && !Rule::Unset.accepts(p))
+            {
+                true => Err(self.refuse("layers_pattern", "it only beside layers_to_transform")),
+                false => Ok(None),
+            };
+        };
         let one = std::slice::from_ref(value);
         let list = value.as_array().map_or(one, Vec::as_slice);
         let indexes: Option<Vec<u64>> = list.iter().map(Value::as_u64).collect();

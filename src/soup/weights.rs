@@ -25,6 +25,7 @@ use crate::{
         BlockType, Dtype, HostTensor,
         quantised::{GROUP, QUANT_BLOCK},
     },
+    model::config::ConfigError,
 };
 
 /// Bytes of the length field before the header.
@@ -86,6 +87,14 @@ pub enum WeightError {
         expected: String,
         /// What the file says.
         got: String,
+    },
+    /// The model's configuration is not one that is served.
+    #[error("{dir}/{error}", dir = dir.display())]
+    Config {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// Key and reason.
+        error: ConfigError,
     },
     /// A configuration or index is not what it should be.
     #[error("{path}: {key}: expected {expected}, got {got}", path = path.display())]
@@ -309,6 +318,15 @@ pub fn first_non_finite(tensor: &HostTensor) -> Option<usize> {
         return values.iter().position(|value| !value.is_finite());
     }
     tensor.as_f16()?.iter().position(|value| !value.is_finite())
+}
+
+/// Whether two tensors have the same shape and values, in whatever storage types.
+pub fn same_values(a: &HostTensor, b: &HostTensor) -> bool {
+    a.shape() == b.shape()
+        && match a.dtype() == b.dtype() {
+            true => a.bytes() == b.bytes(),
+            false => a.to_f32() == b.to_f32(),
+        }
 }
 
 /// Name, storage type and shape of a tensor that is to be written.

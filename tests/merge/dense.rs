@@ -255,16 +255,22 @@ fn halves_round_to_nearest_even_as_the_reference_does() {
             values.extend([f32::from_bits(bits), -f32::from_bits(bits)]);
         }
     }
-    let config = soups::config(values.len(), 1, 1, true);
-    let mut soup = soups::soup(1, config, Dtype::F32, None, &[Kind::Full]);
     let name = "model.norm.weight";
-    let shape = [values.len()];
-    soup.base.insert(name.into(), soups::stored(&vec![0.0; values.len()], &shape, Dtype::F32));
-    let Owned::Full(tensors) = &mut soup.backbones[0] else { unreachable!() };
-    tensors.insert(name.into(), soups::stored(&values, &shape, Dtype::F32));
     let c = Coefficients { backbones: vec![1.0], sft: 0.5 };
-    for &isa in Isa::available() {
-        for dtype in [Dtype::F16, Dtype::Bf16] {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        // What rounds to infinity is refused.
+        let finite = |value: &f32| match dtype {
+            Dtype::F16 => f16::from_f32(*value).is_finite(),
+            _ => bf16::from_f32(*value).is_finite(),
+        };
+        let values: Vec<f32> = values.iter().copied().filter(finite).collect();
+        let shape = [values.len()];
+        let config = soups::config(values.len(), 1, 1, true);
+        let mut soup = soups::soup(1, config, Dtype::F32, None, &[Kind::Full]);
+        soup.base.insert(name.into(), soups::stored(&vec![0.0; values.len()], &shape, Dtype::F32));
+        let Owned::Full(tensors) = &mut soup.backbones[0] else { unreachable!() };
+        tensors.insert(name.into(), soups::stored(&values, &shape, Dtype::F32));
+        for &isa in Isa::available() {
             let merged = merger(&soup, Some(dtype)).with_isa(isa).tensor(name, &c).unwrap();
             for (i, &value) in values.iter().enumerate() {
                 let want = match dtype {
@@ -273,6 +279,48 @@ fn halves_round_to_nearest_even_as_the_reference_does() {
                 };
                 let got = u16::from_le_bytes([merged.bytes()[2 * i], merged.bytes()[2 * i + 1]]);
                 assert_eq!(got, want, "{value:e} as {dtype} on {isa}");
+            }
+        }
+    }
+}
+
+/// Sums that round to infinity in the storage type are found whichever lane, tail or path they are in.
+#[test]
+fn a_sum_beyond_the_storage_type_is_refused_on_every_instruction_set() {
+    let soup = |dtype, kinds: &[Kind]| {
+        soups::soup(5, soups::config(37, 51, 40, false), dtype, None, kinds)
+    };
+    for (dtype, largest) in [
+        (Dtype::F16, 65_504.0),
+        (Dtype::Bf16, f64::from(bf16::MAX.to_f32())),
+        (Dtype::F32, f64::from(f32::MAX)),
+    ] {
+        for kind in [Kind::Full, Kind::Adapter] {
+            for at in [0, 36, 37 * 20 + 5, 37 * 51 - 1] {
+                let mut soup = soup(dtype, &[kind]);
+                let name = "model.layers.0.mlp.up_proj.weight";
+                let mut values = soup.base[name].to_f32();
+                values[at] = largest as f32;
+                let shape = soup.base[name].shape().to_vec();
+                let huge = HostTensor::rounded(&values, dtype, shape).unwrap();
+                soup.base.insert(name.to_owned(), huge);
+                let merger = merger(&soup, None);
+                // The base's coefficient is c_sft alone beside a full backbone.
+                let c = Coefficients { backbones: vec![-1.5], sft: 2.5 };
+                for &isa in Isa::available() {
+                    let merged = merger.clone().with_isa(isa).tensor(name, &c);
+                    match kind {
+                        Kind::Full => {
+                            let error = merged.unwrap_err().to_string();
+                            let found = format!("{name}: element {at} leaves the range of {dtype}");
+                            assert!(error.contains(&found), "{isa}: {error}");
+                        }
+                        _ => assert!(merged.unwrap().to_f32()[at].is_finite(), "{isa}"),
+                    }
+                    let near = Coefficients { backbones: vec![0.25], sft: 0.75 };
+                    let merged = merger.clone().with_isa(isa).tensor(name, &near).unwrap();
+                    assert!(merged.to_f32().iter().all(|value| value.is_finite()), "{isa}");
+                }
             }
         }
     }
