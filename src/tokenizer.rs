@@ -105,7 +105,35 @@ impl Tokenizer {
         eos.extend(named("eos_token"));
         let mut seen = HashSet::new();
         eos.retain(|id| seen.insert(*id));
-        Ok(Self(Arc::new(Inner { tokenizer, spelling, special, bos, eos })))
+        let loaded = Self(Arc::new(Inner { tokenizer, spelling, special, bos, eos }));
+        loaded.check_bos(&settings, &dir.join("tokenizer_config.json"))?;
+        Ok(loaded)
+    }
+
+    /// Holds `tokenizer_config.json` against the post-processor, which alone decides on a
+    /// begin-of-sequence token, as in transformers 5. Where transformers 4 did otherwise (it honoured
+    /// `add_bos_token` in Llama's classes, true by default) the log says so; a class that adds the
+    /// token whatever the post-processor says is refused where that does not.
+    fn check_bos(&self, settings: &Value, path: &Path) -> Result<(), TokenizerError> {
+        let Some(bos) = self.bos() else { return Ok(()) };
+        let adds = self.encode("", true)?.first() == Some(&bos);
+        let class = settings["tokenizer_class"].as_str().unwrap_or_default();
+        let class = class.strip_suffix("Fast").unwrap_or(class);
+        if class == "CodeLlamaTokenizer" && !adds {
+            let reason = "tokenizer_class CodeLlamaTokenizer puts a begin-of-sequence token before \
+                          every text, but the post_processor of tokenizer.json adds none";
+            return Err(TokenizerError::Format { path: path.into(), reason: reason.into() });
+        }
+        let said = settings["add_bos_token"].as_bool();
+        let before = said.or((class == "LlamaTokenizer").then_some(true));
+        if before.is_some_and(|before| before != adds) {
+            tracing::warn!(
+                path = %path.display(), class, add_bos_token = ?said, adds,
+                "the post-processor of tokenizer.json decides on the begin-of-sequence token, as in \
+                 transformers 5; transformers 4 did the opposite here"
+            );
+        }
+        Ok(())
     }
 
     /// The ids of `text`. Special tokens written out in the text become their ids; `add_special`

@@ -245,7 +245,7 @@ fn a_merge_that_leaves_the_range_of_the_storage_type_is_refused_with_the_tensor(
     let far = dir.path().join("far");
     copy_tree(&fixture("soup-tiny/backbones/harmless"), &far);
     rewrite(&far.join("adapter_model.safetensors"), |name, t| {
-        let factor = if name.contains("layers.1.mlp.up_proj.lora_B") { 60_000.0 } else { 1.0 };
+        let factor = if name.contains("layers.1.mlp.up_proj.lora_B") { 600_000.0 } else { 1.0 };
         cast(t, Dtype::F32, factor)
     });
     let far = format!("far={}", text(&far));

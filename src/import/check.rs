@@ -14,8 +14,8 @@ use crate::{
 
 /// Checks a base model: configuration, every tensor, tokenizer, chat template, and that they fit.
 pub fn base(dir: &Path) -> Result<(), ImportError> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let config = ModelConfig::from_json(checkpoint.config())?;
+    let mut checkpoint = Checkpoint::open(dir)?;
+    let config = checkpoint.check()?;
     texts(dir, &config)?;
     let alone = Ingredients { base: checkpoint.tensors(), sft: None, backbones: Vec::new() };
     plan(alone, config)
@@ -23,9 +23,8 @@ pub fn base(dir: &Path) -> Result<(), ImportError> {
 
 /// Checks a soup that was opened, and its base.
 pub fn soup(soup: &Soup) -> Result<(), ImportError> {
-    let config = ModelConfig::from_json(soup.base.config())?;
-    texts(&soup.base_dir, &config)?;
-    plan(soup.into(), config)
+    texts(&soup.base_dir, &soup.config)?;
+    plan(soup.into(), soup.config.clone())
 }
 
 /// Tokenizer and chat template beside a model.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     files::{FileError, Staging, write_json},
     kernels::Dtype,
-    preference::Coefficients,
+    preference::{Coefficients, key::ModelKey},
     soup::{
         Soup, TensorSpec, WeightError,
         checkpoint::{COMPANIONS, SHARD_BYTES, write_checkpoint},
@@ -52,7 +52,8 @@ pub enum ExportError {
 }
 
 /// Writes the merged model of `c` as a Hugging Face checkpoint that is whole or absent: weights in
-/// the base's storage types (or all in `dtype`), tokenizer and configuration of the base.
+/// the base's storage types (or all in `dtype`), tokenizer and configuration of the base. The
+/// coefficients are the served ones ([`ModelKey`]).
 pub fn export_model(
     soup: &Soup,
     c: &Coefficients,
@@ -60,6 +61,7 @@ pub fn export_model(
     out: &Path,
 ) -> Result<(), ExportError> {
     let merger = Merger::new(SoupPlan::new(soup, &soup.config)?, dtype)?;
+    let c = &ModelKey::of(c).coefficients();
     let staging = Staging::new(out)?;
     for name in COMPANIONS {
         let from = soup.base_dir.join(name);

@@ -1,12 +1,13 @@
 //! The language model: one Llama-family decoder, its variants as data.
 //!
-//! [`config`] is what a Hugging Face `config.json` says; [`names`] holds the names of its tensors;
-//! [`decoder`] is the forward pass over any
-//! [`crate::kernels::Kernels`]; [`linear`] is a parameter that may be one merged matrix or a
-//! per-row mixture. Knows nothing of HTTP, preferences or soups.
+//! [`config`] is what a Hugging Face `config.json` says, [`rope`] its rotary constants; [`names`] holds
+//! the names of the tensors; [`decoder`] is the forward pass over any [`crate::kernels::Kernels`];
+//! [`linear`] is a parameter that may be one merged matrix or a per-row mixture. Knows nothing of HTTP, preferences or soups.
 
 pub mod config;
 pub mod decoder;
+mod keys;
 pub mod linear;
 pub mod names;
 mod read;
+pub mod rope;

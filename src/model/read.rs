@@ -1,9 +1,12 @@
 //! `config.json` → [`ModelConfig`]: every key that changes the computation is read or refused.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::config::{ConfigError, ModelConfig};
-use crate::kernels::Rope;
+use super::{
+    config::{ConfigError, ModelConfig},
+    keys::{Keys, error},
+    rope::rope,
+};
 
 /// What distinguishes the families; the rest they share.
 struct Family {
@@ -154,107 +157,6 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
     })
 }
 
-/// Rotary constants: `inv_freq[j] = theta^(−2j / head_dim)`, scaled as the type says. f32 as in
-/// transformers, whose models were trained with those very values.
-fn rope(keys: &Keys<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, ConfigError> {
-    // transformers 5 keeps everything in `rope_parameters`; 4 had theta apart, and wins there.
-    let filled =
-        |key| keys.get(key).filter(|value| value.as_object().is_none_or(|m| !m.is_empty()));
-    let (name, section) = match (filled("rope_scaling"), filled("rope_parameters")) {
-        (Some(value), _) => ("rope_scaling", Some(value)),
-        (None, value) => ("rope_parameters", value),
-    };
-    let empty = Map::new();
-    let section = match section {
-        None => Keys { map: &empty },
-        Some(value) => Keys {
-            map: value
-                .as_object()
-                .ok_or_else(|| error(name, format!("is {value}, must be an object")))?,
-        },
-    };
-    let inside = |e: ConfigError| ConfigError { key: format!("{name}.{}", e.key), ..e };
-    if let Some((key, _)) = section.map.iter().find(|(_, value)| value.is_object()) {
-        return Err(inside(error(key, "frequencies that differ by layer are not served")));
-    }
-    let theta = match section.get("rope_theta") {
-        Some(_) => section.positive("rope_theta", None).map_err(inside)?,
-        None => keys.positive("rope_theta", Some(10_000.0))?,
-    };
-    if section
-        .get("partial_rotary_factor")
-        .or(keys.get("partial_rotary_factor"))
-        .is_some_and(|value| value.as_f64() != Some(1.0))
-    {
-        return Err(error("partial_rotary_factor", "only whole heads are rotated; must be 1"));
-    }
-    let mut inv_freq: Vec<f32> = (0..head_dim / 2)
-        .map(|j| 1.0 / (theta as f32).powf((2 * j) as f32 / head_dim as f32))
-        .collect();
-
-    let kind = match section.get("rope_type").or(section.get("type")) {
-        None => "default",
-        Some(value) => value.as_str().unwrap_or("(not a string)"),
-    };
-    let positive = |key| section.positive(key, None).map_err(inside);
-    match kind {
-        "default" if section.get("factor").is_none_or(|factor| factor.as_f64() == Some(1.0)) => {}
-        "default" => {
-            let reason = "is set without a rope_type that uses it, such as \"linear\"";
-            return Err(inside(error("factor", reason)));
-        }
-        "linear" => {
-            let factor = positive("factor")? as f32;
-            inv_freq.iter_mut().for_each(|f| *f /= factor);
-        }
-        "llama3" => {
-            let low = positive("low_freq_factor")?;
-            let high = positive("high_freq_factor")?;
-            if high <= low {
-                let reason = format!("is {high}, must be above low_freq_factor = {low}");
-                return Err(inside(error("high_freq_factor", reason)));
-            }
-            // As in transformers, the key beside the section wins over the one inside.
-            let key = "original_max_position_embeddings";
-            let original = match keys.get(key) {
-                Some(_) => keys.positive(key, None)?,
-                None => section.positive(key, Some(max_positions as f64)).map_err(inside)?,
-            };
-            let scaling = Llama3 { factor: positive("factor")?, low, high, original };
-            inv_freq.iter_mut().for_each(|f| *f = scaling.apply(*f));
-        }
-        other => {
-            let reason = format!("is {other:?}, must be \"default\", \"linear\" or \"llama3\"");
-            return Err(inside(error("rope_type", reason)));
-        }
-    }
-    Ok(Rope { inv_freq, scale: 1.0 })
-}
-
-/// Llama 3's scaling: long wavelengths are stretched by `factor`, short ones kept, those between
-/// interpolated.
-struct Llama3 {
-    factor: f64,
-    low: f64,
-    high: f64,
-    original: f64,
-}
-
-impl Llama3 {
-    fn apply(&self, frequency: f32) -> f32 {
-        let f = f64::from(frequency);
-        let wavelength = 2.0 * std::f64::consts::PI / f;
-        if wavelength > self.original / self.low {
-            (f / self.factor) as f32
-        } else if wavelength < self.original / self.high {
-            frequency
-        } else {
-            let smooth = (self.original / wavelength - self.low) / (self.high - self.low);
-            ((1.0 - smooth) * f / self.factor + smooth * f) as f32
-        }
-    }
-}
-
 fn windows(
     keys: &Keys<'_>,
     rule: WindowRule,
@@ -312,77 +214,4 @@ fn eos(keys: &Keys<'_>, vocab_size: usize) -> Result<Vec<u32>, ConfigError> {
         Some(Value::Array(ids)) => ids.iter().map(id).collect(),
         Some(value) => Ok(vec![id(value)?]),
     }
-}
-
-/// A JSON object read key by key; `null` is absent.
-struct Keys<'a> {
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    /// An integer in 1..=max.
-    fn size(&self, key: &str, max: usize) -> Result<usize, ConfigError> {
-        self.size_or(key, max, None)
-    }
-
-    fn size_or(&self, key: &str, max: usize, default: Option<usize>) -> Result<usize, ConfigError> {
-        match self.count_or(key, max, default)? {
-            0 => Err(error(key, format!("is 0, must be an integer from 1 to {max}"))),
-            size => Ok(size),
-        }
-    }
-
-    /// An integer in 0..=max.
-    fn count_or(
-        &self,
-        key: &str,
-        max: usize,
-        default: Option<usize>,
-    ) -> Result<usize, ConfigError> {
-        let Some(value) = self.get(key) else {
-            return default
-                .ok_or_else(|| error(key, format!("is missing, must be an integer to {max}")));
-        };
-        value
-            .as_u64()
-            .and_then(|value| usize::try_from(value).ok())
-            .filter(|&value| value <= max)
-            .ok_or_else(|| error(key, format!("is {value}, must be an integer to {max}")))
-    }
-
-    /// A finite number above 0.
-    fn positive(&self, key: &str, default: Option<f64>) -> Result<f64, ConfigError> {
-        let Some(value) = self.get(key) else {
-            return default.ok_or_else(|| error(key, "is missing, must be a number above 0"));
-        };
-        value
-            .as_f64()
-            .filter(|value| value.is_finite() && *value > 0.0)
-            .ok_or_else(|| error(key, format!("is {value}, must be a number above 0")))
-    }
-
-    fn norm_eps(&self) -> Result<f32, ConfigError> {
-        let (key, eps) = ("rms_norm_eps", self.positive("rms_norm_eps", Some(1e-6))?);
-        if eps > 0.1 || eps < f64::from(f32::MIN_POSITIVE) {
-            return Err(error(key, format!("is {eps}, must be a small number, at most 0.1")));
-        }
-        Ok(eps as f32)
-    }
-
-    fn flag(&self, key: &str) -> Result<bool, ConfigError> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| error(key, format!("is {value}, must be true or false"))),
-        }
-    }
-}
-
-fn error(key: &str, reason: impl Into<String>) -> ConfigError {
-    ConfigError { key: key.to_owned(), reason: reason.into() }
 }

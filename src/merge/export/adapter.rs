@@ -19,7 +19,7 @@ use crate::{
         plan::{SoupPlan, TensorPlan},
     },
     model::names::{EMBEDDING, module_of},
-    preference::Coefficients,
+    preference::{Coefficients, key::ModelKey},
     soup::{
         BackboneKind, LoraModule, Soup, TensorSpec,
         adapter::{CONFIG, PREFIX, WEIGHTS},
@@ -28,8 +28,8 @@ use crate::{
 };
 
 /// Writes θ̂ − base of `c` as one PEFT adapter that is whole or absent: all of it in `dtype`, or each
-/// tensor in the storage type that its sources share (f32 where they differ). Terms whose
-/// coefficient is 0 are left out. Every module gets the same rank, zeros filling up, because not
+/// tensor in the storage type that its sources share (f32 where they differ). Coefficients are the
+/// served ones ([`ModelKey`]); terms whose coefficient is 0 are left out. Every module gets the same rank, zeros filling up, because not
 /// every loader reads rank patterns. What differs from the base in more than low-rank terms is
 /// merged and stored whole.
 pub fn export_adapter(
@@ -43,7 +43,7 @@ pub fn export_adapter(
         return Err(ExportError::NotLowRank { backbone: backbone.name.clone() });
     }
     let plan = SoupPlan::new(soup, &soup.config)?;
-    let values = plan.term_values(c)?;
+    let values = plan.term_values(&ModelKey::of(c).coefficients())?;
     let changes = Changes::of(soup, &plan, &values, dtype)?;
     let (rank, tensors) = changes.tensors(&plan, &values, dtype)?;
 

@@ -1,0 +1,117 @@
+//! Rotary constants of a `config.json`.
+
+use serde_json::Map;
+
+use super::{
+    config::ConfigError,
+    keys::{Keys, error},
+};
+use crate::kernels::Rope;
+
+/// Rotary constants: `inv_freq[j] = theta^(−2j / head_dim)`, scaled as the type says. f32 as in
+/// transformers, whose models were trained with those very values.
+pub(super) fn rope(
+    keys: &Keys<'_>,
+    head_dim: usize,
+    max_positions: usize,
+) -> Result<Rope, ConfigError> {
+    // transformers 5 keeps everything in `rope_parameters`; 4 had theta apart, and wins there.
+    let filled =
+        |key| keys.get(key).filter(|value| value.as_object().is_none_or(|m| !m.is_empty()));
+    let (name, section) = match (filled("rope_scaling"), filled("rope_parameters")) {
+        (Some(value), _) => ("rope_scaling", Some(value)),
+        (None, value) => ("rope_parameters", value),
+    };
+    let empty = Map::new();
+    let section = match section {
+        None => Keys { map: &empty },
+        Some(value) => Keys {
+            map: value
+                .as_object()
+                .ok_or_else(|| error(name, format!("is {value}, must be an object")))?,
+        },
+    };
+    let inside = |e: ConfigError| ConfigError { key: format!("{name}.{}", e.key), ..e };
+    if let Some((key, _)) = section.map.iter().find(|(_, value)| value.is_object()) {
+        return Err(inside(error(key, "frequencies that differ by layer are not served")));
+    }
+    let theta = match section.get("rope_theta") {
+        Some(_) => section.positive("rope_theta", None).map_err(inside)?,
+        None => keys.positive("rope_theta", Some(10_000.0))?,
+    };
+    if section
+        .get("partial_rotary_factor")
+        .or(keys.get("partial_rotary_factor"))
+        .is_some_and(|value| value.as_f64() != Some(1.0))
+    {
+        return Err(error("partial_rotary_factor", "only whole heads are rotated; must be 1"));
+    }
+    let mut inv_freq: Vec<f32> = (0..head_dim / 2)
+        .map(|j| 1.0 / (theta as f32).powf((2 * j) as f32 / head_dim as f32))
+        .collect();
+
+    let kind = match section.get("rope_type").or(section.get("type")) {
+        None => "default",
+        Some(value) => value.as_str().unwrap_or("(not a string)"),
+    };
+    let positive = |key| section.positive(key, None).map_err(inside);
+    match kind {
+        "default" if section.get("factor").is_none_or(|factor| factor.as_f64() == Some(1.0)) => {}
+        "default" => {
+            let reason = "is set without a rope_type that uses it, such as \"linear\"";
+            return Err(inside(error("factor", reason)));
+        }
+        "linear" => {
+            let factor = positive("factor")? as f32;
+            inv_freq.iter_mut().for_each(|f| *f /= factor);
+        }
+        "llama3" => {
+            let low = positive("low_freq_factor")?;
+            let high = positive("high_freq_factor")?;
+            if high <= low {
+                let reason = format!("is {high}, must be above low_freq_factor = {low}");
+                return Err(inside(error("high_freq_factor", reason)));
+            }
+            // As in transformers, the key beside the section wins over the one inside.
+            let key = "original_max_position_embeddings";
+            let original = match keys.get(key) {
+                Some(_) => keys.positive(key, None)?,
+                None => section.positive(key, Some(max_positions as f64)).map_err(inside)?,
+            };
+            let scaling = Llama3 { factor: positive("factor")?, low, high, original };
+            inv_freq.iter_mut().for_each(|f| {
+                *f = (f64::from(*f) * scaling.multiplier(f64::from(*f))) as f32;
+            });
+        }
+        other => {
+            let reason = format!("is {other:?}, must be \"default\", \"linear\" or \"llama3\"");
+            return Err(inside(error("rope_type", reason)));
+        }
+    }
+    Ok(Rope { inv_freq, scale: 1.0 })
+}
+
+/// Llama 3's scaling of rotary frequencies: wavelengths above `original / low` are stretched by
+/// `factor`, those below `original / high` kept, and those between blended, linearly in
+/// 1/wavelength.
+#[derive(Debug, Clone, Copy)]
+pub struct Llama3 {
+    /// How far long wavelengths are stretched.
+    pub factor: f64,
+    /// `low_freq_factor`.
+    pub low: f64,
+    /// `high_freq_factor`.
+    pub high: f64,
+    /// Context that the model was trained with, in tokens.
+    pub original: f64,
+}
+
+impl Llama3 {
+    /// What a frequency (radians per token) is multiplied by: 1/factor to 1.
+    pub fn multiplier(&self, frequency: f64) -> f64 {
+        let wavelength = 2.0 * std::f64::consts::PI / frequency;
+        let smooth = (self.original / wavelength - self.low) / (self.high - self.low);
+        let smooth = smooth.clamp(0.0, 1.0);
+        (1.0 - smooth) / self.factor + smooth
+    }
+}
