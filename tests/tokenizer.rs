@@ -237,14 +237,13 @@ fn a_broken_tokenizer_is_refused_by_name() {
 #[test]
 fn a_class_that_always_begins_with_bos_is_refused_where_the_file_adds_none() {
     let dir = tempfile::tempdir().unwrap();
-    let base =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/soup-tiny/base");
-    std::fs::copy(base.join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-    let mut load = |class: &str, add_bos: Option<bool>| {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/soup-tiny/base");
+    fs::copy(base.join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    let load = |class: &str, add_bos: Option<bool>| {
         let settings = serde_json::json!({
             "tokenizer_class": class, "add_bos_token": add_bos, "bos_token": "<|im_start|>",
         });
-        std::fs::write(dir.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+        fs::write(dir.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
         Tokenizer::from_dir(dir.path())
     };
     for (class, add_bos) in [("LlamaTokenizer", None), ("LlamaTokenizerFast", Some(true))] {

@@ -331,3 +331,31 @@ fn merged_models_come_back_with_the_right_weights_through_recycled_slabs() {
     let stats = cache.stats();
     assert_eq!((stats.models, stats.leased, stats.builds, stats.evictions), (2, 0, 6, 4));
 }
+
+/// Coefficients that carry a weight past the largest of its storage type give an error, never
+/// infinities, and the slab serves the next model.
+#[test]
+fn a_model_beyond_the_range_of_its_storage_type_is_an_error_of_whoever_asks() {
+    let mut soup = soups::soup(4, soups::config(40, 24, 90, true), Dtype::F16, None, &[Kind::Full]);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let mut values = soup.base[name].to_f32();
+    values[7] = 40_000.0;
+    let shape = soup.base[name].shape().to_vec();
+    soup.base.insert(name.into(), soups::stored(&values, &shape, Dtype::F16));
+    let plan = SoupPlan::new(&soup, &soup.config).unwrap();
+    let budget = Merger::new(plan.clone(), None).unwrap().layout().bytes();
+    let options = FusedOptions { budget, dtype: None, threads: 2 };
+    let cache = FusedCache::open(plan, soup.config.clone(), &options, |_| ()).unwrap();
+    let get = |backbone: f64| {
+        let c = Coefficients { backbones: vec![backbone], sft: 1.0 - backbone };
+        match cache.get(&ModelKey::of(&c)) {
+            Fetch::Ready(model) => Ok(model),
+            Fetch::Building(ticket) => ticket.wait(),
+            Fetch::NoRoom => panic!("nothing is leased"),
+        }
+    };
+    let error = get(-1.0).err().unwrap().to_string();
+    assert!(error.contains(name) && error.contains("element 7 leaves the range of f16"), "{error}");
+    let model = get(0.5).unwrap();
+    assert!(model.tensor(name).unwrap().to_f32().iter().all(|value| value.is_finite()));
+}
