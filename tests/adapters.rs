@@ -48,7 +48,7 @@ fn soup_of(dir: &Path, base: &Path, backbones: &[(&str, &Path)]) -> Result<Soup,
             .collect(),
         mixing: Mixing { matrix: Some(identity.collect()), ..Mixing::default() },
     };
-    init(dir, &recipe, &options())?;
+    init(dir, &recipe, &options(), |_| Ok::<_, SoupError>(()))?;
     Soup::open(dir, &OpenOptions { base: None, ..options() })
 }
 
