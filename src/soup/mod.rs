@@ -247,7 +247,7 @@ impl Soup {
         if options.verify_digests {
             soup.verify_finite()?;
         }
-        soup.digest = digest::of_soup(&soup, &text, options.verify_digests)?;
+        soup.digest = soup.checked_digest(&text, options.verify_digests)?;
         Ok(soup)
     }
 
