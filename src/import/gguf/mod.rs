@@ -11,6 +11,7 @@ mod split;
 mod tensors;
 mod tokenizer;
 mod types;
+mod vocabulary;
 
 use std::{
     collections::BTreeMap,

@@ -5,11 +5,15 @@
 //! every digit before the GPT-2 pattern (llama.cpp does too, transformers' GGUF reading does not, so
 //! it cuts spaces before digits differently), and Qwen2 normalises to NFC (llama.cpp does not).
 
-use std::collections::HashMap;
-
 use serde_json::{Map, Value, json};
 
-use super::{error::GgufError, header::Meta, metadata::Metadata, sentencepiece};
+use super::{
+    error::GgufError,
+    header::Meta,
+    metadata::Metadata,
+    sentencepiece,
+    vocabulary::{Token, Vocabulary},
+};
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -114,104 +118,6 @@ pub struct TokenizerFiles {
     /// `bos_token_id`, `eos_token_id`, `pad_token_id`: those that the file names, for `config.json`
     /// and `generation_config.json`.
     pub special_ids: Map<String, Value>,
-}
-
-/// The tokens of a file with their ids, no two of one text.
-struct Vocabulary<'a> {
-    metadata: &'a Metadata,
-    tokens: Vec<&'a str>,
-    ids: HashMap<&'a str, usize>,
-    /// The vocabulary is SentencePiece's, where ids have defaults.
-    sentencepiece: bool,
-}
-
-/// A token with its id.
-type Token<'a> = (u64, &'a str);
-
-impl<'a> Vocabulary<'a> {
-    fn read(metadata: &'a Metadata) -> Result<Self, GgufError> {
-        let sentencepiece = match metadata.text("tokenizer.ggml.model")? {
-            Some("gpt2") => false,
-            Some("llama") => true,
-            None => return Err(metadata.missing("tokenizer.ggml.model", "gpt2 or llama")),
-            Some(other) => {
-                return Err(metadata.unsupported("tokenizer.ggml.model", other, "gpt2, llama"));
-            }
-        };
-        let tokens = metadata.array("tokenizer.ggml.tokens", "a list of strings", text)?;
-        let mut ids = HashMap::with_capacity(tokens.len());
-        for (id, token) in tokens.iter().enumerate() {
-            if let Some(other) = ids.insert(*token, id) {
-                let reason = format!("tokens {other} and {id} are both {token:?}");
-                return Err(GgufError::Tokenizer { path: metadata.path().to_owned(), reason });
-            }
-        }
-        let vocabulary = Self { metadata, tokens, ids, sentencepiece };
-        for (key, _) in metadata.iter().filter(|(key, _)| key.ends_with("_token_id")) {
-            vocabulary.number(key)?;
-        }
-        Ok(vocabulary)
-    }
-
-    /// The id under a key, which is one of the vocabulary.
-    fn number(&self, key: &str) -> Result<Option<u64>, GgufError> {
-        let Some(id) = self.metadata.number(key)? else { return Ok(None) };
-        match usize::try_from(id).is_ok_and(|id| id < self.tokens.len()) {
-            true => Ok(Some(id)),
-            false => {
-                let expected = format!("the id of a token, below {}", self.tokens.len());
-                Err(self.metadata.mistyped(key, &expected, id.to_string()))
-            }
-        }
-    }
-
-    /// A special token. SentencePiece's ids are what llama.cpp takes where the file names none.
-    fn special(&self, name: &str) -> Result<Option<Token<'a>>, GgufError> {
-        let default = match name {
-            "unknown" => Some(0),
-            "bos" => Some(1),
-            "eos" => Some(2),
-            _ => None,
-        };
-        let id = self.number(&format!("tokenizer.ggml.{name}_token_id"))?;
-        let id = id.or(default.filter(|_| self.sentencepiece));
-        let token = |id: u64| Some((id, *self.tokens.get(usize::try_from(id).ok()?)?));
-        Ok(id.and_then(token))
-    }
-
-    /// A list with a value for every token.
-    fn aligned<T>(
-        &self,
-        key: &str,
-        expected: &str,
-        read: impl Fn(&Meta) -> Option<T>,
-    ) -> Result<Vec<T>, GgufError> {
-        let values = self.metadata.array(key, expected, read)?;
-        if values.len() == self.tokens.len() {
-            return Ok(values);
-        }
-        let expected = format!("{} values, one for each token", self.tokens.len());
-        Err(self.metadata.mistyped(key, &expected, values.len().to_string()))
-    }
-
-    /// The merges that the file lists, each of two tokens into a third.
-    fn merges(&self) -> Result<Vec<Value>, GgufError> {
-        let key = "tokenizer.ggml.merges";
-        let pairs = self
-            .metadata
-            .array(key, "a list of pairs of tokens", |value| text(value)?.split_once(' '))?;
-        let known = |token: &str| self.ids.contains_key(token);
-        for (i, (left, right)) in pairs.iter().enumerate() {
-            let joined = format!("{left}{right}");
-            if let Some(unknown) = [*left, *right, &joined].into_iter().find(|token| !known(token))
-            {
-                let reason = format!("merge {i}, {left:?} {right:?}: {unknown:?} is not a token");
-                let path = self.metadata.path().to_owned();
-                return Err(GgufError::Tokenizer { path, reason });
-            }
-        }
-        Ok(pairs.into_iter().map(|(left, right)| json!([left, right])).collect())
-    }
 }
 
 /// Rebuilds the tokenizer of a file.
@@ -383,13 +289,6 @@ fn bpe(merges: Vec<Value>, unknown: Option<&str>, ignore_merges: bool) -> Value 
         "fuse_unk": unknown.is_some(), "byte_fallback": unknown.is_some(),
         "ignore_merges": ignore_merges, "merges": merges,
     })
-}
-
-fn text(value: &Meta) -> Option<&str> {
-    match value {
-        Meta::String(text) => Some(text),
-        _ => None,
-    }
 }
 
 fn byte_level(use_regex: bool) -> Value {
