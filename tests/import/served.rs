@@ -1,0 +1,107 @@
+//! `import` and `init` take only what `serve` can serve.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use ladle::{
+    import::{ImportOptions, Store, import},
+    soup::{
+        init::Recipe,
+        manifest::{BaseEntry, Mixing},
+    },
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn soup() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/soup-tiny")
+}
+
+/// A copy of the tiny soup's base.
+fn base() -> TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    for entry in fs::read_dir(soup().join("base")).expect("a base") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("copied");
+    }
+    dir
+}
+
+fn edit(dir: &Path, file: &str, key: &str, value: Value) {
+    let path = dir.join(file);
+    let mut document: Value =
+        serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
+    document[key] = value;
+    fs::write(path, document.to_string()).expect("written");
+}
+
+fn recipe(base: &Path) -> Recipe {
+    let helpful = soup().join("backbones/helpful");
+    let brief = soup().join("backbones/brief");
+    Recipe {
+        name: "made".to_owned(),
+        base: BaseEntry { path: Some(base.to_owned()), ..BaseEntry::default() },
+        sft: None,
+        objectives: Vec::new(),
+        backbones: vec![("helpful".to_owned(), helpful), ("brief".to_owned(), brief)],
+        mixing: Mixing { beta: Some(0.6), ..Mixing::default() },
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_neither_imported_nor_made_a_soup_of() {
+    let cases: [(&str, &dyn Fn(&Path)); 8] = [
+        ("model.layers.2.", &|dir| edit(dir, "config.json", "num_hidden_layers", json!(3))),
+        ("model.layers.1.", &|dir| edit(dir, "config.json", "num_hidden_layers", json!(1))),
+        ("rope_type", &|dir| {
+            edit(dir, "config.json", "rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}));
+        }),
+        ("shape", &|dir| edit(dir, "config.json", "intermediate_size", json!(64))),
+        ("gemma", &|dir| edit(dir, "config.json", "model_type", json!("gemma"))),
+        ("token 99999", &|dir| {
+            edit(dir, "generation_config.json", "eos_token_id", json!([99_999]));
+        }),
+        ("template", &|dir| {
+            edit(dir, "tokenizer_config.json", "chat_template", json!("{% for %}"));
+        }),
+        ("tokenizer.json", &|dir| fs::write(dir.join("tokenizer.json"), "{}").expect("written")),
+    ];
+    for (expected, change) in cases {
+        let base = base();
+        change(base.path());
+        let models = tempfile::tempdir().expect("a directory");
+        for copy in [false, true] {
+            let name = Some("model".to_owned());
+            let options = ImportOptions { name, copy, ..ImportOptions::new(models.path()) };
+            let path = base.path().to_str().expect("UTF-8");
+            let said = import(path, &options).expect_err(expected).to_string();
+            assert!(said.contains(expected), "{expected} not in: {said}");
+            assert!(!models.path().join("model").exists());
+        }
+        let store = Store { models_dir: models.path().to_owned(), offline: true };
+        let made = models.path().join("soup");
+        let said = store.init(&made, &recipe(base.path())).expect_err(expected).to_string();
+        assert!(said.contains(expected), "{expected} not in: {said}");
+        assert!(!made.exists());
+    }
+}
+
+#[test]
+fn init_takes_the_path_of_a_base_from_the_working_directory() {
+    let home = tempfile::tempdir().expect("a directory");
+    let base = base();
+    std::os::unix::fs::symlink(base.path(), home.path().join("mine")).expect("a link");
+    let backbone = |name: &str| format!("{name}={}", soup().join("backbones").join(name).display());
+    let output = Command::new(env!("CARGO_BIN_EXE_ladle"))
+        .args(["init", "made/soup", "--name", "made", "--base", "mine", "--beta", "0.6"])
+        .args(["--backbone", &backbone("helpful"), "--backbone", &backbone("brief")])
+        .current_dir(home.path())
+        .env("LADLE_HOME", home.path())
+        .output()
+        .expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(home.path().join("made/soup/soup.toml").is_file());
+}
