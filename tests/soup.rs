@@ -13,6 +13,7 @@ use ladle::{
     soup::{
         Backbone, Checkpoint, Manifest, OpenOptions, Soup, SoupError, TensorSpec, WeightError,
         checkpoint::write_checkpoint,
+        geometry::Geometry,
         init::{Recipe, init},
         inspect::Inspection,
         manifest::{BaseEntry, Mixing},
@@ -194,6 +195,32 @@ fn inspect_tells_sizes_ranks_digests_and_the_condition_of_b() {
     assert_eq!(brief["sha256"]["adapter_model.safetensors"], *digest);
     let text = inspection.to_string();
     assert!(text.contains("condition number 1.8182") && text.contains("rank 2/3/6"), "{text}");
+}
+
+#[test]
+fn distances_angles_and_subspaces_are_those_of_the_dense_matrices() {
+    let text = fs::read(fixture("soup-geometry.json")).unwrap();
+    let reference: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let close = |got: &[f64], want: &[f64], what: &str| {
+        assert_eq!(got.len(), want.len(), "{what}");
+        let near = got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-4 * w.abs().max(1.0));
+        assert!(near, "{what}: got {got:?}, expected {want:?}");
+    };
+    let flat = |rows: &serde_json::Value| -> Vec<f64> {
+        rows.as_array().unwrap().iter().flat_map(numbers).collect()
+    };
+    for (name, want) in reference["soups"].as_object().unwrap() {
+        let found = Geometry::of(&open(name));
+        close(&found.norms, &numbers(&want["norms"]), "norms");
+        close(&found.cosines.concat(), &flat(&want["cosines"]), "cosines");
+        close(&found.amplification, &numbers(&want["amplification"]), "amplification");
+        match &found.overlaps {
+            Some(overlaps) => close(&overlaps.concat(), &flat(&want["overlaps"]), "overlaps"),
+            None => assert!(want["overlaps"].is_null(), "{name}"),
+        }
+    }
+    let text = Inspection::of(&open("soup-tiny")).to_string();
+    assert!(text.contains("corners    farther from θ_sft") && text.contains("1.63"), "{text}");
 }
 
 #[test]

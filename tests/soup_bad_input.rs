@@ -493,7 +493,7 @@ fn links_that_leave_the_soup_are_refused() {
 
 #[test]
 fn a_matrix_that_breaks_a_rule_is_refused_by_rule() {
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
         ("beta = 0.3", &["mixing.beta", "0.3", "3 objectives"]),
         ("beta = 1.0", &["mixing.beta", "beta is 1"]),
         ("matrix = [[0.5, 0.5], [0.5, 0.5]]", &["mixing.matrix", "3 rows", "got 2"]),
@@ -515,6 +515,11 @@ fn a_matrix_that_breaks_a_rule_is_refused_by_rule() {
         ),
         ("beta = 0.7\nmatrix = [[1.0]]", &["mixing", "beta or matrix", "both"]),
         ("mapping = \"realised\"\nbeta = 0.7", &["mixing.mapping", "mixing.realised"]),
+        (
+            "mapping = \"realised\"\nbeta = 0.7\nrealised = [[0.36, 0.32, 0.32], [0.32, 0.36, \
+             0.32], [0.32, 0.32, 0.36]]",
+            &["mixing.mapping", "condition number of 20", "with 25.0"],
+        ),
     ];
     for (mixing, parts) in cases {
         let kitchen = Kitchen::new();

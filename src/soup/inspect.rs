@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{
     Adapter, Backbone, BackboneKind, Checkpoint, Soup, digest,
+    geometry::Geometry,
     manifest::{AlphaEntry, Mapping, Objective},
     weights::WeightFile,
 };
@@ -46,6 +47,8 @@ pub struct Inspection {
     pub presets: BTreeMap<String, BTreeMap<String, f64>>,
     /// Whether a measured front lies beside the manifest.
     pub front: bool,
+    /// How the backbones lie to each other.
+    pub geometry: Geometry,
 }
 
 /// One set of weights.
@@ -100,6 +103,7 @@ impl Inspection {
             bounds: manifest.extrapolation.bounds,
             presets: manifest.presets.clone(),
             front: soup.front.is_some(),
+            geometry: Geometry::of(soup),
         }
     }
 }
@@ -184,7 +188,8 @@ impl fmt::Display for Inspection {
         for (name, preference) in &self.presets {
             writeln!(f, "preset     {name}: {}", weights(preference))?;
         }
-        writeln!(f, "front      {}", if self.front { "measured (front.json)" } else { "none" })
+        writeln!(f, "front      {}", if self.front { "measured (front.json)" } else { "none" })?;
+        write!(f, "{}", self.geometry)
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod checkpoint;
 mod digest;
+pub mod geometry;
 pub mod init;
 pub mod inspect;
 pub mod manifest;

@@ -8,6 +8,7 @@ use std::{
 use super::*;
 use crate::preference::{
     Alpha, AlphaError, Menu, MixingError, MixingMatrix, Preference, PreferenceError,
+    mixing::MAX_REALISED_CONDITION,
 };
 
 /// What is wrong with a manifest. [`super::SoupError`] adds the file's path.
@@ -198,6 +199,16 @@ impl Manifest {
         let realised = self.mixing.realised.as_deref().map(|rows| of_size("mixing.realised", rows));
         match (self.mixing.mapping, realised.transpose()?) {
             (Mapping::Nominal, _) => Ok(nominal),
+            (Mapping::Realised, Some(realised))
+                if realised.condition() > MAX_REALISED_CONDITION =>
+            {
+                let expected = format!(
+                    "\"nominal\": λ of a realised matrix is trusted up to a condition number of \
+                     {MAX_REALISED_CONDITION}"
+                );
+                let got = format!("\"realised\", with {:.1}", realised.condition());
+                Err(refuse("mixing.mapping", expected, got))
+            }
             (Mapping::Realised, Some(realised)) => Ok(realised),
             (Mapping::Realised, None) => {
                 let expected = "\"nominal\", or mixing.realised beside it";
