@@ -112,6 +112,19 @@ pub enum Command {
         #[command(flatten)]
         at: At,
     },
+    /// Puts evaluations of several training seeds together: means and spread over the seeds, and
+    /// differences with intervals over seeds and prompts.
+    Aggregate {
+        /// Directories of the evaluations, one for each training seed.
+        #[arg(required = true)]
+        evaluations: Vec<PathBuf>,
+        /// Directory that aggregate.json is written to.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Method that the others are compared with.
+        #[arg(long, default_value = "rewarded soup")]
+        baseline: String,
+    },
     #[command(flatten)]
     Pages(Pages),
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use cli::{At, Cli, Command, Source, Sweep};
 use ladle::{
     config::{LogFormat, program::exit},
+    files::write_json,
     import::{Store, default_models_dir},
     telemetry::init_logs,
 };
@@ -17,6 +18,7 @@ use ladle_training::{
     inputs,
     layout::Places,
     measure::{
+        aggregate::aggregate,
         evaluate::evaluate,
         front,
         settings::{Fixed, Settings},
@@ -68,6 +70,11 @@ fn run() -> Result<()> {
             let page = summary::report(&run, &evaluation).html();
             write_atomically(&out.join("report.html"), page.as_bytes())?;
             print!("{}", evaluation.front);
+        }
+        Command::Aggregate { evaluations, out, baseline } => {
+            let together = aggregate(&evaluations, &baseline)?;
+            write_json(&out.join("aggregate.json"), &together)?;
+            print!("{together}");
         }
         Command::Pages(pages) => pages.run(cli::program())?,
     }

@@ -2,13 +2,17 @@
 
 use ladle::preference::{Alpha, LambdaRule, MixingMatrix, Preference, solve::nearest_on_simplex};
 use ladle_training::measure::{
+    aggregate::aggregate,
     bootstrap::{crossed, percentile, resampled},
     front::{controllability, controllability_ceiling, grid, path},
     methods::{Kind, Trained},
+    points::{Point, Text},
     regime::{Corner, Region, Sweep, beats_chord, r_squared, verdicts},
+    results::{FORMAT, FrontFile, MethodFront, Objective},
     settings::{Fixed, Settings},
 };
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 
 fn reference() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/training/evaluation.json");
@@ -198,4 +202,90 @@ fn settings_that_compare_nothing_are_refused_before_anything_is_asked() {
     refused(settings(grid(3, 3), &[1], f64::NAN), "--temperature is NaN");
     let checked = settings(grid(3, 3), &[1], 1.0).checked(3).unwrap();
     assert_eq!(checked.alphas, [0.0, 0.5]);
+}
+
+/// An evaluation of one training seed: a baseline whose rewards depend on the row, and a method that
+/// is better by `gain` (raw) in the first reward. 1 σ is `std` there.
+fn evaluation(directory: &Path, gain: f64, std: f64, rows: usize) {
+    let objective =
+        |name: &str, std| Objective { name: name.into(), unit: "share".into(), mean: 0.5, std };
+    let objectives = vec![objective("a", std), objective("b", 1.0)];
+    let text = Text { words: 1.0, finished: 1.0, distinct_2: 1.0, rouge_l: None };
+    let grid = grid(2, 2);
+    let mut samples =
+        String::from("method,mu:a,mu:b,row,seed,finished,reward:a,reward:b,response\n");
+    let mut methods = Vec::new();
+    for (name, kind, gain) in
+        [("rewarded soup", Kind::Rewarded, 0.0), ("bone soup (nominal)", Kind::Bone, gain)]
+    {
+        let points = grid.iter().map(|mu| {
+            for row in 0..rows {
+                let reward = 0.5 + 0.1 * row as f64;
+                let (a, b) = (reward + gain, reward);
+                samples += &format!(
+                    "\"{name}\",{},{},\"r{row}\",1,true,{a},{b},\"x, \"\"y\"\"\"\n",
+                    mu[0], mu[1]
+                );
+            }
+            let mean = 0.05 * (rows - 1) as f64;
+            Point {
+                preference: mu.clone(),
+                lambda: Some(mu.clone()),
+                mean: vec![0.5 + mean + gain, 0.5 + mean],
+                spread: vec![0.0; 2],
+                standardised: vec![(mean + gain) / std, mean],
+                kl: None,
+                dominated: false,
+                text,
+            }
+        });
+        let points = points.collect();
+        methods.push(MethodFront::measure(name.into(), (Some(kind), 0.0), points, None).unwrap());
+    }
+    let front = FrontFile {
+        format: FORMAT,
+        reference_point: FrontFile::reference(&objectives),
+        objectives,
+        controllability_ceiling: 1.0,
+        temperature: 1.0,
+        prompts: rows,
+        seeds: vec![1],
+        methods,
+        oracles: Vec::new(),
+        selected: Vec::new(),
+        left_out: Vec::new(),
+    };
+    std::fs::create_dir_all(directory).unwrap();
+    std::fs::write(directory.join("front.json"), serde_json::to_string(&front).unwrap()).unwrap();
+    std::fs::write(directory.join("samples.csv"), samples).unwrap();
+}
+
+#[test]
+fn training_seeds_are_put_together_each_in_its_own_scale() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second, other] = ["1", "2", "other"].map(|name| directory.path().join(name));
+    evaluation(&first, 0.2, 0.5, 4);
+    evaluation(&second, 0.2, 1.0, 4);
+    evaluation(&other, 0.2, 1.0, 3);
+    let together = aggregate(&[first.clone(), second], "rewarded soup").unwrap();
+    let bone = &together.rows[1];
+    // Σ μᵢΔzᵢ: .4 and .2 at the corner of a, half of that in the middle, 0 at the corner of b.
+    let gain = |name| bone.gains[name];
+    close(&[gain("all").mean, gain("interior").mean, gain("corners").mean], &[0.15; 3], 1e-12);
+    // Rows differ by nothing; seeds by .2 and .1: either twice, or both.
+    close(&[gain("interior").low, gain("interior").high], &[0.1, 0.2], 1e-12);
+    assert!(!bone.gains.contains_key("edges") && together.rows[0].gains.is_empty());
+    let testing = bone.testing.unwrap();
+    let each = [0.15 * 0.5 / 0.5 + 0.15 * 0.5 + 0.2, 0.15 + 0.1];
+    close(&[testing.mean], &[(each[0] + each[1]) / 2.0], 1e-12);
+    close(&[testing.deviation], &[(each[0] - each[1]).abs() / 2f64.sqrt()], 1e-12);
+    assert!(together.to_string().contains("| bone soup (nominal) | 0.3"), "{together}");
+    let refused = |directories: &[&PathBuf], baseline: &str| {
+        let directories: Vec<PathBuf> = directories.iter().map(|path| (*path).clone()).collect();
+        aggregate(&directories, baseline).unwrap_err().to_string()
+    };
+    assert!(refused(&[&first], "rewarded soup").contains("expected at least 2"));
+    let reason = refused(&[&first, &other], "rewarded soup");
+    assert!(reason.contains("test rows or sampling seeds differ"), "{reason}");
+    assert!(refused(&[&first, &first], "mod").contains("no method \"mod\""));
 }

@@ -1,5 +1,6 @@
 //! Measuring what was trained: fronts, the choice of β and α, and the report.
 
+pub mod aggregate;
 pub mod answers;
 pub mod bootstrap;
 pub mod compare;
