@@ -166,6 +166,32 @@ pub enum DataFormat {
     Jsonl,
 }
 
+impl DataFormat {
+    /// How the data set is got.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Scitldr => {
+                "SciTLDR-A: `git clone https://github.com/allenai/scitldr`, whose \
+                 SciTLDR-Data/SciTLDR-A is the directory of train.jsonl, dev.jsonl and test.jsonl"
+            }
+            Self::QaFeedback => {
+                "QA-Feedback: `git clone https://github.com/allenai/FineGrainedRLHF`, \
+                 tasks/qa_feedback/data"
+            }
+            Self::HhRlhf => "hh-rlhf: `git clone https://github.com/anthropics/hh-rlhf`",
+            Self::Tldr => "TL;DR: `git clone https://github.com/openai/summarize-from-feedback`",
+            Self::Alce => {
+                "ALCE: `git clone https://github.com/princeton-nlp/ALCE`, download_data.sh"
+            }
+            Self::Ecinstruct => "ECInstruct: `git clone https://github.com/ninglab/eCeLLM`",
+            Self::ShoppingMmlu | Self::ShoppingMmluChoices => {
+                "Shopping MMLU: `git clone https://github.com/KL4805/ShoppingMMLU`"
+            }
+            Self::Jsonl => "a JSONL file of your own",
+        }
+    }
+}
+
 /// Supervised tuning. Its adapter becomes part of θ_sft, with weight 1 in every merge.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

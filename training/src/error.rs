@@ -92,6 +92,14 @@ pub enum RunError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A data file or a reward model is not there.
+    #[error("{path}: no such file or directory below --data; {remedy}")]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+        /// How it is got.
+        remedy: &'static str,
+    },
     /// Data, base or rewards.
     #[error(transparent)]
     Inputs(#[from] InputsError),

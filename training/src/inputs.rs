@@ -130,6 +130,16 @@ pub fn verify(config: &Config, places: &Places) -> std::result::Result<(), Input
     }
 }
 
+/// The first data file or reward model that is not there, with how it is got.
+pub fn missing(config: &Config, data: &Path) -> Option<(PathBuf, &'static str)> {
+    let rows = &config.data;
+    let files = [Some(&rows.train), rows.validation.as_ref(), rows.test.as_ref()];
+    let files = files.into_iter().flatten().map(|path| (data.join(path), rows.format.remedy()));
+    let models = config.objectives.iter().map(|objective| &objective.reward);
+    let models = models.filter_map(|reward| Some((data.join(reward.path()?), reward.remedy())));
+    files.chain(models).find(|(path, _)| !path.exists())
+}
+
 /// The files of a model: all below its directory that count, or itself where it is a file (a
 /// lexicon), in order.
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {

@@ -76,6 +76,9 @@ impl Run {
             }
             .into());
         }
+        if let Some((path, remedy)) = inputs::missing(&config, &places.data) {
+            return Err(RunError::Missing { path, remedy });
+        }
         let rewards = config.objectives.iter();
         let rewards =
             rewards.map(|o| registry::build(&o.name, o.reward.clone().located(&places.data)));

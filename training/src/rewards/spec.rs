@@ -171,6 +171,20 @@ impl RewardSpec {
         self.clone().path_mut().cloned()
     }
 
+    /// How a model or lexicon that is not there is got.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::EmbeddingCosine { .. } => {
+                "a sentence encoder; `scripts/get-encoder DATA` gets all-minilm-l6-v2"
+            }
+            Self::SequenceClassifier { .. } | Self::SpanClassifier { .. } => {
+                "a checkpoint with a head; `train-backbones reward` teaches one"
+            }
+            Self::Citation { .. } => "a sequence classifier with a label `entailment`",
+            _ => "a file of lines WORD<TAB>WEIGHT",
+        }
+    }
+
     fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::EmbeddingCosine { path, .. }

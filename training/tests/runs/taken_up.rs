@@ -209,3 +209,26 @@ fn a_key_is_overridden_by_its_path_and_an_unknown_one_is_refused_by_name() {
         refuse(&mut set(&[change]), parts);
     }
 }
+
+/// Before, a dry run stopped at `all-minilm-l6-v2/config.json: No such file`.
+#[test]
+fn data_and_reward_models_that_are_not_there_are_named_with_what_gets_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = short(directory.path(), "");
+    let run = directory.path().join("run");
+    let dry = |changes: &[&str]| {
+        let mut command = start(&config, &run);
+        command.arg("--dry-run");
+        changes.iter().for_each(|change| {
+            command.args(["--set", change]);
+        });
+        command
+    };
+    let encoder =
+        "objectives.0.reward={ kind = \"embedding-cosine\", path = \"minilm\", against = \"x\" }";
+    refuse(&mut dry(&[encoder]), &["minilm: no such file", "scripts/get-encoder DATA"]);
+    let data = ["data.format=scitldr", "data.train=scitldr/train.jsonl"];
+    refuse(&mut dry(&data), &["scitldr/train.jsonl: no such file", "git clone", "SciTLDR-A"]);
+    refuse(&mut dry(&["data.test=none.jsonl"]), &["none.jsonl: no such file", "of your own"]);
+    assert!(!run.exists());
+}
