@@ -6,7 +6,6 @@
 #[allow(dead_code)] // its other users need more of it
 mod answers;
 #[path = "common/soup.rs"]
-#[allow(dead_code)] // its other users need more of it
 mod common;
 
 use std::{
@@ -95,8 +94,9 @@ fn repeatable(soup: &Soup) -> Vec<GenerateRequest> {
 
 /// Requests that nobody can repeat, of the same models and prompts and of others.
 fn stranger(soup: &Soup, n: usize) -> GenerateRequest {
-    let (model, start) = if n % 2 == 0 { (n / 2 % 3, n / 2 % 6) } else { (3 + n % 7, 6 + n) };
-    let length = if n % 2 == 0 { 9 + 17 * start % 60 } else { 5 + n * 13 % 70 };
+    let (model, start) =
+        if n.is_multiple_of(2) { (n / 2 % 3, n / 2 % 6) } else { (3 + n % 7, 6 + n) };
+    let length = if n.is_multiple_of(2) { 9 + 17 * start % 60 } else { 5 + n * 13 % 70 };
     GenerateRequest {
         ignore_eos: true,
         ..GenerateRequest::new(prompt(start, length), nth(soup, model), 20 + n * 7 % 40)

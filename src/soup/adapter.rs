@@ -226,15 +226,12 @@ impl Adapter {
                 let expected = "it, because target_modules names its module".to_owned();
                 return Err(self.refuse(&key, expected, "no such tensor"));
             }
-            if self.config.saves(module) && !self.saved.contains_key(name) {
-                if name != HEAD || !tied || !self.config.ties_weights {
-                    let expected = "it, because modules_to_save names its module".to_owned();
-                    return Err(self.refuse(
-                        &format!("{PREFIX}{name}"),
-                        expected,
-                        "no such tensor",
-                    ));
-                }
+            let follows_the_embedding = name == HEAD && tied && self.config.ties_weights;
+            if self.config.saves(module) && !self.saved.contains_key(name) && !follows_the_embedding
+            {
+                let key = format!("{PREFIX}{name}");
+                let expected = "it, because modules_to_save names its module".to_owned();
+                return Err(self.refuse(&key, expected, "no such tensor"));
             }
         }
         for (name, tensor) in &self.saved {
