@@ -52,10 +52,18 @@ enum Spelling {
     /// One character a byte, in GPT-2's printable alphabet.
     ByteLevel,
     /// `▁` for a space, `<0xNN>` for a byte that has no token of its own.
-    SentencePiece {
-        /// The space that encoding put before the text is dropped again.
-        strip_first_space: bool,
-    },
+    SentencePiece(FirstSpace),
+}
+
+/// What becomes of the space that encoding put before a text, when the text is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstSpace {
+    /// It stays: encoding puts none.
+    Kept,
+    /// One space is dropped (decoder `Strip`).
+    OneDropped,
+    /// All `▁` of the first token are dropped (decoder `Metaspace`).
+    AllDropped,
 }
 
 /// A loaded tokenizer; clones share it.
@@ -148,6 +156,53 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// [`encode`](Self::encode), but without a second begin-of-sequence token where `special` would
+    /// put one before a text that begins with it.
+    pub fn encode_prompt(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.encode(text, special)?;
+        if special
+            && let [first, second, ..] = ids.as_slice()
+            && first == second
+            && self.is_special(*first)
+            && self.encode(text, false)?.first() == Some(first)
+        {
+            tracing::info!("a prompt begins with the begin-of-sequence token: none is added");
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// Where each of `ids`, the tokens of `text`, starts in it, in characters. Tokens that were put
+    /// around the text start where it begins or ends.
+    pub fn offsets(&self, text: &str, ids: &[u32]) -> Result<Vec<usize>, TokenizerError> {
+        let encoding = self
+            .0
+            .tokenizer
+            .encode_char_offsets(text, false)
+            .map_err(|e| TokenizerError::Encode { bytes: text.len(), reason: e.to_string() })?;
+        let own = encoding.get_ids();
+        let before = ids.windows(own.len().max(1)).position(|part| part == own).unwrap_or(0);
+        let mut offsets = vec![0; before];
+        match self.decode(own, false) == text {
+            true => offsets.extend(self.decoded_offsets(own)),
+            // The text was normalised. These offsets may leave out the space before a word.
+            false => offsets.extend(encoding.get_offsets().iter().map(|(start, _)| *start)),
+        }
+        offsets.resize(ids.len(), text.chars().count());
+        Ok(offsets)
+    }
+
+    /// Where each of `ids` starts in their text, special tokens included, in characters.
+    pub fn decoded_offsets(&self, ids: &[u32]) -> Vec<usize> {
+        let mut decoder = TextDecoder::new(self, false);
+        let start = |offset: &mut usize, id: &u32| {
+            let start = *offset;
+            *offset += decoder.push(*id).chars().count();
+            Some(start)
+        };
+        ids.iter().scan(0, start).collect()
+    }
+
     /// The text of `ids`, what a [`TextDecoder`] gives for them piece by piece. Bytes that are not
     /// UTF-8 become U+FFFD; ids outside the vocabulary (padding rows of an embedding) are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
@@ -194,6 +249,15 @@ impl Tokenizer {
         bytes
     }
 
+    /// The text of a token that is not part of an answer: a special token as the vocabulary spells
+    /// it, any other by its bytes.
+    pub fn control_text(&self, id: u32) -> String {
+        if self.is_special(id) {
+            return self.token(id).unwrap_or_default();
+        }
+        String::from_utf8_lossy(&self.bytes(id)).into_owned()
+    }
+
     /// Appends the bytes that `id` stands for.
     fn push_bytes(&self, id: u32, out: &mut Vec<u8>) {
         let Some(token) = self.token(id) else { return };
@@ -210,7 +274,7 @@ impl Tokenizer {
                     out.push(byte);
                 }
             }
-            Spelling::SentencePiece { .. } => match byte_fallback_byte(&token) {
+            Spelling::SentencePiece(_) => match byte_fallback_byte(&token) {
                 Some(byte) => out.push(byte),
                 None => out.extend_from_slice(token.replace('▁', " ").as_bytes()),
             },
@@ -229,8 +293,8 @@ impl fmt::Debug for Tokenizer {
 pub struct TextDecoder {
     tokenizer: Tokenizer,
     skip_special: bool,
-    /// The space before the first text is still to be dropped.
-    strip_space: bool,
+    /// What to do to the next token's first space.
+    first_space: FirstSpace,
     /// Bytes of a character that has not ended yet: 3 at most between calls.
     pending: Vec<u8>,
 }
@@ -238,9 +302,24 @@ pub struct TextDecoder {
 impl TextDecoder {
     /// A decoder at the start of a text.
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
-        let strip_space =
-            tokenizer.0.spelling == Spelling::SentencePiece { strip_first_space: true };
-        Self { tokenizer: tokenizer.clone(), skip_special, strip_space, pending: Vec::new() }
+        let first_space = match tokenizer.0.spelling {
+            Spelling::ByteLevel => FirstSpace::Kept,
+            Spelling::SentencePiece(first_space) => first_space,
+        };
+        Self { tokenizer: tokenizer.clone(), skip_special, first_space, pending: Vec::new() }
+    }
+
+    /// A decoder of what follows `prompt`: the space between them is kept, which a decoder at the
+    /// start of a text drops.
+    pub fn after(tokenizer: &Tokenizer, prompt: &[u32], skip_special: bool) -> Self {
+        let mut decoder = Self::new(tokenizer, skip_special);
+        let has_text = |id: &u32| {
+            !(skip_special && tokenizer.is_special(*id)) && tokenizer.token(*id).is_some()
+        };
+        if decoder.first_space != FirstSpace::Kept && prompt.iter().any(has_text) {
+            decoder.first_space = FirstSpace::Kept;
+        }
+        decoder
     }
 
     /// The text that `id` completes; empty while a character is still open.
@@ -248,11 +327,17 @@ impl TextDecoder {
         if self.skip_special && self.tokenizer.is_special(id) {
             return String::new();
         }
+        let start = self.pending.len();
         self.tokenizer.push_bytes(id, &mut self.pending);
-        if self.strip_space && !self.pending.is_empty() {
-            self.strip_space = false;
-            if self.pending.first() == Some(&b' ') {
-                self.pending.remove(0);
+        if self.pending.len() > start {
+            match std::mem::replace(&mut self.first_space, FirstSpace::Kept) {
+                FirstSpace::Kept => {}
+                FirstSpace::OneDropped => {
+                    if self.pending.first() == Some(&b' ') {
+                        self.pending.remove(0);
+                    }
+                }
+                FirstSpace::AllDropped => self.pending.retain(|byte| *byte != b' '),
             }
         }
         self.take_whole()
@@ -319,20 +404,26 @@ fn spelling(decoder: &Value) -> Option<Spelling> {
     {
         return Some(Spelling::ByteLevel);
     }
-    let mut strip_first_space = false;
-    let mut bytes = false;
+    let mut first_space = FirstSpace::Kept;
+    let mut sentence_piece = false;
     for step in steps {
         match step["type"].as_str()? {
             "Replace" if step["pattern"]["String"] == "▁" && step["content"] == " " => {}
-            "ByteFallback" => bytes = true,
+            "ByteFallback" => sentence_piece = true,
             "Fuse" => {}
+            "Metaspace" if step["replacement"] == "▁" => {
+                sentence_piece = true;
+                if step["prepend_scheme"] != "never" {
+                    first_space = FirstSpace::AllDropped;
+                }
+            }
             "Strip" if step["content"] == " " && step["start"] == 1 && step["stop"] == 0 => {
-                strip_first_space = true;
+                first_space = FirstSpace::OneDropped;
             }
             _ => return None,
         }
     }
-    bytes.then_some(Spelling::SentencePiece { strip_first_space })
+    sentence_piece.then_some(Spelling::SentencePiece(first_space))
 }
 
 /// A JSON file, or null where there is none.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ladle::chat::{ChatError, ChatTemplate, Message};
+use ladle::chat::{ChatError, ChatTemplate, Conversation, Message};
 use serde_json::{Value, json};
 
 fn template(source: &str) -> ChatTemplate {
@@ -14,8 +14,8 @@ fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(source, special).expect("a valid template")
 }
 
-fn user(content: &str) -> Vec<Message> {
-    vec![Message { role: "user".to_owned(), content: content.to_owned() }]
+fn user(content: &str) -> Conversation {
+    Conversation { messages: vec![Message::new("user", content)], ..Conversation::default() }
 }
 
 #[test]
@@ -34,11 +34,15 @@ fn templates_render_as_transformers_renders_them() {
         let source = fixture["templates"][name].as_str().expect("a template");
         let template = ChatTemplate::new(source, special.clone()).expect(name);
         let conversation = case["conversation"].as_str().expect("a name");
-        let messages: Vec<Message> =
-            serde_json::from_value(fixture["conversations"][conversation].clone())
-                .expect("messages");
-        let generation = case["add_generation_prompt"] == true;
-        let rendered = template.render_at(&messages, generation, now);
+        let messages = fixture["conversations"][conversation].clone();
+        let rendered = template.render_at(
+            &Conversation {
+                messages: serde_json::from_value(messages).expect("messages"),
+                add_generation_prompt: case["add_generation_prompt"] == true,
+                ..Conversation::default()
+            },
+            now,
+        );
         match case["refused"].as_str() {
             None => assert_eq!(
                 rendered.as_deref().ok(),
@@ -59,14 +63,14 @@ fn templates_render_as_transformers_renders_them() {
 fn what_a_user_writes_is_never_run() {
     let template = template("{% for m in messages %}{{ m.content }}{% endfor %}");
     let hostile = "{{ 7 * 7 }}{% raw %}{{ bos_token }}{% include 'x' %}{#";
-    assert_eq!(template.render(&user(hostile), false).expect("renders"), hostile);
+    assert_eq!(template.render(&user(hostile)).expect("renders"), hostile);
 }
 
 #[test]
 fn a_template_that_never_ends_is_stopped() {
     let source = "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) \
                   %}{% endfor %}{% endfor %}{% endfor %}";
-    let error = template(source).render(&user("Hi"), true).expect_err("too long");
+    let error = template(source).render(&user("Hi")).expect_err("too long");
     assert!(matches!(error, ChatError::Limit { .. }), "{error}");
     assert!(error.to_string().contains("instructions"), "{error}");
 }
@@ -74,7 +78,7 @@ fn a_template_that_never_ends_is_stopped() {
 #[test]
 fn a_template_that_floods_is_stopped() {
     let source = "{% for a in range(10000) %}{{ 'x' * 9000 }}{% endfor %}";
-    let error = template(source).render(&user("Hi"), true).expect_err("too much");
+    let error = template(source).render(&user("Hi")).expect_err("too much");
     assert!(matches!(error, ChatError::Limit { .. }), "{error}");
     assert!(error.to_string().contains("bytes"), "{error}");
 }
@@ -82,7 +86,7 @@ fn a_template_that_floods_is_stopped() {
 #[test]
 fn a_template_cannot_recurse_for_ever() {
     let source = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
-    template(source).render(&user("Hi"), true).expect_err("endless");
+    template(source).render(&user("Hi")).expect_err("endless");
 }
 
 #[test]
@@ -92,19 +96,12 @@ fn a_template_that_is_not_jinja_is_refused_when_it_is_loaded() {
 }
 
 #[test]
-fn an_unknown_date_directive_is_named() {
-    let error =
-        template("{{ strftime_now('%Q') }}").render(&user("Hi"), false).expect_err("unknown");
-    assert!(error.to_string().contains("%Q"), "{error}");
-}
-
-#[test]
 fn dates_are_those_of_the_calendar_in_utc() {
     let template =
         template("{{ strftime_now('%A %a %d %B %b %m %Y %y %j %H:%M:%S %I%p %F %T %%') }}");
     let at = |seconds| {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        template.render_at(&[], false, now).expect("a date")
+        template.render_at(&Conversation::default(), now).expect("a date")
     };
     // Values of Python's datetime.fromtimestamp(seconds, timezone.utc).strftime(...).
     assert_eq!(
@@ -132,7 +129,7 @@ fn the_template_comes_from_either_file_of_a_model() {
     let load = || ChatTemplate::from_dir(dir.path());
     let rendered = || {
         let template = load().expect("readable").expect("a template");
-        template.render(&user("Hi"), false).expect("renders")
+        template.render(&user("Hi")).expect("renders")
     };
     assert!(load().expect("no files").is_none());
 

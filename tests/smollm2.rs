@@ -12,7 +12,7 @@ use std::{
 };
 
 use ladle::{
-    chat::{ChatTemplate, Message},
+    chat::{ChatTemplate, Conversation, Message},
     import::default_models_dir,
     kernels::{
         Batch, Dtype, HostTensor, KV_BLOCK, KvShape, Segment,
@@ -176,7 +176,11 @@ fn smollm2_chat_prompts_have_the_ids_of_transformers() {
     let template = ChatTemplate::from_dir(&dir).expect("readable").expect("a template");
     for case in fixture("greedy.json")["cases"].as_array().expect("cases") {
         let content = case["prompt"].as_str().expect("a prompt").to_owned();
-        let prompt = template.render(&[Message { role: "user".to_owned(), content }], true);
+        let prompt = template.render(&Conversation {
+            messages: vec![Message::new("user", content)],
+            add_generation_prompt: true,
+            ..Conversation::default()
+        });
         let ids = tokenizer.encode(&prompt.expect("renders"), false).expect("encodes");
         assert_eq!(ids, list::<u32>(&case["ids"]));
     }

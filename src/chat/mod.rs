@@ -2,38 +2,118 @@
 //!
 //! Templates are Jinja as `transformers` renders it. A template comes with the model and runs in a
 //! sandbox: it sees the messages and the special tokens, reads no files, and stops when it has used
-//! up its instructions or its output. Messages are values, never template source.
+//! up its instructions, its work or its output. Messages are values, never template source.
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
+    error::Error as _,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use minijinja::{
-    Environment, Error, ErrorKind, Output, State, UndefinedBehavior, context,
-    syntax::SyntaxConfig,
-    value::{Serde, ValueKind},
-};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context, value::Serde};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
+use self::{
+    limits::{Budget, Exceeded, MAX_INSTRUCTIONS},
+    program::Program,
+    python::Raised,
+};
+
+mod date;
+mod limits;
+mod program;
 mod python;
 
-/// Instructions that one rendering may use: thousands of messages through any published template.
-const MAX_INSTRUCTIONS: u64 = 10_000_000;
-/// Longest rendering in bytes beyond what the messages themselves hold.
-const MAX_OVERHEAD: usize = 16 << 20;
-const NAME: &str = "chat_template";
-
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
-    /// What is said.
-    pub content: String,
+    /// What is said: text, or a list of parts. Absent where a turn has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+    /// Other keys that templates read, such as `tool_calls`.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl Message {
+    /// A turn with a role and content alone.
+    pub fn new(role: &str, content: impl Into<Content>) -> Self {
+        Self { role: role.to_owned(), content: Some(content.into()), more: Map::new() }
+    }
+}
+
+/// What is said in a turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// Plain text.
+    Text(String),
+    /// Parts, such as `{"type": "text", "text": "Hi"}`.
+    Parts(Vec<Value>),
+}
+
+impl From<&str> for Content {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Content {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl Content {
+    /// Parts of text.
+    pub fn of_texts(texts: impl IntoIterator<Item = String>) -> Self {
+        Self::Parts(texts.into_iter().map(|text| json!({"type": "text", "text": text})).collect())
+    }
+}
+
+/// What a template is rendered with.
+#[derive(Debug, Clone, Default)]
+pub struct Conversation {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// Whether the prompt ends where the assistant's answer begins.
+    pub add_generation_prompt: bool,
+    /// Variables of the template by name: `tools` and `documents`, which are none unless given, and
+    /// those that the model defines, such as `enable_thinking`.
+    pub variables: Map<String, Value>,
+}
+
+/// Whether a variable is set by the server or the model, or is a function, so that a request's
+/// variables cannot have its name.
+pub fn is_reserved(name: &str) -> bool {
+    const RESERVED: &[&str] = &[
+        "add_generation_prompt",
+        "caller",
+        "chat_template",
+        "continue_final_message",
+        "documents",
+        "loop",
+        "messages",
+        "raise_exception",
+        "self",
+        "strftime_now",
+        "super",
+        "tokenize",
+        "tools",
+    ];
+    let identifier = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    RESERVED.contains(&name)
+        || name.ends_with("_token")
+        || python::is_function(name)
+        || name.is_empty()
+        || name.len() > 64
+        || !name.chars().all(identifier)
 }
 
 /// A template that cannot be loaded or a conversation that it refuses.
@@ -58,10 +138,13 @@ pub enum ChatError {
     /// The template is not valid Jinja.
     #[error("chat template: {0}")]
     Syntax(String),
+    /// The template uses something that is not implemented.
+    #[error("chat template: {0} is not supported")]
+    Unsupported(String),
     /// The template itself refuses the conversation (`raise_exception`).
     #[error("the model's chat template refuses these messages: {0}")]
     Refused(String),
-    /// The rendering takes more than {MAX_INSTRUCTIONS} instructions or writes too much.
+    /// The rendering takes too many instructions, works or writes too much.
     #[error("the chat template exceeds its limit of {limit}")]
     Limit {
         /// What was exceeded, with its unit.
@@ -76,7 +159,16 @@ pub enum ChatError {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    program: Program,
     special: BTreeMap<String, String>,
+    takes: Takes,
+}
+
+/// The forms of content that a template renders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Takes {
+    text: bool,
+    parts: bool,
 }
 
 impl ChatTemplate {
@@ -117,150 +209,132 @@ impl ChatTemplate {
         Self::new(source, special).map(Some)
     }
 
-    /// Compiles a template. `special` are the special tokens by the names templates use, such as
-    /// `bos_token`.
+    /// Compiles a template and tries it. `special` are the special tokens by the names templates
+    /// use, such as `bos_token`.
     pub fn new(source: &str, special: BTreeMap<String, String>) -> Result<Self, ChatError> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| ChatError::Syntax(e.to_string()))?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(MAX_INSTRUCTIONS));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(print_as_python);
-        environment.add_filter("tojson", python::to_json);
-        environment.add_function("raise_exception", raise_exception);
-        environment
-            .add_template_owned(NAME, plain_generation_blocks(source))
-            .map_err(|e| ChatError::Syntax(e.to_string()))?;
-        Ok(Self { environment, special })
+        python::install(&mut environment);
+        let program = Program::compile(source)?;
+        let takes = Takes { text: true, parts: true };
+        let mut template = Self { environment, program, special, takes };
+        template.takes = template.probe()?;
+        Ok(template)
     }
 
-    /// The prompt of a conversation; with `add_generation_prompt` it ends where the assistant's
-    /// answer begins. It holds its special tokens as text: encode it without adding others.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<String, ChatError> {
-        self.render_at(messages, add_generation_prompt, SystemTime::now())
+    /// Renders a turn of text and one of parts, to learn which of them come through. A template that
+    /// names a filter, test or function that does not exist is refused.
+    fn probe(&self) -> Result<Takes, ChatError> {
+        const MARK: &str = "ladle-probe";
+        let shows = |content: Content| {
+            let message = Message::new("user", content);
+            let conversation = Conversation {
+                messages: vec![message],
+                add_generation_prompt: true,
+                variables: Map::new(),
+            };
+            match self.run(&conversation, SystemTime::now()) {
+                Ok(text) => Ok(text.contains(MARK)
+                    && !text.contains("'type'")
+                    && !text.contains("\"type\"")),
+                Err(ChatError::Syntax(reason)) => Err(ChatError::Syntax(reason)),
+                Err(_) => Ok(false),
+            }
+        };
+        Ok(Takes {
+            text: shows(Content::Text(MARK.to_owned()))?,
+            parts: shows(Content::of_texts([MARK.to_owned()]))?,
+        })
+    }
+
+    /// The content of text parts in the form that this template renders: as they are, or as one
+    /// text with a line for each. Templates that render only parts get a text as a part.
+    pub fn content(&self, content: Content) -> Content {
+        match content {
+            Content::Parts(parts) if !self.takes.parts => {
+                let texts: Vec<&str> =
+                    parts.iter().filter_map(|part| part["text"].as_str()).collect();
+                Content::Text(texts.join("\n"))
+            }
+            Content::Text(text) if self.takes.parts && !self.takes.text => {
+                Content::of_texts([text])
+            }
+            content => content,
+        }
+    }
+
+    /// Whether the template names something, such as a role.
+    pub fn knows(&self, word: &str) -> bool {
+        self.program.source().contains(word)
+    }
+
+    /// The prompt of a conversation. It holds its special tokens as text: encode it without adding
+    /// others.
+    pub fn render(&self, conversation: &Conversation) -> Result<String, ChatError> {
+        self.render_at(conversation, SystemTime::now())
     }
 
     /// [`render`](Self::render) for templates that write the date, at a given time (in UTC: an
     /// answer does not depend on where the server stands).
     pub fn render_at(
         &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
+        conversation: &Conversation,
         now: SystemTime,
     ) -> Result<String, ChatError> {
-        let said: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
-        let limit = MAX_OVERHEAD.saturating_add(said.saturating_mul(4));
-        let mut out = Bounded { bytes: Vec::new(), limit, exceeded: false };
+        self.run(conversation, now)
+    }
+
+    fn run(&self, conversation: &Conversation, now: SystemTime) -> Result<String, ChatError> {
+        let said = serde_json::to_string(&conversation.messages).map_or(0, |text| text.len());
         let strftime_now = move |format: &str| {
-            python::strftime(now, format).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
+            date::strftime(now, format)
+                .map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))
         };
-        let context = context! {
-            messages => Serde(messages),
-            add_generation_prompt => add_generation_prompt,
+        let own = context! {
+            messages => Serde(&conversation.messages),
+            add_generation_prompt => conversation.add_generation_prompt,
             strftime_now => minijinja::Value::from_function(strftime_now),
-            ..minijinja::Value::from(Serde(&self.special))
         };
-        let rendered = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render_captured_to(context, &mut out).map(drop));
-        match rendered {
-            Ok(()) => String::from_utf8(out.bytes).map_err(|e| ChatError::Render(e.to_string())),
-            Err(_) if out.exceeded => Err(ChatError::Limit { limit: format!("{limit} bytes") }),
-            Err(e) if e.kind() == ErrorKind::OutOfFuel => {
-                Err(ChatError::Limit { limit: format!("{MAX_INSTRUCTIONS} instructions") })
-            }
-            Err(e) => Err(match raised(&e) {
-                Some(message) => ChatError::Refused(message),
-                None => ChatError::Render(e.to_string()),
-            }),
-        }
+        let budget =
+            BTreeMap::from([(limits::VARIABLE, minijinja::Value::from_object(Budget::new(said)))]);
+        let absent = context! { tools => (), documents => () };
+        let root = context! {
+            ..minijinja::Value::from(budget),
+            ..own,
+            ..minijinja::Value::from(Serde(&conversation.variables)),
+            ..minijinja::Value::from(Serde(&self.special)),
+            ..absent,
+        };
+        // The values of a template are dropped within, and its code is not ours.
+        let rendered = catch_unwind(AssertUnwindSafe(|| self.program.run(&self.environment, root)));
+        let rendered =
+            rendered.map_err(|_| ChatError::Render("it fails on these messages".to_owned()))?;
+        rendered.map_err(|error| refusal(&error))
     }
 }
 
-/// A rendering in memory with a bound on its length.
-struct Bounded {
-    bytes: Vec<u8>,
-    limit: usize,
-    exceeded: bool,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.bytes.len().saturating_add(data.len()) > self.limit {
-            self.exceeded = true;
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.bytes.extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The source of an error that `raise_exception` made.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Raised(String);
-
-fn raise_exception(message: String) -> Result<minijinja::Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
-}
-
-fn raised(error: &Error) -> Option<String> {
-    let mut source = std::error::Error::source(error);
+/// What went wrong in a rendering.
+fn refusal(error: &Error) -> ChatError {
+    let mut source = error.source();
     while let Some(inner) = source {
-        if let Some(raised) = inner.downcast_ref::<Raised>() {
-            return Some(raised.0.clone());
+        if let Some(Raised(message)) = inner.downcast_ref() {
+            return ChatError::Refused(message.clone());
+        }
+        if let Some(Exceeded(limit)) = inner.downcast_ref() {
+            return ChatError::Limit { limit: limit.clone() };
         }
         source = inner.source();
     }
-    None
-}
-
-/// Printed values look as Python prints them, because templates were written against Python.
-fn print_as_python(
-    out: &mut Output,
-    state: &mut State,
-    value: &minijinja::Value,
-) -> Result<(), Error> {
-    let word = match value.kind() {
-        ValueKind::Bool if value.is_true() => "True",
-        ValueKind::Bool => "False",
-        ValueKind::None => "None",
-        _ => return minijinja::escape_formatter(out, state, value),
-    };
-    out.write_str(word).map_err(|_| Error::from(ErrorKind::WriteFailure))
-}
-
-/// `{% generation %}` marks the tokens that training learns from; in a prompt it is a block that
-/// does nothing, so it becomes one that Jinja knows.
-fn plain_generation_blocks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (before, tag_on) = rest.split_at(start);
-        let (tag, after) = tag_on.split_at(length + 2);
-        out.push_str(before);
-        let word = tag.trim_matches(|c: char| c.is_whitespace() || "{%-+}".contains(c));
-        match word {
-            "generation" => out.push_str(&tag.replacen(word, "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen(word, "endif", 1)),
-            _ => out.push_str(tag),
+    match error.kind() {
+        ErrorKind::OutOfFuel => {
+            ChatError::Limit { limit: format!("{MAX_INSTRUCTIONS} instructions") }
         }
-        rest = after;
+        ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction => {
+            ChatError::Syntax(error.to_string())
+        }
+        _ => ChatError::Render(error.to_string()),
     }
-    out.push_str(rest);
-    out
 }
 
 fn read_optional(path: &Path) -> Result<Option<String>, ChatError> {

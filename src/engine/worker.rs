@@ -197,7 +197,7 @@ impl<B: Backend> Worker<B> {
             } else {
                 History::default()
             },
-            answer: Answer::new(&self.tokenizer, request.stop, eos, max_tokens),
+            answer: Answer::new(&self.tokenizer, &prompt, request.stop, eos, max_tokens),
             sampling,
             prompt_tokens: prompt.len(),
             max_tokens,

@@ -27,7 +27,7 @@ impl TokenText {
     pub fn of(tokenizer: &Tokenizer, id: u32, logprob: Option<f32>, top: &[(u32, f32)]) -> Self {
         let plain = |id: u32, logprob| Self {
             id,
-            text: tokenizer.decode(&[id], false),
+            text: String::from_utf8_lossy(&tokenizer.bytes(id)).into_owned(),
             logprob,
             top: Vec::new(),
         };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ladle::{
-    chat::{ChatTemplate, Message as ChatMessage},
+    chat::{ChatTemplate, Conversation, Message as ChatMessage},
     kernels::HostTensor,
     model::config::ModelConfig,
     soup::Checkpoint,
@@ -109,8 +109,12 @@ impl Base {
         let Some(chat) = &self.chat else {
             return self.tokenizer.encode(example.prompt(), true).map_err(|e| e.to_string());
         };
-        let messages: Vec<_> = example.messages.iter().map(chat_message).collect();
-        let text = chat.render(&messages, true).map_err(|e| e.to_string())?;
+        let conversation = Conversation {
+            messages: example.messages.iter().map(chat_message).collect(),
+            add_generation_prompt: true,
+            ..Conversation::default()
+        };
+        let text = chat.render(&conversation).map_err(|e| e.to_string())?;
         self.tokenizer.encode(&text, false).map_err(|e| e.to_string())
     }
 
@@ -176,7 +180,7 @@ fn chat_message(message: &data::Message) -> ChatMessage {
         data::Role::User => "user",
         data::Role::Assistant => "assistant",
     };
-    ChatMessage { role: role.to_owned(), content: message.content.clone() }
+    ChatMessage::new(role, message.content.clone())
 }
 
 fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Example>, String> {

@@ -20,7 +20,7 @@ use crate::{
         app::App,
         error::ApiError,
         incoming::Incoming,
-        request::{Checked, openai},
+        request::{Checked, EchoedPrompt, openai},
         run::{Choice, Run, collect},
         stream::{self, Dialect},
     },
@@ -34,55 +34,87 @@ struct Format {
     /// Choices per prompt.
     n: usize,
     /// Prompts to put before the answers; empty: none.
-    echo: Vec<String>,
-    /// The ids of those prompts.
+    echo: Vec<EchoedPrompt>,
+    /// The ids of the prompts.
     prompts: Vec<Vec<u32>>,
     prompt_only: bool,
 }
 
 impl Format {
     fn new(tokenizer: Tokenizer, checked: &mut Checked) -> Self {
-        let echo = std::mem::take(&mut checked.echo);
-        let prompts = match echo.is_empty() {
-            true => Vec::new(),
-            false => checked
-                .requests
-                .iter()
-                .step_by(checked.n)
-                .map(|request| request.prompt.clone())
-                .collect(),
-        };
-        let logprobs = checked.wants_logprobs();
-        Self { tokenizer, logprobs, n: checked.n, echo, prompts, prompt_only: checked.prompt_only }
+        let prompts = checked.requests.iter().step_by(checked.n);
+        Self {
+            tokenizer,
+            logprobs: checked.wants_logprobs(),
+            n: checked.n,
+            echo: std::mem::take(&mut checked.echo),
+            prompts: prompts.map(|request| request.prompt.clone()).collect(),
+            prompt_only: checked.prompt_only,
+        }
     }
 
     /// The prompt that choice `index` repeats.
     fn echo(&self, index: usize) -> Option<&str> {
-        self.echo.get(index / self.n).map(String::as_str)
+        self.echo.get(index / self.n).map(|echo| echo.text.as_str())
     }
 
-    /// The first token of the prompt that choice `index` repeats; it has no log-probability.
-    fn first(&self, index: usize) -> Option<u32> {
-        self.prompts.get(index / self.n)?.first().copied()
+    /// Where the answer of choice `index` begins.
+    fn place(&self, index: usize) -> Place {
+        let prompt = self.prompts.get(index / self.n).map_or(&[][..], Vec::as_slice);
+        Place {
+            decoder: TextDecoder::after(&self.tokenizer, prompt, true),
+            offset: self.echo(index).map_or(0, |text| text.chars().count()),
+        }
+    }
+
+    /// The log-probabilities of the prompt that choice `index` repeats. Its first token has none.
+    fn prompt_table(&self, index: usize, rest: &[TokenLogprob]) -> LogProbabilities {
+        let mut table = LogProbabilities::default();
+        let (Some(echo), Some(prompt)) =
+            (self.echo.get(index / self.n), self.prompts.get(index / self.n))
+        else {
+            return table;
+        };
+        let mut offsets = echo.offsets.iter().copied();
+        if let Some(first) = prompt.first() {
+            table.push(&self.tokenizer, *first, None, &[], offsets.next().unwrap_or(0));
+        }
+        for (token, offset) in rest.iter().zip(offsets) {
+            table.push(&self.tokenizer, token.id, Some(token.logprob), &token.top, offset);
+        }
+        table
     }
 
     fn choice(&self, index: usize, choice: &Choice) -> Value {
-        let echo = self.echo(index);
-        let mut table = LogProbabilities::default();
-        if echo.is_some() {
-            table.prompt(&self.tokenizer, self.first(index), &choice.prompt, &mut 0);
-        }
-        let mut offset = echo.map_or(0, |text| text.chars().count());
-        let answer: &str = if self.prompt_only { "" } else { &choice.text };
+        let mut table = self.prompt_table(index, &choice.prompt);
+        let mut text = self.echo(index).unwrap_or_default().to_owned();
         if !self.prompt_only {
-            choice.tokens.iter().for_each(|token| table.token(&self.tokenizer, token, &mut offset));
+            text.push_str(&choice.text);
+            let end = text.chars().count();
+            table.answer(&self.tokenizer, &choice.tokens, &mut self.place(index), end);
         }
         json!({
             "index": index,
-            "text": format!("{}{answer}", echo.unwrap_or_default()),
+            "text": text,
             "logprobs": self.logprobs.then_some(table),
             "finish_reason": choice.reason(),
         })
+    }
+}
+
+/// How far the tokens of a choice reach in its text.
+struct Place {
+    decoder: TextDecoder,
+    /// Characters that are whole before the next token, the prompt's included.
+    offset: usize,
+}
+
+impl Place {
+    /// Where `id` starts.
+    fn next(&mut self, id: u32) -> usize {
+        let start = self.offset;
+        self.offset += self.decoder.push(id).chars().count();
+        start
     }
 }
 
@@ -119,26 +151,12 @@ impl LogProbabilities {
         self.text_offset.push(offset);
     }
 
-    fn token(&mut self, tokenizer: &Tokenizer, token: &Token, offset: &mut usize) {
-        self.push(tokenizer, token.id, token.logprob, &token.top, *offset);
-        *offset += token.text.chars().count();
-    }
-
-    fn prompt(
-        &mut self,
-        tokenizer: &Tokenizer,
-        first: Option<u32>,
-        rest: &[TokenLogprob],
-        offset: &mut usize,
-    ) {
-        let mut decoder = TextDecoder::new(tokenizer, true);
-        if let Some(first) = first {
-            self.push(tokenizer, first, None, &[], *offset);
-            *offset += decoder.push(first).chars().count();
-        }
-        for token in rest {
-            self.push(tokenizer, token.id, Some(token.logprob), &token.top, *offset);
-            *offset += decoder.push(token.id).chars().count();
+    /// Adds tokens of an answer whose text is known up to `end`: a token that a stop string cut off
+    /// stands there.
+    fn answer(&mut self, tokenizer: &Tokenizer, tokens: &[Token], place: &mut Place, end: usize) {
+        for token in tokens {
+            let offset = place.next(token.id).min(end);
+            self.push(tokenizer, token.id, token.logprob, &token.top, offset);
         }
     }
 }
@@ -164,7 +182,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
     let envelope = Envelope::new("cmpl", "text_completion", model, &run.echo());
     if stream {
         let chunks = Chunks::new(envelope, usage);
-        let progress = vec![Progress::default(); count];
+        let progress = (0..count).map(|index| Progress::new(&format, index)).collect();
         return Ok(stream::respond(run, Completions { chunks, format, progress }));
     }
     let choices = collect(&mut run).await?;
@@ -189,12 +207,30 @@ struct Completions {
 }
 
 /// How far a choice has been written.
-#[derive(Default, Clone)]
 struct Progress {
     /// Its first chunk, which repeats the prompt where that is asked for.
     begun: bool,
     /// Characters of its text.
-    offset: usize,
+    written: usize,
+    place: Place,
+    /// Tokens whose text is held back, so that each chunk has the tokens of its text.
+    waiting: Vec<Token>,
+}
+
+impl Progress {
+    fn new(format: &Format, index: usize) -> Self {
+        Self { begun: false, written: 0, place: format.place(index), waiting: Vec::new() }
+    }
+
+    /// Counts `text`, the next piece of the choice's text, and gives the log-probabilities of the
+    /// tokens that it completes.
+    fn write(&mut self, tokenizer: &Tokenizer, text: &str) -> LogProbabilities {
+        self.written += text.chars().count();
+        let mut table = LogProbabilities::default();
+        let tokens = std::mem::take(&mut self.waiting);
+        table.answer(tokenizer, &tokens, &mut self.place, self.written);
+        table
+    }
 }
 
 impl Dialect for Completions {
@@ -210,26 +246,30 @@ impl Dialect for Completions {
         match event {
             Event::Prompt(prompt) => {
                 let echo = format.echo(index).unwrap_or_default();
-                let mut table = LogProbabilities::default();
-                table.prompt(&format.tokenizer, format.first(index), &prompt, &mut 0);
-                *progress = Progress { begun: true, offset: echo.chars().count() };
-                out.push(chunk(echo, Some(table), None));
+                (progress.begun, progress.written) = (true, echo.chars().count());
+                out.push(chunk(echo, Some(format.prompt_table(index, &prompt)), None));
             }
             Event::Token(token) => {
                 let first = !std::mem::replace(&mut progress.begun, true);
                 if let Some(echo) = format.echo(index).filter(|_| first) {
-                    progress.offset = echo.chars().count();
+                    progress.written = echo.chars().count();
                     out.push(chunk(echo, None, None));
                 }
+                let text = token.text.clone();
+                if format.logprobs && !format.prompt_only {
+                    progress.waiting.push(token);
+                }
                 let (shown, first) = (!format.prompt_only, first && out.is_empty());
-                if shown && (first || format.logprobs || !token.text.is_empty()) {
-                    let mut table = LogProbabilities::default();
-                    table.token(&format.tokenizer, &token, &mut progress.offset);
-                    out.push(chunk(&token.text, format.logprobs.then_some(table), None));
+                if shown && (first || !text.is_empty()) {
+                    let wanted = format.logprobs && !text.is_empty();
+                    let table = wanted.then(|| progress.write(&format.tokenizer, &text));
+                    out.push(chunk(&text, table, None));
                 }
             }
             Event::Finished(finished) => {
-                out.push(chunk("", None, Some(finished.reason.as_str())));
+                let rest = !progress.waiting.is_empty();
+                let table = rest.then(|| progress.write(&format.tokenizer, ""));
+                out.push(chunk("", table, Some(finished.reason.as_str())));
             }
             Event::Started(_) | Event::Failed(_) => {}
         }

@@ -1,10 +1,11 @@
 //! Raw request → checked request, in one place: what leaves here is solved, tokenised and within
 //! every bound, and later stages never see what the client wrote.
 //!
-//! [`json`] parses a body into fields, [`prompt`] reads prompts and messages, [`sampling`] the
-//! fields that all generating routes share; [`native`] and [`openai`] put each route's request
-//! together. Fields that only other servers have are decided by the table in [`foreign`].
+//! [`json`] parses a body into fields, [`prompt`] reads prompts, [`conversation`] messages,
+//! [`sampling`] the fields that all generating routes share; [`native`] and [`openai`] put each
+//! route's request together. Fields that only other servers have are decided by the table in [`foreign`].
 
+pub mod conversation;
 mod foreign;
 pub mod json;
 pub mod native;
@@ -55,9 +56,17 @@ pub struct Checked {
     /// Time from arrival to the deadline.
     pub timeout: Duration,
     /// Prompts to put before the answers (`echo`), one per prompt; empty: none.
-    pub echo: Vec<String>,
+    pub echo: Vec<EchoedPrompt>,
     /// Only the prompt is wanted (`max_tokens: 0`): the one token that is generated is dropped.
     pub prompt_only: bool,
+}
+
+/// A prompt that stands before its answers.
+#[derive(Debug, Clone)]
+pub struct EchoedPrompt {
+    pub text: String,
+    /// Where each of its tokens starts in `text`, in characters; empty without log-probabilities.
+    pub offsets: Vec<usize>,
 }
 
 impl Checked {

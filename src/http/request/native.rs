@@ -2,6 +2,7 @@
 
 use super::{
     Checked, Context, Model, StreamUsage, Target,
+    conversation::{self, Variables},
     json::Fields,
     prompt::{self, Source},
     sampling::{Length, Parameters, logprobs, stream_options},
@@ -16,6 +17,7 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     let mut fields = Fields::parse(body)?;
     let target = Target::take(context, &mut fields)?;
     let source = prompt::source(&mut fields)?;
+    let variables = Variables::take(&mut fields)?;
     let special = fields.flag("add_special_tokens")?;
     let logprobs = logprobs(&mut fields, "logprobs")?;
     let length = Length {
@@ -31,9 +33,13 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
     let prompt = match source {
-        Source::Prompt(prompt) => prompt::single(context.served, prompt, special.unwrap_or(true))?,
+        Source::Prompt(prompt) => {
+            variables.unused()?;
+            prompt::single(context.served, prompt, special.unwrap_or(true))?
+        }
         Source::Messages(messages) => {
-            prompt::chat(context.served, messages, special.unwrap_or(false))?
+            let special = special.unwrap_or(false);
+            conversation::prompt(context.served, messages, variables, special)?
         }
     };
     parameters.into_checked(context, target, vec![prompt], length)
@@ -52,6 +58,7 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
     let mut fields = Fields::parse(body)?;
     Model::take(context.served, &mut fields)?;
     let source = prompt::source(&mut fields)?;
+    let variables = Variables::take(&mut fields)?;
     let special = match (fields.flag("add_special")?, fields.flag("add_special_tokens")?) {
         (Some(one), Some(other)) if one != other => {
             let expected = format!("add_special ({one}), its other name");
@@ -62,15 +69,17 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
     fields.finish()?;
     let ids = match source {
         Source::Prompt(prompt) => {
+            variables.unused()?;
             let text = prompt
                 .as_str()
                 .ok_or_else(|| ApiError::value("prompt", show(&prompt), "a string"))?;
             // Unlike a prompt to be continued, the empty text is fine: it has no tokens.
-            let encoded = context.served.tokenizer.encode(text, special.unwrap_or(true));
+            let encoded = context.served.tokenizer.encode_prompt(text, special.unwrap_or(true));
             encoded.map_err(|error| prompt::not_encoded("prompt", error))?
         }
         Source::Messages(messages) => {
-            prompt::chat(context.served, messages, special.unwrap_or(false))?.ids
+            let special = special.unwrap_or(false);
+            conversation::prompt(context.served, messages, variables, special)?.ids
         }
     };
     Ok((ids, context.served.context()))

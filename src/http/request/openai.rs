@@ -1,9 +1,10 @@
 //! Requests of OpenAI's routes.
 
 use super::{
-    Checked, Context, Target,
+    Checked, Context, EchoedPrompt, Target,
+    conversation::{self, Variables},
     json::Fields,
-    prompt,
+    prompt::{self, Prompt},
     sampling::{Length, Parameters, logprobs, stream_options},
 };
 use crate::http::error::ApiError;
@@ -17,6 +18,7 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let target = Target::take(context, &mut fields)?;
     let messages =
         fields.take("messages").ok_or_else(|| fields.missing("messages", "a list of messages"))?;
+    let variables = Variables::take(&mut fields)?;
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
     let length = chat_length(context, &mut fields)?;
     let wanted = fields.flag("logprobs")?.unwrap_or(false);
@@ -29,7 +31,7 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let usage = stream_options(&mut fields)?;
     let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
-    let prompt = prompt::chat(context.served, messages, special)?;
+    let prompt = conversation::prompt(context.served, messages, variables, special)?;
     let checked = parameters.into_checked(context, target, vec![prompt], length)?;
     Ok(Checked { usage, ..checked })
 }
@@ -69,8 +71,13 @@ pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiErr
     fields.finish()?;
     let prompts = prompt::several(context.served, prompt, context.limits.max_n, special)?;
     let prompt_only = given == Some(0);
-    let texts: Vec<String> = match echo {
-        true => prompts.iter().map(|prompt| prompt.text(&context.served.tokenizer)).collect(),
+    let echoed = |prompt: &Prompt| {
+        let tokenizer = &context.served.tokenizer;
+        let offsets = logprobs.map(|_| prompt.offsets(tokenizer)).transpose()?.unwrap_or_default();
+        Ok(EchoedPrompt { text: prompt.text(tokenizer), offsets })
+    };
+    let echoes = match echo {
+        true => prompts.iter().map(echoed).collect::<Result<_, ApiError>>()?,
         false => Vec::new(),
     };
     let length = Length {
@@ -84,5 +91,5 @@ pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiErr
             request.prompt_logprobs = logprobs;
         }
     }
-    Ok(Checked { usage, echo: texts, prompt_only, ..checked })
+    Ok(Checked { usage, echo: echoes, prompt_only, ..checked })
 }
