@@ -4,7 +4,7 @@
 
 FOLDER holds templates (*.jinja) and tokenizer configurations (*.json with a chat_template); CASES
 is written, one JSON object a line. `LADLE_CHAT_CASES=CASES cargo test --release --test chat --
---ignored` compares ladle with it. Versions: see `requirements` in chat_templates.py's fixture.
+--ignored` compares ladle with it. Nothing of FOLDER is kept in the repository.
 """
 
 import datetime
