@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader, Read},
     time::{Duration, SystemTime},
 };
 
@@ -155,4 +156,62 @@ fn the_template_comes_from_either_file_of_a_model() {
     write("tokenizer_config.json", "{");
     let error = load().expect_err("not JSON");
     assert!(error.to_string().contains("tokenizer_config.json"), "{error}");
+}
+
+#[test]
+fn every_construct_means_what_it_means_in_transformers() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/chat_constructs.json.gz");
+    let mut text = String::new();
+    let compressed = fs::File::open(path).expect("the fixture");
+    flate2::read::GzDecoder::new(compressed).read_to_string(&mut text).expect("gzip");
+    let fixture: Value = serde_json::from_str(&text).expect("JSON");
+    let special: BTreeMap<String, String> =
+        serde_json::from_value(fixture["special"].clone()).expect("special tokens");
+    let conversation = Conversation {
+        messages: serde_json::from_value(fixture["messages"].clone()).expect("messages"),
+        add_generation_prompt: true,
+        ..Conversation::default()
+    };
+    let now = SystemTime::UNIX_EPOCH
+        + Duration::from_secs(fixture["now"].as_u64().expect("seconds since 1970"));
+    let cases = fixture["cases"].as_array().expect("cases");
+    assert!(cases.len() >= 6000, "the fixture lost cases: {}", cases.len());
+    let mut differing = Vec::new();
+    for case in cases {
+        let source = case[0].as_str().expect("a template");
+        let rendered = ChatTemplate::new(source, special.clone())
+            .and_then(|template| template.render_at(&conversation, now));
+        if rendered.as_deref().ok() != case[1].as_str() {
+            differing.push(format!("{source}\n  {rendered:?}\n  expected {}", case[1]));
+        }
+    }
+    assert!(differing.is_empty(), "{} differ:\n{}", differing.len(), differing.join("\n"));
+}
+
+#[test]
+#[ignore = "LADLE_CHAT_CASES names the cases that reference/chat_corpus.py wrote"]
+fn published_templates_render_as_transformers_renders_them() {
+    let path = std::env::var("LADLE_CHAT_CASES").expect("LADLE_CHAT_CASES");
+    let lines = BufReader::new(fs::File::open(path).expect("the cases")).lines();
+    let (mut agree, mut all) = (0, 0);
+    for line in lines {
+        let case: Value = serde_json::from_str(&line.expect("text")).expect("JSON");
+        let special = serde_json::from_value(case["special"].clone()).expect("special tokens");
+        let conversation = Conversation {
+            messages: serde_json::from_value(case["messages"].clone()).expect("messages"),
+            add_generation_prompt: case["add_generation_prompt"] == true,
+            variables: case["variables"].as_object().cloned().unwrap_or_default(),
+        };
+        let now =
+            SystemTime::UNIX_EPOCH + Duration::from_secs(case["now"].as_u64().expect("a time"));
+        let rendered = ChatTemplate::new(case["template"].as_str().expect("a template"), special)
+            .and_then(|template| template.render_at(&conversation, now));
+        all += 1;
+        match rendered.as_deref().ok() == case["text"].as_str() {
+            true => agree += 1,
+            false => println!("{} on {}: {rendered:?}", case["name"], case["case"]),
+        }
+    }
+    assert!(all > 0);
+    assert_eq!(agree, all);
 }

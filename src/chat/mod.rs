@@ -9,7 +9,7 @@ use std::{
     error::Error as _,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     time::SystemTime,
 };
 
@@ -17,6 +17,7 @@ use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context, value
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+pub use self::error::ChatError;
 use self::{
     limits::{Budget, Exceeded, MAX_INSTRUCTIONS},
     program::Program,
@@ -24,6 +25,7 @@ use self::{
 };
 
 mod date;
+mod error;
 mod limits;
 mod program;
 mod python;
@@ -114,45 +116,6 @@ pub fn is_reserved(name: &str) -> bool {
         || name.is_empty()
         || name.len() > 64
         || !name.chars().all(identifier)
-}
-
-/// A template that cannot be loaded or a conversation that it refuses.
-#[derive(Debug, thiserror::Error)]
-pub enum ChatError {
-    /// A file cannot be read.
-    #[error("{path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file is not what it should be.
-    #[error("{path}: {reason}")]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The template is not valid Jinja.
-    #[error("chat template: {0}")]
-    Syntax(String),
-    /// The template uses something that is not implemented.
-    #[error("chat template: {0} is not supported")]
-    Unsupported(String),
-    /// The template itself refuses the conversation (`raise_exception`).
-    #[error("the model's chat template refuses these messages: {0}")]
-    Refused(String),
-    /// The rendering takes too many instructions, works or writes too much.
-    #[error("the chat template exceeds its limit of {limit}")]
-    Limit {
-        /// What was exceeded, with its unit.
-        limit: String,
-    },
-    /// The template fails on these messages.
-    #[error("chat template: {0}")]
-    Render(String),
 }
 
 /// A compiled chat template.

@@ -14,7 +14,7 @@ use minijinja::{
 };
 use self_cell::self_cell;
 
-use super::{ChatError, python};
+use super::{error::ChatError, python};
 
 const NAME: &str = "chat template";
 /// Longest template in bytes; the longest published ones have about 20,000.

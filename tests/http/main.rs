@@ -14,6 +14,7 @@ mod preference;
 mod reproducible;
 mod sdk;
 mod server;
+mod text;
 
 #[path = "../support/prerequisite.rs"]
 mod prerequisite;

@@ -28,7 +28,7 @@ CHAT = (
     "{%- if enable_thinking is defined and not enable_thinking -%}no thinking{%- endif -%}"
     "{%- for message in messages -%}"
     "{%- if message.role == 'system' -%}{{ raise_exception('no system turns: ' ~ message.content) }}{%- endif -%}"
-    "{{ message.content }}"
+    "{{ message.name ~ ': ' if message.name }}{{ message.reasoning_content }}{{ message.content }}"
     "{%- endfor -%}"
 )
 

@@ -7,7 +7,10 @@ use minijinja::{
     value::{Object, ObjectRepr, ValueKind},
 };
 
-use super::{error, methods, operators, type_name, undefined};
+use super::{
+    methods,
+    values::{error, is_tuple, iterate, sequence, type_name, undefined},
+};
 use crate::chat::limits;
 
 /// Registers access under the names that compiled templates call.
@@ -97,9 +100,9 @@ fn slice(
             Ok(Value::from(sliced(&characters, bounds)?.into_iter().collect::<String>()))
         }
         ValueKind::Seq => {
-            let items = operators::iterate(value)?;
+            let items = iterate(value)?;
             limits::work(state, items.len() * size_of::<Value>())?;
-            Ok(operators::sequence(sliced(&items, bounds)?, value.is_tuple()))
+            Ok(sequence(sliced(&items, bounds)?, is_tuple(value)))
         }
         _ => Err(error(format!("'{}' object is not subscriptable", type_name(value)))),
     }

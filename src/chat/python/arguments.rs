@@ -5,7 +5,7 @@ use minijinja::{
     value::{Kwargs, ValueKind, from_args},
 };
 
-use super::{error, type_name};
+use super::values::{error, type_name};
 
 /// What a method or filter was called with.
 pub struct Arguments<'a> {
@@ -51,6 +51,11 @@ impl<'a> Arguments<'a> {
     pub fn required(&self, index: usize, name: &str) -> Result<Value, Error> {
         self.get(index, name)
             .ok_or_else(|| error(format!("{}() misses its argument {name}", self.function)))
+    }
+
+    /// The value that a filter is applied to.
+    pub fn value(&self) -> Result<Value, Error> {
+        self.required(0, "value")
     }
 
     /// A string, if given; None is taken for not given.

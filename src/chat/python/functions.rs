@@ -10,7 +10,10 @@ use minijinja::{
     value::{Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs},
 };
 
-use super::{Dict, error, operators, pairs, text};
+use super::{
+    text,
+    values::{Dict, error, iterate, pairs},
+};
 
 /// The source of an error that `raise_exception` made.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +116,8 @@ fn dict(from: Option<&Value>, more: Kwargs) -> Result<Value, Error> {
     match from {
         Some(from) if from.kind() == ValueKind::Map => out.extend(pairs(from)),
         Some(from) => {
-            for item in operators::iterate(from)? {
-                match operators::iterate(&item)?.as_slice() {
+            for item in iterate(from)? {
+                match iterate(&item)?.as_slice() {
                     [key, value] => _ = out.insert(key.clone(), value.clone()),
                     _ => return Err(error("dict() takes a mapping or pairs")),
                 }

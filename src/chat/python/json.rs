@@ -4,7 +4,11 @@ use std::fmt::Write;
 
 use minijinja::{Error, State, Value, value::ValueKind};
 
-use super::{arguments::Arguments, error, is_dict, operators, pairs, text, type_name};
+use super::{
+    arguments::Arguments,
+    operators, text,
+    values::{error, is_dict, iterate, pairs, type_name},
+};
 
 /// The options of `json.dumps`.
 struct Style {
@@ -34,7 +38,7 @@ pub fn to_json(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
         None => None,
         Some(separators) if separators.is_none() => None,
         Some(separators) => {
-            let pair = operators::iterate(&separators)?;
+            let pair = iterate(&separators)?;
             let both = pair.iter().filter_map(|item| item.as_str().map(str::to_owned));
             match both.collect::<Vec<_>>().as_slice() {
                 [between_items, after_key] if pair.len() == 2 => {

@@ -6,7 +6,9 @@ use minijinja::{
 };
 
 use super::{
-    arguments::Arguments, error, is_dict, operators, pairs, strings, type_name, undefined,
+    arguments::Arguments,
+    operators, strings,
+    values::{error, is_dict, is_tuple, iterate, pairs, type_name, undefined},
 };
 use crate::chat::limits;
 
@@ -23,7 +25,7 @@ const CHANGE_DICTS: &[&str] = &["clear", "pop", "popitem", "setdefault", "update
 pub fn exists(value: &Value, name: &str) -> bool {
     match value.kind() {
         ValueKind::String => strings::METHODS.contains(&name),
-        ValueKind::Seq if value.is_tuple() => OF_TUPLES.contains(&name),
+        ValueKind::Seq if is_tuple(value) => OF_TUPLES.contains(&name),
         ValueKind::Seq => OF_LISTS.contains(&name),
         ValueKind::Map if is_dict(value) => OF_DICTS.contains(&name),
         _ => false,
@@ -33,7 +35,7 @@ pub fn exists(value: &Value, name: &str) -> bool {
 /// Whether the method would change its value, which the sandbox forbids.
 pub fn is_mutating(value: &Value, name: &str) -> bool {
     match value.kind() {
-        ValueKind::Seq => !value.is_tuple() && CHANGE_LISTS.contains(&name),
+        ValueKind::Seq => !is_tuple(value) && CHANGE_LISTS.contains(&name),
         ValueKind::Map => is_dict(value) && CHANGE_DICTS.contains(&name),
         _ => false,
     }
@@ -67,7 +69,7 @@ pub fn call(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Res
 }
 
 fn of_sequence(value: &Value, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(value)?;
+    let items = iterate(value)?;
     if arguments.function() == "copy" {
         arguments.finish(0)?;
         return Ok(Value::from(items));

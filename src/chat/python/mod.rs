@@ -2,8 +2,7 @@
 //! and functions, as `transformers` gives them to chat templates (Jinja's
 //! `ImmutableSandboxedEnvironment`).
 
-use indexmap::IndexMap;
-use minijinja::{Environment, Error, ErrorKind, Value, value::ValueKind};
+use minijinja::Environment;
 
 mod access;
 mod arguments;
@@ -16,6 +15,7 @@ mod printf;
 mod strings;
 mod tests;
 mod text;
+mod values;
 
 pub use functions::{Raised, is_function};
 pub use text::print;
@@ -46,44 +46,4 @@ pub fn install(environment: &mut Environment<'static>) {
     filters::install(environment);
     tests::install(environment);
     functions::install(environment);
-}
-
-/// Mappings that templates build or are given.
-type Dict = IndexMap<Value, Value>;
-
-fn is_dict(value: &Value) -> bool {
-    value.downcast_object_ref::<Dict>().is_some() || value.is_kwargs()
-}
-
-/// The name of a value's type in Python.
-fn type_name(value: &Value) -> &'static str {
-    match value.kind() {
-        ValueKind::Undefined => "Undefined",
-        ValueKind::None => "NoneType",
-        ValueKind::Bool => "bool",
-        ValueKind::Number if value.is_integer() => "int",
-        ValueKind::Number => "float",
-        ValueKind::String => "str",
-        ValueKind::Bytes => "bytes",
-        ValueKind::Seq if value.is_tuple() => "tuple",
-        ValueKind::Seq => "list",
-        ValueKind::Iterable => "generator",
-        ValueKind::Map if is_dict(value) => "dict",
-        _ => "object",
-    }
-}
-
-fn error(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
-
-/// The error of every operation on an undefined value, except tests and printing.
-fn undefined() -> Error {
-    Error::new(ErrorKind::UndefinedError, "a value that is used here is undefined")
-}
-
-/// The key-value pairs of a mapping.
-fn pairs(value: &Value) -> Vec<(Value, Value)> {
-    let object = value.as_object();
-    object.and_then(|object| object.try_iter_pairs()).into_iter().flatten().collect()
 }

@@ -2,12 +2,14 @@
 
 use std::cmp::Ordering;
 
-use minijinja::{
-    Environment, Error, State, Value,
-    value::{Tuple, ValueKind},
-};
+use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
-use super::{error, is_dict, pairs, printf, text, type_name, undefined};
+use super::{
+    printf, text,
+    values::{
+        check_hashable, error, is_dict, is_tuple, iterate, pairs, sequence, type_name, undefined,
+    },
+};
 use crate::chat::limits;
 
 /// Longest string or list that `*` may make.
@@ -128,22 +130,17 @@ pub fn add(state: &mut State, a: &Value, b: &Value) -> Result<Value, Error> {
             };
             Ok(Value::from_safe_string(escaped(a, left) + &escaped(b, right)))
         }
-        (ValueKind::Seq, ValueKind::Seq) if a.is_tuple() == b.is_tuple() => {
+        (ValueKind::Seq, ValueKind::Seq) if is_tuple(a) == is_tuple(b) => {
             let mut items: Vec<Value> = a.try_iter()?.collect();
             items.extend(b.try_iter()?);
             limits::work(state, items.len() * size_of::<Value>())?;
-            Ok(sequence(items, a.is_tuple()))
+            Ok(sequence(items, is_tuple(a)))
         }
         (ValueKind::String, _) if !b.is_undefined() => {
             Err(error(format!("can only concatenate str (not \"{}\") to str", type_name(b))))
         }
         _ => arithmetic("+", a, b, i128::checked_add, |a, b| a + b),
     }
-}
-
-/// A list, or a tuple.
-pub fn sequence(items: Vec<Value>, tuple: bool) -> Value {
-    if tuple { Value::from(Tuple::from(items)) } else { Value::from(items) }
 }
 
 /// `a * b`: numbers, or a string or list times an integer.
@@ -168,7 +165,7 @@ fn multiply(state: &mut State, a: &Value, b: &Value) -> Result<Value, Error> {
             let items: Vec<Value> = repeated.try_iter()?.collect();
             allowed(items.len() * size_of::<Value>())?;
             let count = items.len() * times;
-            Ok(sequence(items.into_iter().cycle().take(count).collect(), repeated.is_tuple()))
+            Ok(sequence(items.into_iter().cycle().take(count).collect(), is_tuple(repeated)))
         }
         _ => Err(unsupported("*", a, b)),
     }
@@ -248,7 +245,7 @@ pub fn equal(a: &Value, b: &Value) -> bool {
         (ValueKind::Seq, ValueKind::Seq) => {
             let items = |value: &Value| value.try_iter().into_iter().flatten().collect::<Vec<_>>();
             let (left, right) = (items(a), items(b));
-            a.is_tuple() == b.is_tuple()
+            is_tuple(a) == is_tuple(b)
                 && left.len() == right.len()
                 && left.iter().zip(&right).all(|(a, b)| equal(a, b))
         }
@@ -273,7 +270,7 @@ pub fn order(operator: &str, a: &Value, b: &Value) -> Result<Ordering, Error> {
     }
     match (a.kind(), b.kind()) {
         (ValueKind::String, ValueKind::String) => Ok(a.as_str().cmp(&b.as_str())),
-        (ValueKind::Seq, ValueKind::Seq) if a.is_tuple() == b.is_tuple() => {
+        (ValueKind::Seq, ValueKind::Seq) if is_tuple(a) == is_tuple(b) => {
             let (left, right) = (iterate(a)?, iterate(b)?);
             match left.iter().zip(&right).find(|(a, b)| !equal(a, b)) {
                 Some((a, b)) => order(operator, a, b),
@@ -315,6 +312,7 @@ pub fn contains(state: &mut State, item: &Value, container: &Value) -> Result<bo
             }
         }
         ValueKind::Map if is_dict(container) => {
+            check_hashable(item)?;
             Ok(container.as_object().is_some_and(|map| map.get_value(item).is_some()))
         }
         ValueKind::Undefined => Ok(false),
@@ -324,19 +322,6 @@ pub fn contains(state: &mut State, item: &Value, container: &Value) -> Result<bo
             Ok(items.iter().any(|other| equal(item, other)))
         }
         _ => Err(error(format!("argument of type '{}' is not iterable", type_name(container)))),
-    }
-}
-
-/// The items that a loop over `value` sees: characters, list items, keys; nothing where it is
-/// undefined.
-pub fn iterate(value: &Value) -> Result<Vec<Value>, Error> {
-    match value.kind() {
-        ValueKind::String => {
-            Ok(value.as_str().unwrap_or_default().chars().map(Value::from).collect())
-        }
-        ValueKind::Undefined => Ok(Vec::new()),
-        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => Ok(value.try_iter()?.collect()),
-        _ => Err(error(format!("'{}' object is not iterable", type_name(value)))),
     }
 }
 

@@ -8,7 +8,10 @@ use minijinja::{
     value::ValueKind,
 };
 
-use super::{error, is_dict, operators, text, type_name};
+use super::{
+    text,
+    values::{error, is_dict, is_tuple, iterate, type_name},
+};
 use crate::chat::limits;
 
 /// Widest field, and most digits after the point.
@@ -16,8 +19,8 @@ const MAX_WIDTH: usize = 4096;
 
 /// Python's `format % values`: `values` are a tuple, a mapping for `%(name)s`, or a single value.
 pub fn format(state: &mut State, format: &str, values: &Value) -> Result<Value, Error> {
-    let positional = match values.is_tuple() {
-        true => operators::iterate(values)?,
+    let positional = match is_tuple(values) {
+        true => iterate(values)?,
         false => vec![values.clone()],
     };
     let mut values = Values { mapping: values, positional, next: 0 };
@@ -38,7 +41,7 @@ pub fn format(state: &mut State, format: &str, values: &Value) -> Result<Value, 
         limits::work(state, out.len())?;
     }
     // Lists and mappings may hold more than is asked for.
-    let exact = values.mapping.is_tuple()
+    let exact = is_tuple(values.mapping)
         || matches!(
             values.mapping.kind(),
             ValueKind::String | ValueKind::Number | ValueKind::Bool | ValueKind::None

@@ -6,7 +6,11 @@ use minijinja::{
     value::{Tuple, ValueKind},
 };
 
-use super::{arguments::Arguments, error, operators, text::is_printable, type_name};
+use super::{
+    arguments::Arguments,
+    text::is_printable,
+    values::{error, is_tuple, iterate, type_name},
+};
 
 /// The methods.
 pub const METHODS: &[&str] = &[
@@ -240,8 +244,8 @@ fn selected<'a>(text: &'a str, arguments: &Arguments) -> Result<Option<(&'a str,
 
 fn affixed(text: &str, arguments: &Arguments) -> Result<Value, Error> {
     let affixes = arguments.required(0, "prefix")?;
-    let affixes = match affixes.is_tuple() {
-        true => operators::iterate(&affixes)?,
+    let affixes = match is_tuple(&affixes) {
+        true => iterate(&affixes)?,
         false => vec![affixes],
     };
     let Some((text, _)) = selected(text, arguments)? else { return Ok(Value::from(false)) };
@@ -390,7 +394,7 @@ fn partition(text: &str, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 fn join(separator: &str, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&arguments.required(0, "iterable")?)?;
+    let items = iterate(&arguments.required(0, "iterable")?)?;
     arguments.finish(1)?;
     let mut out = String::new();
     for (index, item) in items.iter().enumerate() {

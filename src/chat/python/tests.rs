@@ -2,7 +2,10 @@
 
 use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
-use super::{access, is_dict, operators, text, type_name};
+use super::{
+    access, operators, text,
+    values::{is_dict, type_name},
+};
 
 /// Registers the tests of Jinja, and no others.
 pub fn install(environment: &mut Environment<'static>) {

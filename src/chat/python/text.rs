@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use minijinja::{Error, ErrorKind, Output, State, Value, value::ValueKind};
 
-use super::{is_dict, pairs};
+use super::values::{is_dict, is_tuple, pairs};
 use crate::chat::limits;
 
 /// Prints a value as Python's `str()` does.
@@ -45,7 +45,7 @@ fn write(value: &Value, out: &mut String) {
         }
         ValueKind::String => quote(value.as_str().unwrap_or_default(), out),
         ValueKind::Seq => {
-            let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
+            let (open, close) = if is_tuple(value) { ('(', ')') } else { ('[', ']') };
             out.push(open);
             let mut count = 0;
             for item in value.try_iter().into_iter().flatten() {
@@ -55,7 +55,7 @@ fn write(value: &Value, out: &mut String) {
                 write(&item, out);
                 count += 1;
             }
-            if count == 1 && value.is_tuple() {
+            if count == 1 && is_tuple(value) {
                 out.push(',');
             }
             out.push(close);

@@ -1,15 +1,15 @@
 //! Filters of lists and dicts.
 
-use std::sync::Arc;
-
 use minijinja::{
     Error, State, Value,
-    value::{Enumerator, Object, ObjectRepr, Tuple, ValueKind},
+    value::{Tuple, ValueKind},
 };
 
-use super::value;
 use crate::chat::python::{
-    access, arguments::Arguments, error, is_dict, operators, pairs, text, type_name, undefined,
+    access,
+    arguments::Arguments,
+    operators, text,
+    values::{Group, check_hashable, error, is_dict, iterate, pairs, type_name, undefined},
 };
 
 /// What Python's generators are: items that can be looped over once.
@@ -19,7 +19,7 @@ fn generator(items: Vec<Value>) -> Value {
 
 /// The items of a value that filters by item take: none of what counts as false.
 fn items_if_any(value: &Value) -> Result<Vec<Value>, Error> {
-    if value.is_true() { operators::iterate(value) } else { Ok(Vec::new()) }
+    if value.is_true() { iterate(value) } else { Ok(Vec::new()) }
 }
 
 fn optional(arguments: &Arguments, index: usize, name: &str) -> Option<Value> {
@@ -27,7 +27,7 @@ fn optional(arguments: &Arguments, index: usize, name: &str) -> Option<Value> {
 }
 
 pub fn dict_sort(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     let case_sensitive = arguments.flag(1, "case_sensitive");
     let by = arguments.text(2, "by")?.unwrap_or_else(|| "key".to_owned());
     let reverse = arguments.flag(3, "reverse");
@@ -83,7 +83,7 @@ fn sort_key(item: &Value, attribute: &Option<Value>, case_sensitive: bool) -> Re
 }
 
 pub fn sort(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let mut items = operators::iterate(&value(arguments)?)?;
+    let mut items = iterate(&arguments.value()?)?;
     let reverse = arguments.flag(1, "reverse");
     let case_sensitive = arguments.flag(2, "case_sensitive");
     let attribute = optional(arguments, 3, "attribute");
@@ -101,7 +101,7 @@ pub fn sort(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn extreme(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     let case_sensitive = arguments.flag(1, "case_sensitive");
     let attribute = optional(arguments, 2, "attribute");
     arguments.finish(3)?;
@@ -123,36 +123,36 @@ pub fn extreme(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn first(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     arguments.finish(1)?;
     Ok(items.into_iter().next().unwrap_or(Value::UNDEFINED))
 }
 
 pub fn last(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     arguments.finish(1)?;
     Ok(items.into_iter().next_back().unwrap_or(Value::UNDEFINED))
 }
 
 pub fn reverse(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     arguments.finish(1)?;
     if value.kind() == ValueKind::String {
         return Ok(Value::from(text::str(&value).chars().rev().collect::<String>()));
     }
-    let mut items = operators::iterate(&value)?;
+    let mut items = iterate(&value)?;
     items.reverse();
     Ok(generator(items))
 }
 
 pub fn list(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     arguments.finish(1)?;
     Ok(Value::from(items))
 }
 
 pub fn items(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     arguments.finish(1)?;
     if !value.is_undefined() && !is_dict(&value) {
         return Err(error("Can only get item pairs from a mapping."));
@@ -162,7 +162,7 @@ pub fn items(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn length(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     arguments.finish(1)?;
     match value.kind() {
         ValueKind::Undefined => Ok(Value::from(0)),
@@ -174,7 +174,7 @@ pub fn length(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn join(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     let separator = arguments.get(1, "d").map(|d| text::str(&d)).unwrap_or_default();
     let attribute = optional(arguments, 2, "attribute");
     arguments.finish(3)?;
@@ -187,7 +187,7 @@ pub fn join(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn sum(state: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     let attribute = optional(arguments, 1, "attribute");
     let start = arguments.get(2, "start").unwrap_or(Value::from(0));
     arguments.finish(3)?;
@@ -201,7 +201,7 @@ pub fn sum(state: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn map(state: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = items_if_any(&value(arguments)?)?;
+    let items = items_if_any(&arguments.value()?)?;
     let given = arguments.values().get(1..).unwrap_or_default();
     if let ([], Some(path)) = (given, arguments.get(1, "attribute")) {
         let default = arguments.get(2, "default");
@@ -230,7 +230,7 @@ pub fn map(state: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 pub fn choose(state: &mut State, arguments: &Arguments) -> Result<Value, Error> {
     let function = arguments.function();
     let wanted = function.starts_with("select");
-    let items = items_if_any(&value(arguments)?)?;
+    let items = items_if_any(&arguments.value()?)?;
     let mut given = arguments.values().get(1..).unwrap_or_default();
     let mut path = None;
     if function.ends_with("attr") {
@@ -259,13 +259,14 @@ pub fn choose(state: &mut State, arguments: &Arguments) -> Result<Value, Error> 
 }
 
 pub fn unique(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     let case_sensitive = arguments.flag(1, "case_sensitive");
     let attribute = optional(arguments, 2, "attribute");
     arguments.finish(3)?;
     let mut kept: Vec<(Value, Value)> = Vec::new();
     for item in items {
         let key = sort_key(&item, &attribute, case_sensitive)?;
+        check_hashable(&key)?;
         if !kept.iter().any(|(other, _)| operators::equal(other, &key)) {
             kept.push((key, item));
         }
@@ -275,7 +276,7 @@ pub fn unique(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 
 /// Lists of `linecount` items; the last one is filled up with `fill_with`.
 pub fn batch(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     let count = count(arguments, "linecount")?;
     let fill = optional(arguments, 2, "fill_with");
     arguments.finish(3)?;
@@ -288,7 +289,7 @@ pub fn batch(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 
 /// `slices` lists that hold all items in order; shorter ones are filled up with `fill_with`.
 pub fn slice(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let items = operators::iterate(&value(arguments)?)?;
+    let items = iterate(&arguments.value()?)?;
     let count = count(arguments, "slices")?;
     let fill = optional(arguments, 2, "fill_with");
     arguments.finish(3)?;
@@ -314,7 +315,7 @@ fn count(arguments: &Arguments, name: &str) -> Result<usize, Error> {
 
 /// The items with equal attributes: `for key, items in list | groupby("name")`.
 pub fn group_by(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let mut items = operators::iterate(&value(arguments)?)?;
+    let mut items = iterate(&arguments.value()?)?;
     let path = arguments.required(1, "attribute")?;
     let default = optional(arguments, 2, "default");
     let case_sensitive = arguments.flag(3, "case_sensitive");
@@ -326,38 +327,12 @@ pub fn group_by(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
     let key =
         |item: &Value| Ok(if case_sensitive { own(item)? } else { ignoring_case(&own(item)?) });
     order_by(&mut items, false, key)?;
-    let mut groups: Vec<Group> = Vec::new();
+    let mut groups: Vec<(Value, Group)> = Vec::new();
     for item in items {
         match groups.last_mut() {
-            Some(group) if operators::equal(&group.key, &key(&item)?) => group.items.push(item),
-            _ => groups.push(Group { key: key(&item)?, grouper: own(&item)?, items: vec![item] }),
+            Some((last, group)) if operators::equal(last, &key(&item)?) => group.list.push(item),
+            _ => groups.push((key(&item)?, Group { grouper: own(&item)?, list: vec![item] })),
         }
     }
-    Ok(groups.into_iter().map(Value::from_object).collect())
-}
-
-/// A pair that also has names.
-#[derive(Debug)]
-struct Group {
-    key: Value,
-    grouper: Value,
-    items: Vec<Value>,
-}
-
-impl Object for Group {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Seq
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match (key.as_usize(), key.as_str()) {
-            (Some(0), _) | (_, Some("grouper")) => Some(self.grouper.clone()),
-            (Some(1), _) | (_, Some("list")) => Some(Value::from(self.items.clone())),
-            _ => None,
-        }
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Seq(2)
-    }
+    Ok(groups.into_iter().map(|(_, group)| Value::from_object(group)).collect())
 }

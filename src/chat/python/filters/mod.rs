@@ -88,7 +88,3 @@ fn size(value: &Value) -> usize {
         None => value.len().unwrap_or(0) * size_of::<Value>(),
     }
 }
-
-fn value(arguments: &Arguments) -> Result<Value, Error> {
-    arguments.required(0, "value")
-}

@@ -5,13 +5,15 @@ use minijinja::{
     value::{Kwargs, Tuple, ValueKind},
 };
 
-use super::value;
 use crate::chat::python::{
-    access, arguments::Arguments, error, is_dict, printf, strings, text, type_name, undefined,
+    access,
+    arguments::Arguments,
+    printf, strings, text,
+    values::{error, is_dict, type_name, undefined},
 };
 
 pub fn attr(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let (value, name) = (value(arguments)?, arguments.required(1, "name")?);
+    let (value, name) = (arguments.value()?, arguments.required(1, "name")?);
     arguments.finish(2)?;
     match value.kind() {
         // Only attributes, not the items of a dict.
@@ -26,11 +28,11 @@ pub fn attr(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 pub fn center(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
     let width = arguments.integer(1, "width")?.unwrap_or(80);
     arguments.finish(2)?;
-    strings::padded(&text::str(&value(arguments)?), width, " ", "center")
+    strings::padded(&text::str(&arguments.value()?), width, " ", "center")
 }
 
 pub fn default(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     let other = arguments.get(1, "default_value").unwrap_or_else(|| Value::from(""));
     let lax = arguments.flag(2, "boolean");
     arguments.finish(3)?;
@@ -38,7 +40,7 @@ pub fn default(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn escape(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     arguments.finish(1)?;
     if value.is_safe() && arguments.function() != "forceescape" {
         return Ok(value);
@@ -47,19 +49,19 @@ pub fn escape(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn safe(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     arguments.finish(1)?;
     Ok(Value::from_safe_string(text::str(&value)))
 }
 
 pub fn string(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     arguments.finish(1)?;
     Ok(if value.kind() == ValueKind::String { value } else { Value::from(text::str(&value)) })
 }
 
 pub fn replace(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = text::str(&value(arguments)?);
+    let value = text::str(&arguments.value()?);
     let old = text::str(&arguments.required(1, "old")?);
     let new = text::str(&arguments.required(2, "new")?);
     let count = arguments.integer(3, "count")?.unwrap_or(-1);
@@ -68,7 +70,7 @@ pub fn replace(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn trim(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = text::str(&value(arguments)?);
+    let value = text::str(&arguments.value()?);
     let characters = arguments.text(1, "chars")?;
     arguments.finish(2)?;
     Ok(Value::from(strings::strip(&value, characters.as_deref(), true, true)))
@@ -76,7 +78,7 @@ pub fn trim(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 
 /// Words begin after spaces, hyphens and opening brackets; each gets a capital.
 pub fn title(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = text::str(&value(arguments)?);
+    let value = text::str(&arguments.value()?);
     arguments.finish(1)?;
     let is_border = |c: char| strings::is_space(c) || "-({[<".contains(c);
     let mut out = String::with_capacity(value.len());
@@ -114,7 +116,7 @@ pub fn indent(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn int(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     let default = arguments.get(1, "default").unwrap_or(Value::from(0));
     let base = arguments.integer(2, "base")?.unwrap_or(10);
     arguments.finish(3)?;
@@ -162,7 +164,7 @@ fn number(digits: &str) -> Option<f64> {
 }
 
 pub fn float(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     let default = arguments.get(1, "default").unwrap_or(Value::from(0.0));
     arguments.finish(2)?;
     let parsed = match value.kind() {
@@ -176,7 +178,7 @@ pub fn float(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn round(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     let precision = arguments.integer(1, "precision")?.unwrap_or(0);
     let method = arguments.text(2, "method")?.unwrap_or_else(|| "common".to_owned());
     arguments.finish(3)?;
@@ -197,7 +199,7 @@ pub fn round(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn format(state: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let format = value(arguments)?;
+    let format = arguments.value()?;
     let positional = arguments.values().get(1..).unwrap_or_default();
     let values = match positional {
         [] if arguments.named().args().next().is_some() => Value::from(arguments.named().clone()),
@@ -207,7 +209,7 @@ pub fn format(state: &mut State, arguments: &Arguments) -> Result<Value, Error> 
 }
 
 pub fn truncate(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = arguments.required_text(0, "s")?;
+    let value = arguments.required(0, "s")?;
     let size = |given: Option<i64>, default| usize::try_from(given.unwrap_or(default)).unwrap_or(0);
     let length = size(arguments.integer(1, "length")?, 255);
     let kill_words = arguments.flag(2, "killwords");
@@ -218,10 +220,20 @@ pub fn truncate(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
     if length < ending {
         return Err(error(format!("expected length >= {ending}, got {length}")));
     }
-    if value.chars().count() <= length.saturating_add(leeway) {
-        return Ok(Value::from(value));
+    let own = match value.as_str() {
+        Some(text) => text.chars().count(),
+        None if value.is_undefined() => 0,
+        None => value
+            .len()
+            .ok_or_else(|| error(format!("object of type '{}' has no len()", type_name(&value))))?,
+    };
+    if own <= length.saturating_add(leeway) {
+        return Ok(value);
     }
-    let cut: String = value.chars().take(length - ending).collect();
+    let Some(text) = value.as_str() else {
+        return Err(error(format!("{} cannot be cut", type_name(&value))));
+    };
+    let cut: String = text.chars().take(length - ending).collect();
     let kept = match cut.rsplit_once(' ') {
         Some((before, _)) if !kill_words => before,
         _ => cut.as_str(),
@@ -231,13 +243,13 @@ pub fn truncate(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 
 /// `capitalize`, `lower` and `upper`.
 pub fn in_case(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = text::str(&value(arguments)?);
+    let value = text::str(&arguments.value()?);
     arguments.finish(1)?;
     strings::call(&value, &Arguments::split(arguments.function(), &[])?)
 }
 
 pub fn abs(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = value(arguments)?;
+    let value = arguments.value()?;
     arguments.finish(1)?;
     match value.kind() {
         ValueKind::Bool => Ok(Value::from(i64::from(value.is_true()))),
@@ -248,7 +260,7 @@ pub fn abs(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
 }
 
 pub fn word_count(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
-    let value = text::str(&value(arguments)?);
+    let value = text::str(&arguments.value()?);
     arguments.finish(1)?;
     let words = value.split(|c: char| !c.is_alphanumeric() && c != '_');
     Ok(Value::from(words.filter(|word| !word.is_empty()).count()))
