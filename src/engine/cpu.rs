@@ -12,7 +12,7 @@ use crate::{
         Batch, Dtype, HostTensor, KernelError,
         cpu::{CpuKernels, KvPool, Tensor, default_threads},
     },
-    merge::{FusedBuilder, FusedCache, FusedOptions, SoupPlan, mixed_decoder},
+    merge::{FusedBuilder, FusedCache, FusedOptions, MergeError, SoupPlan, mixed_decoder},
     model::decoder::Decoder,
     simd::Isa,
     soup::Soup,
@@ -67,7 +67,7 @@ impl CpuBackend {
     /// Sets a soup up.
     pub fn open(soup: &Soup, options: &CpuOptions) -> Result<Self, OpenError> {
         let config = soup.config.clone();
-        let plan = SoupPlan::new(soup, &config)?;
+        let plan = SoupPlan::new(soup, &config).map_err(MergeError::from)?;
         // Quantised weights are not merged: every request runs mixed.
         let merge_mode = match (options.merge_mode, plan.quantised()) {
             (MergeMode::Auto, Some(_)) => MergeMode::Mixed,

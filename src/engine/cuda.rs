@@ -16,10 +16,11 @@ use crate::{
         cuda::{CudaKernels, Device, KvCache, Weight},
     },
     merge::{
-        Cache, SoupPlan,
+        Cache, MergeError, SoupPlan,
         device::{DeviceBuilder, Resident, compute_dtype, largest_staging},
         mixed_decoder_of,
         plan::DenseTerm,
+        slab::Layout,
     },
     model::{config::ModelConfig, decoder::Decoder},
     soup::Soup,
@@ -72,7 +73,7 @@ impl<D: Device> CudaBackend<D> {
     /// Sets a soup up on a device.
     pub fn open(soup: &Soup, device: Arc<D>, options: &CudaOptions) -> Result<Self, OpenError> {
         let config = soup.config.clone();
-        let plan = SoupPlan::new(soup, &config)?;
+        let plan = SoupPlan::new(soup, &config).map_err(MergeError::from)?;
         Self::with_plan(plan, config, soup.digest.clone(), device, options)
     }
 
@@ -181,8 +182,7 @@ fn demand(
         options.step_rows.saturating_mul(widths).saturating_add(logits).saturating_mul(6);
     let merges = options.merge_mode != MergeMode::Mixed;
     let mixes = options.merge_mode != MergeMode::Fused;
-    let model =
-        crate::merge::slab::Layout::new(plan, None).map_err(crate::merge::MergeError::from)?;
+    let model = Layout::new(plan, None).map_err(MergeError::from)?;
     Ok(Demand {
         sources: dense + if merges { factors } else { 0 } + if mixes { converted } else { 0 },
         factors,

@@ -3,20 +3,13 @@
 use super::{placement::NoFit, start::StartError};
 use crate::{
     kernels::{Dtype, KV_BLOCK, KernelError, cuda::DeviceError, host::shown},
-    merge::{MergeError, PlanError},
-    model::config::ConfigError,
+    merge::MergeError,
 };
 
 /// Why a soup cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The base's `config.json` describes no model that ladle can decode.
-    #[error("base: {0}")]
-    Config(#[from] ConfigError),
-    /// The weights do not make a model.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The cache of merged models, or the mixed decoder, cannot be set up.
+    /// The weights do not make a model, or its decoders cannot be set up.
     #[error(transparent)]
     Merge(#[from] MergeError),
     /// Key/value memory cannot be had.

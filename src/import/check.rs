@@ -6,7 +6,7 @@ use std::path::Path;
 use super::error::ImportError;
 use crate::{
     chat::ChatTemplate,
-    merge::{SoupPlan, mixed_decoder, plan::Ingredients},
+    merge::{MergeError, SoupPlan, mixed_decoder, plan::Ingredients},
     model::config::ModelConfig,
     soup::{Checkpoint, Soup},
     tokenizer::Tokenizer,
@@ -18,13 +18,13 @@ pub fn base(dir: &Path) -> Result<(), ImportError> {
     let config = checkpoint.check()?;
     texts(dir, &config)?;
     let alone = Ingredients { base: checkpoint.tensors(), sft: None, backbones: Vec::new() };
-    plan(alone, config)
+    Ok(plan(alone, config)?)
 }
 
 /// Checks a soup that was opened, and its base.
 pub fn soup(soup: &Soup) -> Result<(), ImportError> {
     texts(&soup.base_dir, &soup.config)?;
-    plan(soup.into(), soup.config.clone())
+    Ok(plan(soup.into(), soup.config.clone())?)
 }
 
 /// Tokenizer and chat template beside a model.
@@ -42,7 +42,7 @@ fn texts(dir: &Path, config: &ModelConfig) -> Result<(), ImportError> {
 }
 
 /// Every tensor of the model, and nothing left over.
-fn plan(ingredients: Ingredients<'_>, config: ModelConfig) -> Result<(), ImportError> {
+fn plan(ingredients: Ingredients<'_>, config: ModelConfig) -> Result<(), MergeError> {
     let plan = SoupPlan::new(ingredients, &config)?;
     mixed_decoder(&plan, config)?;
     Ok(())

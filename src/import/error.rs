@@ -4,12 +4,7 @@ use std::{io, path::PathBuf};
 
 use super::{gguf::GgufError, quantise::Quantise};
 use crate::{
-    chat::ChatError,
-    files::FileError,
-    kernels::Dtype,
-    merge::{MergeError, PlanError},
-    model::config::ConfigError,
-    soup::WeightError,
+    chat::ChatError, files::FileError, kernels::Dtype, merge::MergeError, soup::WeightError,
     tokenizer::TokenizerError,
 };
 
@@ -100,13 +95,7 @@ pub enum ImportError {
         /// Rows of the embedding.
         rows: usize,
     },
-    /// The configuration is not one that is served.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The tensors do not make the model of the configuration.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The tensors are not of a kind that is served.
+    /// The tensors do not make the model of the configuration, or are not of a kind that is served.
     #[error(transparent)]
     Merge(#[from] MergeError),
     /// The chat template is not right.

@@ -10,11 +10,7 @@ use serde_json::{Value, json};
 
 pub use adapter::export_adapter;
 
-use super::{
-    MergeError,
-    dense::Merger,
-    plan::{PlanError, SoupPlan},
-};
+use super::{MergeError, dense::Merger, plan::SoupPlan};
 use crate::{
     files::{FileError, Staging, write_json},
     kernels::Dtype,
@@ -28,12 +24,9 @@ use crate::{
 /// Why a merged model was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The merge failed.
+    /// The soup's weights do not add up to a model, or the merge failed.
     #[error(transparent)]
     Merge(#[from] MergeError),
-    /// The soup's weights do not add up to a model.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
     /// A file could not be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -60,7 +53,7 @@ pub fn export_model(
     dtype: Option<Dtype>,
     out: &Path,
 ) -> Result<(), ExportError> {
-    let merger = Merger::new(SoupPlan::new(soup, &soup.config)?, dtype)?;
+    let merger = Merger::new(SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?, dtype)?;
     let c = &ModelKey::of(c).coefficients();
     let staging = Staging::new(out)?;
     for name in COMPANIONS {

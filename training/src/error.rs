@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use ladle::{
+    merge::MergeError,
     preference::MixingError,
     soup::{SoupError, WeightError},
 };
@@ -37,6 +38,9 @@ pub enum RunError {
     /// An adapter.
     #[error(transparent)]
     Weights(#[from] WeightError),
+    /// An adapter does not fit the base.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// The soup.
     #[error(transparent)]
     Soup(#[from] SoupError),

@@ -27,13 +27,12 @@ use crate::{
     rewards::{RewardSet, registry, spec::RewardSpec},
     rl::{
         balance::{STD_FLOOR, Standardiser},
-        lora::HostFactor,
         rollout::{self, Request},
     },
     setup::{Base, Prompt},
     sft,
     trainer::{self, Start, Task, Trainer},
-    weights::{host_factors, merged},
+    weights::{Lora, merged},
 };
 
 type Result<T> = std::result::Result<T, RunError>;
@@ -150,7 +149,7 @@ impl Run {
     }
 
     /// The supervised adapter: trained, taken up, or read if it is finished.
-    pub fn sft(&self) -> Result<Option<BTreeMap<String, HostFactor>>> {
+    pub fn sft(&self) -> Result<Option<Lora>> {
         let Some(settings) = &self.config.sft else { return Ok(None) };
         let layout = self.layout();
         if !layout.finished("sft") {
@@ -166,11 +165,11 @@ impl Run {
             let policy = task.train()?;
             export::write_adapter(&policy, &layout.adapter("sft"), &self.config.base)?;
         }
-        Ok(Some(host_factors(&Adapter::open(&layout.adapter("sft"))?)))
+        Ok(Some(Adapter::open(&layout.adapter("sft"))?.modules))
     }
 
     /// The frozen scale of the rewards: fitted on the first responses of θ_sft, or read.
-    pub fn standardiser(&self, sft: Option<&BTreeMap<String, HostFactor>>) -> Result<Standardiser> {
+    pub fn standardiser(&self, sft: Option<&Lora>) -> Result<Standardiser> {
         let path = self.layout().standardiser();
         if path.is_file() {
             return Ok(read_toml(&path)?);
@@ -219,7 +218,7 @@ impl Run {
         let standardiser = self.standardiser(sft.as_ref())?;
         let frozen: BTreeMap<String, HostTensor> = match &sft {
             None => self.base.weights.clone(),
-            Some(adapter) => merged(&self.base.weights, adapter)?,
+            Some(adapter) => merged(&self.base.weights, adapter, &self.base.model)?,
         };
         let layout = self.layout();
         // A finished soup is left as it is: people put a front and their own settings there.

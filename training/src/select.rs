@@ -6,7 +6,7 @@ use ladle::{
     kernels::HostTensor,
     model::decoder::Decoder,
     preference::{Alpha, Coefficients, MixingMatrix, Preference, PreferenceError},
-    soup::Adapter,
+    soup::{Adapter, LoraModule},
 };
 
 use crate::{
@@ -20,14 +20,13 @@ use crate::{
     },
     rl::{
         balance::Standardiser,
-        lora::HostFactor,
         rollout::{self, Request, Sampler},
     },
     run::Run,
     setup::Prompt,
     share::share,
     trainer,
-    weights::host_factors,
+    weights::Lora,
 };
 
 /// Why nothing could be selected.
@@ -191,9 +190,9 @@ fn front(
     let chosen = draw::batch(run.config.seed, run.validation.len(), prompts, 0);
     let chosen: Vec<&Prompt> = chosen.into_iter().filter_map(|i| run.validation.get(i)).collect();
     let sft = run.sft()?;
-    let adapter = |name: &str| -> Result<BTreeMap<String, HostFactor>> {
+    let adapter = |name: &str| -> Result<Lora> {
         let directory = run.places.run.join("adapters").join(name);
-        Ok(host_factors(&Adapter::open(&directory).map_err(RunError::from)?))
+        Ok(Adapter::open(&directory).map_err(RunError::from)?.modules)
     };
     let backbones = run.config.objectives.iter().map(|o| adapter(&o.name));
     let backbones = backbones.collect::<Result<Vec<_>>>()?;
@@ -216,15 +215,15 @@ fn solve(mixing: &MixingMatrix, weights: &[f64], alpha: &Alpha) -> Result<Coeffi
 /// θ_sft + Σ cᵢ Δᵢ, nothing merged: each backbone's scale times its coefficient.
 fn soup(
     run: &Run,
-    sft: Option<&BTreeMap<String, HostFactor>>,
-    backbones: &[BTreeMap<String, HostFactor>],
+    sft: Option<&Lora>,
+    backbones: &[Lora],
     coefficients: &Coefficients,
 ) -> Result<Decoder<HostTensor>> {
-    let scaled: Vec<BTreeMap<String, HostFactor>> = backbones
+    let scaled: Vec<Lora> = backbones
         .iter()
         .zip(&coefficients.backbones)
         .map(|(backbone, c)| {
-            let scale = |f: &HostFactor| HostFactor { scale: f.scale * c, ..f.clone() };
+            let scale = |f: &LoraModule| LoraModule { scale: f.scale * c, ..f.clone() };
             backbone.iter().map(|(module, factor)| (module.clone(), scale(factor))).collect()
         })
         .collect();

@@ -23,7 +23,7 @@ use crate::{
     rl::{
         advantage::{TokenScore, gae, log_ratio, token_at, token_rewards, whiten},
         balance::{Balance, Standardiser, Update},
-        lora::{HostFactor, Policy},
+        lora::Policy,
         packing::{Sequence, micro_batches, pack},
         ppo::KlController,
         remax::remax_advantages,
@@ -32,6 +32,7 @@ use crate::{
         value_head::ValueHead,
     },
     setup::{Base, Prompt},
+    weights::Lora,
 };
 
 type Result<T> = std::result::Result<T, RunError>;
@@ -43,7 +44,7 @@ pub struct Start<'a> {
     /// Base and supervised adapter in one: what is frozen in the updates.
     pub frozen: &'a BTreeMap<String, HostTensor>,
     /// The supervised adapter, a low-rank term of rollouts.
-    pub sft: Option<&'a BTreeMap<String, HostFactor>>,
+    pub sft: Option<&'a Lora>,
 }
 
 /// What one backbone is trained with.
@@ -214,7 +215,7 @@ impl<'a> Trainer<'a> {
     /// Samples every prompt, and with ReMax answers it greedily once.
     fn respond(&mut self, prompts: &[&Prompt]) -> Result<(Vec<Rollout>, Vec<Rollout>)> {
         let Config { rollout, rl, .. } = self.task.config;
-        let factors = self.policy.host_factors()?;
+        let factors = self.policy.lora()?;
         let adapters: Vec<_> = self.task.start.sft.into_iter().chain([&factors]).collect();
         let base = self.task.start.base;
         let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
 use ladle::{
-    kernels::HostTensor,
+    kernels::{Dtype, HostTensor},
+    merge::{
+        MergeError, SoupPlan,
+        dense::merge_tensor,
+        plan::{Change, Ingredients},
+    },
     model::config::ModelConfig,
-    soup::{Adapter, Checkpoint},
+    soup::{Checkpoint, LoraModule},
 };
 
-use crate::rl::lora::HostFactor;
+/// Low-rank changes by module path, such as `model.layers.0.self_attn.q_proj`.
+pub type Lora = BTreeMap<String, LoraModule>;
 
 /// The tensors of a model's configuration, as stored, their shapes checked.
 pub fn tensors(
@@ -27,30 +32,20 @@ pub fn tensors(
     model.tensors().into_iter().map(checked).collect()
 }
 
-/// The low-rank terms of a PEFT adapter.
-pub fn host_factors(adapter: &Adapter) -> BTreeMap<String, HostFactor> {
-    let factor = |module: &ladle::soup::LoraModule| HostFactor {
-        down: module.down.clone(),
-        up: module.up.clone(),
-        scale: module.scale,
-    };
-    adapter.modules.iter().map(|(name, module)| (name.clone(), factor(module))).collect()
-}
-
-/// The weights with an adapter added, `W + s B A` in f32: θ_sft as the frozen network of training.
+/// θ_sft as the frozen network of training: `weights` (of `model`) with an adapter added, by the
+/// merge that serves. What the adapter changes becomes f32, the rest stays as stored.
 pub fn merged(
     weights: &BTreeMap<String, HostTensor>,
-    adapter: &BTreeMap<String, HostFactor>,
-) -> candle_core::Result<BTreeMap<String, HostTensor>> {
-    let tensor = |host: &HostTensor| Tensor::from_vec(host.to_f32(), host.shape(), &Device::Cpu);
+    adapter: &Lora,
+    model: &ModelConfig,
+) -> Result<BTreeMap<String, HostTensor>, MergeError> {
+    let sft = Change { modules: adapter, saved: &BTreeMap::new() };
+    let soup = Ingredients { base: weights, sft: Some(sft), backbones: Vec::new() };
     let mut merged = weights.clone();
-    for (module, factor) in adapter {
-        let Some(weight) = merged.get_mut(&format!("{module}.weight")) else { continue };
-        let delta = tensor(&factor.up)?.matmul(&tensor(&factor.down)?)?;
-        let sum = (tensor(weight)? + (delta * factor.scale)?)?;
-        let values = sum.flatten_all()?.to_vec1::<f32>()?;
-        *weight = HostTensor::from_f32(&values, weight.shape().to_vec())
-            .map_err(candle_core::Error::wrap)?;
+    for tensor in SoupPlan::new(soup, model)?.tensors() {
+        if !tensor.low_rank.is_empty() {
+            merged.insert(tensor.name.clone(), merge_tensor(tensor, &[], Dtype::F32)?);
+        }
     }
     Ok(merged)
 }

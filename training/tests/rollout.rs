@@ -43,7 +43,7 @@ fn requests() -> Vec<Request> {
 }
 
 fn sample(base: &Base, policy: &Policy, requests: &[Request], slots: usize) -> Vec<Rollout> {
-    let factors = policy.host_factors().unwrap();
+    let factors = policy.lora().unwrap();
     let decoder = decoder(&base.model, &base.weights, &[&factors]).unwrap();
     let mut sampler = Sampler::new(&base.model, 2, slots, 60).unwrap();
     let sampling = Sampling {

@@ -29,9 +29,9 @@ use crate::{
 
 /// Writes θ̂ − base of `c` as one PEFT adapter that is whole or absent: all of it in `dtype`, or each
 /// tensor in the storage type that its sources share (f32 where they differ). Coefficients are the
-/// served ones ([`ModelKey`]); terms whose coefficient is 0 are left out. Every module gets the same rank, zeros filling up, because not
-/// every loader reads rank patterns. What differs from the base in more than low-rank terms is
-/// merged and stored whole.
+/// served ones ([`ModelKey`]); terms whose coefficient is 0 are left out. Every module gets the same
+/// rank, zeros filling up, because not every loader reads rank patterns. What differs from the base
+/// in more than low-rank terms is merged and stored whole.
 pub fn export_adapter(
     soup: &Soup,
     c: &Coefficients,
@@ -42,8 +42,9 @@ pub fn export_adapter(
     if let Some(backbone) = full {
         return Err(ExportError::NotLowRank { backbone: backbone.name.clone() });
     }
-    let plan = SoupPlan::new(soup, &soup.config)?;
-    let values = plan.term_values(&ModelKey::of(c).coefficients())?;
+    let plan = SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?;
+    let c = ModelKey::of(c).coefficients();
+    let values = plan.term_values(&c).map_err(MergeError::from)?;
     let changes = Changes::of(soup, &plan, &values, dtype)?;
     let (rank, tensors) = changes.tensors(&plan, &values, dtype)?;
 

@@ -102,7 +102,7 @@ impl Reference {
 fn policy(run: &Run) -> Result<Policy, RunError> {
     let frozen = match run.sft()? {
         None => run.base.weights.clone(),
-        Some(adapter) => merged(&run.base.weights, &adapter)?,
+        Some(adapter) => merged(&run.base.weights, &adapter, &run.base.model)?,
     };
     let none = LoraConfig { rank: 1, targets: Vec::new(), ..LoraConfig::default() };
     Ok(Policy::new(&run.base.model, &frozen, &none, &Device::Cpu, 0)?)

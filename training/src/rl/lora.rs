@@ -18,6 +18,7 @@ use ladle::{
         linear::{Dense, LowRank, Parameter},
         names::{self, TARGETS},
     },
+    soup::LoraModule,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -27,6 +28,7 @@ use super::log_probs::{LogProbs, log_probs};
 use crate::{
     autograd::Differentiable,
     tape::{Dropout, Tape, Value},
+    weights::Lora,
 };
 
 /// Shape of the adapters.
@@ -109,17 +111,6 @@ pub struct Factor {
     pub down: Var,
     /// B, `[out, rank]`.
     pub up: Var,
-}
-
-/// A low-rank term on the host: `scale · up · down`, up `[out, r]`, down `[r, in]`.
-#[derive(Debug, Clone)]
-pub struct HostFactor {
-    /// A, `[r, in]`.
-    pub down: HostTensor,
-    /// B, `[out, r]`.
-    pub up: HostTensor,
-    /// alpha / r.
-    pub scale: f64,
 }
 
 /// A network whose low-rank factors learn. On the CPU it runs on a [`Tape`], elsewhere on candle's
@@ -322,8 +313,8 @@ impl Policy {
         Arc::new(self.factors.iter().map(|factor| factor.down.id()).zip(0..).collect())
     }
 
-    /// The current factors on the host, by module, copied.
-    pub fn host_factors(&self) -> Result<BTreeMap<String, HostFactor>> {
+    /// A copy of the current factors on the host, in f32.
+    pub fn lora(&self) -> Result<Lora> {
         let host = |var: &Var| -> Result<HostTensor> {
             let values = var.as_tensor().flatten_all()?.to_vec1::<f32>()?;
             let tensor = HostTensor::from_f32(&values, var.dims().to_vec());
@@ -332,7 +323,7 @@ impl Policy {
         let scale = self.config.alpha / self.config.rank as f64;
         let factors = self.factors.iter().map(|factor| {
             let (down, up) = (host(&factor.down)?, host(&factor.up)?);
-            Ok((factor.module.clone(), HostFactor { down, up, scale }))
+            Ok((factor.module.clone(), LoraModule { down, up, scale }))
         });
         factors.collect()
     }

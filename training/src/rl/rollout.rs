@@ -9,10 +9,11 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use ladle::{
     kernels::{
-        Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError, KvShape, Segment,
+        Batch, Dtype, HostTensor, KV_BLOCK, KernelError, KvShape, Segment,
         cpu::{CpuKernels, KvPool, panels},
         host::HostError,
     },
+    merge::low_rank::{LowRankTerm, stack, total_rank},
     model::{
         config::ModelConfig,
         decoder::Decoder,
@@ -22,7 +23,7 @@ use ladle::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::lora::HostFactor;
+use crate::weights::Lora;
 
 /// Why sampling stopped.
 #[derive(Debug, thiserror::Error)]
@@ -102,44 +103,23 @@ pub struct Sampling {
 pub fn decoder(
     model: &ModelConfig,
     weights: &BTreeMap<String, HostTensor>,
-    adapters: &[&BTreeMap<String, HostFactor>],
+    adapters: &[&Lora],
 ) -> Result<Decoder<HostTensor>> {
     Decoder::load(model.clone(), |name| {
         let weight = weights.get(name).cloned();
         let weight = weight.ok_or_else(|| RolloutError::Missing(name.to_owned()))?;
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let factors: Vec<_> = adapters.iter().filter_map(|adapter| adapter.get(module)).collect();
-        let low_rank = if factors.is_empty() { None } else { Some(stack(&factors)?) };
+        let loras = adapters.iter().filter_map(|adapter| adapter.get(module));
+        let terms: Vec<_> =
+            loras.map(|lora| LowRankTerm { lora: lora.clone(), term: None }).collect();
+        let low_rank = if terms.is_empty() {
+            None
+        } else {
+            let LowRank { down, up, scales } = stack(&terms, total_rank(&terms))?;
+            Some(LowRank { down, up: panels(&up)?, scales })
+        };
         Ok(Parameter { first: Dense { weight, term: None }, rest: Vec::new(), low_rank })
     })
-}
-
-/// Factors side by side along the rank: down `[Σ r, in]`, up `[out, Σ r]` in panels.
-fn stack(factors: &[&HostFactor]) -> Result<LowRank<HostTensor>> {
-    let ranks: Vec<usize> =
-        factors.iter().map(|f| f.down.shape().first().copied().unwrap_or(0)).collect();
-    let rank: usize = ranks.iter().sum();
-    let outer = factors.first().and_then(|f| f.up.shape().first().copied()).unwrap_or(0);
-    let inner = factors.first().and_then(|f| f.down.shape().get(1).copied()).unwrap_or(0);
-    let down: Vec<f32> = factors.iter().flat_map(|factor| factor.down.to_f32()).collect();
-    let ups: Vec<Vec<f32>> = factors.iter().map(|factor| factor.up.to_f32()).collect();
-    let mut up = Vec::with_capacity(outer * rank);
-    for row in 0..outer {
-        for (values, &rank) in ups.iter().zip(&ranks) {
-            up.extend(values.iter().skip(row * rank).take(rank));
-        }
-    }
-    let mut scales = Vec::with_capacity(factors.len());
-    let mut start = 0;
-    for (factor, rank) in factors.iter().zip(&ranks) {
-        let columns = start..start + rank;
-        start += rank;
-        scales.push(ColumnScale { columns, term: None, factor: factor.scale as f32 });
-    }
-    let (down_shape, up_shape) = (vec![rank, inner], vec![outer, rank]);
-    let (down, up) =
-        (HostTensor::from_f32(&down, down_shape)?, HostTensor::from_f32(&up, up_shape)?);
-    Ok(LowRank { down, up: panels(&up)?, scales })
 }
 
 /// Kernels and cache for rollouts of one model.
