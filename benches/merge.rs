@@ -25,9 +25,8 @@ use ladle::{
     preference::{Coefficients, ModelKey},
     simd::Isa,
     soup::{
-        LoraModule,
+        LoraModule, TensorSpec, WeightError,
         checkpoint::{Checkpoint, write_checkpoint},
-        weights::{TensorSpec, WeightError},
     },
 };
 use rayon::prelude::*;

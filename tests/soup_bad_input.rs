@@ -168,7 +168,7 @@ fn a_lying_header_is_refused_by_tensor() {
         (
             r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,8]}}"#,
             8,
-            &["tensor a", "more than 2^64"],
+            &["tensor a", "more than 2^61"],
         ),
         (
             r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#,

@@ -27,11 +27,9 @@ pub use source::{NAMED, NamedModel, Source};
 use crate::{
     files::{Staging, TEMPORARY, file_sha256, home, sha256},
     soup::{
-        BaseSource, Manifest, OpenOptions, Soup, SoupError,
+        BaseSource, Manifest, OpenOptions, Soup, SoupError, base_source,
         init::{Recipe, init},
-        local_base,
-        manifest::FILE,
-        read_manifest,
+        local_base, read_manifest,
     },
 };
 use convert::{convert, copy, requantise};
@@ -288,8 +286,7 @@ impl Store {
     /// Writes the soup of `recipe` as `dir` where it can be served; see [`init`]. Its base is found or
     /// imported first; a base's path is relative to the working directory.
     pub fn init(&self, dir: &Path, recipe: &Recipe) -> Result<Manifest, StoreError> {
-        let refuse = |error| SoupError::Manifest { path: dir.join(FILE), error };
-        let base = self.base(Path::new(""), &recipe.base.source().map_err(refuse)?)?;
+        let base = self.base(Path::new(""), &base_source(dir, &recipe.base)?)?;
         let options = OpenOptions { base: Some(base), verify_digests: true };
         init(dir, recipe, &options, |soup| Ok(check::soup(soup)?))
     }
@@ -298,7 +295,7 @@ impl Store {
     pub fn open(&self, dir: &Path, options: OpenOptions) -> Result<Soup, StoreError> {
         let base = match &options.base {
             Some(base) => base.clone(),
-            None => self.base(dir, &read_manifest(dir)?.1.base_source(dir)?)?,
+            None => self.base(dir, &base_source(dir, &read_manifest(dir)?.1.base)?)?,
         };
         Ok(Soup::open(dir, &OpenOptions { base: Some(base), ..options })?)
     }

@@ -11,8 +11,9 @@ use serde_json::Value;
 
 use super::{
     checkpoint::Checkpoint,
+    error::WeightError,
     peft::LoraConfig,
-    weights::{WeightError, WeightFile, same_values},
+    weights::{WeightFile, same_values},
 };
 use crate::{
     kernels::HostTensor,

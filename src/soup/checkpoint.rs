@@ -7,7 +7,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::weights::{TensorSpec, WeightError, WeightFile, same_values, write_safetensors};
+use super::{
+    error::WeightError,
+    header::TensorSpec,
+    weights::{WeightFile, same_values, write_safetensors},
+};
 use crate::{
     files::{FileError, read_json, write_json},
     kernels::HostTensor,

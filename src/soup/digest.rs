@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, path::Path};
 
 use rayon::prelude::*;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{Soup, SoupError, weights::WeightFile};
-use crate::files::{FileError, hex, same_digest, sha256};
+use super::{checkpoint::Checkpoint, error::SoupError, manifest::Manifest, weights::WeightFile};
+use crate::files::{hex, same_digest, sha256};
 
 /// The key of `file` in the manifest: its path relative to `root`, with `/`.
 pub fn key(root: &Path, file: &WeightFile) -> String {
@@ -24,54 +25,72 @@ pub fn of_files<'a>(
     files.into_par_iter().map(|file| (key(root, file), sha256(file.bytes()))).collect()
 }
 
-impl Soup {
-    /// The weight files inside the soup: the supervised adapter's and the backbones'.
-    fn own_files(&self) -> impl Iterator<Item = &WeightFile> {
-        let sft = self.sft.iter().map(|sft| sft.file());
-        sft.chain(self.backbones.iter().flat_map(|backbone| backbone.files()))
-    }
+/// What identifies a soup.
+pub(super) struct Parts<'a> {
+    /// `soup.toml`, parsed.
+    pub manifest: &'a Manifest,
+    /// `soup.toml` as it stands.
+    pub text: &'a str,
+    /// The soup's directory.
+    pub dir: &'a Path,
+    /// The weight files in it.
+    pub own: Vec<&'a WeightFile>,
+    /// The settings of its adapters.
+    pub settings: Vec<&'a Value>,
+    /// The base's directory.
+    pub base_dir: &'a Path,
+    /// The base.
+    pub base: &'a Checkpoint,
+}
 
-    /// Checks the manifest's digests (with `verify`, against the files' bytes) and returns the soup's.
-    pub(super) fn checked_digest(&self, manifest: &str, verify: bool) -> Result<String, SoupError> {
-        let own: Vec<_> = self.own_files().collect();
+impl Parts<'_> {
+    /// Holds the weight files against the manifest: every file of the soup is listed and nothing else
+    /// is; with `verify`, the digests are those of the files' bytes.
+    pub fn check(&self, verify: bool) -> Result<(), SoupError> {
         let base: Vec<_> = self.base.files().iter().collect();
         let listed = &self.manifest.sha256;
         let pinned = &self.manifest.base.sha256;
-        no_stray("sha256", &self.dir, &own, listed)?;
-        no_stray("base.sha256", &self.base_dir, &base, pinned)?;
-        if let Some(file) = own.iter().find(|file| !listed.contains_key(&key(&self.dir, file))) {
+        no_stray("sha256", self.dir, &self.own, listed)?;
+        no_stray("base.sha256", self.base_dir, &base, pinned)?;
+        let key_of = |file: &WeightFile| key(self.dir, file);
+        if let Some(file) = self.own.iter().find(|file| !listed.contains_key(&key_of(file))) {
             return Err(SoupError::Unlisted {
                 path: file.path.clone(),
-                key: format!("sha256.{:?}", key(&self.dir, file)),
+                key: format!("sha256.{:?}", key_of(file)),
                 got: sha256(file.bytes()),
             });
         }
-        if verify {
-            let files = own.iter().map(|file| (key(&self.dir, file), *file, listed));
-            let base = base.iter().map(|file| (key(&self.base_dir, file), *file, pinned));
-            files.chain(base).collect::<Vec<_>>().into_par_iter().try_for_each(
-                |(key, file, table)| match table.get(&key) {
-                    Some(expected) => same(file, expected),
-                    None => Ok(()),
-                },
-            )?;
+        if !verify {
+            return Ok(());
         }
+        let own = self.own.iter().map(|file| (*file, listed.get(&key_of(file))));
+        let base = base.iter().map(|file| (*file, pinned.get(&key(self.base_dir, file))));
+        let expected = |(file, digest): (_, Option<_>)| Some((file, digest?));
+        let files: Vec<(&WeightFile, &String)> = own.chain(base).filter_map(expected).collect();
+        let same = |file: &WeightFile, expected: &str| {
+            same_digest(&file.path, expected, sha256(file.bytes()))
+        };
+        Ok(files.into_par_iter().try_for_each(|(file, expected)| same(file, expected))?)
+    }
+
+    /// The soup's digest. A base that is not pinned by content is identified by its tensors' names,
+    /// types and places, and its size.
+    pub fn digest(&self) -> String {
         let mut hasher = Sha256::new();
         let mut part = |bytes: &[u8]| {
             // Length first: no two sequences of parts read the same.
             hasher.update((bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
         };
-        part(manifest.as_bytes());
-        for adapter in self.adapters() {
-            part(adapter.document().to_string().as_bytes());
+        part(self.text.as_bytes());
+        for settings in &self.settings {
+            part(settings.to_string().as_bytes());
         }
         part(self.base.config().to_string().as_bytes());
-        for file in base {
-            // A base that is not pinned by content is told by its tensors and its size.
-            let key = key(&self.base_dir, file);
+        for file in self.base.files() {
+            let key = key(self.base_dir, file);
             part(key.as_bytes());
-            match pinned.get(&key) {
+            match self.manifest.base.sha256.get(&key) {
                 Some(digest) => part(digest.as_bytes()),
                 None => {
                     part(file.header());
@@ -79,12 +98,8 @@ impl Soup {
                 }
             }
         }
-        Ok(hex(&hasher.finalize()))
+        hex(&hasher.finalize())
     }
-}
-
-fn same(file: &WeightFile, expected: &str) -> Result<(), FileError> {
-    same_digest(&file.path, expected, sha256(file.bytes()))
 }
 
 fn no_stray(

@@ -11,7 +11,10 @@ use nalgebra::DMatrix;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Adapter, Backbone, LoraModule, Soup};
+use super::{
+    adapter::{Adapter, LoraModule},
+    open::{Backbone, Soup},
+};
 use crate::{
     kernels::HostTensor,
     preference::{Alpha, Preference},

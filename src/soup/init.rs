@@ -7,12 +7,15 @@ use std::{
 };
 
 use super::{
-    Adapter, Checkpoint, OpenOptions, Soup, SoupError, adapter, base_dir, checkpoint, digest,
-    full_backbone,
+    adapter::{self, Adapter},
+    checkpoint::{self, Checkpoint},
+    digest,
+    error::SoupError,
     manifest::{
         self, BackboneEntry, BackboneKind, BaseEntry, Extrapolation, Manifest, ManifestError,
         Mixing, Objective, SftEntry,
     },
+    open::{OpenOptions, Soup, base_dir, full_backbone},
     weights::WeightFile,
 };
 use crate::files::{self, FileError, Staging};
@@ -59,7 +62,7 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
     }
     let base_dir = match &options.base {
         Some(base) => base.clone(),
-        None => base_dir(dir, &base.source().map_err(refuse)?)?,
+        None => base_dir(dir, &base)?,
     };
     let mut base_model = Checkpoint::open(&base_dir)?;
     let config = base_model.check()?;

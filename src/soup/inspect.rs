@@ -9,9 +9,12 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Adapter, Backbone, BackboneKind, Checkpoint, Soup, digest,
+    adapter::Adapter,
+    checkpoint::Checkpoint,
+    digest,
     geometry::Geometry,
-    manifest::{AlphaEntry, Mapping, Objective},
+    manifest::{AlphaEntry, BackboneKind, Mapping, Objective},
+    open::{Backbone, Soup},
     weights::WeightFile,
 };
 use crate::kernels::HostTensor;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 pub use keys::{KEYS, Key, Rule, page};
 
-use super::weights::WeightError;
+use super::error::WeightError;
 use crate::{
     files::read_json,
     model::names::{EMBEDDING, HEAD, module_of},

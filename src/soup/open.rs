@@ -1,0 +1,293 @@
+//! [`Soup::open`] reads all of a soup and holds every part against the base: whatever it returns can
+//! be merged.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::{
+    adapter::{self, Adapter},
+    checkpoint::Checkpoint,
+    digest::Parts,
+    error::{SoupError, WeightError},
+    manifest::{self, BackboneKind, BaseEntry, BaseSource, Manifest},
+    weights::{WeightFile, first_non_finite},
+};
+use crate::{
+    files::{FileError, read_bounded, read_json},
+    model::config::ModelConfig,
+    preference::MixingMatrix,
+};
+
+/// Largest manifest that is read, in bytes.
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+/// File name of the measured front inside a soup.
+pub const FRONT: &str = "front.json";
+
+/// How to open a soup.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Directory of the base, instead of the one that the manifest names; needed where the manifest
+    /// names an id or a GGUF file.
+    pub base: Option<PathBuf>,
+    /// Read every weight once: compare digests, refuse NaN and infinities.
+    pub verify_digests: bool,
+}
+
+/// One tuned model.
+pub enum Backbone {
+    /// θᵢ = θ_sft + adapter.
+    Adapter(Adapter),
+    /// θᵢ in full.
+    Full(Checkpoint),
+}
+
+impl Backbone {
+    /// Its weight files.
+    pub fn files(&self) -> &[WeightFile] {
+        match self {
+            Self::Adapter(adapter) => std::slice::from_ref(adapter.file()),
+            Self::Full(checkpoint) => checkpoint.files(),
+        }
+    }
+
+    fn untie(&mut self) {
+        match self {
+            Self::Adapter(adapter) => adapter.untie(),
+            Self::Full(checkpoint) => checkpoint.untie(),
+        }
+    }
+}
+
+/// An opened soup: everything present, mapped, and fitting the base.
+pub struct Soup {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// The checked manifest.
+    pub manifest: Manifest,
+    /// The base model.
+    pub base: Checkpoint,
+    /// What all models of the soup compute. Its head is tied where the base's is and no adapter
+    /// parts it from the embedding.
+    pub config: ModelConfig,
+    /// Where the base was found.
+    pub base_dir: PathBuf,
+    /// Adapter that makes θ_sft of the base.
+    pub sft: Option<Adapter>,
+    /// Backbones, in the order of the columns of B.
+    pub backbones: Vec<Backbone>,
+    /// The matrix that maps μ to λ.
+    pub mixing: MixingMatrix,
+    /// The measured front (`front.json`), where the soup has one.
+    pub front: Option<Value>,
+    /// SHA-256, in hexadecimal, over the manifest, the settings of the adapters and the digests of
+    /// all weights: what caches and answers identify the soup by.
+    pub digest: String,
+}
+
+impl Soup {
+    /// Opens and checks the soup in `dir`.
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, SoupError> {
+        let (text, manifest) = read_manifest(dir)?;
+        let refuse = |error| SoupError::Manifest { path: dir.join(manifest::FILE), error };
+        let mixing = manifest.mixing().map_err(refuse)?;
+        let base_dir = match &options.base {
+            Some(base) => base.clone(),
+            None => base_dir(dir, &manifest.base)?,
+        };
+        let mut base = Checkpoint::open(&base_dir)?;
+        let mut config = base.check()?;
+        let root = fs::canonicalize(dir).map_err(FileError::at(dir))?;
+        let adapter = |path: &Path, sft: Option<&Adapter>| {
+            Ok::<_, SoupError>(open_adapter(&root, path)?.fit(&base, sft, &config)?)
+        };
+        let sft = manifest.sft.as_ref().map(|sft| adapter(&root.join(&sft.path), None));
+        let mut sft = sft.transpose()?;
+        let mut backbones = manifest
+            .backbones
+            .iter()
+            .map(|entry| {
+                let path = root.join(&entry.path);
+                match entry.kind {
+                    BackboneKind::Adapter => adapter(&path, sft.as_ref()).map(Backbone::Adapter),
+                    BackboneKind::Full => {
+                        open_full(&root, &path, &base, &config).map(Backbone::Full)
+                    }
+                }
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let unties = |backbone: &Backbone| matches!(backbone, Backbone::Adapter(a) if a.unties());
+        if sft.as_ref().is_some_and(Adapter::unties) || backbones.iter().any(unties) {
+            config = config.untied();
+            base.untie();
+            sft.iter_mut().for_each(Adapter::untie);
+            backbones.iter_mut().for_each(Backbone::untie);
+        }
+        let front = root.join(FRONT);
+        let front = if front.is_file() { Some(read_json(&front)?) } else { None };
+        let mut soup = Self {
+            dir: root,
+            manifest,
+            base,
+            config,
+            base_dir,
+            sft,
+            backbones,
+            mixing,
+            front,
+            digest: String::new(),
+        };
+        if options.verify_digests {
+            soup.verify_finite()?;
+        }
+        soup.digest = soup.checked_digest(&text, options.verify_digests)?;
+        Ok(soup)
+    }
+
+    /// The soup's digest, after its files were held against those of the manifest.
+    fn checked_digest(&self, text: &str, verify: bool) -> Result<String, SoupError> {
+        let own = self.sft.iter().map(Adapter::file);
+        let parts = Parts {
+            manifest: &self.manifest,
+            text,
+            dir: &self.dir,
+            own: own.chain(self.backbones.iter().flat_map(Backbone::files)).collect(),
+            settings: self.adapters().map(Adapter::document).collect(),
+            base_dir: &self.base_dir,
+            base: &self.base,
+        };
+        parts.check(verify)?;
+        Ok(parts.digest())
+    }
+
+    /// All adapters: the supervised one first, then the backbones'.
+    pub fn adapters(&self) -> impl Iterator<Item = &Adapter> {
+        let backbones = self.backbones.iter().filter_map(|backbone| match backbone {
+            Backbone::Adapter(adapter) => Some(adapter),
+            Backbone::Full(_) => None,
+        });
+        self.sft.iter().chain(backbones)
+    }
+
+    fn verify_finite(&self) -> Result<(), SoupError> {
+        let adapters = self.adapters().flat_map(|adapter| {
+            adapter.tensors().map(|(name, tensor)| (adapter.file().path.clone(), name, tensor))
+        });
+        let full = self.backbones.iter().filter_map(|backbone| match backbone {
+            Backbone::Full(checkpoint) => Some(checkpoint),
+            Backbone::Adapter(_) => None,
+        });
+        let full = full.flat_map(|checkpoint| {
+            let named = checkpoint.tensors().iter();
+            named.map(|(name, tensor)| (checkpoint.file_of(name), name.clone(), tensor))
+        });
+        let tensors: Vec<_> = adapters.chain(full).collect();
+        tensors.into_par_iter().try_for_each(|(path, name, tensor)| {
+            match first_non_finite(tensor) {
+                None => Ok(()),
+                Some(position) => Err(SoupError::Weights(WeightError::Tensor {
+                    path,
+                    tensor: name,
+                    expected: "finite values".to_owned(),
+                    got: format!("NaN or infinity at element {position}"),
+                })),
+            }
+        })
+    }
+}
+
+/// Reads and checks the manifest of the soup in `dir`; returns its text as well.
+pub fn read_manifest(dir: &Path) -> Result<(String, Manifest), SoupError> {
+    let path = dir.join(manifest::FILE);
+    let text = String::from_utf8(read_bounded(&path, MAX_MANIFEST_BYTES)?)
+        .map_err(|error| FileError::at(&path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+    match Manifest::parse(&text) {
+        Ok(manifest) => Ok((text, manifest)),
+        Err(error) => Err(SoupError::Manifest { path, error }),
+    }
+}
+
+/// Where the base of the soup in `dir` is to be found.
+pub fn base_source(dir: &Path, base: &BaseEntry) -> Result<BaseSource, SoupError> {
+    let path = || dir.join(manifest::FILE);
+    base.source().map_err(|error| SoupError::Manifest { path: path(), error })
+}
+
+/// The directory of a base that needs no import.
+pub(super) fn base_dir(dir: &Path, base: &BaseEntry) -> Result<PathBuf, SoupError> {
+    let spec = match base_source(dir, base)? {
+        BaseSource::Path(path) => return local_base(dir, &path),
+        BaseSource::Id { id, .. } => id,
+        BaseSource::Gguf(path) => path.display().to_string(),
+    };
+    Err(SoupError::Unresolved { spec })
+}
+
+/// A base by its path relative to the soup in `dir`; refused where nothing is there.
+pub fn local_base(dir: &Path, path: &Path) -> Result<PathBuf, SoupError> {
+    let at = dir.join(path);
+    if at.exists() { Ok(at) } else { Err(SoupError::Base { at }) }
+}
+
+/// Refuses a file or directory that a link leads out of the soup.
+fn stay_inside(root: &Path, path: &Path) -> Result<(), SoupError> {
+    let target = fs::canonicalize(path).map_err(FileError::at(path))?;
+    if target.starts_with(root) {
+        return Ok(());
+    }
+    Err(SoupError::Outside { path: path.to_owned(), target, soup: root.to_owned() })
+}
+
+fn open_adapter(root: &Path, path: &Path) -> Result<Adapter, SoupError> {
+    stay_inside(root, path)?;
+    let adapter = Adapter::open(path)?;
+    stay_inside(root, &path.join(adapter::CONFIG))?;
+    stay_inside(root, &adapter.file().path)?;
+    Ok(adapter)
+}
+
+fn open_full(
+    root: &Path,
+    path: &Path,
+    base: &Checkpoint,
+    config: &ModelConfig,
+) -> Result<Checkpoint, SoupError> {
+    stay_inside(root, path)?;
+    let checkpoint = full_backbone(path, base, config)?;
+    stay_inside(root, &path.join("config.json"))?;
+    for file in checkpoint.files() {
+        stay_inside(root, &file.path)?;
+    }
+    Ok(checkpoint)
+}
+
+/// A checkpoint that computes what the base (of `config`) does, from other weights.
+pub(super) fn full_backbone(
+    path: &Path,
+    base: &Checkpoint,
+    config: &ModelConfig,
+) -> Result<Checkpoint, SoupError> {
+    let quantised = |checkpoint: &Checkpoint| {
+        let mut tensors = checkpoint.tensors().iter();
+        let (name, tensor) = tensors.find(|(_, tensor)| tensor.dtype().blocks().is_some())?;
+        Some((name.clone(), tensor.dtype()))
+    };
+    if let Some((tensor, dtype)) = quantised(base) {
+        return Err(SoupError::QuantisedBase { path: path.to_owned(), tensor, dtype });
+    }
+    let mut checkpoint = Checkpoint::open(path)?;
+    let mismatch = |path, what, expected, got| SoupError::Mismatch { path, what, expected, got };
+    if let Some((key, expected, got)) = config.difference(&checkpoint.model()?) {
+        return Err(mismatch(path.join("config.json"), key.to_owned(), expected, got));
+    }
+    checkpoint.check()?;
+    if let Some((name, dtype)) = quantised(&checkpoint) {
+        let (file, what) = (checkpoint.file_of(&name), format!("tensor {name}"));
+        return Err(mismatch(file, what, "f32, f16 or bf16".into(), dtype.to_string()));
+    }
+    Ok(checkpoint)
+}
