@@ -260,6 +260,11 @@ impl<B: Build> Cache<B> {
         self.core.clear()
     }
 
+    /// Lets no further build begin: those that are queued fail with [`MergeError::Closed`].
+    pub fn close(&self) {
+        self.core.closing.store(true, Ordering::Release);
+    }
+
     /// Most models at a time.
     pub fn capacity(&self) -> usize {
         self.core.capacity
@@ -280,7 +285,7 @@ impl<B: Build> Cache<B> {
 
 impl<B: Build> Drop for Cache<B> {
     fn drop(&mut self) {
-        self.core.closing.store(true, Ordering::Release);
+        self.close();
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             // Panics of builds are caught; a panic of the event hook has been reported.

@@ -37,17 +37,14 @@ impl Answer {
     }
 }
 
-/// Takes the rest of an answer.
-pub fn finish(mut answer: Answer, mut generation: Generation) -> Answer {
+/// Takes a whole answer.
+pub fn collect(mut generation: Generation) -> Answer {
+    let mut answer = Answer::default();
     while let Some(event) = generation.blocking_next() {
         answer.take(event);
     }
     assert!(answer.finished.is_some() != answer.failed.is_some(), "no end: {answer:?}");
     answer
-}
-
-pub fn collect(generation: Generation) -> Answer {
-    finish(Answer::default(), generation)
 }
 
 pub fn run(engine: &EngineHandle, request: GenerateRequest) -> Answer {

@@ -5,10 +5,9 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use ladle::{
@@ -43,10 +42,39 @@ struct Slot {
     fused: bool,
 }
 
+/// Where passes or merges wait while a test holds them.
+#[derive(Default)]
+pub struct Gate {
+    /// How many may still go through; none: all.
+    left: Mutex<Option<usize>>,
+    moved: Condvar,
+}
+
+impl Gate {
+    /// Lets `n` more through, the next only after [`Self::open`].
+    pub fn hold_after(&self, n: usize) {
+        *self.left.lock().unwrap() = Some(n);
+        self.moved.notify_all();
+    }
+
+    pub fn open(&self) {
+        *self.left.lock().unwrap() = None;
+        self.moved.notify_all();
+    }
+
+    fn pass(&self) {
+        let left = self.left.lock().unwrap();
+        let mut left = self.moved.wait_while(left, |left| *left == Some(0)).unwrap();
+        if let Some(left) = &mut *left {
+            *left -= 1;
+        }
+    }
+}
+
 /// Settings and counters of a [`HashSoup`], shared with its test.
 pub struct Controls {
-    pub step: Duration,
-    pub merge: Duration,
+    pub passes: Gate,
+    pub merging: Gate,
     pub merged_models: usize,
     pub mixes: bool,
     pub blocks: usize,
@@ -54,7 +82,10 @@ pub struct Controls {
     pub footprint: Footprint,
     /// Merges fail.
     pub broken_merges: AtomicBool,
+    /// Merges that began.
     pub merges: AtomicUsize,
+    /// Merges that ended.
+    pub merged: AtomicUsize,
     pub most_alive: AtomicUsize,
     pub resets: AtomicUsize,
     pub forwards: AtomicUsize,
@@ -65,8 +96,8 @@ pub struct Controls {
 impl Default for Controls {
     fn default() -> Self {
         Self {
-            step: Duration::ZERO,
-            merge: Duration::from_millis(2),
+            passes: Gate::default(),
+            merging: Gate::default(),
             merged_models: 4,
             mixes: true,
             blocks: 400,
@@ -80,6 +111,7 @@ impl Default for Controls {
             },
             broken_merges: AtomicBool::new(false),
             merges: AtomicUsize::new(0),
+            merged: AtomicUsize::new(0),
             most_alive: AtomicUsize::new(0),
             resets: AtomicUsize::new(0),
             forwards: AtomicUsize::new(0),
@@ -245,12 +277,13 @@ impl Backend for HashSoup {
         let (shared, controls) = (self.cache.clone(), self.controls.clone());
         let wake = self.wake.clone();
         std::thread::spawn(move || {
-            std::thread::sleep(controls.merge);
+            controls.merging.pass();
             let failed = controls.broken_merges.load(Ordering::Relaxed);
             if let Some(entry) = shared.lock().unwrap().get_mut(&model) {
                 entry.state =
                     if failed { State::Failed } else { State::Built(Arc::new(Merged { model })) };
             }
+            controls.merged.fetch_add(1, Ordering::Relaxed);
             wake();
         });
         Fetch::Building(ticket)
@@ -273,7 +306,7 @@ impl Backend for HashSoup {
         merged: Option<&Arc<Merged>>,
         batch: &Batch,
     ) -> Result<Vec<f32>, KernelError> {
-        std::thread::sleep(self.controls.step);
+        self.controls.passes.pass();
         self.controls.forwards.fetch_add(1, Ordering::Relaxed);
         assert_eq!(merged.is_none(), batch.coefficients.is_some());
         let mut out = Vec::new();
