@@ -1,29 +1,19 @@
 //! Dynamic reward balancing: Algorithm 1 as transcribed in `tests/reference/training_losses.py`, and
 //! what holds for every run.
 
+mod support;
+
 use ladle::preference::mixing::condition_number;
 use ladle_training::rl::balance::{
     Balance, BalanceConfig, BalanceError, Normalisation, Standardiser, Strategy, keep_dominance,
 };
 use proptest::prelude::*;
-use serde_json::Value;
 
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-#[track_caller]
-fn close(got: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len());
-    for (g, e) in got.iter().zip(expected) {
-        assert!((g - e).abs() <= tolerance, "got {got:?}, expected {expected:?}");
-    }
-}
+use support::{close, numbers, reference};
 
 #[test]
 fn every_step_equals_the_transcription_of_algorithm_1() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/training/losses.json");
-    let reference: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let reference = reference("losses.json");
     let mut mended = 0;
     for case in reference["drbo"].as_array().unwrap() {
         let config = BalanceConfig {

@@ -1,5 +1,7 @@
 //! What an evaluation derives from rewards, against numpy (`tests/reference/training_evaluation.py`).
 
+mod support;
+
 use ladle::preference::{Alpha, LambdaRule, MixingMatrix, Preference, solve::nearest_on_simplex};
 use ladle_training::measure::{
     aggregate::aggregate,
@@ -14,31 +16,12 @@ use ladle_training::measure::{
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-fn reference() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/training/evaluation.json");
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn row(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-fn rows(value: &Value) -> Vec<Vec<f64>> {
-    value.as_array().unwrap().iter().map(row).collect()
-}
-
-#[track_caller]
-fn close(got: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len());
-    for (g, e) in got.iter().zip(expected) {
-        assert!((g - e).abs() <= tolerance, "got {got:?}, expected {expected:?}");
-    }
-}
+use support::{close, numbers, reference, rows};
 
 #[test]
 fn clamped_lambda_is_the_nearest_point_of_the_simplex() {
-    for case in reference()["simplex"].as_array().unwrap() {
-        close(&nearest_on_simplex(&row(&case["v"])), &row(&case["nearest"]), 1e-12);
+    for case in reference("evaluation.json")["simplex"].as_array().unwrap() {
+        close(&nearest_on_simplex(&numbers(&case["v"])), &numbers(&case["nearest"]), 1e-12);
     }
     // B⁻¹e₁ = (2, −.5, −.5): the corner is its backbone alone; inside, nothing changes.
     let matrix = MixingMatrix::circulant(3, 0.6).unwrap();
@@ -58,7 +41,7 @@ fn clamped_lambda_is_the_nearest_point_of_the_simplex() {
 
 #[test]
 fn rewards_that_are_linear_in_lambda_are_told_from_those_that_are_not() {
-    for case in reference()["r_squared"].as_array().unwrap() {
+    for case in reference("evaluation.json")["r_squared"].as_array().unwrap() {
         let found = r_squared(&rows(&case["inputs"]), &rows(&case["outcomes"])).unwrap();
         close(&[found], &[case["r_squared"].as_f64().unwrap()], 1e-9);
     }
@@ -67,8 +50,8 @@ fn rewards_that_are_linear_in_lambda_are_told_from_those_that_are_not() {
 
 #[test]
 fn a_grid_has_a_ceiling_of_controllability_that_rewards_without_ties_reach() {
-    for case in reference()["ceilings"].as_array().unwrap() {
-        let case = row(case);
+    for case in reference("evaluation.json")["ceilings"].as_array().unwrap() {
+        let case = numbers(case);
         let preferences = grid(case[0] as usize, case[1] as usize);
         close(&[controllability_ceiling(&preferences)], &case[2..], 1e-12);
         // Rewards that grow with their weight and never tie.
@@ -82,19 +65,20 @@ fn a_grid_has_a_ceiling_of_controllability_that_rewards_without_ties_reach() {
 
 #[test]
 fn resampled_means_and_intervals_are_those_of_numpy() {
-    let case = &reference()["bootstrap"];
+    let case = &reference("evaluation.json")["bootstrap"];
     let differences = rows(&case["differences"]);
-    let indices = |value: &Value| row(value).into_iter().map(|x| x as usize).collect::<Vec<_>>();
+    let indices =
+        |value: &Value| numbers(value).into_iter().map(|x| x as usize).collect::<Vec<_>>();
     let draws = case["rows"].as_array().unwrap().iter().zip(case["columns"].as_array().unwrap());
     let mut means: Vec<f64> =
         draws.map(|(r, c)| resampled(&differences, &indices(r), &indices(c))).collect();
-    close(&means, &row(&case["means"]), 1e-12);
+    close(&means, &numbers(&case["means"]), 1e-12);
     means.sort_by(f64::total_cmp);
     let found = [0.025, 0.5, 0.975].map(|q| percentile(&means, q).unwrap());
-    close(&found, &row(&case["percentiles"]), 1e-12);
+    close(&found, &numbers(&case["percentiles"]), 1e-12);
     // Other draws: as far apart as 10,000 draws of such means are.
     let interval = crossed(&differences, 10_000, 1).unwrap();
-    close(&[interval.low, interval.high], &row(&case["interval"]), 0.03);
+    close(&[interval.low, interval.high], &numbers(&case["interval"]), 0.03);
     assert_eq!(crossed(&differences, 100, 1), crossed(&differences, 100, 1));
     assert_eq!(crossed(&[vec![1.0], vec![1.0, 2.0]], 10, 1), None);
 }

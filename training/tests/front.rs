@@ -1,6 +1,8 @@
 //! Front metrics against committed vectors (moocore), pymoo (`tests/reference/training_front.py`),
 //! hand cases and brute force.
 
+mod support;
+
 use ladle_training::measure::{
     criterion::{Candidate, best_at_corner, by_hypervolume, by_testing_reward},
     front::{
@@ -9,20 +11,8 @@ use ladle_training::measure::{
     },
 };
 use proptest::prelude::*;
-use serde_json::Value;
 
-fn fixture(name: &str) -> Value {
-    let path = format!("{}/../tests/fixtures/training/{name}", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn row(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-fn rows(value: &Value) -> Vec<Vec<f64>> {
-    value.as_array().unwrap().iter().map(row).collect()
-}
+use support::{numbers, reference, rows};
 
 #[track_caller]
 fn close(got: f64, expected: f64) {
@@ -31,12 +21,13 @@ fn close(got: f64, expected: f64) {
 
 #[test]
 fn metrics_equal_the_committed_vectors() {
-    for case in fixture("front_metrics.json").as_array().unwrap() {
+    for case in reference("front_metrics.json").as_array().unwrap() {
         let points = rows(&case["points_max"]);
-        let volume = hypervolume(&points, &row(&case["ref_max"])).unwrap();
+        let volume = hypervolume(&points, &numbers(&case["ref_max"])).unwrap();
         close(volume, case["hypervolume"].as_f64().unwrap());
         let best = non_dominated(&points).unwrap();
-        let expected: Vec<usize> = row(&case["nondominated"]).iter().map(|i| *i as usize).collect();
+        let expected: Vec<usize> =
+            numbers(&case["nondominated"]).iter().map(|i| *i as usize).collect();
         assert_eq!(best, expected);
         let front: Vec<Vec<f64>> = best.iter().map(|&i| points[i].clone()).collect();
         close(sorted_sparsity(&front).unwrap(), case["sparsity_front"].as_f64().unwrap());
@@ -46,8 +37,8 @@ fn metrics_equal_the_committed_vectors() {
 
 #[test]
 fn hypervolume_equals_pymoo_in_two_to_six_dimensions() {
-    for case in fixture("front.json")["cases"].as_array().unwrap() {
-        let volume = hypervolume(&rows(&case["points"]), &row(&case["reference"])).unwrap();
+    for case in reference("front.json")["cases"].as_array().unwrap() {
+        let volume = hypervolume(&rows(&case["points"]), &numbers(&case["reference"])).unwrap();
         close(volume, case["hypervolume"].as_f64().unwrap());
     }
 }

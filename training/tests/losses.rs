@@ -1,6 +1,8 @@
 //! Losses, gradients and advantages against PyTorch (`tests/reference/training_losses.py`), by hand,
 //! and by their invariances.
 
+mod support;
+
 use candle_core::{Device, Tensor, Var};
 use ladle_training::rl::{
     advantage::{
@@ -11,18 +13,7 @@ use ladle_training::rl::{
 };
 use serde_json::Value;
 
-fn reference() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/training/losses.json");
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-/// All numbers of a JSON value of any nesting, row-major.
-fn numbers(value: &Value) -> Vec<f64> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(numbers).collect(),
-        other => vec![other.as_f64().unwrap()],
-    }
-}
+use support::{numbers, reference};
 
 fn f32s(value: &Value) -> Vec<f32> {
     numbers(value).into_iter().map(|x| x as f32).collect()
@@ -56,7 +47,7 @@ fn wide(x: &[f32]) -> Vec<f64> {
 
 #[test]
 fn losses_and_gradients_equal_pytorch() {
-    for case in reference()["losses"].as_array().unwrap() {
+    for case in reference("losses.json")["losses"].as_array().unwrap() {
         let shape = numbers(&case["shape"]);
         let shape = (shape[0] as usize, shape[1] as usize);
         let t = |name: &str| tensor(&case[name], shape);
@@ -87,7 +78,7 @@ fn losses_and_gradients_equal_pytorch() {
 
 #[test]
 fn rewards_gae_and_whitening_equal_trl() {
-    for case in reference()["advantages"].as_array().unwrap() {
+    for case in reference("losses.json")["advantages"].as_array().unwrap() {
         let (gamma, lambda) = (case["gamma"].as_f64().unwrap(), case["lambda"].as_f64().unwrap());
         let coefficient = case["kl_coefficient"].as_f64().unwrap();
         let mut batch = Vec::new();
@@ -212,7 +203,7 @@ fn padding_and_batch_order_change_no_loss_and_no_gradient() {
 
 #[test]
 fn micro_batches_over_the_same_divisor_add_up_to_the_whole() {
-    let case = &reference()["losses"][1];
+    let case = &reference("losses.json")["losses"][1];
     let shape = (3, 5);
     let whole = var(&case["log_probs"], shape);
     let t = |name: &str| tensor(&case[name], shape);

@@ -1,6 +1,8 @@
 //! Rewards against their reference implementations (`tests/reference/training_rewards.py`) and by
 //! the behaviour that a run relies on.
 
+mod support;
+
 use ladle_training::rewards::{
     Range, Reward, RewardError, RewardSet, Sample, SpanScore,
     citation::{CitationScore, judge, words_entail},
@@ -15,25 +17,11 @@ use ladle_training::rewards::{
     words::syllables,
 };
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/training")
-}
-
-fn reference() -> Value {
-    serde_json::from_slice(&std::fs::read(fixtures().join("rewards.json")).unwrap()).unwrap()
-}
+use support::{numbers, path, reference};
 
 fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string()).collect()
-}
-
-fn numbers(value: &Value) -> Vec<f64> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(numbers).collect(),
-        other => vec![other.as_f64().unwrap()],
-    }
 }
 
 #[track_caller]
@@ -56,14 +44,14 @@ fn score(toml: &str, sample: &Sample) -> f64 {
 
 #[test]
 fn stems_equal_nltk() {
-    for (word, stem) in reference()["stems"].as_object().unwrap() {
+    for (word, stem) in reference("rewards.json")["stems"].as_object().unwrap() {
         assert_eq!(porter::stem(word), stem.as_str().unwrap(), "{word}");
     }
 }
 
 #[test]
 fn tokens_equal_sacrebleu() {
-    for case in reference()["tokens_13a"].as_array().unwrap() {
+    for case in reference("rewards.json")["tokens_13a"].as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
         assert_eq!(tokens_13a(text.trim_end()), strings(&case["tokens"]), "{text}");
     }
@@ -71,7 +59,7 @@ fn tokens_equal_sacrebleu() {
 
 #[test]
 fn rouge_and_bleu_equal_their_references() {
-    for case in reference()["overlap"].as_array().unwrap() {
+    for case in reference("rewards.json")["overlap"].as_array().unwrap() {
         let candidate = case["candidate"].as_str().unwrap();
         let references = strings(&case["references"]);
         let first = &references[0];
@@ -84,7 +72,7 @@ fn rouge_and_bleu_equal_their_references() {
 
 #[test]
 fn ndcg_equals_scikit_learn_with_both_gains_and_partial_rankings() {
-    for case in reference()["ranking"].as_array().unwrap() {
+    for case in reference("rewards.json")["ranking"].as_array().unwrap() {
         let ranking: Vec<usize> = numbers(&case["ranking"]).iter().map(|x| *x as usize).collect();
         let grades = numbers(&case["grades"]);
         close(ndcg(&ranking, &grades, Gain::Linear), &case["linear"], 1e-9, "linear");
@@ -102,7 +90,7 @@ fn repeating_the_best_item_gains_nothing() {
 
 #[test]
 fn micro_f1_equals_scikit_learn() {
-    let labels = &reference()["labels"];
+    let labels = &reference("rewards.json")["labels"];
     let rows = labels["truth"].as_array().unwrap().iter().zip(labels["given"].as_array().unwrap());
     let each: Vec<Confusion> = rows.map(|(t, g)| Confusion::of(&strings(g), &strings(t))).collect();
     let total = each.iter().fold(Confusion::default(), |a, b| a + *b);
@@ -113,7 +101,7 @@ fn micro_f1_equals_scikit_learn() {
 
 #[test]
 fn auc_equals_scikit_learn_with_ties() {
-    for case in reference()["auc"].as_array().unwrap() {
+    for case in reference("rewards.json")["auc"].as_array().unwrap() {
         let positive: Vec<bool> =
             case["positive"].as_array().unwrap().iter().map(|p| p.as_bool().unwrap()).collect();
         close(auc(&numbers(&case["scores"]), &positive), &case["auc"], 1e-12, "auc");
@@ -294,11 +282,11 @@ fn a_reward_without_spans_pays_at_the_end_of_the_response() {
 
 #[test]
 fn classifier_logits_equal_transformers() {
-    let classifiers = &reference()["classifiers"];
+    let classifiers = &reference("rewards.json")["classifiers"];
     let pairs: Vec<Vec<String>> =
         classifiers["pairs"].as_array().unwrap().iter().map(strings).collect();
     for name in ["bert", "distilbert", "roberta", "deberta-v2", "gpt2", "llama", "qwen3"] {
-        let model = SequenceClassifier::open(&fixtures().join("models").join(name)).unwrap();
+        let model = SequenceClassifier::open(&path("models").join(name)).unwrap();
         assert_eq!(model.labels().len(), 3);
         let inputs = pairs.iter().map(|p| (p[0].as_str(), p[1].as_str()).into());
         let got = model.logits(inputs).unwrap();
@@ -312,9 +300,9 @@ fn classifier_logits_equal_transformers() {
 
 #[test]
 fn token_logits_equal_transformers() {
-    let classifiers = &reference()["classifiers"];
+    let classifiers = &reference("rewards.json")["classifiers"];
     for name in ["bert-tokens", "deberta-v2-tokens", "gpt2-tokens", "llama-tokens"] {
-        let model = TokenClassifier::open(&fixtures().join("models").join(name)).unwrap();
+        let model = TokenClassifier::open(&path("models").join(name)).unwrap();
         let pairs: Vec<Vec<String>> =
             classifiers["pairs"].as_array().unwrap().iter().map(strings).collect();
         let inputs: Vec<_> = pairs.iter().map(|p| (p[0].as_str(), p[1].as_str())).collect();
@@ -330,8 +318,8 @@ fn token_logits_equal_transformers() {
 
 #[test]
 fn sentence_embeddings_equal_transformers_mean_pooling() {
-    let classifiers = &reference()["classifiers"];
-    let encoder = SentenceEncoder::open(&fixtures().join("models/bert-encoder")).unwrap();
+    let classifiers = &reference("rewards.json")["classifiers"];
+    let encoder = SentenceEncoder::open(&path("models/bert-encoder")).unwrap();
     let expected = classifiers["models"]["bert-encoder"].as_array().unwrap();
     for (pair, expected) in classifiers["pairs"].as_array().unwrap().iter().zip(expected) {
         let pair = strings(pair);
@@ -344,10 +332,9 @@ fn sentence_embeddings_equal_transformers_mean_pooling() {
 #[ignore = "needs all-MiniLM-L6-v2: LADLE_MINILM names its directory"]
 fn minilm_cosines_equal_transformers() {
     let dir = std::env::var_os("LADLE_MINILM").expect("LADLE_MINILM names the model's directory");
-    let bytes = std::fs::read(fixtures().join("minilm.json")).unwrap();
-    let expected: Value = serde_json::from_slice(&bytes).unwrap();
+    let expected = reference("minilm.json");
     let texts = strings(&expected["texts"]);
-    let encoder = SentenceEncoder::open(Path::new(&dir)).unwrap();
+    let encoder = SentenceEncoder::open(dir.as_ref()).unwrap();
     let vectors = encoder.embed(&texts.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
     for (a, row) in vectors.iter().zip(expected["cosines"].as_array().unwrap()) {
         for (b, expected) in vectors.iter().zip(row.as_array().unwrap()) {
@@ -358,7 +345,7 @@ fn minilm_cosines_equal_transformers() {
 
 #[test]
 fn a_span_classifier_pays_at_segment_ends_and_sums_to_its_score() {
-    let path = fixtures().join("models/bert-tokens");
+    let path = path("models/bert-tokens");
     let toml =
         format!("kind = \"span-classifier\"\npath = {path:?}\nerror = 1\ngood = 0.5\nbad = -0.5");
     let reward = build(&toml).unwrap();
@@ -373,7 +360,7 @@ fn a_span_classifier_pays_at_segment_ends_and_sums_to_its_score() {
 
 #[test]
 fn an_expected_verdict_lies_between_good_and_bad_by_the_errors_probability() {
-    let path = fixtures().join("models/llama-tokens");
+    let path = path("models/llama-tokens");
     let toml = |more: &str| {
         format!(
             "kind = \"span-classifier\"\npath = {path:?}\nerror = 2\ngood = 1.0\nbad = -1.0\n{more}"
@@ -398,7 +385,7 @@ fn an_expected_verdict_lies_between_good_and_bad_by_the_errors_probability() {
 
 #[test]
 fn what_a_span_classifier_could_not_read_is_not_judged_good() {
-    let path = fixtures().join("models/bert-tokens");
+    let path = path("models/bert-tokens");
     let toml =
         format!("kind = \"span-classifier\"\npath = {path:?}\nerror = 1\ngood = 1.0\nbad = 0.0");
     let reward = build(&toml).unwrap();
@@ -411,7 +398,7 @@ fn what_a_span_classifier_could_not_read_is_not_judged_good() {
 
 #[test]
 fn a_template_says_what_a_model_reads_before_the_response() {
-    let path = fixtures().join("models/llama");
+    let path = path("models/llama");
     let toml =
         |more: &str| format!("kind = \"sequence-classifier\"\npath = {path:?}\nlabel = 0\n{more}");
     let mut asked = Sample { prompt: "Short answer.".into(), ..sample("We ask why.") };
@@ -435,8 +422,7 @@ fn a_template_says_what_a_model_reads_before_the_response() {
 fn a_checkpoint_with_an_impossible_number_of_labels_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        std::fs::copy(fixtures().join("models/bert").join(name), directory.path().join(name))
-            .unwrap();
+        std::fs::copy(path("models/bert").join(name), directory.path().join(name)).unwrap();
     }
     let path = directory.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
