@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::de::{DeTable, ValueDeserializer};
 
-pub use checked::{Limits, ServeConfig};
+pub use checked::{RequestLimits, ServeConfig};
 pub use error::OptionError;
 pub use options::{LogOptions, ServeOptions, StoreOptions};
 pub use values::{ApiKey, ByteSize, LogFormat, MergeMode, Processor};

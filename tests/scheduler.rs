@@ -10,7 +10,7 @@ use ladle::{
     engine::{
         Mode,
         blocks::{BlockHash, BlockPool},
-        scheduler::{Scheduler, SeqId, StepLimits, StepPlan, Task},
+        scheduler::{NewSequence, Scheduler, SeqId, StepLimits, StepPlan},
     },
     preference::{Coefficients, ModelKey},
 };
@@ -34,8 +34,8 @@ fn root(model: u32) -> BlockHash {
     BlockHash::root("soup", &ModelKey::of(&c), Mode::Mixed)
 }
 
-fn task(tokens: Vec<u32>, arrived: u64) -> Task {
-    Task {
+fn task(tokens: Vec<u32>, arrived: u64) -> NewSequence {
+    NewSequence {
         tokens,
         roots: vec![root(0)],
         priority: 0,
@@ -76,7 +76,7 @@ impl Driver {
         }
     }
 
-    fn add(&mut self, task: Task, answer: usize) -> SeqId {
+    fn add(&mut self, task: NewSequence, answer: usize) -> SeqId {
         let lanes = task.roots.len();
         let id = self.scheduler.enqueue(task);
         self.left.insert(id, answer);
@@ -209,7 +209,7 @@ proptest! {
             for _ in 0..arrival.after_steps {
                 driver.step();
             }
-            let task = Task {
+            let task = NewSequence {
                 tokens: arrival.prompt,
                 roots: arrival.models.into_iter().map(root).collect(),
                 priority: arrival.priority,
@@ -282,12 +282,12 @@ fn higher_priorities_go_first_but_starve_nobody() {
     let mut driver = Driver::new(one_lane, 40);
     driver.add(task(vec![1], 0), 4);
     driver.step();
-    let low = driver.add(Task { priority: -2, ..task(vec![2], 10) }, 1);
-    let first = driver.add(Task { priority: 5, ..task(vec![3], 10) }, 1);
+    let low = driver.add(NewSequence { priority: -2, ..task(vec![2], 10) }, 1);
+    let first = driver.add(NewSequence { priority: 5, ..task(vec![3], 10) }, 1);
     let mut others = 0;
     while !driver.finished.contains(&low) {
         // Somebody more important is always there.
-        driver.add(Task { priority: 0, ..task(vec![4], driver.now) }, 1);
+        driver.add(NewSequence { priority: 0, ..task(vec![4], driver.now) }, 1);
         driver.step();
         others += 1;
         assert!(others < 2_000, "starved");
@@ -370,7 +370,7 @@ fn prompt_logits_keep_to_their_budget_and_skip_the_prefix_cache() {
     let mut driver = Driver::new(limits(), 40);
     driver.add(task((0..20).collect(), 0), 1);
     driver.run(10);
-    let id = driver.add(Task { prompt_logits: true, ..task((0..20).collect(), 0) }, 1);
+    let id = driver.add(NewSequence { prompt_logits: true, ..task((0..20).collect(), 0) }, 1);
     let mut ranges = Vec::new();
     while driver.finished.len() < 2 {
         let plan = driver.step();

@@ -15,7 +15,7 @@ use super::{
 
 /// Bounds on what a request may ask for; `None` and units as in [`ServeOptions`].
 #[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
+pub struct RequestLimits {
     /// Answer length where a request names none.
     pub default_max_tokens: usize,
     /// Largest `max_tokens`; `None`: the context.
@@ -60,7 +60,7 @@ pub struct ServeConfig {
     pub max_queue: usize,
     /// `None`: the model's context.
     pub max_context: Option<usize>,
-    pub limits: Limits,
+    pub limits: RequestLimits,
     pub drain_timeout: Duration,
     /// Empty: no key is asked for.
     pub api_keys: Vec<ApiKey>,
@@ -110,7 +110,7 @@ impl ServeOptions {
             max_step_tokens: self.max_step_tokens().get(),
             max_queue: self.max_queue().get(),
             max_context: self.max_context.map(NonZeroUsize::get),
-            limits: Limits {
+            limits: RequestLimits {
                 default_max_tokens: self.default_max_tokens().get(),
                 max_tokens: self.max_tokens.map(NonZeroUsize::get),
                 max_n: self.max_n().get(),

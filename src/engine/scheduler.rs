@@ -53,7 +53,7 @@ pub struct StepLimits {
 
 /// A sequence as it enters the queue.
 #[derive(Debug, Clone)]
-pub struct Task {
+pub struct NewSequence {
     /// Its prompt.
     pub tokens: Vec<u32>,
     /// For every lane, the name of the empty prefix under the lane's coefficients.
@@ -141,7 +141,7 @@ impl Scheduler {
     }
 
     /// Puts a task in the queue. The task must fit the pool and the lanes on its own.
-    pub fn enqueue(&mut self, task: Task) -> SeqId {
+    pub fn enqueue(&mut self, task: NewSequence) -> SeqId {
         let id = self.next;
         self.next += 1;
         let lane = |root| Lane { root, names: Vec::new(), blocks: Vec::new() };

@@ -17,7 +17,7 @@ use super::{
     handle::{EngineState, Message, SharedState, Submission, WaitingSlot},
     models::{Lanes, Models, Readiness},
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
-    scheduler::{Scheduler, SeqId, Task},
+    scheduler::{NewSequence, Scheduler, SeqId},
     stats::{EngineStats, Observer},
 };
 use crate::{
@@ -214,7 +214,7 @@ impl<B: Backend> Worker<B> {
             first_token: None,
             lanes: lanes.clone(),
         };
-        let id = self.scheduler.enqueue(Task {
+        let id = self.scheduler.enqueue(NewSequence {
             tokens: prompt,
             roots: self.models.roots(&lanes),
             priority: request.priority,

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{auth::Keys, error::ApiError, rate::Buckets};
 use crate::{
     chat::ChatTemplate,
-    config::{Limits, ServeConfig},
+    config::{RequestLimits, ServeConfig},
     engine::EngineHandle,
     preference::{Menu, MixingMatrix},
     telemetry::Telemetry,
@@ -57,7 +57,7 @@ pub struct Permit(#[expect(dead_code, reason = "held, not read")] pub Arc<OwnedS
 
 /// The state of one server.
 pub struct App {
-    pub limits: Limits,
+    pub limits: RequestLimits,
     pub keys: Keys,
     pub rates: Option<Buckets>,
     /// One permit per request in progress.

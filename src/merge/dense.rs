@@ -17,7 +17,7 @@ use super::{
     low_rank::LowRankTerm,
     plan::{DenseTerm, SoupPlan, TensorPlan},
     slab::{Layout, Slab, SlabError, SlabPool},
-    sum::{self, Limits},
+    sum::{self, StorageRange},
 };
 use crate::{
     kernels::{Dtype, HostTensor, Stored},
@@ -123,7 +123,7 @@ fn merge_tensor_on(
     view(slab.into(), 0..len, dtype, tensor)
 }
 
-fn run(isa: Isa, tasks: Vec<Task<'_>>) -> Result<(), MergeError> {
+fn run(isa: Isa, tasks: Vec<Chunk<'_>>) -> Result<(), MergeError> {
     tasks.into_par_iter().try_for_each_init(Scratch::default, |scratch, task| match task.dtype {
         Dtype::F32 => task.fill::<f32>(isa, scratch),
         Dtype::F16 => task.fill::<f16>(isa, scratch),
@@ -193,7 +193,7 @@ impl<'a> Recipe<'a> {
     }
 
     /// Cuts the tensor's output into tasks: whole rows where there are low-rank terms.
-    fn split<'t>(&'t self, dtype: Dtype, out: &'t mut [u8], tasks: &mut Vec<Task<'t>>) {
+    fn split<'t>(&'t self, dtype: Dtype, out: &'t mut [u8], tasks: &mut Vec<Chunk<'t>>) {
         let elements = if !self.low_rank.is_empty() {
             (BUFFERED / self.width).max(1).next_multiple_of(sum::TILE_ROWS) * self.width
         } else if self.dense.iter().all(|(tensor, _)| tensor.dtype() == dtype) {
@@ -202,7 +202,12 @@ impl<'a> Recipe<'a> {
             BUFFERED
         };
         let chunks = out.chunks_mut(elements * dtype.size()).enumerate();
-        tasks.extend(chunks.map(|(i, out)| Task { recipe: self, start: i * elements, dtype, out }));
+        tasks.extend(chunks.map(|(i, out)| Chunk {
+            recipe: self,
+            start: i * elements,
+            dtype,
+            out,
+        }));
     }
 
     /// Refuses elements of `out` (from `start` on) that are not finite, where there may be some.
@@ -266,7 +271,7 @@ fn scale<'a, E: Stored>(
 }
 
 /// A run of elements of one tensor.
-struct Task<'a> {
+struct Chunk<'a> {
     recipe: &'a Recipe<'a>,
     /// First element.
     start: usize,
@@ -280,11 +285,11 @@ struct Scratch {
     up: Vec<f32>,
 }
 
-impl Task<'_> {
+impl Chunk<'_> {
     fn fill<E: Stored>(self, isa: Isa, scratch: &mut Scratch) -> Result<(), MergeError> {
         let Self { recipe, start, dtype, out } = self;
         let out = elements_mut::<E>(out);
-        let limits = Limits::of(dtype);
+        let limits = StorageRange::of(dtype);
         let range = start..start + out.len();
         if recipe.low_rank.is_empty() {
             let same: Option<Vec<(&[E], f32)>> = recipe

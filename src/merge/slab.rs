@@ -96,9 +96,9 @@ impl Layout {
 /// A bounded set of equal slabs, mapped when first needed and never given back to the system while
 /// the pool or a slab lives.
 #[derive(Clone)]
-pub struct SlabPool(Arc<Shared>);
+pub struct SlabPool(Arc<Slabs>);
 
-struct Shared {
+struct Slabs {
     bytes: usize,
     limit: usize,
     state: Mutex<State>,
@@ -114,12 +114,12 @@ impl SlabPool {
     pub fn new(bytes: usize, limit: usize) -> Self {
         let state = Mutex::new(State { free: Vec::new(), mapped: 0 });
         // A map of no bytes is refused by the system.
-        Self(Arc::new(Shared { bytes: bytes.max(1), limit, state }))
+        Self(Arc::new(Slabs { bytes: bytes.max(1), limit, state }))
     }
 
     /// A slab: one that was given back, else a new one. What a recycled slab holds is left over.
     pub fn take(&self) -> Result<Slab, SlabError> {
-        let Shared { bytes, limit, .. } = *self.0;
+        let Slabs { bytes, limit, .. } = *self.0;
         let recycled = {
             let mut state = self.0.lock();
             let recycled = state.free.pop();
@@ -152,7 +152,7 @@ impl SlabPool {
     }
 }
 
-impl Shared {
+impl Slabs {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,7 +170,7 @@ fn map(bytes: usize) -> io::Result<MmapMut> {
 pub struct Slab {
     /// Taken only by `drop`.
     map: Option<MmapMut>,
-    pool: Arc<Shared>,
+    pool: Arc<Slabs>,
 }
 
 impl AsRef<[u8]> for Slab {

@@ -62,7 +62,7 @@ pub(super) fn weighted_sum<E: Element>(
     isa: Isa,
     out: &mut [E],
     terms: &[(&[E], f32)],
-    limits: Limits,
+    limits: StorageRange,
 ) -> Option<bool> {
     match terms {
         [] => out.fill(E::ZERO),
@@ -80,14 +80,14 @@ pub(super) fn weighted_sum<E: Element>(
 
 /// The range of a storage type, as the kernels test it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct StorageRange {
     /// Sums round to finite values exactly when their magnitude is below it.
     limit: f32,
     /// A sum times it is infinite when the sum reaches `limit`, or comes near it by 1e-6.
     stretch: f32,
 }
 
-impl Limits {
+impl StorageRange {
     /// The range of `dtype`; of f32 for blocks, which are never the output of a merge.
     pub(super) fn of(dtype: Dtype) -> Self {
         let limit = match dtype {
@@ -124,7 +124,7 @@ fn sum_of<E: Element, const N: usize>(
     isa: Isa,
     out: &mut [E],
     terms: &[(&[E], f32)],
-    limits: Limits,
+    limits: StorageRange,
 ) -> bool {
     let mut sources = [terms[0].0; N];
     let mut coefficients = [0.0; N];
@@ -143,7 +143,7 @@ struct WeightedSum<'a, E, const N: usize> {
     /// Each readable for `out.len()` elements.
     sources: [*const E; N],
     coefficients: [f32; N],
-    limits: Limits,
+    limits: StorageRange,
     outside: &'a mut bool,
 }
 
@@ -184,7 +184,7 @@ impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
                 E::store::<L, STREAM>(l, to.add(LANES), high);
                 i += STEP;
             }
-            *self.outside |= Limits::any(l, tests);
+            *self.outside |= StorageRange::any(l, tests);
             if STREAM {
                 l.fence();
             }
@@ -402,7 +402,12 @@ impl Kernel for AddProduct<'_> {
 }
 
 /// Rounds `sums` to the storage type; equal lengths. Says whether one may lie outside `limits`.
-pub(super) fn round<E: Element>(isa: Isa, out: &mut [E], sums: &[f32], limits: Limits) -> bool {
+pub(super) fn round<E: Element>(
+    isa: Isa,
+    out: &mut [E],
+    sums: &[f32],
+    limits: StorageRange,
+) -> bool {
     assert_eq!(out.len(), sums.len(), "as many sums as outputs");
     let mut outside = false;
     run(isa, Round { out, sums, limits, outside: &mut outside });
@@ -412,7 +417,7 @@ pub(super) fn round<E: Element>(isa: Isa, out: &mut [E], sums: &[f32], limits: L
 struct Round<'a, E> {
     out: &'a mut [E],
     sums: &'a [f32],
-    limits: Limits,
+    limits: StorageRange,
     outside: &'a mut bool,
 }
 
@@ -435,7 +440,7 @@ impl<E: Element> Round<'_, E> {
                 E::store::<L, STREAM>(l, to.add(LANES), high);
                 i += STEP;
             }
-            *self.outside |= Limits::any(l, tests);
+            *self.outside |= StorageRange::any(l, tests);
             if STREAM {
                 l.fence();
             }

@@ -48,7 +48,7 @@ pub struct ModelConfig {
 /// A configuration that cannot be served, with the key that says so.
 #[derive(Debug, thiserror::Error)]
 #[error("config.json: {key}: {reason}")]
-pub struct ConfigError {
+pub struct ModelConfigError {
     /// The key.
     pub key: String,
     /// What is wrong and what would be right.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::config::ConfigError;
+use super::config::ModelConfigError;
 
 /// A JSON object read key by key; `null` is absent.
 pub struct Keys<'a> {
@@ -17,7 +17,7 @@ impl<'a> Keys<'a> {
     }
 
     /// An integer in 1..=max.
-    pub fn size(&self, key: &str, max: usize) -> Result<usize, ConfigError> {
+    pub fn size(&self, key: &str, max: usize) -> Result<usize, ModelConfigError> {
         self.size_or(key, max, None)
     }
 
@@ -27,7 +27,7 @@ impl<'a> Keys<'a> {
         key: &str,
         max: usize,
         default: Option<usize>,
-    ) -> Result<usize, ConfigError> {
+    ) -> Result<usize, ModelConfigError> {
         match self.count_or(key, max, default)? {
             0 => Err(error(key, format!("is 0, must be an integer from 1 to {max}"))),
             size => Ok(size),
@@ -40,7 +40,7 @@ impl<'a> Keys<'a> {
         key: &str,
         max: usize,
         default: Option<usize>,
-    ) -> Result<usize, ConfigError> {
+    ) -> Result<usize, ModelConfigError> {
         let Some(value) = self.get(key) else {
             return default
                 .ok_or_else(|| error(key, format!("is missing, must be an integer to {max}")));
@@ -53,7 +53,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A finite number above 0.
-    pub fn positive(&self, key: &str, default: Option<f64>) -> Result<f64, ConfigError> {
+    pub fn positive(&self, key: &str, default: Option<f64>) -> Result<f64, ModelConfigError> {
         let Some(value) = self.get(key) else {
             return default.ok_or_else(|| error(key, "is missing, must be a number above 0"));
         };
@@ -64,7 +64,7 @@ impl<'a> Keys<'a> {
     }
 
     /// ε of the norms.
-    pub fn norm_eps(&self) -> Result<f32, ConfigError> {
+    pub fn norm_eps(&self) -> Result<f32, ModelConfigError> {
         let (key, eps) = ("rms_norm_eps", self.positive("rms_norm_eps", Some(1e-6))?);
         if eps > 0.1 || eps < f64::from(f32::MIN_POSITIVE) {
             return Err(error(key, format!("is {eps}, must be a small number, at most 0.1")));
@@ -73,7 +73,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A truth value; absent is false.
-    pub fn flag(&self, key: &str) -> Result<bool, ConfigError> {
+    pub fn flag(&self, key: &str) -> Result<bool, ModelConfigError> {
         match self.get(key) {
             None => Ok(false),
             Some(value) => value
@@ -84,6 +84,6 @@ impl<'a> Keys<'a> {
 }
 
 /// A refusal of `key`.
-pub fn error(key: &str, reason: impl Into<String>) -> ConfigError {
-    ConfigError { key: key.to_owned(), reason: reason.into() }
+pub fn error(key: &str, reason: impl Into<String>) -> ModelConfigError {
+    ModelConfigError { key: key.to_owned(), reason: reason.into() }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    config::{ConfigError, ModelConfig},
+    config::{ModelConfig, ModelConfigError},
     keys::{Keys, error},
     rope::rope,
 };
@@ -85,12 +85,12 @@ const MAX_POSITIONS: usize = 1 << 26;
 
 impl ModelConfig {
     /// Reads and checks a `config.json` as transformers 4 or 5 write it.
-    pub fn from_json(json: &Value) -> Result<Self, ConfigError> {
+    pub fn from_json(json: &Value) -> Result<Self, ModelConfigError> {
         config(json)
     }
 }
 
-fn config(json: &Value) -> Result<ModelConfig, ConfigError> {
+fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let keys = Keys { map: json.as_object().ok_or_else(|| error("(root)", "is not an object"))? };
     let family = family(&keys)?;
     for key in ["quantization_config", "num_local_experts", "num_experts"] {
@@ -147,7 +147,7 @@ fn config(json: &Value) -> Result<ModelConfig, ConfigError> {
     })
 }
 
-fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
+fn family(keys: &Keys<'_>) -> Result<&'static Family, ModelConfigError> {
     let known = FAMILIES.map(|family| family.model_type).join(", ");
     let name = keys.get("model_type").and_then(Value::as_str).ok_or_else(|| {
         error("model_type", format!("is missing or not a string, must be one of {known}"))
@@ -161,7 +161,7 @@ fn windows(
     keys: &Keys<'_>,
     rule: WindowRule,
     layers: usize,
-) -> Result<Vec<Option<usize>>, ConfigError> {
+) -> Result<Vec<Option<usize>>, ModelConfigError> {
     let width = |absent| match keys.map.get("sliding_window") {
         None => Ok(absent),
         Some(Value::Null) => Ok(None),
@@ -197,7 +197,7 @@ fn windows(
     }
 }
 
-fn eos(keys: &Keys<'_>, vocab_size: usize) -> Result<Vec<u32>, ConfigError> {
+fn eos(keys: &Keys<'_>, vocab_size: usize) -> Result<Vec<u32>, ModelConfigError> {
     let key = "eos_token_id";
     let id = |value: &Value| {
         value

@@ -3,7 +3,7 @@
 use serde_json::Map;
 
 use super::{
-    config::ConfigError,
+    config::ModelConfigError,
     keys::{Keys, error},
 };
 use crate::kernels::Rope;
@@ -14,7 +14,7 @@ pub(super) fn rope(
     keys: &Keys<'_>,
     head_dim: usize,
     max_positions: usize,
-) -> Result<Rope, ConfigError> {
+) -> Result<Rope, ModelConfigError> {
     // transformers 5 keeps everything in `rope_parameters`; 4 had theta apart, and wins there.
     let filled =
         |key| keys.get(key).filter(|value| value.as_object().is_none_or(|m| !m.is_empty()));
@@ -31,7 +31,7 @@ pub(super) fn rope(
                 .ok_or_else(|| error(name, format!("is {value}, must be an object")))?,
         },
     };
-    let inside = |e: ConfigError| ConfigError { key: format!("{name}.{}", e.key), ..e };
+    let inside = |e: ModelConfigError| ModelConfigError { key: format!("{name}.{}", e.key), ..e };
     if let Some((key, _)) = section.map.iter().find(|(_, value)| value.is_object()) {
         return Err(inside(error(key, "frequencies that differ by layer are not served")));
     }

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use super::manifest::ManifestError;
-use crate::{files::FileError, kernels::Dtype, model::config::ConfigError};
+use crate::{files::FileError, kernels::Dtype, model::config::ModelConfigError};
 
 /// Why weights on disk were refused, or could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub enum WeightError {
         /// The checkpoint.
         dir: PathBuf,
         /// Key and reason.
-        error: ConfigError,
+        error: ModelConfigError,
     },
     /// A configuration or index is not what it should be.
     #[error("{path}: {key}: expected {expected}, got {got}", path = path.display())]

@@ -29,13 +29,13 @@ pub struct Inspection {
     /// Its directory.
     pub dir: PathBuf,
     /// The base model.
-    pub base: Part,
+    pub base: WeightSet,
     /// The supervised adapter.
-    pub sft: Option<Part>,
+    pub sft: Option<WeightSet>,
     /// Objectives.
     pub objectives: Vec<Objective>,
     /// Backbones, in the order of the columns of B.
-    pub backbones: Vec<Part>,
+    pub backbones: Vec<WeightSet>,
     /// Which matrix maps μ to λ.
     pub mapping: Mapping,
     /// Rows of that matrix.
@@ -56,7 +56,7 @@ pub struct Inspection {
 
 /// One set of weights.
 #[derive(Debug, Clone, Serialize)]
-pub struct Part {
+pub struct WeightSet {
     /// Its name.
     pub name: String,
     /// `adapter` or `full`.
@@ -90,13 +90,13 @@ impl Inspection {
             name: manifest.name.clone(),
             digest: soup.digest.clone(),
             dir: soup.dir.clone(),
-            base: Part::full("base", &soup.base),
-            sft: soup.sft.as_ref().map(|sft| Part::adapter("sft", sft)),
+            base: WeightSet::full("base", &soup.base),
+            sft: soup.sft.as_ref().map(|sft| WeightSet::adapter("sft", sft)),
             objectives: manifest.objectives.clone(),
             backbones: backbones
                 .map(|(entry, backbone)| match backbone {
-                    Backbone::Adapter(adapter) => Part::adapter(&entry.name, adapter),
-                    Backbone::Full(checkpoint) => Part::full(&entry.name, checkpoint),
+                    Backbone::Adapter(adapter) => WeightSet::adapter(&entry.name, adapter),
+                    Backbone::Full(checkpoint) => WeightSet::full(&entry.name, checkpoint),
                 })
                 .collect(),
             mapping: manifest.mixing.mapping,
@@ -111,7 +111,7 @@ impl Inspection {
     }
 }
 
-impl Part {
+impl WeightSet {
     fn adapter(name: &str, adapter: &Adapter) -> Self {
         let tensors: Vec<_> = adapter.tensors().map(|(_, tensor)| tensor).collect();
         let ranks: BTreeSet<_> = adapter
@@ -200,7 +200,7 @@ fn weights(table: &BTreeMap<String, f64>) -> String {
     table.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for WeightSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             BackboneKind::Adapter => "adapter",

@@ -15,6 +15,7 @@ use ladle::{
 use ladle_training::{
     checkpoint::write_atomically,
     config::Config,
+    estimate::Estimate,
     inputs,
     layout::Places,
     measure::{
@@ -25,7 +26,6 @@ use ladle_training::{
         summary,
         sweep::Other,
     },
-    plan::Plan,
     rewards::fit,
     run::Run,
     select, share,
@@ -127,7 +127,7 @@ fn open(source: &Source) -> Result<Option<Run>> {
     let config = Config::read_with(&source.config, &source.set)?;
     let run = Run::open(config.clone(), places(source.out.clone(), &source.at, &config.base)?)?;
     if source.dry_run {
-        println!("{}", Plan::of(&run));
+        println!("{}", Estimate::of(&run));
         return Ok(None);
     }
     match &source.share {

@@ -31,7 +31,7 @@ use crate::{
     },
     setup::{Base, Prompt},
     sft,
-    trainer::{self, Start, Task, Trainer},
+    trainer::{self, BackboneTask, Start, Trainer},
     weights::{Lora, merged},
 };
 
@@ -228,7 +228,7 @@ impl Run {
                 continue;
             }
             let start = Start { base: &self.base, frozen: &frozen, sft: sft.as_ref() };
-            let task = Task {
+            let task = BackboneTask {
                 name,
                 seed: self.seed(0),
                 factors: self.seed(if self.config.lora.shared() { 0 } else { index as u64 }),

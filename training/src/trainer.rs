@@ -48,7 +48,7 @@ pub struct Start<'a> {
 }
 
 /// What one backbone is trained with.
-pub struct Task<'a> {
+pub struct BackboneTask<'a> {
     /// Name of the backbone.
     pub name: &'a str,
     /// Seed of prompts, responses and updates.
@@ -118,7 +118,7 @@ impl Response {
 
 /// The loop and its state.
 pub struct Trainer<'a> {
-    task: Task<'a>,
+    task: BackboneTask<'a>,
     policy: Policy,
     value_head: ValueHead,
     updater: Updater,
@@ -128,7 +128,7 @@ pub struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     /// Starts the backbone, or goes on from its state on disk.
-    pub fn new(task: Task<'a>) -> Result<Self> {
+    pub fn new(task: BackboneTask<'a>) -> Result<Self> {
         let (config, base) = (task.config, task.start.base);
         // Pre-set weights W = n·wᵢ: column i of B (`docs/algorithms.md` §6.3).
         let n = task.mixing.len() as f64;
@@ -434,7 +434,7 @@ impl<'a> Trainer<'a> {
 
     /// Keeps the backbone as it is now.
     fn keep(&self) -> Result<()> {
-        let Task { name, config, layout, .. } = &self.task;
+        let BackboneTask { name, config, layout, .. } = &self.task;
         let snapshot = layout.snapshot(self.state.step);
         let realised = self.state.balance.realised();
         export::write_backbone(&self.policy, &realised, name, &snapshot, &config.base)

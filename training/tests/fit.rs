@@ -6,7 +6,7 @@ use ladle_training::{
         Reward, Sample,
         fit::{
             Settings, fit,
-            lesson::{Goal, Lesson, Row, Source, has_error},
+            lesson::{Goal, Lesson, LessonRow, Source, has_error},
         },
         neural::{Reading, SegmentBy},
         registry,
@@ -101,7 +101,7 @@ fn marked_errors_teach_a_span_classifier() {
         let response = sentences.join(" ");
         let starts = [0, sentences[0].len() + 1];
         let wrong = sentences.iter().zip(starts).filter(|(s, _)| s.to_lowercase().contains("no"));
-        Row {
+        LessonRow {
             id: format!("row-{row}"),
             marked: wrong.map(|(s, start)| start..start + s.len()).collect(),
             samples: vec![judged(&response)],
@@ -146,7 +146,8 @@ fn lessons_that_teach_nothing_are_refused() {
     let few = fit(pairs(4), &model("llama"), directory.path(), &settings()).unwrap_err();
     assert!(few.to_string().starts_with("4 rows"), "{few}");
     let goal = Goal::Error { name: "untrue", segment: SegmentBy::Sentence };
-    let row = |row| Row { id: format!("{row}"), samples: vec![judged("Yes.")], marked: vec![] };
+    let row =
+        |row| LessonRow { id: format!("{row}"), samples: vec![judged("Yes.")], marked: vec![] };
     let lesson = Lesson { goal, rows: (0..40).map(row).collect() };
     let one = fit(lesson, &model("llama"), directory.path(), &settings()).unwrap_err();
     assert!(one.to_string().contains("only one of the two labels"), "{one}");
@@ -196,7 +197,8 @@ fn what_cannot_be_taught_is_said_before_anything_is_read() {
 fn qa_feedback_holds_four_lessons() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/training/data");
     let read = |source: Source| source.read(&data.join("qa_feedback.jsonl")).unwrap();
-    let texts = |row: &Row| row.samples.iter().map(|s| s.response.clone()).collect::<Vec<_>>();
+    let texts =
+        |row: &LessonRow| row.samples.iter().map(|s| s.response.clone()).collect::<Vec<_>>();
     let preferences = read(Source::QaPreference);
     assert_eq!(preferences.rows.len(), 5);
     assert_eq!(texts(&preferences.rows[2]), ["Ann.", "Bob did."]);

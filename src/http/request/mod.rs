@@ -23,7 +23,7 @@ use super::{
     error::{ApiError, shorten, show},
 };
 use crate::{
-    config::Limits,
+    config::RequestLimits,
     engine::GenerateRequest,
     preference::{AlphaForm, Form, Solution},
 };
@@ -36,7 +36,7 @@ pub const PREFERENCE_HEADER: &str = "x-preference";
 /// What a request is checked against.
 pub struct Context<'a> {
     pub served: &'a Served,
-    pub limits: &'a Limits,
+    pub limits: &'a RequestLimits,
     pub headers: &'a HeaderMap,
     pub arrived: Instant,
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::model::config::ConfigError;
+use crate::model::config::ModelConfigError;
 
 /// A GGUF file that cannot be turned into a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum GgufError {
         /// The file.
         path: PathBuf,
         /// What is wrong, by the keys of the `config.json` that would be written.
-        error: ConfigError,
+        error: ModelConfigError,
     },
     /// The model or its tokenizer is of a kind that ladle does not have.
     #[error("{path}: {what} {got} is not supported (supported: {supported})")]

@@ -30,7 +30,7 @@ use crate::model::config::ModelConfig;
 use architecture::Architecture;
 use config::Found;
 use header::TensorInfo;
-use split::{Joined, Part};
+use split::{Joined, Split};
 use tensors::{ROPE_FACTORS, file_name, q4_k_as_q4_1, split_pairs};
 
 /// An open GGUF model: headers read, tensors on disk.
@@ -156,7 +156,7 @@ impl Gguf {
         Ok(bytes)
     }
 
-    fn find(&self, name: &str) -> Result<(&Part, &TensorInfo), GgufError> {
+    fn find(&self, name: &str) -> Result<(&Split, &TensorInfo), GgufError> {
         let found = self.files.tensors.get(name);
         let found = found.and_then(|(part, info)| Some((self.files.parts.get(*part)?, info)));
         found.ok_or_else(|| self.refuse(name, "is missing".to_owned()))

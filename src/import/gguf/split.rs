@@ -17,7 +17,7 @@ const MAX_PARTS: u64 = 99_999;
 
 /// One file of a model.
 #[derive(Debug)]
-pub struct Part {
+pub struct Split {
     /// Path of the file.
     pub path: PathBuf,
     /// The file.
@@ -32,7 +32,7 @@ pub struct Joined {
     /// Every tensor by name: the index of its part, and where it lies there.
     pub tensors: BTreeMap<String, (usize, TensorInfo)>,
     /// The files, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<Split>,
 }
 
 /// Which part of how many a file says that it is.
@@ -87,7 +87,7 @@ pub fn paths(path: &Path) -> Result<Vec<PathBuf>, GgufError> {
 }
 
 impl Joined {
-    fn add(&mut self, part: Part, tensors: BTreeMap<String, TensorInfo>) -> Result<(), GgufError> {
+    fn add(&mut self, part: Split, tensors: BTreeMap<String, TensorInfo>) -> Result<(), GgufError> {
         let index = self.parts.len();
         for (name, info) in tensors {
             if let Some((other, _)) = self.tensors.insert(name.clone(), (index, info)) {
@@ -113,11 +113,11 @@ impl Joined {
     }
 }
 
-fn part(path: &Path) -> Result<(Part, Header), GgufError> {
+fn part(path: &Path) -> Result<(Split, Header), GgufError> {
     let unread = |source| GgufError::Read { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(unread)?;
     let header = Header::read(path, &file)?;
-    Ok((Part { path: path.to_owned(), file }, header))
+    Ok((Split { path: path.to_owned(), file }, header))
 }
 
 /// What a file says of itself; `None` for a model in one file.

@@ -106,7 +106,7 @@ struct Softmax {
 /// The softmax of one row over the entries seen so far: with m the largest logit and d = logit − m,
 /// Σ eᵈ and Σ d eᵈ.
 #[derive(Clone, Copy)]
-struct Row {
+struct RowSoftmax {
     largest: f32,
     sum: f64,
     weighted: f64,
@@ -116,7 +116,7 @@ struct Row {
     rescale: f32,
 }
 
-impl Row {
+impl RowSoftmax {
     /// Takes a block of logits in; they become their exponentials.
     fn take(&mut self, logits: &mut [f32]) {
         let before = self.largest;
@@ -165,8 +165,13 @@ fn blocked(
     gradient: bool,
 ) -> Softmax {
     let (rows, vocabulary) = (targets.len(), head.len() / width);
-    let first =
-        Row { largest: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0, chosen: 0.0, rescale: 0.0 };
+    let first = RowSoftmax {
+        largest: f32::NEG_INFINITY,
+        sum: 0.0,
+        weighted: 0.0,
+        chosen: 0.0,
+        rescale: 0.0,
+    };
     let mut state = vec![first; rows];
     let mut logits = vec![0f32; rows * BLOCK.min(vocabulary)];
     let mut mean = vec![0f32; if gradient { rows * width } else { 0 }];
@@ -197,8 +202,9 @@ fn blocked(
         let chosen = &head[target as usize * width..][..width];
         mean.iter_mut().zip(chosen).for_each(|(x, w)| *x = (w - *x * inverse) * scale);
     });
-    let value = |row: &Row| (f64::from(row.chosen) - f64::from(row.largest) - row.sum.ln()) as f32;
-    let entropy = |row: &Row| (row.sum.ln() - row.weighted / row.sum) as f32;
+    let value =
+        |row: &RowSoftmax| (f64::from(row.chosen) - f64::from(row.largest) - row.sum.ln()) as f32;
+    let entropy = |row: &RowSoftmax| (row.sum.ln() - row.weighted / row.sum) as f32;
     Softmax {
         values: state.iter().map(value).collect(),
         entropy: state.iter().map(entropy).collect(),

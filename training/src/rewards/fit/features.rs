@@ -8,7 +8,7 @@ use tokenizers::EncodeInput;
 
 use super::{
     error::FitError,
-    lesson::{Goal, Row, has_error},
+    lesson::{Goal, LessonRow, has_error},
 };
 use crate::rewards::{
     Sample,
@@ -56,10 +56,10 @@ pub(super) struct Reader<'a> {
 
 impl Reader<'_> {
     /// Of rows whose lesson has the given goal.
-    pub fn read(&self, goal: &Goal, rows: &[Row]) -> Result<Features, FitError> {
+    pub fn read(&self, goal: &Goal, rows: &[LessonRow]) -> Result<Features, FitError> {
         let Self { parts, model, before, reading, bar } = self;
         let failed = |reason| FitError::Features { path: model.to_path_buf(), reason };
-        let samples: Vec<(&Row, &Sample)> =
+        let samples: Vec<(&LessonRow, &Sample)> =
             rows.iter().flat_map(|row| row.samples.iter().map(move |s| (row, s))).collect();
         let mut texts = Vec::with_capacity(samples.len());
         for &(row, sample) in &samples {

@@ -28,7 +28,7 @@ pub enum Goal {
 
 /// One row of a lesson. Rows of one id stay together when some are kept for testing.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct LessonRow {
     /// Name within the data set.
     pub id: String,
     /// What is read.
@@ -43,7 +43,7 @@ pub struct Lesson {
     /// What is taught.
     pub goal: Goal,
     /// Rows, in the order of the file.
-    pub rows: Vec<Row>,
+    pub rows: Vec<LessonRow>,
 }
 
 /// The lessons that data sets hold.
@@ -67,7 +67,7 @@ impl Source {
     /// Reads a file of the data set. Malformed rows are left out.
     pub fn read(self, path: &Path) -> Result<Lesson, DataError> {
         let skip = OnMalformed::Skip;
-        let feedback = |rows: fn(Feedback) -> Vec<Row>| {
+        let feedback = |rows: fn(Feedback) -> Vec<LessonRow>| {
             let read = qa_feedback::read(path, skip)?;
             Ok::<_, DataError>(read.rows.into_iter().flat_map(rows).collect())
         };
@@ -103,7 +103,7 @@ impl Lesson {
                 fields: pair.fields.clone(),
             };
             let samples = vec![sample(&pair.chosen), sample(&pair.rejected)];
-            Row { id: pair.id.clone(), samples, marked: Vec::new() }
+            LessonRow { id: pair.id.clone(), samples, marked: Vec::new() }
         };
         Self { goal: Goal::Preference, rows: pairs.into_iter().map(row).collect() }
     }
@@ -119,19 +119,19 @@ fn answer(row: &Feedback, response: &str) -> Sample {
     }
 }
 
-fn pair(row: &Feedback, better: &str, worse: &str) -> Row {
+fn pair(row: &Feedback, better: &str, worse: &str) -> LessonRow {
     let samples = vec![answer(row, better), answer(row, worse)];
-    Row { id: row.example.id.clone(), samples, marked: Vec::new() }
+    LessonRow { id: row.example.id.clone(), samples, marked: Vec::new() }
 }
 
-fn preferences(row: Feedback) -> Vec<Row> {
+fn preferences(row: Feedback) -> Vec<LessonRow> {
     let one = |&(better, worse): &(usize, usize)| {
         Some(pair(&row, row.predictions.get(better)?, row.predictions.get(worse)?))
     };
     row.preferences.iter().filter_map(one).collect()
 }
 
-fn completeness(row: Feedback) -> Vec<Row> {
+fn completeness(row: Feedback) -> Vec<LessonRow> {
     let [first, ..] = &row.predictions;
     if row.missing == 0 || row.corrected.is_empty() || row.corrected == *first {
         return Vec::new();
@@ -139,12 +139,12 @@ fn completeness(row: Feedback) -> Vec<Row> {
     vec![pair(&row, &row.corrected, first)]
 }
 
-fn marked(row: Feedback, kind: ErrorKind) -> Vec<Row> {
+fn marked(row: Feedback, kind: ErrorKind) -> Vec<LessonRow> {
     let [first, ..] = &row.predictions;
     let samples = vec![answer(&row, first)];
     let errors = row.errors.iter().filter(|error| error.kind == kind);
     let marked = errors.map(|error| error.bytes.clone()).collect();
-    vec![Row { id: row.example.id.clone(), samples, marked }]
+    vec![LessonRow { id: row.example.id.clone(), samples, marked }]
 }
 
 /// Whether a segment has a marked error: they share at least half of the shorter of the two, so

@@ -10,7 +10,7 @@ use crate::{
 
 /// Tokens, work and memory of a run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
+pub struct Estimate {
     /// Each stage in the order it runs.
     pub stages: Vec<Stage>,
     /// Bytes at the highest point.
@@ -43,7 +43,7 @@ pub fn adapter_parameters(model: &ModelConfig, lora: &LoraConfig) -> usize {
     adapted.sum()
 }
 
-impl Plan {
+impl Estimate {
     /// Estimates a run from its configuration and prompts.
     pub fn of(run: &Run) -> Self {
         let (config, model) = (&run.config, &run.base.model);
@@ -128,7 +128,7 @@ fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     4.0 * (all + activations + factors + cache + logits) as f64 + 2.0 * all as f64
 }
 
-impl std::fmt::Display for Plan {
+impl std::fmt::Display for Estimate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "stage             steps   sampled tok   trained tok    parameters   TFLOP")?;
         for Stage { name, steps, sampled, trained, parameters, operations } in &self.stages {
