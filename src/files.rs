@@ -29,7 +29,6 @@ pub enum FileError {
     /// The operating system refused.
     #[error("{path}: {error}", path = path.display())]
     Io {
-        /// The file or directory.
         path: PathBuf,
         /// The refusal.
         error: io::Error,
@@ -37,7 +36,6 @@ pub enum FileError {
     /// A document is longer than any that makes sense.
     #[error("{path}: document: expected at most {limit} bytes, got {got}", path = path.display())]
     TooLong {
-        /// The file.
         path: PathBuf,
         /// The bound in bytes.
         limit: u64,
@@ -47,7 +45,6 @@ pub enum FileError {
     /// A document is not the JSON that was expected, or cannot be written as JSON.
     #[error("{path}: document: expected JSON, got {error}", path = path.display())]
     Json {
-        /// The file.
         path: PathBuf,
         /// What is wrong, and where.
         error: serde_json::Error,
@@ -55,7 +52,6 @@ pub enum FileError {
     /// A file is another than the one whose digest is known.
     #[error("{path}: sha256 is {got}, expected {expected}", path = path.display())]
     Digest {
-        /// The file.
         path: PathBuf,
         /// The known digest.
         expected: String,

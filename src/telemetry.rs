@@ -134,7 +134,6 @@ pub struct Telemetry {
     pub waiting: Gauge,
     /// Prompt tokens computed, without those from the prefix cache.
     pub prompt_tokens: Counter,
-    /// Tokens generated.
     pub generated_tokens: Counter,
     /// Building one set of fused weights, seconds.
     pub merge: Histogram,

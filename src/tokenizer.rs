@@ -15,7 +15,6 @@ pub enum TokenizerError {
     /// A file of the tokenizer cannot be read.
     #[error("{path}: {source}")]
     Read {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -23,9 +22,7 @@ pub enum TokenizerError {
     /// A file of the tokenizer is not what it should be.
     #[error("{path}: {reason}")]
     Format {
-        /// The file.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
     /// The decoder turns tokens into text in a way that cannot be streamed token by token.

@@ -112,7 +112,6 @@ fn open_stop(stops: &[String], text: &str) -> Option<usize> {
 /// How an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// Why.
     pub reason: FinishReason,
     /// The stop string that was met.
     pub stop: Option<String>,

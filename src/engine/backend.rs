@@ -16,7 +16,6 @@ use crate::{
 pub struct Facts {
     /// Logits per row.
     pub vocabulary: usize,
-    /// Backbones.
     pub backbones: usize,
     /// Longest sequence of the model, in tokens.
     pub context: usize,

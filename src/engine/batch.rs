@@ -8,13 +8,11 @@ use crate::kernels::{Batch, RowCoefficients, Segment};
 pub struct LaneRows<'a> {
     /// The sequence.
     pub id: SeqId,
-    /// Its lane.
     pub lane: usize,
     /// Index of its model among those of the step.
     pub model: usize,
     /// Position of the first row: the tokens in the cache.
     pub start: usize,
-    /// Tokens of the rows.
     pub tokens: &'a [u32],
     /// Key/value blocks of the lane.
     pub blocks: &'a [BlockId],
@@ -27,7 +25,6 @@ pub struct LaneRows<'a> {
 pub struct Output {
     /// The sequence.
     pub id: SeqId,
-    /// Its lane.
     pub lane: usize,
     /// Position in the sequence: these logits are of the token after it.
     pub position: usize,

@@ -29,7 +29,6 @@ pub enum OpenError {
     QuantisedOnGpu {
         /// A quantised tensor.
         tensor: String,
-        /// Its storage type.
         dtype: Dtype,
     },
     /// The key/value budget holds no block.

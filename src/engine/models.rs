@@ -46,7 +46,6 @@ pub struct Lanes {
 /// The rows of a step under one model in one mode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepModel {
-    /// The model.
     pub key: ModelKey,
     /// How it is executed.
     pub mode: Mode,

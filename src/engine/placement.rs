@@ -41,7 +41,6 @@ pub struct Placement {
      cache and activations of this soup in this mode)"
 )]
 pub struct NoFit {
-    /// The budget.
     pub budget: usize,
     /// The least that would do.
     pub needed: usize,

@@ -131,7 +131,6 @@ pub struct Started {
 /// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
-    /// Its id.
     pub id: u32,
     /// Text that became certain with it: empty while a character is unfinished or a stop string may
     /// have begun, longer than the token when such text is released. The texts of all tokens,
@@ -146,7 +145,6 @@ pub struct Token {
 /// A token of the prompt with its log-probability given those before it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
-    /// The token.
     pub id: u32,
     /// Its log-probability.
     pub logprob: f32,

@@ -48,7 +48,6 @@ pub struct EngineConfig {
 pub struct Pin {
     /// What the configuration calls it.
     pub name: String,
-    /// Its coefficients.
     pub coefficients: Coefficients,
 }
 
@@ -83,9 +82,7 @@ pub enum StartError {
     Setting {
         /// The setting.
         name: &'static str,
-        /// Its value.
         got: String,
-        /// What would be right.
         expected: String,
     },
     /// A pinned model cannot be merged.

@@ -31,13 +31,11 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// Prompt tokens found in the prefix cache.
     pub cached_tokens: u64,
-    /// Tokens generated.
     pub generated_tokens: u64,
     /// Forward passes with merged weights.
     pub fused_forwards: u64,
     /// Forward passes with per-row coefficients.
     pub mixed_forwards: u64,
-    /// Steps.
     pub steps: u64,
     /// Moving average of the time from submission to completion.
     pub mean_request_time: Duration,
@@ -48,7 +46,6 @@ pub struct EngineStats {
 /// One step, for an [`Observer`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// Duration of the step.
     pub elapsed: Duration,
     /// Forward passes: mode, rows, distinct coefficients, measured time, predicted time.
     pub forwards: Vec<ForwardReport>,

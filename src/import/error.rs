@@ -16,7 +16,6 @@ pub enum ImportError {
     Spec {
         /// What was asked for.
         spec: String,
-        /// What would be right.
         reason: String,
     },
     /// A file cannot be read or written, or is not the one that was published.
@@ -35,9 +34,7 @@ pub enum ImportError {
     /// A wheel cannot be read.
     #[error("{path}: {reason}", path = path.display())]
     Archive {
-        /// The wheel.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
     /// A program that fetches is missing or failed.
@@ -45,7 +42,6 @@ pub enum ImportError {
     Tool {
         /// The command line.
         command: String,
-        /// What it said.
         reason: String,
         /// What installs or mends it; empty or starting with a line break.
         hint: String,
@@ -55,7 +51,6 @@ pub enum ImportError {
     Hub {
         /// Owner and name.
         id: String,
-        /// What happened.
         reason: String,
     },
     /// The place is taken by another model.
@@ -64,7 +59,6 @@ pub enum ImportError {
         dir = dir.display()
     )]
     Occupied {
-        /// The directory.
         dir: PathBuf,
         /// What is there.
         holds: String,
@@ -74,7 +68,6 @@ pub enum ImportError {
     /// The tokenizer has more tokens than the model has embeddings.
     #[error("{path}: {tokens} tokens, but the model has {rows} embeddings", path = path.display())]
     Vocabulary {
-        /// The tokenizer.
         path: PathBuf,
         /// Tokens in it.
         tokens: usize,
@@ -88,9 +81,7 @@ pub enum ImportError {
         dir = dir.display()
     )]
     Id {
-        /// The model's directory.
         dir: PathBuf,
-        /// The id.
         id: u32,
         /// Rows of the embedding.
         rows: usize,

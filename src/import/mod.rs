@@ -44,7 +44,6 @@ const DOWNLOADS: &str = ".downloads";
 pub struct Imported {
     /// Id under the models directory.
     pub id: String,
-    /// Its directory.
     pub dir: PathBuf,
     /// An earlier import had put it there.
     pub already_there: bool,

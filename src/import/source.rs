@@ -8,7 +8,6 @@ use crate::kernels::Dtype;
 /// A model that `ladle import` knows by name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NamedModel {
-    /// Its id.
     pub id: &'static str,
     /// What pip is asked for.
     pub requirement: &'static str,

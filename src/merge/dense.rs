@@ -54,7 +54,6 @@ impl Merger {
         Self { isa, ..self }
     }
 
-    /// The plan.
     pub fn plan(&self) -> &SoupPlan {
         &self.plan
     }

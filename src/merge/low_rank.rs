@@ -19,7 +19,6 @@ pub struct LowRankTerm {
 }
 
 impl LowRankTerm {
-    /// Its rank r.
     pub fn rank(&self) -> usize {
         self.lora.rank()
     }

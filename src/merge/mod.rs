@@ -50,9 +50,7 @@ pub enum MergeError {
          type with --dtype (bf16 or f32), or coefficients nearer to the backbones"
     )]
     Range {
-        /// The tensor.
         tensor: String,
-        /// Its storage type.
         dtype: crate::kernels::Dtype,
         /// Index of the first such element.
         at: usize,
@@ -60,15 +58,12 @@ pub enum MergeError {
     /// A merged tensor is not what its layout says.
     #[error("merged tensor {tensor}: {source}")]
     Tensor {
-        /// Its name.
         tensor: String,
-        /// What does not fit.
         source: crate::kernels::host::HostError,
     },
     /// The model asks for a tensor that was not merged.
     #[error("the merged model has no tensor {tensor}")]
     Missing {
-        /// Its name.
         tensor: String,
     },
     /// Merged weights of quantised ones.
@@ -79,7 +74,6 @@ pub enum MergeError {
     Quantised {
         /// A quantised tensor.
         tensor: String,
-        /// Its storage type.
         dtype: crate::kernels::Dtype,
     },
     /// The budget does not hold a single model.

@@ -79,9 +79,7 @@ pub enum PlanError {
     /// A tensor that the model needs is absent.
     #[error("{owner}: no tensor {tensor}, expected one of shape {expected:?}")]
     Missing {
-        /// Base, SFT adapter or backbone.
         owner: String,
-        /// Name of the tensor.
         tensor: String,
         /// Shape by the base's configuration.
         expected: Vec<usize>,
@@ -89,19 +87,16 @@ pub enum PlanError {
     /// A tensor has another shape than the model needs.
     #[error("{owner}: {tensor} has shape {got:?}, expected {expected:?}")]
     Shape {
-        /// Base, SFT adapter or backbone.
         owner: String,
         /// Name of the tensor or factor.
         tensor: String,
         /// Shape by the base's configuration.
         expected: Vec<usize>,
-        /// Shape found.
         got: Vec<usize>,
     },
     /// A tensor that the model has no use for.
     #[error("{owner}: {tensor} is no tensor of the model")]
     LeftOver {
-        /// Base, SFT adapter or backbone.
         owner: String,
         /// Name of the tensor or module.
         tensor: String,
@@ -109,9 +104,7 @@ pub enum PlanError {
     /// A low-rank change of something that is not a linear layer.
     #[error("{owner}: low-rank change of {tensor}, expected a linear layer")]
     NotLinear {
-        /// SFT adapter or backbone.
         owner: String,
-        /// Name of the tensor.
         tensor: String,
     },
     /// Coefficients of another number of backbones.
@@ -127,7 +120,6 @@ pub enum PlanError {
     NotFinite {
         /// Its index; the number of backbones for θ_sft's.
         index: usize,
-        /// Its value.
         value: f64,
     },
 }
@@ -155,7 +147,6 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
-    /// Shape of the tensor.
     pub fn shape(&self) -> &[usize] {
         self.dense[0].tensor.shape()
     }

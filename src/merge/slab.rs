@@ -54,7 +54,6 @@ pub struct Place {
     pub offset: usize,
     /// Bytes.
     pub len: usize,
-    /// Storage type.
     pub dtype: Dtype,
 }
 

@@ -49,7 +49,6 @@ pub struct ModelConfig {
 #[derive(Debug, thiserror::Error)]
 #[error("config.json: {key}: {reason}")]
 pub struct ModelConfigError {
-    /// The key.
     pub key: String,
     /// What is wrong and what would be right.
     pub reason: String,

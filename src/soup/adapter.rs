@@ -45,7 +45,6 @@ pub struct LoraModule {
 }
 
 impl LoraModule {
-    /// Its rank r.
     pub fn rank(&self) -> usize {
         self.down.shape().first().copied().unwrap_or(0)
     }
@@ -175,7 +174,6 @@ impl Adapter {
         &self.document
     }
 
-    /// The weight file.
     pub fn file(&self) -> &WeightFile {
         &self.file
     }

@@ -39,7 +39,6 @@ pub(super) struct Parts<'a> {
     pub settings: Vec<&'a Value>,
     /// The base's directory.
     pub base_dir: &'a Path,
-    /// The base.
     pub base: &'a Checkpoint,
 }
 

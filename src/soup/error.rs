@@ -14,7 +14,6 @@ pub enum WeightError {
     /// No weights where some are expected.
     #[error("{dir}: found no weights, expected {expected}", dir = dir.display())]
     NoWeights {
-        /// The directory.
         dir: PathBuf,
         /// The file names that would have done.
         expected: &'static str,
@@ -25,7 +24,6 @@ pub enum WeightError {
          opened; convert it where you trust it: {hint}", path = path.display()
     )]
     Pickle {
-        /// The pickle.
         path: PathBuf,
         /// Command that converts it.
         hint: &'static str,
@@ -33,9 +31,7 @@ pub enum WeightError {
     /// The file is shorter or longer than its header says.
     #[error("{path}: {what} needs {expected} bytes, the file has {got}", path = path.display())]
     Length {
-        /// The file.
         path: PathBuf,
-        /// What was being read.
         what: &'static str,
         /// Bytes that the file should have.
         expected: u64,
@@ -45,41 +41,30 @@ pub enum WeightError {
     /// The header is not a safetensors header.
     #[error("{path}: invalid safetensors header: {reason}", path = path.display())]
     Header {
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
         reason: String,
     },
     /// One tensor's entry or bytes are wrong.
     #[error("{path}: tensor {tensor}: expected {expected}, got {got}", path = path.display())]
     Tensor {
-        /// The file.
         path: PathBuf,
-        /// The tensor.
         tensor: String,
-        /// What would have been right.
         expected: String,
-        /// What the file says.
         got: String,
     },
     /// The model's configuration is not one that is served.
     #[error("{dir}/{error}", dir = dir.display())]
     Config {
-        /// The checkpoint.
         dir: PathBuf,
-        /// Key and reason.
         error: ModelConfigError,
     },
     /// A configuration or index is not what it should be.
     #[error("{path}: {key}: expected {expected}, got {got}", path = path.display())]
     Json {
-        /// The file.
         path: PathBuf,
         /// Key, or "document".
         key: String,
-        /// What would have been right.
         expected: String,
-        /// What the file says.
         got: String,
     },
 }
@@ -98,9 +83,7 @@ pub enum SoupError {
     /// The manifest is wrong.
     #[error("{path}: {error}", path = path.display())]
     Manifest {
-        /// Path of the manifest.
         path: PathBuf,
-        /// What is wrong.
         error: ManifestError,
     },
     /// Weights, their configuration or their directory are wrong.
@@ -122,7 +105,6 @@ pub enum SoupError {
     /// A weight file has no digest in the manifest.
     #[error("{path}: no sha256 in soup.toml, expected {key} = \"{got}\"", path = path.display())]
     Unlisted {
-        /// The file.
         path: PathBuf,
         /// Its key in the table.
         key: String,
@@ -134,7 +116,6 @@ pub enum SoupError {
     Stray {
         /// `sha256` or `base.sha256`.
         table: &'static str,
-        /// The key.
         key: String,
         /// Keys that would be right.
         known: String,
@@ -145,13 +126,10 @@ pub enum SoupError {
     /// A full backbone is not a model of the base's kind.
     #[error("{path}: {what}: expected {expected} (as in the base), got {got}", path = path.display())]
     Mismatch {
-        /// The file.
         path: PathBuf,
         /// Tensor or key.
         what: String,
-        /// The base's.
         expected: String,
-        /// The backbone's.
         got: String,
     },
     /// A full backbone over a quantised base.
@@ -161,11 +139,9 @@ pub enum SoupError {
         path = path.display()
     )]
     QuantisedBase {
-        /// The backbone.
         path: PathBuf,
         /// A quantised tensor of the base.
         tensor: String,
-        /// Its storage type.
         dtype: Dtype,
     },
     /// The base is not where the manifest says.

@@ -17,7 +17,6 @@ pub(super) const LENGTH_FIELD: u64 = 8;
 pub struct TensorSpec {
     /// Hugging Face name.
     pub name: String,
-    /// Storage type.
     pub dtype: Dtype,
     /// Shape, outermost first.
     pub shape: Vec<usize>,

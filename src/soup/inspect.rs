@@ -24,15 +24,12 @@ use crate::kernels::HostTensor;
 pub struct Inspection {
     /// The soup's name.
     pub name: String,
-    /// Its digest.
     pub digest: String,
-    /// Its directory.
     pub dir: PathBuf,
     /// The base model.
     pub base: WeightSet,
     /// The supervised adapter.
     pub sft: Option<WeightSet>,
-    /// Objectives.
     pub objectives: Vec<Objective>,
     /// Backbones, in the order of the columns of B.
     pub backbones: Vec<WeightSet>,
@@ -57,11 +54,9 @@ pub struct Inspection {
 /// One set of weights.
 #[derive(Debug, Clone, Serialize)]
 pub struct WeightSet {
-    /// Its name.
     pub name: String,
     /// `adapter` or `full`.
     pub kind: BackboneKind,
-    /// Its directory.
     pub dir: PathBuf,
     /// Bytes of its weight files.
     pub bytes: u64,

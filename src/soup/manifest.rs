@@ -78,7 +78,6 @@ pub enum BaseSource {
     Path(PathBuf),
     /// A hub id with its revision, or the id of an imported model.
     Id {
-        /// The id.
         id: String,
         /// Branch, tag or commit.
         revision: Option<String>,

@@ -47,7 +47,6 @@ pub enum Backbone {
 }
 
 impl Backbone {
-    /// Its weight files.
     pub fn files(&self) -> &[WeightFile] {
         match self {
             Self::Adapter(adapter) => std::slice::from_ref(adapter.file()),
@@ -65,7 +64,6 @@ impl Backbone {
 
 /// An opened soup: everything present, mapped, and fitting the base.
 pub struct Soup {
-    /// Its directory.
     pub dir: PathBuf,
     /// The checked manifest.
     pub manifest: Manifest,

@@ -21,9 +21,7 @@ pub enum CheckpointError {
     /// The file is not a checkpoint of this program.
     #[error("{path}: {reason}")]
     Format {
-        /// The file.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
     /// A tensor operation failed.

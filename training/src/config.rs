@@ -25,15 +25,12 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("{path}: {reason}")]
     Io {
-        /// The file.
         path: PathBuf,
-        /// Why.
         reason: String,
     },
     /// The file is not TOML of this shape.
     #[error("{path}: {reason}")]
     Parse {
-        /// The file.
         path: PathBuf,
         /// Key, line and reason.
         reason: String,
@@ -44,11 +41,8 @@ pub enum ConfigError {
     /// A value out of range.
     #[error("{key} is {got}, expected {expected}")]
     Value {
-        /// The key.
         key: String,
-        /// Its value.
         got: String,
-        /// What is allowed.
         expected: &'static str,
     },
 }
@@ -57,7 +51,6 @@ pub enum ConfigError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Name of the soup.
     pub name: String,
     /// Seed of everything that is drawn.
     #[serde(default = "one")]
@@ -422,7 +415,6 @@ pub struct ObjectiveConfig {
     /// What more of it means.
     #[serde(default)]
     pub description: String,
-    /// The reward.
     pub reward: RewardSpec,
 }
 

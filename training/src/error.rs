@@ -73,7 +73,6 @@ pub enum RunError {
     Text {
         /// Its id.
         row: String,
-        /// Why.
         reason: String,
     },
     /// The numbers ran away.
@@ -85,13 +84,11 @@ pub enum RunError {
         step: u64,
         /// Which number.
         what: &'static str,
-        /// Its value.
         value: f64,
     },
     /// The directory holds something else than this run.
     #[error("{path}: {reason}")]
     Directory {
-        /// The directory or file.
         path: PathBuf,
         /// What is wrong and what to do.
         reason: String,
@@ -118,9 +115,7 @@ pub enum RunError {
     /// `--only` names no objective.
     #[error("no objective {name:?}; the config has {known}")]
     Unknown {
-        /// The name.
         name: String,
-        /// The names there are.
         known: String,
     },
 }

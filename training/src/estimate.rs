@@ -20,7 +20,6 @@ pub struct Estimate {
 /// One stage.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
-    /// Name.
     pub name: String,
     /// Updates or batches.
     pub steps: u64,

@@ -32,7 +32,6 @@ pub struct Inputs {
      old one back, or start a new run"
 )]
 pub struct ChangedInput {
-    /// Which.
     pub input: String,
     /// Its digest when the run was started, or `absent`.
     pub expected: String,

@@ -97,7 +97,6 @@ impl Layout {
         [sft.join("adapter_config.json"), sft.join(WEIGHTS), self.standardiser()]
     }
 
-    /// The soup.
     pub fn soup(&self) -> PathBuf {
         self.0.join("soup")
     }

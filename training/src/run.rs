@@ -41,11 +41,9 @@ type Result<T> = std::result::Result<T, RunError>;
 pub struct Run {
     /// Its configuration.
     pub config: Config,
-    /// Its places.
     pub places: Places,
     /// The base model.
     pub base: Base,
-    /// Training prompts.
     pub train: Vec<Prompt>,
     /// Prompts that choices are made on.
     pub validation: Vec<Prompt>,

@@ -28,17 +28,13 @@ pub enum SetupError {
     /// The base model cannot be used.
     #[error("base {dir}: {reason}")]
     Base {
-        /// Its directory.
         dir: PathBuf,
-        /// Why.
         reason: String,
     },
     /// The data cannot be used.
     #[error("{path}: {reason}")]
     Data {
-        /// The file.
         path: PathBuf,
-        /// Why.
         reason: String,
     },
     /// A data file cannot be read, or a row of it: file and line are named.
@@ -59,7 +55,6 @@ pub struct Base {
     pub model: ModelConfig,
     /// Its tensors by Hugging Face name, as stored.
     pub weights: BTreeMap<String, HostTensor>,
-    /// Its tokenizer.
     pub tokenizer: Tokenizer,
     chat: Option<ChatTemplate>,
 }
@@ -69,7 +64,6 @@ pub struct Base {
 pub struct Prompt {
     /// Tokens up to where the response begins.
     pub tokens: Vec<u32>,
-    /// The example.
     pub example: Example,
 }
 

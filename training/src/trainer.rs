@@ -49,7 +49,6 @@ pub struct Start<'a> {
 
 /// What one backbone is trained with.
 pub struct BackboneTask<'a> {
-    /// Name of the backbone.
     pub name: &'a str,
     /// Seed of prompts, responses and updates.
     pub seed: u64,

@@ -5,7 +5,6 @@ use super::header::Meta;
 /// An architecture, which is also Hugging Face's `model_type`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Architecture {
-    /// Its name.
     pub name: &'static str,
     /// transformers' class.
     pub class: &'static str,

@@ -10,7 +10,6 @@ pub enum GgufError {
     /// The file cannot be opened or read.
     #[error("{path}: {source}")]
     Read {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -18,27 +17,20 @@ pub enum GgufError {
     /// The file is not GGUF, or is damaged.
     #[error("{path}: not a readable GGUF file: {reason}")]
     Format {
-        /// The file.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
     /// A metadata key is missing or has another type.
     #[error("{path}: metadata {key}: expected {expected}, got {got}")]
     Metadata {
-        /// The file.
         path: PathBuf,
-        /// The key.
         key: String,
-        /// What it should be.
         expected: String,
-        /// What is there.
         got: String,
     },
     /// The settings do not make a model that is served.
     #[error("{path}: {error}")]
     Config {
-        /// The file.
         path: PathBuf,
         /// What is wrong, by the keys of the `config.json` that would be written.
         error: ModelConfigError,
@@ -46,11 +38,9 @@ pub enum GgufError {
     /// The model or its tokenizer is of a kind that ladle does not have.
     #[error("{path}: {what} {got} is not supported (supported: {supported})")]
     Unsupported {
-        /// The file.
         path: PathBuf,
         /// What is not supported.
         what: &'static str,
-        /// Its value.
         got: String,
         /// The values that are.
         supported: String,
@@ -58,19 +48,15 @@ pub enum GgufError {
     /// A tensor is missing, left over, or has another name, shape or type than its architecture has.
     #[error("{path}: tensor {name}: {reason}")]
     Tensor {
-        /// The file.
         path: PathBuf,
         /// The tensor's name in the file.
         name: String,
-        /// What is wrong.
         reason: String,
     },
     /// The tokenizer contradicts itself.
     #[error("{path}: tokenizer: {reason}")]
     Tokenizer {
-        /// The file.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
     /// A part of a split model is missing or is not the one that it should be.
@@ -78,7 +64,6 @@ pub enum GgufError {
     Split {
         /// The file that was to be imported.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
 }

@@ -78,7 +78,6 @@ impl Metadata {
         }
     }
 
-    /// A text.
     pub fn text(&self, key: &str) -> Result<Option<&str>, GgufError> {
         match self.get(key) {
             None => Ok(None),

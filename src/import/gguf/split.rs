@@ -18,9 +18,7 @@ const MAX_PARTS: u64 = 99_999;
 /// One file of a model.
 #[derive(Debug)]
 pub struct Split {
-    /// Path of the file.
     pub path: PathBuf,
-    /// The file.
     pub file: std::fs::File,
 }
 

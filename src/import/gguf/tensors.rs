@@ -37,7 +37,6 @@ pub struct TensorSource {
     pub name: String,
     /// Shape, outermost first.
     pub shape: Vec<usize>,
-    /// Name in the file.
     pub file_name: String,
     /// Heads whose rows stand in interleaved order.
     pub interleaved_heads: Option<usize>,

@@ -105,17 +105,14 @@ impl GgmlType {
         READ.map(|(_, _, name, ..)| name).join(", ")
     }
 
-    /// Its name in ggml.
     pub fn name(self) -> &'static str {
         self.row().2
     }
 
-    /// Values of a block.
     pub fn block_values(self) -> usize {
         self.row().3
     }
 
-    /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
         self.row().4
     }

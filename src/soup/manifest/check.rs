@@ -20,11 +20,8 @@ pub enum ManifestError {
     /// A value that no soup can have.
     #[error("{key}: expected {expected}, got {got}")]
     Value {
-        /// Dotted key.
         key: String,
-        /// What would have been right.
         expected: String,
-        /// The value.
         got: String,
     },
     /// B breaks a rule.

@@ -43,7 +43,6 @@ impl std::fmt::Display for Override {
 pub struct OverrideError {
     /// The override.
     pub change: String,
-    /// Why.
     pub reason: String,
 }
 

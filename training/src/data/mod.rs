@@ -98,7 +98,6 @@ pub enum DataError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -113,7 +112,6 @@ pub enum DataError {
     /// The file has no rows.
     #[error("{}: no rows", path.display())]
     Empty {
-        /// The file.
         path: PathBuf,
     },
     /// A prompt template that does not compile.
@@ -124,11 +122,9 @@ pub enum DataError {
 /// One row that is not what the format says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed {
-    /// The file.
     pub path: PathBuf,
     /// Line, from 1 (row of the array in a JSON array file).
     pub line: usize,
-    /// What is wrong.
     pub reason: String,
 }
 

@@ -23,9 +23,7 @@ const MOST_LABELS: usize = 10_000;
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct ModelError {
-    /// The file or directory.
     pub path: std::path::PathBuf,
-    /// What is wrong.
     pub reason: String,
 }
 

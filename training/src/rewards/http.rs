@@ -60,7 +60,6 @@ fn unit() -> String {
     "score".into()
 }
 
-/// The reward.
 pub struct HttpReward {
     name: String,
     config: HttpConfig,

@@ -59,7 +59,6 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The text of a field.
     pub(crate) fn text(&self, field: &str) -> Result<&str, String> {
         match self.fields.get(field) {
             Some(Value::String(text)) => Ok(text),
@@ -101,7 +100,6 @@ pub struct SpanScore {
     pub score: f64,
 }
 
-/// A reward.
 pub trait Reward: Send + Sync {
     /// Name in the config, the log and the soup.
     fn name(&self) -> &str;
@@ -133,7 +131,6 @@ pub enum RewardError {
         index: usize,
         /// The start of the response.
         response: String,
-        /// What is wrong.
         reason: String,
     },
     /// The reward gave too many or too few scores.
@@ -151,7 +148,6 @@ pub enum RewardError {
     Failed {
         /// Name of the reward.
         reward: String,
-        /// What happened.
         reason: String,
     },
     /// The reward cannot be set up as configured.

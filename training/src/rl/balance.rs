@@ -38,7 +38,6 @@ pub enum BalanceError {
         index: usize,
         /// What was found.
         value: f64,
-        /// What is allowed.
         expected: &'static str,
     },
     /// z of *delta* may be negative, and a sum is no norm of such numbers.

@@ -28,7 +28,6 @@ pub enum LossError {
     NotFinite {
         /// Which loss.
         name: &'static str,
-        /// Its value.
         value: f64,
     },
     /// A tensor operation failed.
@@ -95,7 +94,6 @@ impl Tokens {
 pub struct Loss {
     /// Scalar, f32, differentiable.
     pub loss: Tensor,
-    /// Its value.
     pub value: f64,
     /// Share of tokens at which the clipped branch was taken.
     pub clip_fraction: f64,

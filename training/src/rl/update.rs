@@ -47,7 +47,6 @@ pub struct Experience {
     pub log_probs: Vec<f32>,
     /// `V_old` (empty without a value head).
     pub values: Vec<f32>,
-    /// Advantages.
     pub advantages: Vec<f32>,
     /// What the value head is fitted to (empty without one).
     pub returns: Vec<f32>,
@@ -56,9 +55,7 @@ pub struct Experience {
 /// What the updates of one batch did, averaged over them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Report {
-    /// Policy loss.
     pub policy_loss: f64,
-    /// Value loss.
     pub value_loss: f64,
     /// Share of tokens whose ratio was clipped.
     pub clip_fraction: f64,

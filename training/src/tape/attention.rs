@@ -75,7 +75,6 @@ impl Attention {
         self.gather(&tasks, self.shape.heads * d, self.group() * d, &parts)
     }
 
-    /// The gradients of the inputs, from the output and its gradient.
     pub(super) fn backward(&self, inputs: Inputs<'_>, output: &[f32], grad: &[f32]) -> Gradients {
         let tasks = self.tasks();
         let task =

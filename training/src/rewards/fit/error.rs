@@ -18,15 +18,12 @@ pub enum FitError {
     Text {
         /// Its id.
         row: String,
-        /// Why.
         reason: String,
     },
     /// The model failed on the texts.
     #[error("{}: {reason}", path.display())]
     Features {
-        /// Its directory.
         path: PathBuf,
-        /// Why.
         reason: String,
     },
     /// The reward model would replace the model under it.
