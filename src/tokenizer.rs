@@ -21,10 +21,7 @@ pub enum TokenizerError {
     },
     /// A file of the tokenizer is not what it should be.
     #[error("{path}: {reason}")]
-    Format {
-        path: PathBuf,
-        reason: String,
-    },
+    Format { path: PathBuf, reason: String },
     /// The decoder turns tokens into text in a way that cannot be streamed token by token.
     #[error("{path}: decoder {got} is not supported (byte-level and SentencePiece decoders are)")]
     Decoder {

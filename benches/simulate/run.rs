@@ -13,7 +13,7 @@ use ladle::{
         blocks::BlockPool,
         cost::CostModel,
         models::{Lanes, Models, Readiness, StepModel},
-        scheduler::{Scheduler, SeqId, StepPlan, Task},
+        scheduler::{NewSequence, Scheduler, SeqId, StepPlan},
     },
     preference::ModelKey,
 };
@@ -210,7 +210,7 @@ impl<'a> Simulation<'a> {
             // The load is sampled without seeds: nobody repeats it.
             let keys = vec![ModelKey::of(&request.c)];
             let lanes = self.models.enter(&self.slots, keys, false, None);
-            let id = self.scheduler.enqueue(Task {
+            let id = self.scheduler.enqueue(NewSequence {
                 tokens: vec![0; request.prompt],
                 roots: self.models.roots(&lanes),
                 priority: 0,

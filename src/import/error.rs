@@ -33,10 +33,7 @@ pub enum ImportError {
     },
     /// A wheel cannot be read.
     #[error("{path}: {reason}", path = path.display())]
-    Archive {
-        path: PathBuf,
-        reason: String,
-    },
+    Archive { path: PathBuf, reason: String },
     /// A program that fetches is missing or failed.
     #[error("`{command}` failed: {reason}{hint}")]
     Tool {

@@ -57,15 +57,10 @@ pub enum MergeError {
     },
     /// A merged tensor is not what its layout says.
     #[error("merged tensor {tensor}: {source}")]
-    Tensor {
-        tensor: String,
-        source: crate::kernels::host::HostError,
-    },
+    Tensor { tensor: String, source: crate::kernels::host::HostError },
     /// The model asks for a tensor that was not merged.
     #[error("the merged model has no tensor {tensor}")]
-    Missing {
-        tensor: String,
-    },
+    Missing { tensor: String },
     /// Merged weights of quantised ones.
     #[error(
         "{tensor} of the base is {dtype}: quantised weights are not merged; serve this soup with \

@@ -103,10 +103,7 @@ pub enum PlanError {
     },
     /// A low-rank change of something that is not a linear layer.
     #[error("{owner}: low-rank change of {tensor}, expected a linear layer")]
-    NotLinear {
-        owner: String,
-        tensor: String,
-    },
+    NotLinear { owner: String, tensor: String },
     /// Coefficients of another number of backbones.
     #[error("{got} coefficients, expected {expected} (one per backbone)")]
     Length {

@@ -40,24 +40,13 @@ pub enum WeightError {
     },
     /// The header is not a safetensors header.
     #[error("{path}: invalid safetensors header: {reason}", path = path.display())]
-    Header {
-        path: PathBuf,
-        reason: String,
-    },
+    Header { path: PathBuf, reason: String },
     /// One tensor's entry or bytes are wrong.
     #[error("{path}: tensor {tensor}: expected {expected}, got {got}", path = path.display())]
-    Tensor {
-        path: PathBuf,
-        tensor: String,
-        expected: String,
-        got: String,
-    },
+    Tensor { path: PathBuf, tensor: String, expected: String, got: String },
     /// The model's configuration is not one that is served.
     #[error("{dir}/{error}", dir = dir.display())]
-    Config {
-        dir: PathBuf,
-        error: ModelConfigError,
-    },
+    Config { dir: PathBuf, error: ModelConfigError },
     /// A configuration or index is not what it should be.
     #[error("{path}: {key}: expected {expected}, got {got}", path = path.display())]
     Json {
@@ -82,10 +71,7 @@ impl WeightError {
 pub enum SoupError {
     /// The manifest is wrong.
     #[error("{path}: {error}", path = path.display())]
-    Manifest {
-        path: PathBuf,
-        error: ManifestError,
-    },
+    Manifest { path: PathBuf, error: ManifestError },
     /// Weights, their configuration or their directory are wrong.
     #[error(transparent)]
     Weights(#[from] WeightError),

@@ -20,10 +20,7 @@ pub enum CheckpointError {
     File(#[from] FileError),
     /// The file is not a checkpoint of this program.
     #[error("{path}: {reason}")]
-    Format {
-        path: PathBuf,
-        reason: String,
-    },
+    Format { path: PathBuf, reason: String },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

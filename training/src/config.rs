@@ -24,10 +24,7 @@ use crate::{
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("{path}: {reason}")]
-    Io {
-        path: PathBuf,
-        reason: String,
-    },
+    Io { path: PathBuf, reason: String },
     /// The file is not TOML of this shape.
     #[error("{path}: {reason}")]
     Parse {
@@ -40,11 +37,7 @@ pub enum ConfigError {
     Override(#[from] OverrideError),
     /// A value out of range.
     #[error("{key} is {got}, expected {expected}")]
-    Value {
-        key: String,
-        got: String,
-        expected: &'static str,
-    },
+    Value { key: String, got: String, expected: &'static str },
 }
 
 /// Everything about a run.

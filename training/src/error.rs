@@ -114,8 +114,5 @@ pub enum RunError {
     },
     /// `--only` names no objective.
     #[error("no objective {name:?}; the config has {known}")]
-    Unknown {
-        name: String,
-        known: String,
-    },
+    Unknown { name: String, known: String },
 }

@@ -1,6 +1,6 @@
 //! The choice of β and of α on validation prompts.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use ladle::{
     kernels::HostTensor,

@@ -27,16 +27,10 @@ use crate::{
 pub enum SetupError {
     /// The base model cannot be used.
     #[error("base {dir}: {reason}")]
-    Base {
-        dir: PathBuf,
-        reason: String,
-    },
+    Base { dir: PathBuf, reason: String },
     /// The data cannot be used.
     #[error("{path}: {reason}")]
-    Data {
-        path: PathBuf,
-        reason: String,
-    },
+    Data { path: PathBuf, reason: String },
     /// A data file cannot be read, or a row of it: file and line are named.
     #[error("{0}")]
     Rows(String),

@@ -16,18 +16,10 @@ pub enum GgufError {
     },
     /// The file is not GGUF, or is damaged.
     #[error("{path}: not a readable GGUF file: {reason}")]
-    Format {
-        path: PathBuf,
-        reason: String,
-    },
+    Format { path: PathBuf, reason: String },
     /// A metadata key is missing or has another type.
     #[error("{path}: metadata {key}: expected {expected}, got {got}")]
-    Metadata {
-        path: PathBuf,
-        key: String,
-        expected: String,
-        got: String,
-    },
+    Metadata { path: PathBuf, key: String, expected: String, got: String },
     /// The settings do not make a model that is served.
     #[error("{path}: {error}")]
     Config {
@@ -55,10 +47,7 @@ pub enum GgufError {
     },
     /// The tokenizer contradicts itself.
     #[error("{path}: tokenizer: {reason}")]
-    Tokenizer {
-        path: PathBuf,
-        reason: String,
-    },
+    Tokenizer { path: PathBuf, reason: String },
     /// A part of a split model is missing or is not the one that it should be.
     #[error("{path}: {reason}")]
     Split {

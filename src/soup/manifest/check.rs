@@ -19,11 +19,7 @@ pub enum ManifestError {
     Syntax(#[from] toml::de::Error),
     /// A value that no soup can have.
     #[error("{key}: expected {expected}, got {got}")]
-    Value {
-        key: String,
-        expected: String,
-        got: String,
-    },
+    Value { key: String, expected: String, got: String },
     /// B breaks a rule.
     #[error("{key}: {rule}")]
     Mixing {

@@ -111,9 +111,7 @@ pub enum DataError {
     },
     /// The file has no rows.
     #[error("{}: no rows", path.display())]
-    Empty {
-        path: PathBuf,
-    },
+    Empty { path: PathBuf },
     /// A prompt template that does not compile.
     #[error("prompt template: {0}")]
     Template(String),

@@ -22,10 +22,7 @@ pub enum FitError {
     },
     /// The model failed on the texts.
     #[error("{}: {reason}", path.display())]
-    Features {
-        path: PathBuf,
-        reason: String,
-    },
+    Features { path: PathBuf, reason: String },
     /// The reward model would replace the model under it.
     #[error("--out is {}, the model that the head is for; expected a directory of its own", .0.display())]
     Onto(PathBuf),
