@@ -1,9 +1,9 @@
-//! A cache of built models with a byte budget: one build per key however many ask, leases that
-//! nothing evicts, and builds on a thread of their own so that decoding goes on meanwhile.
+//! A cache of merged models with a byte budget. A key is built once however many requests ask for
+//! it, a leased model is never evicted, and builds run on a thread of their own beside decoding.
 //!
 //! A cache belongs to one soup, so keys identify models within it.
 //!
-//! Reference counts are the protocol: the cache holds one reference to a model's slot, every
+//! Eviction follows reference counts: the cache holds one reference to a model's slot, every
 //! [`Lease`] and [`Ticket`] another. A slot may be evicted when the cache's reference is the only
 //! one. New references are made under the lock or from one that is held, so an evicted slot cannot
 //! gain one.
@@ -29,9 +29,9 @@ use super::MergeError;
 use crate::telemetry::panic_text;
 pub use event::{CacheEvent, CacheStats};
 
-/// What the cache keeps and how it is made.
+/// Builder of the models of a cache.
 pub trait Build: Send + Sync + 'static {
-    /// What distinguishes one model from another.
+    /// Identity of a model.
     type Key: Clone + Eq + Hash + Send + Sync + 'static;
     /// A built model.
     type Value: Send + Sync + 'static;
@@ -44,7 +44,7 @@ pub trait Build: Send + Sync + 'static {
     fn build(&self, key: &Self::Key) -> Result<Self::Value, MergeError>;
 }
 
-/// What came of asking for a model.
+/// Result of [`Cache::get`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fetch<Lease, Ticket> {
     /// The model is here and stays while the lease is held.
@@ -126,7 +126,7 @@ impl<V> fmt::Debug for Ticket<V> {
 
 struct Entry<V> {
     slot: Arc<Slot<V>>,
-    /// Clock of the last request.
+    /// Time of the last request, on [`State::clock`].
     used: u64,
 }
 
@@ -136,14 +136,14 @@ impl<V> Entry<V> {
     }
 }
 
-/// What the lock guards.
+/// State under the lock.
 struct State<B: Build> {
     entries: HashMap<B::Key, Entry<B::Value>>,
     clock: u64,
     counters: CacheStats,
 }
 
-/// What callers and the build thread share.
+/// State shared by callers and the build thread.
 struct Core<B: Build> {
     builder: B,
     /// Most models at a time: budget over bytes.

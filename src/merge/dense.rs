@@ -29,7 +29,7 @@ use crate::{
 /// Elements per task where sources are streamed straight to the output.
 const STREAMED: usize = 64 << 10;
 
-/// Elements per task where sums are kept in f32 between terms: they stay in the second-level cache.
+/// Elements per task where sums are kept in f32 between terms: 64 KiB, within the L2 cache.
 const BUFFERED: usize = 16 << 10;
 
 /// Merges a soup's tensors at any c. Parallel on the rayon pool it is called in.
@@ -131,7 +131,7 @@ fn run(isa: Isa, tasks: Vec<Chunk<'_>>) -> Result<(), MergeError> {
     })
 }
 
-/// `factor · tensor` in `dtype`; refused where a value leaves the range of that.
+/// `factor · tensor` in `dtype`; a value outside the range of `dtype` is an error.
 pub(super) fn rounded(
     name: &str,
     tensor: &HostTensor,

@@ -33,7 +33,7 @@ pub enum ExportError {
     /// Weights could not be written.
     #[error(transparent)]
     Weights(#[from] WeightError),
-    /// Full backbones cannot be told as a low-rank change.
+    /// A full checkpoint is not a low-rank change.
     #[error(
         "backbone {backbone} is a full checkpoint, expected adapters only: a soup with full \
          checkpoints merges to a whole model (leave out --adapter)"

@@ -5,8 +5,8 @@
 //!              └─ mixed                          one decoder for every c, coefficients per row
 //! ```
 //!
-//! [`plan`] says of which terms each tensor is the sum, and what coefficient c gives each of them.
-//! [`dense`] computes such sums in one pass, into the recycled memory of [`slab`]; [`fused`] does it
+//! [`plan`] lists the terms of each tensor and their coefficients as functions of c. [`dense`]
+//! computes the sums in one pass, into the recycled memory of [`slab`]; [`fused`] does it
 //! for a whole model and [`cache`] keeps the results within a budget. [`mixed`] merges nothing: it
 //! gives the decoder all the terms. [`export`] writes the merged model out for others. [`device`]
 //! does on a GPU what [`dense`] and [`fused`] do on the CPU.
@@ -61,7 +61,7 @@ pub enum MergeError {
     /// The model asks for a tensor that was not merged.
     #[error("the merged model has no tensor {tensor}")]
     Missing { tensor: String },
-    /// Merged weights of quantised ones.
+    /// Quantised weights cannot be merged.
     #[error(
         "{tensor} of the base is {dtype}: quantised weights are not merged; serve this soup with \
          --merge-mode mixed (or auto), or on the base in bf16, f16 or f32"
@@ -101,7 +101,7 @@ impl MergeError {
         }
     }
 
-    /// Whether the device had no room.
+    /// Whether the device is out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         use crate::kernels::cuda::DeviceError;
         match self {

@@ -1,4 +1,5 @@
-//! The terms whose sum is each tensor of a merged model (`docs/algorithms.md` §2.1).
+//! The plan of a merge: every tensor of the merged model as a sum of dense and low-rank terms
+//! (`docs/algorithms.md` §2.1).
 //!
 //! With θᵢ = θ_sft + sᵢBᵢAᵢ for an adapter and θᵢ as stored for a full checkpoint, the merged model
 //! Σᵢ cᵢθᵢ + c_sft·θ_sft is, tensor by tensor, a sum of dense and low-rank terms whose coefficients
@@ -11,7 +12,7 @@
 //! | adapter i's BA | cᵢ |
 //! | backbone i's full tensor, or its `modules_to_save` copy | cᵢ; such a copy takes adapter i out of the base's coefficient |
 //!
-//! Pure: tensors are referred to, never read, except to find copies of one another.
+//! Tensors are referred to; their values are read only to find copies of one another.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,7 +74,7 @@ impl<'a> From<&'a Soup> for Ingredients<'a> {
     }
 }
 
-/// Why weights are not a soup of one model, or coefficients not those of a soup.
+/// Weights that do not make one model, or coefficients that do not fit the soup.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PlanError {
     /// A tensor that the model needs is absent.
@@ -149,7 +150,8 @@ impl TensorPlan {
     }
 }
 
-/// A soup as sums: its tensors and the functionals of c that are their coefficients.
+/// The plan of a soup: its tensors as sums, and the functionals of c that are the coefficients of
+/// their terms.
 #[derive(Debug, Clone)]
 pub struct SoupPlan {
     tensors: Vec<TensorPlan>,

@@ -14,7 +14,7 @@ use crate::kernels::Dtype;
 /// Alignment of every tensor in a slab: a cache line, and the widest vector register.
 const ALIGN: usize = 64;
 
-/// Why there is no slab.
+/// Why a slab cannot be taken or filled.
 #[derive(Debug, thiserror::Error)]
 pub enum SlabError {
     /// As many slabs as allowed are in use.

@@ -1,7 +1,7 @@
 //! The arithmetic of a merge on slices: weighted sums of one storage type in one pass, and the
 //! f32 building blocks for everything else.
 //!
-//! Order of every element, whichever way it is computed: `c₀x₀`, then `+ cₖxₖ` for each further
+//! Order of the operations on an element, in every path: `c₀x₀`, then `+ cₖxₖ` for each further
 //! term, then `+ bᵣaᵣ` for each rank, all in f32, then one rounding to the storage type.
 
 use crate::{
@@ -27,14 +27,14 @@ const MOST_TERMS: usize = 6;
 /// A kernel on sixteen lanes. Every set widens, multiplies, adds and rounds in the same order,
 /// without fused multiply-adds, so that all of them give the same bits.
 trait Kernel {
-    /// Does what lies from index `from` on in plain code that compilers vectorise: all of it where a
-    /// set has no instructions of its own, else the rest that fills no vector.
+    /// Scalar code from index `from` on: the whole kernel on the portable set, the last partial
+    /// vector on the others.
     fn plain(self, from: usize);
-    /// Does all of it; `rows` is the height of a tile that leaves its sums in the set's registers.
+    /// The whole kernel; `rows` is the height of a tile that leaves its sums in the set's registers.
     fn run<L: Lanes>(self, l: L, rows: usize);
 }
 
-/// Does a kernel on an instruction set.
+/// Runs a kernel on an instruction set.
 fn run<K: Kernel>(isa: Isa, kernel: K) {
     struct Work<K>(K);
     impl<K: Kernel> Vectorised for Work<K> {
@@ -54,8 +54,8 @@ fn run<K: Kernel>(isa: Isa, kernel: K) {
 }
 
 /// `out = round(Σ cₖ·sourceₖ)` in one pass, all of one storage type; every source has the length
-/// of `out`. Says whether a sum may lie outside `limits`. `None`, with `out` untouched, when there
-/// are more terms than fit the registers.
+/// of `out`. Returns whether a sum may lie outside `limits`; `None`, with `out` untouched, when
+/// there are more terms than fit the registers.
 ///
 /// No term gives zeros; a single term with coefficient 1 is copied bit for bit.
 pub(super) fn weighted_sum<E: Element>(
@@ -103,7 +103,7 @@ impl StorageRange {
         sum.abs() >= self.limit || sum.is_nan()
     }
 
-    /// NaN in the lanes whose sum may lie outside, else 0.
+    /// NaN in the lanes whose sum may lie outside the range, else 0.
     #[inline(always)]
     fn test<L: Lanes>(self, l: L, sums: L::V) -> L::V {
         l.mul(l.mul(sums, l.splat(self.stretch)), l.splat(0.0))
@@ -401,7 +401,7 @@ impl Kernel for AddProduct<'_> {
     }
 }
 
-/// Rounds `sums` to the storage type; equal lengths. Says whether one may lie outside `limits`.
+/// Rounds `sums` to the storage type; equal lengths. Returns whether one may lie outside `limits`.
 pub(super) fn round<E: Element>(
     isa: Isa,
     out: &mut [E],

@@ -23,7 +23,7 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Longest sequence the model was made for, in tokens.
+    /// Longest sequence that the model supports, in tokens.
     pub max_positions: usize,
     /// ε of the norms.
     pub norm_eps: f32,
@@ -45,12 +45,12 @@ pub struct ModelConfig {
     pub eos: Vec<u32>,
 }
 
-/// A configuration that cannot be served, with the key that says so.
+/// A configuration that is not supported, with the key that decides it.
 #[derive(Debug, thiserror::Error)]
 #[error("config.json: {key}: {reason}")]
 pub struct ModelConfigError {
     pub key: String,
-    /// What is wrong and what would be right.
+    /// Value and what is supported.
     pub reason: String,
 }
 
@@ -65,8 +65,8 @@ impl ModelConfig {
         }
     }
 
-    /// The first setting by which two models compute something else from equal tensors: its key and
-    /// the two values. Context length and end-of-sequence ids are not among them.
+    /// The first setting that makes two models compute different results from equal tensors: its key
+    /// and the two values. Context length and end-of-sequence ids do not count.
     pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         macro_rules! compare {
             ($($key:literal: $field:ident),* $(,)?) => {$(

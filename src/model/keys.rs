@@ -21,7 +21,7 @@ impl<'a> Keys<'a> {
         self.size_or(key, max, None)
     }
 
-    /// As [`Self::size`], with what an absent key stands at.
+    /// As [`Self::size`], with a default.
     pub fn size_or(
         &self,
         key: &str,

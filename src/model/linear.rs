@@ -1,5 +1,4 @@
-//! A parameter as the decoder uses it: merged (one matrix), or a per-row mixture of the terms of a
-//! soup. With coefficients `c(t)` of row t, a linear layer is
+//! A parameter of the decoder: merged (one matrix), or a per-row mixture of the terms of a soup. With coefficients `c(t)` of row t, a linear layer is
 //! `y_t = Σᵢ cᵢ(t) Wᵢ x_t + Σⱼ cⱼ(t) sⱼ Bⱼ Aⱼ x_t` (`docs/algorithms.md` §2.2): no weight is materialised.
 
 use crate::kernels::{
@@ -22,7 +21,7 @@ pub struct LowRank<W> {
     pub down: W,
     /// B factors `[out, Σ rank]` as [`Kernels::scaled_products`] takes them.
     pub up: W,
-    /// Which ranks belong to which term, with LoRA's scale.
+    /// Columns of each term, with LoRA's scale.
     pub scales: Vec<ColumnScale>,
 }
 
@@ -121,7 +120,7 @@ impl<W> Parameter<W> {
     }
 }
 
-/// A linear layer about to be applied: `onto + x Wᵀ + bias`.
+/// Application of a linear layer: `onto + x Wᵀ + bias`.
 pub struct Affine<'a, K: Kernels> {
     /// Weight `[out, in]`.
     pub weight: &'a Parameter<K::Weight>,

@@ -2,7 +2,8 @@
 //!
 //! [`config`] is what a Hugging Face `config.json` says, [`rope`] its rotary constants; [`names`] holds
 //! the names of the tensors; [`decoder`] is the forward pass over any [`crate::kernels::Kernels`];
-//! [`linear`] is a parameter that may be one merged matrix or a per-row mixture. Knows nothing of HTTP, preferences or soups.
+//! [`linear`] is a parameter that may be one merged matrix or a per-row mixture. The module does not
+//! depend on HTTP, preferences or soups.
 
 pub mod config;
 pub mod decoder;

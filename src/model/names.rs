@@ -83,18 +83,18 @@ pub fn is_vocabulary(tensor: &str) -> bool {
     tensor == EMBEDDING || tensor == HEAD
 }
 
-/// The tensor that the output head of a model is: its own, or the embedding where they are tied.
+/// Name of the output head's tensor: its own, or the embedding's where they are tied.
 pub fn head(tied: bool) -> &'static str {
     if tied { EMBEDDING } else { HEAD }
 }
 
-/// Whether `tensor` is a buffer of rotary frequencies, which old checkpoints store: the
-/// configuration decides them.
+/// Whether `tensor` is a buffer of rotary frequencies, which old checkpoints store; the frequencies
+/// follow from the configuration.
 pub fn is_rotary_buffer(tensor: &str) -> bool {
     tensor.ends_with("rotary_emb.inv_freq")
 }
 
-/// Whether `tensor` belongs to the value head that trainers put on a language model.
+/// Whether `tensor` belongs to the value head that trainers add to a language model.
 pub fn is_value_head(tensor: &str) -> bool {
     tensor.starts_with("v_head.")
 }

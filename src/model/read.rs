@@ -8,7 +8,7 @@ use super::{
     rope::rope,
 };
 
-/// What distinguishes the families; the rest they share.
+/// Differences between the families.
 struct Family {
     model_type: &'static str,
     /// Biases on q, k, v without a key that says so.
@@ -27,7 +27,7 @@ struct Family {
 
 #[derive(Clone, Copy)]
 enum WindowRule {
-    /// The family has none.
+    /// No window.
     Never,
     /// All layers, when the key is a number; transformers' default where it is absent.
     All { absent: usize },
@@ -75,7 +75,7 @@ const FAMILIES: [Family; 4] = [
     },
 ];
 
-// Far above any model of the family, and small enough that no product of a few overflows.
+// Above any model of the family; products of a few such numbers do not overflow.
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCAB: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 12;

@@ -8,14 +8,15 @@ use super::{
 };
 use crate::kernels::Rope;
 
-/// Rotary constants: `inv_freq[j] = theta^(−2j / head_dim)`, scaled as the type says. f32 as in
-/// transformers, whose models were trained with those very values.
+/// Rotary constants: `inv_freq[j] = theta^(−2j / head_dim)`, scaled by `rope_type`. f32 as in
+/// transformers, with which the models were trained.
 pub(super) fn rope(
     keys: &Keys<'_>,
     head_dim: usize,
     max_positions: usize,
 ) -> Result<Rope, ModelConfigError> {
-    // transformers 5 keeps everything in `rope_parameters`; 4 had theta apart, and wins there.
+    // transformers 5 keeps everything in `rope_parameters`. 4 keeps `rope_theta` apart and the rest
+    // in `rope_scaling`, which wins where both are present.
     let filled =
         |key| keys.get(key).filter(|value| value.as_object().is_none_or(|m| !m.is_empty()));
     let (name, section) = match (filled("rope_scaling"), filled("rope_parameters")) {
@@ -96,7 +97,7 @@ pub(super) fn rope(
 /// 1/wavelength.
 #[derive(Debug, Clone, Copy)]
 pub struct Llama3 {
-    /// How far long wavelengths are stretched.
+    /// Factor of long wavelengths.
     pub factor: f64,
     /// `low_freq_factor`.
     pub low: f64,

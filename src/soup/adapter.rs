@@ -56,14 +56,14 @@ impl LoraModule {
     }
 }
 
-/// What embedding and head are to each other under an adapter.
+/// Whether an adapter keeps embedding and head tied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tie {
-    /// The model under the adapter has a head of its own.
+    /// The base is untied.
     Apart,
     /// Tied, as in the base.
     Kept,
-    /// Tied in the base, and parted by the adapter.
+    /// Tied in the base, untied by the adapter.
     Parted,
 }
 
@@ -83,7 +83,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Opens `dir` and checks the adapter for itself; [`Adapter::check`] holds it against a base.
+    /// Opens `dir` and checks the adapter alone; [`Adapter::fit`] checks it against a base.
     pub fn open(dir: &Path) -> Result<Self, WeightError> {
         let path = dir.join(WEIGHTS);
         if !path.is_file() {
@@ -127,7 +127,7 @@ impl Adapter {
                 }
                 Entry::Over { tensor: name, wrapped } => {
                     let module = module_of(&name);
-                    // PEFT passes over a tensor that no module of the wrapped model has.
+                    // PEFT ignores a tensor that no module of the wrapped model has.
                     if wrapped != config.targets(module) {
                         let expected = match wrapped {
                             true => "a module of target_modules",
@@ -178,9 +178,9 @@ impl Adapter {
         &self.file
     }
 
-    /// Holds the adapter against what it was trained on, the base (of `config`) with the supervised
-    /// adapter `sft`: every module that the settings target is there and no other, and all shapes
-    /// fit. What `saved` holds afterwards replaces the base's tensors.
+    /// Checks the adapter against the model that it was trained on, the base (of `config`) with the
+    /// supervised adapter `sft`: exactly the targeted modules are present and all shapes fit. What
+    /// `saved` holds afterwards replaces the base's tensors.
     pub fn fit(
         mut self,
         base: &Checkpoint,
@@ -247,7 +247,7 @@ impl Adapter {
             let shared = sft.and_then(|sft| sft.saved.get(EMBEDDING).cloned());
             self.settle_head(shared.or_else(|| base.get(EMBEDDING)))?;
         }
-        // A repetition of the base's tensor shares its memory, in whichever type it was saved.
+        // A copy of the base's tensor, in any storage type, shares the base's memory.
         for (name, tensor) in &mut self.saved {
             let own = base.get(name).or_else(|| base.get(EMBEDDING).filter(|_| name == HEAD));
             if let Some(own) = own.filter(|own| same_values(own, tensor)) {
@@ -257,9 +257,9 @@ impl Adapter {
         Ok(self)
     }
 
-    /// Decides what the head of a tied base is under this adapter. PEFT keeps one tensor for
-    /// embedding and head until a copy by `modules_to_save` or a low-rank change parts them; what is
-    /// loaded over either of them is loaded over both.
+    /// Decides whether embedding and head of a tied base stay tied under this adapter. PEFT keeps
+    /// one tensor for both until a copy by `modules_to_save` or a low-rank change unties them; a
+    /// tensor loaded over either of them is loaded over both.
     fn settle_head(&mut self, shared: Option<HostTensor>) -> Result<(), WeightError> {
         let [embedding, head] = [EMBEDDING, HEAD].map(|name| {
             let copied = self.copies.contains(name) && !self.config.ties_weights;
@@ -271,7 +271,7 @@ impl Adapter {
             let expected = "the values of embed_tokens, to which the base ties it".to_owned();
             return Err(self.refuse(&format!("{PREFIX}{HEAD}"), expected, "others"));
         }
-        // What both are where no copy stands for one of them.
+        // The tensor of both where neither has a copy.
         let over = [&embedding, &head].into_iter().flatten().find(|(_, copied)| !copied);
         let over = over.map(|(tensor, _)| tensor.clone());
         let of = |saved: Option<(HostTensor, bool)>| match saved {
@@ -296,7 +296,7 @@ impl Adapter {
         self.tie == Tie::Parted
     }
 
-    /// Makes the adapter one of an untied model: the head changes with the embedding.
+    /// Makes the adapter one of an untied model: its change of the embedding is also one of the head.
     pub(super) fn untie(&mut self) {
         if self.tie == Tie::Kept
             && let Some(embedding) = self.saved.get(EMBEDDING).cloned()

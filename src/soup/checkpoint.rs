@@ -64,8 +64,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Drops what is no part of the language model: rotary buffers, which the configuration decides,
-    /// and a trainer's value head.
+    /// Drops tensors that are not part of the language model: rotary buffers, which follow from the
+    /// configuration, and a trainer's value head.
     fn leave_out_strangers(&mut self) {
         let (heads, rest): (BTreeMap<_, _>, _) = std::mem::take(&mut self.tensors)
             .into_iter()
@@ -81,14 +81,14 @@ impl Checkpoint {
         }
     }
 
-    /// The model that `config.json` describes, which must be one that is served.
+    /// The model that `config.json` describes; an error if it is not supported.
     pub fn model(&self) -> Result<ModelConfig, WeightError> {
         ModelConfig::from_json(&self.config)
             .map_err(|error| WeightError::Config { dir: self.dir.clone(), error })
     }
 
-    /// Holds the checkpoint against [`Self::model`], and returns that: all of its tensors in their
-    /// shapes, no others. A stored head beside tied embeddings must repeat them, and is dropped.
+    /// Checks the tensors against [`Self::model`], and returns that: all of them in their shapes, no
+    /// others. A stored head beside tied embeddings must repeat them, and is dropped.
     pub fn check(&mut self) -> Result<ModelConfig, WeightError> {
         let config = self.model()?;
         if config.tied

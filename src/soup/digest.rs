@@ -1,4 +1,4 @@
-//! Digests: of the weight files, against the manifest, and of a soup as a whole.
+//! Digests of weight files, checked against the manifest, and of a soup as a whole.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -43,8 +43,8 @@ pub(super) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Holds the weight files against the manifest: every file of the soup is listed and nothing else
-    /// is; with `verify`, the digests are those of the files' bytes.
+    /// Checks that the manifest lists exactly the soup's weight files; with `verify`, also that the
+    /// digests are those of the files' bytes.
     pub fn check(&self, verify: bool) -> Result<(), SoupError> {
         let base: Vec<_> = self.base.files().iter().collect();
         let listed = &self.manifest.sha256;

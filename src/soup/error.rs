@@ -1,4 +1,4 @@
-//! Why weights, or a whole soup, are refused.
+//! Errors of weights and of soups on disk.
 
 use std::{io, path::PathBuf};
 
@@ -15,7 +15,7 @@ pub enum WeightError {
     #[error("{dir}: found no weights, expected {expected}", dir = dir.display())]
     NoWeights {
         dir: PathBuf,
-        /// The file names that would have done.
+        /// Accepted file names.
         expected: &'static str,
     },
     /// The weights are pickled.
@@ -44,10 +44,10 @@ pub enum WeightError {
     /// One tensor's entry or bytes are wrong.
     #[error("{path}: tensor {tensor}: expected {expected}, got {got}", path = path.display())]
     Tensor { path: PathBuf, tensor: String, expected: String, got: String },
-    /// The model's configuration is not one that is served.
+    /// The model's configuration is not supported.
     #[error("{dir}/{error}", dir = dir.display())]
     Config { dir: PathBuf, error: ModelConfigError },
-    /// A configuration or index is not what it should be.
+    /// A configuration or index is wrong.
     #[error("{path}: {key}: expected {expected}, got {got}", path = path.display())]
     Json {
         path: PathBuf,
@@ -83,7 +83,7 @@ pub enum SoupError {
     Outside {
         /// The path as the soup names it.
         path: PathBuf,
-        /// Where it leads.
+        /// Target of the link.
         target: PathBuf,
         /// The soup's directory.
         soup: PathBuf,
@@ -97,7 +97,7 @@ pub enum SoupError {
         /// The digest that it has.
         got: String,
     },
-    /// A digest for a file that is no part of the soup.
+    /// A digest for a file that is not part of the soup.
     #[error("{table}.{key:?}: names no weight file of this soup (those are: {known})")]
     Stray {
         /// `sha256` or `base.sha256`.
@@ -109,7 +109,7 @@ pub enum SoupError {
     /// A file cannot be read or written, or is not the one that the manifest describes.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A full backbone is not a model of the base's kind.
+    /// A full backbone has another architecture than the base.
     #[error("{path}: {what}: expected {expected} (as in the base), got {got}", path = path.display())]
     Mismatch {
         path: PathBuf,

@@ -1,9 +1,9 @@
-//! How the backbones of a soup lie to each other in the space of weights: whether negative λ can
-//! cancel, and how far the corners go. From the weights alone.
+//! Geometry of a soup in the space of weights: distances and angles between its backbones, which
+//! show whether negative λ can cancel and how far the corners are from θ_sft.
 //!
 //! With Δᵢ = θᵢ − θ_sft and the Gram matrix Gᵢⱼ = ⟨Δᵢ, Δⱼ⟩, the model of coefficients λ is √(λᵀGλ) away
-//! from θ_sft. For low-rank changes ⟨s B A, s′ B′ A′⟩ = s s′ Σ (B′ᵀB) ∘ (A A′ᵀ)ᵀ, so nothing of the size of
-//! a matrix is made.
+//! from θ_sft. For low-rank changes ⟨s B A, s′ B′ A′⟩ = s s′ Σ (B′ᵀB) ∘ (A A′ᵀ)ᵀ, so no full matrix
+//! is formed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,11 +30,11 @@ pub struct Geometry {
     /// Cosines of Δᵢ and Δⱼ, by rows.
     pub cosines: Vec<Vec<f64>>,
     /// Share of the row space of Aᵢ that lies in that of Aⱼ, mean over the modules that both adapt
-    /// (1: the same space), by rows; none where a backbone is no adapter.
+    /// (1: the same space), by rows; none where a backbone is a full checkpoint.
     pub overlaps: Option<Vec<Vec<f64>>>,
-    /// The overlap that random A's would have: mean of r/d.
+    /// Expected overlap of random A's: mean of r/d.
     pub chance: Option<f64>,
-    /// ‖θ(B⁻¹eᵢ) − θ_sft‖ / ‖Δᵢ‖: how much farther than its backbone the corner of objective i is.
+    /// ‖θ(B⁻¹eᵢ) − θ_sft‖ / ‖Δᵢ‖: distance of the corner of objective i, in units of its backbone's.
     pub amplification: Vec<f64>,
 }
 
@@ -90,7 +90,7 @@ impl Geometry {
     }
 }
 
-/// What a backbone changes of a tensor of θ_sft; `None` where it changes nothing.
+/// The change of a backbone to a tensor of θ_sft; `None` where there is none.
 fn change<'a>(soup: &'a Soup, backbone: &'a Backbone, name: &str) -> Option<Change<'a>> {
     let (replaced, low_rank) = match backbone {
         Backbone::Full(checkpoint) => (checkpoint.get(name), None),
@@ -185,7 +185,7 @@ fn overlaps(adapters: &[&Adapter]) -> (Vec<Vec<f64>>, f64) {
     (rows, mean(chances))
 }
 
-/// Mean of numbers; 0 of none.
+/// Mean; 0 of an empty list.
 fn mean(values: Vec<f64>) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }

@@ -1,5 +1,5 @@
-//! The header of a safetensors file: made for tensors that are to be written, and looked into where
-//! the `safetensors` crate refuses one.
+//! The header of a safetensors file: written for new files, and examined where the `safetensors`
+//! crate refuses one.
 
 use std::path::Path;
 
@@ -67,8 +67,8 @@ pub(super) fn written(specs: &[TensorSpec]) -> Vec<u8> {
     out
 }
 
-/// Why the crate refused a file that starts with `bytes`, with the operands: its own errors name
-/// neither the tensor nor what was expected.
+/// The error for a file that the crate refused, with tensor, expected and got: the crate's own
+/// errors name none of them.
 pub(super) fn explain(path: &Path, bytes: &[u8], error: &SafeTensorError) -> WeightError {
     let unknown = || WeightError::Header { path: path.to_owned(), reason: error.to_string() };
     let length = |what, expected| WeightError::Length {
@@ -113,7 +113,7 @@ pub(super) fn explain(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Wei
     }
 }
 
-/// The tensors of a header; nothing where it is not one, or an entry of it is not a tensor's.
+/// The tensors of a header; `None` if the text or an entry does not parse.
 fn entries(text: &[u8]) -> Option<Vec<(String, TensorInfo)>> {
     let document: Map<String, Value> = serde_json::from_slice(text).ok()?;
     let tensors = document.into_iter().filter(|(name, _)| name != "__metadata__");

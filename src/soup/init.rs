@@ -1,4 +1,4 @@
-//! `ladle init`: writes a soup directory from adapters and checkpoints wherever they are.
+//! `ladle init`: writes a soup directory from adapters and checkpoints.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::files::{self, FileError, Staging};
 
-/// What a new soup is to be made of.
+/// The parts of a new soup.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// The soup's name.
@@ -38,8 +38,8 @@ pub struct Recipe {
 }
 
 /// Writes the soup of `recipe` as `dir`: adapters and checkpoints are copied (a soup owns its
-/// weights), the base is referred to and pinned by digest. The soup is opened, and held against
-/// `check`, before it gets its name: `dir` holds a soup that passes, or nothing.
+/// weights), the base is referred to and pinned by digest. The soup is opened and must pass `check`
+/// before it gets its name: `dir` holds a soup that passes, or nothing.
 pub fn init<E: From<SoupError>>(
     dir: &Path,
     recipe: &Recipe,
@@ -52,12 +52,12 @@ pub fn init<E: From<SoupError>>(
     Ok(soup.manifest)
 }
 
-/// Writes and opens a soup that is to become `dir`.
+/// Writes a soup into a staging directory for `dir`, and opens it.
 fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging, Soup), SoupError> {
     let refuse = |error| SoupError::Manifest { path: dir.join(manifest::FILE), error };
     let mut base = recipe.base.clone();
     for path in [&mut base.path, &mut base.gguf].into_iter().flatten() {
-        // The soup will lie elsewhere than the working directory.
+        // A manifest's paths are relative to the soup, these to the working directory.
         *path = fs::canonicalize(&path).map_err(FileError::at(path.clone()))?;
     }
     let base_dir = match &options.base {

@@ -1,7 +1,7 @@
 //! Soups on disk: a manifest, a base, and backbones that are PEFT adapters or full checkpoints.
 //!
-//! [`Soup::open`] reads all of it and holds every part against the base: whatever it returns can
-//! be merged. Weights come only from safetensors, mapped; nothing is copied.
+//! [`Soup::open`] reads every part and checks it against the base: a soup that opens can be merged.
+//! Weights come only from safetensors, mapped; nothing is copied.
 
 pub mod adapter;
 pub mod checkpoint;

@@ -1,5 +1,4 @@
-//! [`Soup::open`] reads all of a soup and holds every part against the base: whatever it returns can
-//! be merged.
+//! Opening a soup: [`Soup::open`] reads every part and checks it against the base.
 
 use std::{
     fs, io,
@@ -69,8 +68,8 @@ pub struct Soup {
     pub manifest: Manifest,
     /// The base model.
     pub base: Checkpoint,
-    /// What all models of the soup compute. Its head is tied where the base's is and no adapter
-    /// parts it from the embedding.
+    /// Configuration of all models of the soup. The head is tied if the base's is and no adapter
+    /// unties it.
     pub config: ModelConfig,
     /// Where the base was found.
     pub base_dir: PathBuf,
@@ -83,7 +82,7 @@ pub struct Soup {
     /// The measured front (`front.json`), where the soup has one.
     pub front: Option<Value>,
     /// SHA-256, in hexadecimal, over the manifest, the settings of the adapters and the digests of
-    /// all weights: what caches and answers identify the soup by.
+    /// all weights. Identifies the soup in caches and answers.
     pub digest: String,
 }
 
@@ -146,7 +145,7 @@ impl Soup {
         Ok(soup)
     }
 
-    /// The soup's digest, after its files were held against those of the manifest.
+    /// Checks the digests of the manifest and returns the soup's.
     fn checked_digest(&self, text: &str, verify: bool) -> Result<String, SoupError> {
         let own = self.sft.iter().map(Adapter::file);
         let parts = Parts {
@@ -231,7 +230,7 @@ pub fn local_base(dir: &Path, path: &Path) -> Result<PathBuf, SoupError> {
     if at.exists() { Ok(at) } else { Err(SoupError::Base { at }) }
 }
 
-/// Refuses a file or directory that a link leads out of the soup.
+/// Refuses a path that a link leads out of the soup.
 fn stay_inside(root: &Path, path: &Path) -> Result<(), SoupError> {
     let target = fs::canonicalize(path).map_err(FileError::at(path))?;
     if target.starts_with(root) {
@@ -263,7 +262,7 @@ fn open_full(
     Ok(checkpoint)
 }
 
-/// A checkpoint that computes what the base (of `config`) does, from other weights.
+/// Opens a full backbone: the architecture of the base (`config`) with other weights.
 pub(super) fn full_backbone(
     path: &Path,
     base: &Checkpoint,

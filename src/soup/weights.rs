@@ -1,4 +1,4 @@
-//! One safetensors file: mapped and checked on the way in, whole or absent on the way out.
+//! One safetensors file: mapped and checked when read, whole or absent when written.
 //!
 //! The header comes from whoever made the file. The `safetensors` crate validates it (offsets
 //! contiguous, sizes equal to shape × dtype, file length covered) with checked arithmetic; this
@@ -50,12 +50,11 @@ impl WeightFile {
         &self.bytes()[..self.header]
     }
 
-    /// Gives the memory that the file's pages hold back to the system, which reads them from the file
-    /// again when they are next looked at.
+    /// Releases the memory of the file's pages; the system reads them again when they are next used.
     pub fn release(&self) {
         #[cfg(unix)]
-        // SAFETY: the map is of a file and read-only, so what is read afterwards is the same. It is
-        // only a hint, so it does no harm if the system does not take it.
+        // SAFETY: the map is read-only and backed by a file, so later reads give the same bytes. The
+        // call is a hint whose failure changes nothing.
         let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 
@@ -122,7 +121,8 @@ impl WeightFile {
     }
 }
 
-/// Storage type and shape of a matrix of bytes; or what was expected of it, and what it is.
+/// Storage type and shape of a quantised matrix from the shape of its bytes; the error is
+/// (expected, got).
 fn quantised(kind: &str, bytes: &[usize]) -> Result<(Dtype, Vec<usize>), (String, String)> {
     let Some(kind) = BlockType::named(kind) else {
         let known = BlockType::ALL.map(BlockType::name).join(", ");
@@ -153,7 +153,7 @@ pub fn first_non_finite(tensor: &HostTensor) -> Option<usize> {
     tensor.as_f16()?.iter().position(|value| !value.is_finite())
 }
 
-/// Whether two tensors have the same shape and values, in whatever storage types.
+/// Whether two tensors have the same shape and values, whatever their storage types.
 pub fn same_values(a: &HostTensor, b: &HostTensor) -> bool {
     a.shape() == b.shape()
         && match a.dtype() == b.dtype() {

@@ -49,8 +49,8 @@ pub type DeviceModel = MergedModel<Weight>;
 /// The merged models of one soup on a device.
 pub type DeviceCache<D> = Cache<DeviceBuilder<D>>;
 
-/// Memory of merged models: handed from one to the next, for allocating and freeing would stop the
-/// decoding of others.
+/// Memory of merged models, handed from one to the next: allocating and freeing device memory would
+/// stall decoding.
 struct Slabs<D: Device> {
     device: Arc<D>,
     free: Mutex<Vec<D::Buffer>>,

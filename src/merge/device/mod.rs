@@ -1,5 +1,5 @@
-//! Merging on a GPU: the sources stay in device memory, or are streamed through it where they do
-//! not fit, and one c is merged by a few launches over tables that are made once.
+//! Merging on a GPU. The sources stay in device memory, or are streamed through it where they do not
+//! fit; a merge is a few launches over tables that are built once.
 
 mod fused;
 mod resident;

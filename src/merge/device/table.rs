@@ -1,4 +1,4 @@
-//! The tables of merge.cu: what each tensor is the sum of, and which blocks make it.
+//! The tables of merge.cu: the terms of each tensor, and the thread blocks that compute it.
 
 use crate::{
     kernels::{

@@ -2,15 +2,15 @@
 
 use crate::model::names::{is_rotary_buffer, is_value_head};
 
-/// What PEFT puts before the path of a module.
+/// Prefix of module paths in PEFT's files.
 pub const PREFIX: &str = "base_model.model.";
 
-/// What a tensor of an adapter is.
+/// Role of a tensor of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry<'a> {
-    /// A of a module.
+    /// LoRA's A of a module.
     Down(&'a str),
-    /// B of a module.
+    /// LoRA's B of a module.
     Up(&'a str),
     /// A tensor of the base under its own name or under that of the layer that LoRA wraps: loaded
     /// over the base's.
@@ -25,9 +25,9 @@ pub enum Entry<'a> {
         /// Its name in the base.
         tensor: String,
     },
-    /// The value head of a trainer: no part of the language model.
+    /// The value head of a trainer, which is not part of the language model.
     ValueHead,
-    /// Frozen originals and buffers: PEFT's forward does not look at them.
+    /// Frozen originals and buffers, which PEFT's forward does not read.
     Unused,
 }
 

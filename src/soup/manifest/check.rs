@@ -1,4 +1,4 @@
-//! What a manifest may say, and what follows from it.
+//! Checks of a manifest, and what it resolves to: the matrix, preferences, α.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ pub enum ManifestError {
     /// Not TOML, an unknown key, a missing key or a value of another type; says where.
     #[error("{0}")]
     Syntax(#[from] toml::de::Error),
-    /// A value that no soup can have.
+    /// A value outside its range.
     #[error("{key}: expected {expected}, got {got}")]
     Value { key: String, expected: String, got: String },
     /// B breaks a rule.
@@ -210,7 +210,7 @@ impl Manifest {
         }
     }
 
-    /// The preference that `name` stands for.
+    /// The preset `name`.
     pub fn preset(&self, name: &str) -> Option<Preference> {
         let weights = self.presets.get(name)?;
         let weights = self.by_objective(name, weights).ok()?;
@@ -283,7 +283,7 @@ fn check_name(key: &str, name: &str) -> Result<(), ManifestError> {
     Err(refuse(key, "1 to 64 of the characters A-Z a-z 0-9 _ - .", format!("{name:?}")))
 }
 
-/// Whether a soup, an objective or a preset can be called so.
+/// Whether `name` may name a soup, an objective or a preset.
 pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
