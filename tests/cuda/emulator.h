@@ -44,6 +44,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline uint4 __ldcs(const uint4* p) { return *p; }
 inline void __stcs(uint4* p, uint4 x) { *p = x; }
+inline void atomicMin(unsigned long long* at, unsigned long long x) { if (x < *at) *at = x; }
 template <class A, class B> inline auto min(A a, B b) -> decltype(a + b) { return a < b ? a : b; }
 template <class A, class B> inline auto max(A a, B b) -> decltype(a + b) { return a > b ? a : b; }
 

@@ -8,15 +8,16 @@ use ladle::{
         cuda::{CudaKernels, Device},
     },
     merge::{
-        Cache, Fetch, Lease, Merger, SoupPlan,
+        Cache, Fetch, Lease, MergeError, Merger, SoupPlan,
         device::{DeviceBuilder, DeviceModel, Resident, Sources, largest_staging},
     },
     preference::{Coefficients, ModelKey},
+    soup::LoraModule,
 };
 
 use crate::{
     emulator::Emulator,
-    soups::{self, Kind, OwnedSoup},
+    soups::{self, Kind, Owned, OwnedSoup},
 };
 
 fn cache(
@@ -35,12 +36,23 @@ fn cache(
     (Cache::new(builder, models * bytes, |_| {}).unwrap(), bytes)
 }
 
-fn take(cache: &Cache<DeviceBuilder<Emulator>>, c: &Coefficients) -> Lease<DeviceModel> {
+fn merged(
+    cache: &Cache<DeviceBuilder<Emulator>>,
+    c: &Coefficients,
+) -> Result<Lease<DeviceModel>, Arc<MergeError>> {
     match cache.get(&ModelKey::of(c)) {
-        Fetch::Ready(lease) => lease,
-        Fetch::Building(ticket) => ticket.wait().unwrap(),
+        Fetch::Ready(lease) => Ok(lease),
+        Fetch::Building(ticket) => ticket.wait(),
         Fetch::NoRoom => panic!("no room"),
     }
+}
+
+fn take(cache: &Cache<DeviceBuilder<Emulator>>, c: &Coefficients) -> Lease<DeviceModel> {
+    merged(cache, c).unwrap()
+}
+
+fn streamed(plan: &SoupPlan) -> Sources {
+    Sources::Streamed { staging: largest_staging(plan) }
 }
 
 fn bytes(device: &Emulator, model: &DeviceModel, name: &str) -> Vec<u8> {
@@ -70,7 +82,6 @@ fn sums_of_checkpoints_are_the_cpus_bits_resident_and_streamed() {
         let soup = soups::soup(n as u64, soups::config(41, 150, 130, n == 3), dtype, None, &kinds);
         let plan = SoupPlan::new(&soup, &soup.config).unwrap();
         let merger = Merger::new(plan, None).unwrap();
-        let streamed = |plan: &SoupPlan| Sources::Streamed { staging: largest_staging(plan) };
         let everywhere: [&dyn Fn(&SoupPlan) -> Sources; 2] = [&|_| Sources::Resident, &streamed];
         for sources in everywhere {
             let device = Emulator::new(1 << 28, n == 3);
@@ -139,4 +150,67 @@ fn a_merge_that_meets_no_memory_takes_that_of_models_nobody_holds() {
     assert_eq!(cache.stats().failures, 1);
     drop((second, ticket));
     take(&cache, &all[2]);
+}
+
+/// Soups of which one weight of this tensor leaves the storage type's range at `FAR`, and none does
+/// at `NEAR`: in vectors, in tails, in a product of adapters, and in several places at once.
+fn soups_beyond_their_range() -> Vec<OwnedSoup> {
+    let mut all = Vec::new();
+    let largest = [(Dtype::F16, 65_504.0), (Dtype::Bf16, 3.38e38), (Dtype::F32, f32::MAX)];
+    for (dtype, largest) in largest {
+        let soup = |kind| soups::soup(5, soups::config(37, 51, 40, false), dtype, None, &[kind]);
+        for places in [vec![0], vec![37 * 20 + 5, 36], vec![37 * 51 - 1], vec![3, 4, 5, 999]] {
+            let mut soup = soup(Kind::Full);
+            for name in [BEYOND, "model.layers.1.mlp.up_proj.weight"] {
+                let mut values = soup.base[name].to_f32();
+                places.iter().for_each(|&at| values[at] = largest);
+                let shape = soup.base[name].shape().to_vec();
+                soup.base.insert(name.into(), soups::stored(&values, &shape, dtype));
+            }
+            all.push(soup);
+        }
+        let mut soup = soup(Kind::Adapter);
+        let Owned::Adapter(change) = &mut soup.backbones[0] else { unreachable!() };
+        let module = BEYOND.strip_suffix(".weight").unwrap();
+        let width = soup.base[BEYOND].shape()[1];
+        // Row 30 of B times column 17 of A, beside values that stay small.
+        let down: Vec<f32> = (0..width).map(|i| if i == 17 { 200.0 } else { 0.01 }).collect();
+        let up: Vec<f32> = (0..51).map(|i| if i == 30 { 400.0 } else { 0.01 }).collect();
+        let factors = LoraModule {
+            down: soups::stored(&down, &[1, width], dtype),
+            up: soups::stored(&up, &[51, 1], dtype),
+            scale: f64::from(largest) / 160_000.0,
+        };
+        change.modules.insert(module.into(), factors);
+        all.push(soup);
+    }
+    all
+}
+
+const BEYOND: &str = "model.layers.0.mlp.up_proj.weight";
+/// Coefficients of the backbone.
+const FAR: f64 = -2.5;
+const NEAR: f64 = 0.5;
+
+#[test]
+fn a_model_beyond_the_range_of_its_storage_type_is_refused_as_on_the_cpu() {
+    let at = |c: f64| Coefficients { backbones: vec![c], sft: 1.0 - c };
+    for (n, soup) in soups_beyond_their_range().iter().enumerate() {
+        let plan = SoupPlan::new(soup, &soup.config).unwrap();
+        let merger = Merger::new(plan.clone(), None).unwrap();
+        let in_order = plan.tensors().iter().map(|tensor| merger.tensor(&tensor.name, &at(FAR)));
+        let expected = in_order.filter_map(Result::err).next().unwrap().to_string();
+        assert!(expected.contains(BEYOND) && expected.contains("--dtype"), "{expected}");
+        let everywhere: [&dyn Fn(&SoupPlan) -> Sources; 2] = [&|_| Sources::Resident, &streamed];
+        for sources in everywhere {
+            // Room for one model: the memory of the refused one serves the next.
+            let (cache, _) = cache(&Emulator::new(1 << 28, n % 2 == 1), soup, sources, 1);
+            for _ in 0..2 {
+                let error = merged(&cache, &at(FAR)).err().unwrap();
+                assert!(matches!(*error, MergeError::Range { .. }));
+                assert_eq!(error.to_string(), expected);
+                drop(take(&cache, &at(NEAR)));
+            }
+        }
+    }
 }

@@ -10,8 +10,8 @@ use ladle::{
         CpuBackend, CpuOptions, CudaBackend, CudaOptions, EngineConfig, EngineError, EngineHandle,
         GenerateRequest, MergeMode, StepLimits, backend::Backend, start,
     },
-    kernels::{Batch, Segment},
-    merge::{Fetch, device::Sources},
+    kernels::{Batch, Dtype, Segment},
+    merge::{Fetch, SoupPlan, device::Sources},
     preference::{Alpha, Coefficients, ModelKey, Preference},
     sampling::SamplingParams,
     soup::Soup,
@@ -21,6 +21,7 @@ use ladle::{
 use crate::{
     emulator::Emulator,
     fixtures::{SOUPS, open},
+    soups::{self, Kind},
 };
 
 fn config(merge_mode: MergeMode) -> EngineConfig {
@@ -181,4 +182,35 @@ fn a_request_that_meets_no_memory_is_told_so_and_the_next_is_served() {
     let served = collect(engine.submit(request(&soup, 0)).unwrap());
     assert_eq!(served.ids().len(), 4);
     settled(&engine);
+}
+
+#[test]
+fn a_model_beyond_the_range_of_its_storage_type_is_the_error_of_its_requests_and_names_the_tensor()
+{
+    let config = soups::config(40, 24, 90, true);
+    let mut soup = soups::soup(4, config.clone(), Dtype::F16, None, &[Kind::Full]);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let mut values = soup.base[name].to_f32();
+    values[7] = 40_000.0;
+    let shape = soup.base[name].shape().to_vec();
+    soup.base.insert(name.into(), soups::stored(&values, &shape, Dtype::F16));
+    let plan = SoupPlan::new(&soup, &config).unwrap();
+    let options = options(MergeMode::Fused);
+    let device = Emulator::new(1 << 28, false);
+    let digest = "digest".to_owned();
+    let mut backend = CudaBackend::with_plan(plan, config, digest, device, &options).unwrap();
+    let mut redeemed = |backbone: f64| {
+        let c = Coefficients { backbones: vec![backbone], sft: 1.0 - backbone };
+        let Fetch::Building(ticket) = backend.fetch(&ModelKey::of(&c)) else { panic!("not built") };
+        loop {
+            match backend.redeem(&ticket) {
+                Some(outcome) => return outcome.map(|_| ()),
+                None => std::thread::yield_now(),
+            }
+        }
+    };
+    let Err(EngineError::NotFinite(reason)) = redeemed(-1.0) else { panic!("served infinities") };
+    let found = format!("{name}: element 7 leaves the range of f16");
+    assert!(reason.contains(&found) && reason.contains("--dtype"), "{reason}");
+    assert_eq!(redeemed(0.5), Ok(()));
 }

@@ -1,6 +1,7 @@
 // The merged weights of one c: out = round(Σ cₖθₖ + Σ cⱼsⱼBⱼAⱼ), sums in f32, one rounding. Tables on
 // the device say what is summed; only the coefficients change from merge to merge. Dense sums are
-// made without fused multiply-adds, in the CPU's order: the same bits come out.
+// made without fused multiply-adds, in the CPU's order: the same bits come out. The first value that
+// its storage type cannot hold is reported.
 
 struct MergeTensor {
     u64 out;        // byte offset in the merged model
@@ -30,7 +31,20 @@ struct Merge {
     const u32* tasks;      // [tasks, 3]: tensor, x, y
     const float* values;   // coefficients
     u8* out;
+    u64* beyond;           // lowered to the first byte in `out` of a value that is not finite
 };
+
+#define NONE 0xffffffffu
+
+// Sums round to finite values of a dtype exactly when their magnitude is below it; NaN is not.
+__device__ __forceinline__ float limit_of(int dtype) {
+    if (dtype == 1) return 65520.0f;
+    return __int_as_float(dtype == 2 ? 0x7f7f8000 : 0x7f800000);
+}
+// Reports an element of `tensor` that is not finite.
+__device__ __forceinline__ void report(const Merge& p, const MergeTensor& tensor, u64 element) {
+    atomicMin(p.beyond, tensor.out + element * (tensor.dtype == 0 ? 4 : 2));
+}
 
 #define CHUNK 16384    // elements of a dense task
 #define MOST_TERMS 9   // terms kept in registers
@@ -69,9 +83,12 @@ template <class T> __device__ __forceinline__ uint4 repack(const float (&x)[4]) 
     return out;
 }
 
-// out[start..end] of N terms; both multiples of a vector.
+struct Span { u64 start, end; float limit; };
+
+// out[start..end] of N terms; both multiples of a vector. Returns the distance from `start` of the
+// thread's first element outside the limit, or NONE.
 template <class T, int N>
-__device__ void sum_of(T* out, const T* const* sources, const float* coefficients, u64 start, u64 end) {
+__device__ u32 sum_of(T* out, const T* const* sources, const float* coefficients, const Span& span) {
     const int COUNT = Vector<T>::COUNT;
     const T* from[N];
     float c[N];
@@ -80,7 +97,8 @@ __device__ void sum_of(T* out, const T* const* sources, const float* coefficient
         from[k] = sources[k];
         c[k] = coefficients[k];
     }
-    for (u64 i = start + (u64)threadIdx.x * COUNT; i < end; i += (u64)blockDim.x * COUNT) {
+    u32 first = NONE;
+    for (u64 i = span.start + (u64)threadIdx.x * COUNT; i < span.end; i += (u64)blockDim.x * COUNT) {
         uint4 v[N];
 #pragma unroll
         for (int k = 0; k < N; ++k) v[k] = __ldcs((const uint4*)(from[k] + i));
@@ -95,22 +113,31 @@ __device__ void sum_of(T* out, const T* const* sources, const float* coefficient
             for (int j = 0; j < COUNT; ++j) sum[j] = __fadd_rn(sum[j], __fmul_rn(x[j], c[k]));
         }
         __stcs((uint4*)(out + i), repack<T>(sum));
+        bool within = true;
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) within = within && fabsf(sum[j]) < span.limit;
+        if (!within && first == NONE)
+#pragma unroll
+            for (int j = COUNT - 1; j >= 0; --j)
+                if (!(fabsf(sum[j]) < span.limit)) first = (u32)(i - span.start) + j;
     }
+    return first;
 }
 
 template <class T>
-__device__ void sum_same(T* out, const T* const* sources, const float* c, int count, u64 start, u64 end) {
+__device__ u32 sum_same(T* out, const T* const* sources, const float* c, int count, const Span& span) {
     switch (count) {
-        case 1: return sum_of<T, 1>(out, sources, c, start, end);
-        case 2: return sum_of<T, 2>(out, sources, c, start, end);
-        case 3: return sum_of<T, 3>(out, sources, c, start, end);
-        case 4: return sum_of<T, 4>(out, sources, c, start, end);
-        case 5: return sum_of<T, 5>(out, sources, c, start, end);
-        case 6: return sum_of<T, 6>(out, sources, c, start, end);
-        case 7: return sum_of<T, 7>(out, sources, c, start, end);
-        case 8: return sum_of<T, 8>(out, sources, c, start, end);
-        case 9: return sum_of<T, 9>(out, sources, c, start, end);
+        case 1: return sum_of<T, 1>(out, sources, c, span);
+        case 2: return sum_of<T, 2>(out, sources, c, span);
+        case 3: return sum_of<T, 3>(out, sources, c, span);
+        case 4: return sum_of<T, 4>(out, sources, c, span);
+        case 5: return sum_of<T, 5>(out, sources, c, span);
+        case 6: return sum_of<T, 6>(out, sources, c, span);
+        case 7: return sum_of<T, 7>(out, sources, c, span);
+        case 8: return sum_of<T, 8>(out, sources, c, span);
+        case 9: return sum_of<T, 9>(out, sources, c, span);
     }
+    return NONE;
 }
 
 __device__ __forceinline__ float coefficient(const Merge& p, int term) { return term < 0 ? 1.0f : p.values[term]; }
@@ -149,14 +176,21 @@ extern "C" __global__ void __launch_bounds__(256) merge_dense(const Merge p) {
         c[count++] = value;
     }
     u64 whole = start;
+    u32 first = NONE;
+    float limit = limit_of(tensor.dtype);
     if (tensor.same && wanted == count && count > 0) {
         whole = start + (end - start) / 8 * 8;
-        if (tensor.dtype == 0) sum_same((float*)out, (const float* const*)sources, c, count, start, whole);
-        else if (tensor.dtype == 1) sum_same((f16*)out, (const f16* const*)sources, c, count, start, whole);
-        else sum_same((bf16*)out, (const bf16* const*)sources, c, count, start, whole);
+        Span span = {start, whole, limit};
+        if (tensor.dtype == 0) first = sum_same((float*)out, (const float* const*)sources, c, count, span);
+        else if (tensor.dtype == 1) first = sum_same((f16*)out, (const f16* const*)sources, c, count, span);
+        else first = sum_same((bf16*)out, (const bf16* const*)sources, c, count, span);
     }
-    for (u64 i = whole + threadIdx.x; i < end; i += blockDim.x)
-        store(out, i, tensor.dtype, dense_sum(p, tensor, i));
+    for (u64 i = whole + threadIdx.x; i < end; i += blockDim.x) {
+        float sum = dense_sum(p, tensor, i);
+        if (!(fabsf(sum) < limit) && first == NONE) first = (u32)(i - start);
+        store(out, i, tensor.dtype, sum);
+    }
+    if (first != NONE) report(p, tensor, start + first);
 }
 
 // Tensors with low-rank terms; a block of 4 warps a tile of 64 rows × 64 columns. Products run on
@@ -227,10 +261,17 @@ extern "C" __global__ void __launch_bounds__(128) merge_low_rank(const Merge p) 
         for (int i = 0; i < 4; ++i) tile[warp * 16 + g + i / 2 * 8][n * 8 + t * 2 + i % 2] = sum[n][i];
     __syncthreads();
     u8* out = p.out + tensor.out;
+    bool reported = false;
+    float limit = limit_of(tensor.dtype);
     for (int i = threadIdx.x; i < EDGE * EDGE; i += blockDim.x) {
         u32 row = row0 + i / EDGE, column = column0 + i % EDGE;
         if (row >= rows || column >= width) continue;
         u64 at = (u64)row * width + column;
-        store(out, at, tensor.dtype, dense_sum(p, tensor, at) + tile[i / EDGE][i % EDGE]);
+        float sum = dense_sum(p, tensor, at) + tile[i / EDGE][i % EDGE];
+        if (!reported && !(fabsf(sum) < limit)) {
+            report(p, tensor, at);
+            reported = true;
+        }
+        store(out, at, tensor.dtype, sum);
     }
 }

@@ -103,7 +103,22 @@ struct Arguments {
     tasks: u64,
     values: u64,
     out: u64,
+    beyond: u64,
 }
+
+/// What changes from merge to merge.
+#[derive(Clone, Copy)]
+struct Target {
+    /// The coefficients on the device, one per term.
+    values: u64,
+    /// The merged model.
+    out: u64,
+    /// A word on the device: the first byte in `out` of a value that is not finite.
+    beyond: u64,
+}
+
+/// [`Target::beyond`] where all values are finite; as in merge.cu.
+const NONE: u64 = u64::MAX;
 
 /// Merges the models of one soup on a device, beside the stream that decodes.
 pub struct DeviceBuilder<D: Device> {
@@ -248,19 +263,40 @@ impl<D: Device> DeviceBuilder<D> {
         Ok(Slab { buffer: Some(buffer), home: self.slabs.clone() })
     }
 
-    /// Merges at the coefficients `values` (one per term) into `out`; complete on return.
+    /// Merges at the coefficients `values` (one per term) into `out`; complete on return. Refuses
+    /// values that their storage type cannot hold.
     fn merge(&self, values: &[f32], out: u64) -> Result<(), MergeError> {
         // A plan without terms has no coefficients, but the kernels get an address.
         let values = if values.is_empty() { &[0.0] } else { values };
-        let device_values = self.memory.take(values.len() * 4)?;
-        // SAFETY: as many bytes as were taken; waited for before they are read elsewhere.
-        unsafe { self.device.upload(&self.stream, device_values.address(), bytes_of(values))? };
+        let values = self.memory.upload(bytes_of(values))?;
+        let beyond = self.memory.upload(&NONE.to_ne_bytes())?;
+        self.run(Target { values: values.address(), out, beyond: beyond.address() })?;
+        let mut first = [0; size_of::<u64>()];
+        // SAFETY: the buffer holds one word, which no launch writes any more.
+        unsafe { self.device.download(&self.stream, beyond.address(), &mut first)? };
+        match u64::from_ne_bytes(first) {
+            NONE => Ok(()),
+            byte => Err(self.out_of_range(byte as usize)),
+        }
+    }
+
+    /// The error of a model whose value at this byte is not finite.
+    fn out_of_range(&self, byte: usize) -> MergeError {
+        let places = self.layout.places();
+        let index = places.partition_point(|place| place.offset <= byte).saturating_sub(1);
+        let (tensor, place) = (&self.plan.tensors()[index], &places[index]);
+        let at = (byte - place.offset) / place.dtype.size();
+        MergeError::Range { tensor: tensor.name.clone(), dtype: place.dtype, at }
+    }
+
+    /// Launches all groups and waits for them.
+    fn run(&self, target: Target) -> Result<(), DeviceError> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if lanes.is_empty() {
             for group in &self.groups {
-                self.launch(&self.stream, group, device_values.address(), out)?;
+                self.launch(&self.stream, group, target)?;
             }
-            return Ok(self.device.synchronize(&self.stream)?);
+            return self.device.synchronize(&self.stream);
         }
         self.device.synchronize(&self.stream)?;
         let count = lanes.len();
@@ -276,7 +312,7 @@ impl<D: Device> DeviceBuilder<D> {
             let base = self.device.address(staging);
             // SAFETY: the area is that long, and is used again only once its stream is idle.
             unsafe { self.device.upload(stream, base, &(*pinned).as_ref()[..end])? };
-            self.launch(stream, group, device_values.address(), out)?;
+            self.launch(stream, group, target)?;
         }
         for lane in lanes.iter() {
             self.device.synchronize(&lane.stream)?;
@@ -288,8 +324,7 @@ impl<D: Device> DeviceBuilder<D> {
         &self,
         stream: &D::Stream,
         group: &Group<D>,
-        values: u64,
-        out: u64,
+        Target { values, out, beyond }: Target,
     ) -> Result<(), DeviceError> {
         let parts = [
             ("merge_dense", &group.dense_tasks, 256),
@@ -306,6 +341,7 @@ impl<D: Device> DeviceBuilder<D> {
                 tasks: tasks.address(),
                 values,
                 out,
+                beyond,
             };
             // SAFETY: the tables were made of the plan's tensors, whose sources are where they say,
             // and the layout keeps every output within the slab.
