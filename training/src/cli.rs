@@ -121,7 +121,7 @@ pub enum Command {
         /// Directory that aggregate.json is written to.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Method that the others are compared with.
+        /// Method that the others are compared with; with `, chosen α` behind it, each seed's choice.
         #[arg(long, default_value = "rewarded soup")]
         baseline: String,
     },

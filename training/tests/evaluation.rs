@@ -10,7 +10,7 @@ use ladle_training::measure::{
     methods::{Kind, Trained},
     points::{Point, Text},
     regime::{Corner, Region, Sweep, beats_chord, r_squared, verdicts},
-    results::{FORMAT, FrontFile, MethodFront, Objective},
+    results::{FORMAT, FrontFile, MethodFront, Objective, Selected},
     settings::{Fixed, Settings},
 };
 use serde_json::Value;
@@ -189,7 +189,8 @@ fn settings_that_compare_nothing_are_refused_before_anything_is_asked() {
 }
 
 /// An evaluation of one training seed: a baseline whose rewards depend on the row, and a method that
-/// is better by `gain` (raw) in the first reward. 1 σ is `std` there.
+/// is better by `gain` (raw) in the first reward. 1 σ is `std` there; below 1, the baseline at α = 0.5,
+/// better by half of `gain`, is the one chosen.
 fn evaluation(directory: &Path, gain: f64, std: f64, rows: usize) {
     let objective =
         |name: &str, std| Objective { name: name.into(), unit: "share".into(), mean: 0.5, std };
@@ -199,9 +200,11 @@ fn evaluation(directory: &Path, gain: f64, std: f64, rows: usize) {
     let mut samples =
         String::from("method,mu:a,mu:b,row,seed,finished,reward:a,reward:b,response\n");
     let mut methods = Vec::new();
-    for (name, kind, gain) in
-        [("rewarded soup", Kind::Rewarded, 0.0), ("bone soup (nominal)", Kind::Bone, gain)]
-    {
+    for (name, kind, alpha, gain) in [
+        ("rewarded soup", Kind::Rewarded, 0.0, 0.0),
+        ("rewarded soup, α = 0.5", Kind::Rewarded, 0.5, gain / 2.0),
+        ("bone soup (nominal)", Kind::Bone, 0.0, gain),
+    ] {
         let points = grid.iter().map(|mu| {
             for row in 0..rows {
                 let reward = 0.5 + 0.1 * row as f64;
@@ -224,7 +227,7 @@ fn evaluation(directory: &Path, gain: f64, std: f64, rows: usize) {
             }
         });
         let points = points.collect();
-        methods.push(MethodFront::measure(name.into(), (Some(kind), 0.0), points, None).unwrap());
+        methods.push(MethodFront::measure(name.into(), (Some(kind), alpha), points, None).unwrap());
     }
     let front = FrontFile {
         format: FORMAT,
@@ -236,7 +239,12 @@ fn evaluation(directory: &Path, gain: f64, std: f64, rows: usize) {
         seeds: vec![1],
         methods,
         oracles: Vec::new(),
-        selected: Vec::new(),
+        selected: vec![Selected {
+            method: "rewarded soup".into(),
+            alphas: vec![0.0, 0.5],
+            scores: vec![0.0; 2],
+            best: if std < 1.0 { 0.5 } else { 0.0 },
+        }],
         left_out: Vec::new(),
     };
     std::fs::create_dir_all(directory).unwrap();
@@ -251,8 +259,8 @@ fn training_seeds_are_put_together_each_in_its_own_scale() {
     evaluation(&first, 0.2, 0.5, 4);
     evaluation(&second, 0.2, 1.0, 4);
     evaluation(&other, 0.2, 1.0, 3);
-    let together = aggregate(&[first.clone(), second], "rewarded soup").unwrap();
-    let bone = &together.rows[1];
+    let together = aggregate(&[first.clone(), second.clone()], "rewarded soup").unwrap();
+    let bone = &together.rows[2];
     // Σ μᵢΔzᵢ: .4 and .2 at the corner of a, half of that in the middle, 0 at the corner of b.
     let gain = |name| bone.gains[name];
     close(&[gain("all").mean, gain("interior").mean, gain("corners").mean], &[0.15; 3], 1e-12);
@@ -264,6 +272,10 @@ fn training_seeds_are_put_together_each_in_its_own_scale() {
     close(&[testing.mean], &[(each[0] + each[1]) / 2.0], 1e-12);
     close(&[testing.deviation], &[(each[0] - each[1]).abs() / 2f64.sqrt()], 1e-12);
     assert!(together.to_string().contains("| bone soup (nominal) | 0.3"), "{together}");
+    // Against what each seed chose: .2 less half of it, and the whole .1.
+    let against = aggregate(&[first.clone(), second], "rewarded soup, chosen α").unwrap();
+    let gain = against.rows[2].gains["interior"];
+    close(&[gain.mean, gain.low, gain.high], &[0.1; 3], 1e-12);
     let refused = |directories: &[&PathBuf], baseline: &str| {
         let directories: Vec<PathBuf> = directories.iter().map(|path| (*path).clone()).collect();
         aggregate(&directories, baseline).unwrap_err().to_string()

@@ -139,8 +139,8 @@ pub fn aggregate(directories: &[PathBuf], baseline: &str) -> Result<Aggregate> {
         first.comparable(other)?;
     }
     for one in &all {
-        if !one.values.contains_key(baseline) {
-            let known = one.values.keys().cloned().collect::<Vec<_>>().join(", ");
+        if one.method(baseline).is_none() {
+            let known = one.names().join(", ");
             let (path, name) = (one.path.clone(), baseline.to_owned());
             return Err(AggregateError::Baseline { path, name, known });
         }
@@ -297,8 +297,8 @@ fn differences(
     baseline: &str,
     inside: &dyn Fn(&[f64]) -> bool,
 ) -> Option<Vec<f64>> {
-    let method = one.method(name)?;
-    let (own, base) = (one.values.get(&method.method)?, one.values.get(baseline)?);
+    let (method, baseline) = (one.method(name)?, one.method(baseline)?);
+    let (own, base) = (one.values.get(&method.method)?, one.values.get(&baseline.method)?);
     let points: Vec<usize> =
         (0..own.len()).filter(|&i| inside(&method.points[i].preference)).collect();
     let first = points.first()?;

@@ -1,0 +1,230 @@
+"""Tables, verdicts and figures of the experiment in bone-vs-rewarded/README.md, from what
+`scripts/paper-table` has run so far.
+
+    python training/results/paper.py WORK      writes WORK/tables/{tables.md,*.json,*.svg}
+
+A comparison needs finished evaluations of two training seeds; `train-backbones aggregate` makes the
+intervals. Standard library only; the figures need matplotlib and are left out without it.
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+RS, BONE, CLAMPED, CHOSEN = "rewarded soup", "bone soup (nominal)", "bone soup (clamped)", ", chosen α"
+OWN = f"{BONE} of b06-own"
+# Evaluation and baseline of every comparison.
+COMPARISONS = [("long", RS), ("long", RS + CHOSEN), ("long", BONE), ("short", RS), ("short", RS + CHOSEN), ("kl", RS), ("factors", OWN), ("factors", RS), ("greedy", RS), ("plain", RS)]
+# The oracles that no method of the comparison was trained as: name ends, run and backbone.
+ORACLES = ("of half", "of b08")
+
+
+class Work:
+    """What an experiment's directory holds."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+
+    def evaluations(self, name):
+        """Directories of the finished evaluations, one a training seed."""
+        suffix, folder = ("-plain", "long") if name == "plain" else ("", name)
+        found = []
+        for path in sorted(self.directory.glob(f"evaluations/seed*/{folder}")):
+            seed = path.parent.name
+            if seed.endswith("-plain") != bool(suffix):
+                continue
+            if (self.directory / "done" / f"{seed}+eval-{folder}.json").is_file():
+                found.append(path)
+        return found
+
+    def fronts(self, name):
+        return [json.loads((path / "front.json").read_text()) for path in self.evaluations(name)]
+
+    def aggregate(self, name, baseline):
+        """Gains over a baseline, by method and region; made anew. None of one seed alone."""
+        directories = self.evaluations(name)
+        if len(directories) < 2:
+            return None
+        out = self.directory / "tables" / f"{name}-over-{baseline}".replace(" ", "-").replace(",", "")
+        command = [self.directory / "bin/train-backbones", "aggregate", *directories, "--out", out, "--baseline", baseline]
+        subprocess.run(command, check=True, capture_output=True)
+        rows = json.loads((out / "aggregate.json").read_text())["rows"]
+        return {row["method"]: row["gains"] for row in rows}
+
+
+def shown(gain):
+    return "–" if gain is None else f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+
+
+def verdict(holds, refuted):
+    return "holds" if holds else "refuted" if refuted else "undecided"
+
+
+def oracle_gaps(fronts):
+    """Mean gap to the oracles at .2, .5 and .8 of Rewarded Soup and of Bone Soup, a pair a seed."""
+    pairs = []
+    for front in fronts:
+        oracles = [dict(o["gaps"]) for o in front["oracles"] if o["name"].endswith(ORACLES)]
+        if oracles:
+            pairs.append([statistics.mean(gaps[method] for gaps in oracles) for method in (RS, BONE)])
+    return pairs
+
+
+def hypotheses(gains, fronts):
+    """Rows of claim, figure and verdict; what was not run yet is left out."""
+    found = []
+
+    def interval(label, comparison, method, region, holds, refuted):
+        table = gains.get(comparison)
+        gain = table and table.get(method, {}).get(region)
+        if gain:
+            found.append((label, shown(gain), verdict(holds(gain), refuted(gain))))
+
+    above, not_above = (lambda g: g["low"] > 0), (lambda g: g["high"] <= 0)
+    below, not_below = (lambda g: g["high"] < 0), (lambda g: g["low"] >= 0)
+    interval("H1 inside, long: Bone Soup − Rewarded Soup > 0", ("long", RS), BONE, "interior", above, not_above)
+    interval("H2a corners, long: Bone Soup − Rewarded Soup < 0", ("long", RS), BONE, "corners", below, not_below)
+    interval("H2b corners, long: clamped − Bone Soup > 0", ("long", BONE), CLAMPED, "corners", above, not_above)
+    interval("H3a inside, short: Bone Soup − Rewarded Soup > 0", ("short", RS), BONE, "interior", above, not_above)
+    near, far = (lambda g: abs(g["mean"]) <= 0.03), (lambda g: g["mean"] > 0.05)
+    interval("H3b inside, short: Bone Soup − Rewarded Soup at its α within ±.03", ("short", RS + CHOSEN), BONE, "interior", near, far)
+    pairs = oracle_gaps(fronts["long"])
+    if pairs:
+        rewarded, bone = (statistics.mean(column) for column in zip(*pairs))
+        each = all(own < other for other, own in pairs)
+        text = f"{bone:.3f} against {rewarded:.3f}, {len(pairs)} seeds"
+        found.append(("H4 long: gap to the oracles smaller for Bone Soup", text, verdict(each, bone >= rewarded)))
+    interval("H5 η = .3, inside: Bone Soup − Rewarded Soup ≤ 0", ("kl", RS), BONE, "interior", not_above, above)
+    interval("H6 inside, long: shared A − own A ≥ 0", ("factors", OWN), BONE, "interior", not_below, below)
+    interval("H7 inside, long: MOD on bone backbones − Bone Soup ≥ 0", ("long", BONE), "mod on bone backbones", "interior", not_below, below)
+    return found
+
+
+def spread(values, digits=3):
+    if any(value is None for value in values):
+        return "–"
+    more = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{more}"
+
+
+def methods(fronts):
+    """The methods that all fronts have at α = 0, and what each chose, as lists over seeds."""
+    table = {}
+    for method in fronts[0]["methods"]:
+        if method["alpha"] == 0.0:
+            name = method["method"]
+            table[name] = [next((m for m in f["methods"] if m["method"] == name), None) for f in fronts]
+            chosen = [next((s["best"] for s in f["selected"] if s["method"] == name), None) for f in fronts]
+            if None not in chosen and any(chosen):
+                named = [name if best == 0 else f"{name}, α = {best:g}" for best in chosen]
+                table[f"{name}, α = {'/'.join(f'{best:g}' for best in chosen)}"] = [
+                    next((m for m in f["methods"] if m["method"] == n), None) for f, n in zip(fronts, named)
+                ]
+    return {name: found for name, found in table.items() if None not in found}
+
+
+def front_table(fronts):
+    """Metrics by method."""
+    lines = ["| method | testing | inside | corners | hypervolume | controllability/ceiling | front length | sparsity | spacing | raw testing |", "|" + "---|" * 10]
+    ceiling = fronts[0]["controllability_ceiling"]
+    for name, found in methods(fronts).items():
+        metric = lambda key: [m["metrics"][key] for m in found]
+        region = lambda key: [m["regions"][key] for m in found]
+        cells = [name, spread(metric("inner_product")), spread(region("interior")), spread(region("corners")), spread(metric("hypervolume")), f"{spread(metric('controllability'))} / {ceiling:.3f}", spread(metric("front_length"), 1), spread(metric("sparsity")), spread(metric("spacing")), spread([m["raw_inner_product"] for m in found], 4)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def point_table(fronts):
+    """Raw rewards and guards of every point, means over seeds."""
+    objectives = [objective["name"] for objective in fronts[0]["objectives"]]
+    heads = ["method", "μ", *objectives, "σ", "words", "ended", "distinct-2", "ROUGE-L", "KL", "dominated"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name, found in methods(fronts).items():
+        for index, first in enumerate(found[0]["points"]):
+            points = [m["points"][index] for m in found]
+            mean = lambda value: statistics.mean(value(point) for point in points)
+            value = lambda p: sum(mu * z for mu, z in zip(p["preference"], p["standardised"]))
+            optional = lambda key, where: f"{mean(lambda p: where(p)[key]):.2f}" if all(where(p).get(key) is not None for p in points) else "–"
+            cells = [name, "(" + ", ".join(f"{mu:.2f}" for mu in first["preference"]) + ")"]
+            cells += [f"{mean(lambda p, k=k: p['mean'][k]):.3f}" for k in range(len(objectives))]
+            cells += [f"{mean(value):+.3f}", optional("words", lambda p: p["text"]), optional("finished", lambda p: p["text"]), optional("distinct_2", lambda p: p["text"]), optional("rouge_l", lambda p: p["text"]), optional("kl", lambda p: p), f"{sum(p['dominated'] for p in points)}/{len(points)}"]
+            lines.append("| " + " | ".join(cells) + " |")
+            if name == "θ_sft":
+                break
+    return lines
+
+
+def gain_table(gains):
+    lines = ["| compared, over | all | inside | corners |", "|---|---|---|---|"]
+    for (name, baseline), table in gains.items():
+        for method, regions in (table or {}).items():
+            if regions:
+                cells = [f"{name}: {method} − {baseline}", *(shown(regions.get(key)) for key in ("all", "interior", "corners"))]
+                lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def figures(work, fronts, out):
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "ladle", "svg.fonttype": "none", "font.size": 9})
+    from matplotlib import pyplot
+
+    shown_names = [name for name in ("short", "long", "kl") if fronts[name]]
+    if shown_names:
+        figure, axes = pyplot.subplots(1, len(shown_names), figsize=(4.2 * len(shown_names), 3.8), layout="constrained", squeeze=False)
+        for axis, name in zip(axes[0], shown_names):
+            for (method, found), marker in zip(methods(fronts[name]).items(), "*os^DvPXd<>h"):
+                points = [list(zip(*(p["standardised"] for p in m["points"]))) for m in found]
+                x, y = ([statistics.mean(values) for values in zip(*(p[k] for p in points))] for k in (0, 1))
+                if method == "θ_sft":
+                    x, y = x[:1], y[:1]
+                axis.plot(x, y, marker=marker, markersize=5, linewidth=0.8, label=method)
+            axis.set_title(f"{name}, mean of {len(fronts[name])} seeds", fontsize=9)
+            first, second = (o["name"] for o in fronts[name][0]["objectives"])
+            axis.set_xlabel(f"{first}, σ")
+            axis.set_ylabel(f"{second}, σ")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=6)
+        figure.savefig(out / "fronts.svg", metadata={"Date": None})
+    runs = sorted(path for path in work.directory.glob("runs/seed*/*/metrics/*/metrics.jsonl") if path.parent.name != "sft")
+    if runs:
+        names = sorted({path.parts[-4] for path in runs})
+        figure, axes = pyplot.subplots(len(names), 3, figsize=(9.5, 2.2 * len(names)), layout="constrained", squeeze=False)
+        for path in runs:
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            keys = [key for key in ("reward/faithful", "reward/brief", "kl") if rows and key in rows[0]]
+            for axis, key in zip(axes[names.index(path.parts[-4])], keys):
+                axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=0.8, color={"faithful": "C0", "brief": "C1"}.get(path.parent.name, "C2"))
+                axis.set_title(f"{path.parts[-4]}: {key}", fontsize=8)
+                axis.grid(alpha=0.3)
+        figure.savefig(out / "curves.svg", metadata={"Date": None})
+
+
+def main():
+    work = Work(sys.argv[1])
+    out = work.directory / "tables"
+    out.mkdir(parents=True, exist_ok=True)
+    names = ["long", "short", "kl", "factors", "greedy", "plain"]
+    fronts = {name: work.fronts(name) for name in names}
+    gains = {comparison: work.aggregate(*comparison) for comparison in COMPARISONS}
+    text = ["# Tables", "", ", ".join(f"{name}: {len(fronts[name])} seeds" for name in names), ""]
+    text += ["## Hypotheses", "", "| claim | found | verdict |", "|---|---|---|"]
+    text += [f"| {' | '.join(row)} |" for row in hypotheses(gains, fronts)]
+    text += ["", "## Gains, in σ, 95 % intervals over seeds and rows", "", *gain_table(gains)]
+    for name in names:
+        if fronts[name]:
+            text += ["", f"## Fronts: {name}", "", *front_table(fronts[name]), "", *point_table(fronts[name])]
+    (out / "tables.md").write_text("\n".join(text) + "\n")
+    figures(work, fronts, out)
+    print(f"tables: {out}/tables.md")
+
+
+if __name__ == "__main__":
+    main()
