@@ -18,7 +18,7 @@ pub fn merge(soup: &Path, preference: &str, out: &Path) -> Result<(), Box<dyn Er
     let soup = store.open(soup, OpenOptions { base: None, verify_digests: true })?;
     let menu = soup.manifest.menu()?;
     let preference = menu.preference("preference", Form::from_text("preference", preference)?)?;
-    let solution = soup.mixing.solve(&preference, &menu.default_alpha);
+    let solution = soup.mixing.solve_by(menu.default_rule, &preference, &menu.default_alpha);
     export_model(&soup, &solution.coefficients, None, out)?;
     Ok(())
 }

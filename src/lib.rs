@@ -33,7 +33,7 @@
 //! let menu = soup.manifest.menu()?;
 //! let form = Form::from_text("preference", "faithful=0.3,brief=0.7")?;
 //! let preference = menu.preference("preference", form)?;
-//! let solution = soup.mixing.solve(&preference, &menu.default_alpha);
+//! let solution = soup.mixing.solve_by(menu.default_rule, &preference, &menu.default_alpha);
 //! export_model(&soup, &solution.coefficients, None, Path::new("merged"))?;
 //! # Ok(())
 //! # }

@@ -276,6 +276,44 @@ fn solve_prints_lambda_and_coefficients() {
 }
 
 #[test]
+fn a_soup_that_clamps_lambda_says_so_and_solves_so_unless_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = dir.path().join("soup-tiny");
+    copy_tree(&fixture("soup-tiny"), &tiny);
+    let manifest = tiny.join("soup.toml");
+    let written = std::fs::read_to_string(&manifest).unwrap();
+    let set = |rule: &str| {
+        let mixing = format!("beta = 0.7\nlambda = {rule}\n");
+        std::fs::write(&manifest, written.replace("beta = 0.7\n", &mixing)).unwrap();
+    };
+    set("\"clamp\"");
+    let solve = ["solve", "helpful=1", "--soup", text(&tiny)];
+    let clamped = answer(&solve);
+    assert_eq!(
+        (&clamped["lambda_rule"], &clamped["lambda"]["helpful"]),
+        (&"clamp".into(), &1.0.into())
+    );
+    let exact = answer(&[&solve[..], &["--lambda", "exact"]].concat());
+    assert!((exact["lambda"]["helpful"].as_f64().unwrap() - 17.0 / 11.0).abs() < 1e-12);
+    let plain = String::from_utf8(ladle(&["inspect", text(&tiny)]).stdout).unwrap();
+    assert!(plain.contains("λ clamped to the simplex"), "{plain}");
+    // The corner's model is its backbone: merged as such.
+    let [corner, backbone] = ["corner", "backbone"].map(|name| dir.path().join(name));
+    answer(&["merge", text(&tiny), "--preference", "1,0,0", "--out", text(&corner)]);
+    let column = ["merge", text(&tiny), "--preference", "0.7,0.15,0.15", "--out", text(&backbone)];
+    answer(&[&column[..], &["--lambda", "exact"]].concat());
+    let [corner, backbone] =
+        [corner, backbone].map(|dir| std::fs::read(dir.join("model.safetensors")).unwrap());
+    assert!(corner == backbone);
+    set("\"clip\"");
+    let message = refusal(&solve);
+    assert!(
+        message.contains("clip") && message.contains("exact") && message.contains("clamp"),
+        "{message}"
+    );
+}
+
+#[test]
 fn inspect_speaks_to_people_and_programs() {
     let tiny = fixture("soup-tiny");
     let json = answer(&["inspect", text(&tiny), "--json"]);

@@ -8,7 +8,7 @@ use ladle::{
     config::StoreOptions,
     import::{Store, default_models_dir},
     kernels::Dtype,
-    preference::{AlphaForm, Form, Menu, MixingMatrix, Solution},
+    preference::{AlphaForm, Form, LambdaRule, Menu, MixingMatrix, Solution},
     soup::{OpenOptions, Soup},
 };
 
@@ -27,26 +27,34 @@ pub fn open(soup: &Path, base: Option<PathBuf>, options: &StoreOptions) -> anyho
     Ok(store(options)?.open(soup, OpenOptions { base, verify_digests: true })?)
 }
 
-/// What the texts of a command line choose from the menu, solved.
-pub fn choose(
-    menu: &Menu,
-    mixing: &MixingMatrix,
-    preference: Option<&str>,
-    alpha: Option<&str>,
-) -> anyhow::Result<Solution> {
-    let preference = match preference {
-        None => menu.default_preference.clone(),
-        Some(text) => menu.preference("preference", Form::from_text("preference", text)?)?,
-    };
-    let alpha = match alpha {
-        None => menu.default_alpha.clone(),
-        Some(text) => {
-            let value = serde_json::from_str(text)
-                .with_context(|| format!("alpha is {text:?}, expected a number or JSON"))?;
-            menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?
-        }
-    };
-    Ok(mixing.solve(&preference, &alpha))
+/// What a command line asks for; left out, the soup's default counts.
+pub struct Chosen<'a> {
+    /// A preference as text.
+    pub preference: Option<&'a str>,
+    /// An extrapolation as JSON.
+    pub alpha: Option<&'a str>,
+    /// How λ follows from B⁻¹μ.
+    pub lambda: Option<LambdaRule>,
+}
+
+impl Chosen<'_> {
+    /// Looks the texts up in the menu and solves them.
+    pub fn solve(&self, menu: &Menu, mixing: &MixingMatrix) -> anyhow::Result<Solution> {
+        let preference = match self.preference {
+            None => menu.default_preference.clone(),
+            Some(text) => menu.preference("preference", Form::from_text("preference", text)?)?,
+        };
+        let alpha = match self.alpha {
+            None => menu.default_alpha.clone(),
+            Some(text) => {
+                let value = serde_json::from_str(text)
+                    .with_context(|| format!("alpha is {text:?}, expected a number or JSON"))?;
+                menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?
+            }
+        };
+        let rule = self.lambda.unwrap_or(menu.default_rule);
+        Ok(mixing.solve_by(rule, &preference, &alpha))
+    }
 }
 
 /// B: one of the two.

@@ -6,7 +6,7 @@ use ladle::{
     config::StoreOptions,
     soup::{
         init::Recipe,
-        manifest::{BaseEntry, Mapping, Mixing},
+        manifest::{BaseEntry, Mixing},
     },
 };
 
@@ -52,8 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mixing = Mixing {
         beta: args.mixing.beta,
         matrix: args.mixing.matrix.map(|rows| rows.0),
-        realised: None,
-        mapping: Mapping::default(),
+        ..Mixing::default()
     };
     let recipe = Recipe {
         name: args.name,

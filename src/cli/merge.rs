@@ -6,11 +6,11 @@ use ladle::{
     config::StoreOptions,
     kernels::Dtype,
     merge::export::{export_adapter, export_model},
-    preference::Solved,
+    preference::{LambdaRule, Solved},
 };
 
 use super::{
-    arguments::{choose, dtype, open},
+    arguments::{Chosen, dtype, open},
     output::print_json,
 };
 
@@ -24,6 +24,9 @@ pub struct Args {
     /// Extrapolation: a number, or JSON by objective.
     #[arg(long, allow_hyphen_values = true)]
     alpha: Option<String>,
+    /// How λ follows from B⁻¹μ, instead of the soup's way: exact, or clamp (projected on the simplex).
+    #[arg(long, value_name = "RULE")]
+    lambda: Option<LambdaRule>,
     /// Directory to write; must not exist.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -43,7 +46,12 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let soup = open(&args.soup, args.base, &args.store)?;
     let menu = soup.manifest.menu()?;
-    let solution = choose(&menu, &soup.mixing, args.preference.as_deref(), args.alpha.as_deref())?;
+    let chosen = Chosen {
+        preference: args.preference.as_deref(),
+        alpha: args.alpha.as_deref(),
+        lambda: args.lambda,
+    };
+    let solution = chosen.solve(&menu, &soup.mixing)?;
     if args.adapter {
         export_adapter(&soup, &solution.coefficients, args.dtype, &args.out)?;
     } else {

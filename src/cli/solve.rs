@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use ladle::{
-    preference::{Alpha, Menu, MixingMatrix, Preference, Solved},
+    preference::{Alpha, LambdaRule, Menu, MixingMatrix, Preference, Solved},
     soup,
 };
 
 use super::{
-    arguments::{Rows, choose, matrix},
+    arguments::{Chosen, Rows, matrix},
     output::print_json,
 };
 
@@ -20,6 +20,9 @@ pub struct Args {
     /// Extrapolation: a number, or JSON by objective.
     #[arg(long, allow_hyphen_values = true)]
     alpha: Option<String>,
+    /// How λ follows from B⁻¹μ, instead of the soup's way: exact, or clamp (projected on the simplex).
+    #[arg(long, value_name = "RULE")]
+    lambda: Option<LambdaRule>,
     /// Soup whose objectives, B and presets apply.
     #[arg(long, value_name = "DIR", conflicts_with = "objectives")]
     soup: Option<PathBuf>,
@@ -56,10 +59,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 default_preference: Preference::uniform(n),
                 default_alpha: Alpha::default(),
                 alpha_bounds: (0.0, f64::MAX),
+                default_rule: LambdaRule::default(),
             };
             (menu, mixing)
         }
     };
-    let solution = choose(&menu, &mixing, Some(&args.preference), args.alpha.as_deref())?;
+    let chosen = Chosen {
+        preference: Some(&args.preference),
+        alpha: args.alpha.as_deref(),
+        lambda: args.lambda,
+    };
+    let solution = chosen.solve(&menu, &mixing)?;
     print_json(&Solved::new(&menu, &solution))
 }

@@ -85,14 +85,14 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     Ok(served)
 }
 
-/// The models of the presets to pin, each under the soup's default extrapolation.
+/// The models of the presets to pin, each under the soup's default extrapolation and rule for λ.
 fn pinned(soup: &Soup, menu: &Menu, names: &[String]) -> Result<Vec<Pin>, LoadError> {
     let pin = |name: &String| {
         let preference = soup.manifest.preset(name).ok_or_else(|| {
             let known: Vec<&str> = menu.presets.iter().map(|(name, _)| name.as_str()).collect();
             LoadError::Pin { got: name.clone(), known: known.join(", ") }
         })?;
-        let solution = soup.mixing.solve(&preference, &menu.default_alpha);
+        let solution = soup.mixing.solve_by(menu.default_rule, &preference, &menu.default_alpha);
         Ok(Pin { name: name.clone(), coefficients: solution.coefficients })
     };
     names.iter().map(pin).collect()
@@ -110,7 +110,8 @@ fn describe(soup: &Soup, menu: &Menu) -> Value {
     };
     let presets: Map<String, Value> =
         menu.presets.iter().map(|(name, weights)| (name.clone(), named(weights).into())).collect();
-    let default = soup.mixing.solve(&menu.default_preference, &menu.default_alpha);
+    let default =
+        soup.mixing.solve_by(menu.default_rule, &menu.default_preference, &menu.default_alpha);
     json!({
         "name": manifest.name,
         "digest": soup.digest,
@@ -121,6 +122,7 @@ fn describe(soup: &Soup, menu: &Menu) -> Value {
             "range": objective.range,
         })).collect::<Vec<_>>(),
         "matrix": soup.mixing.rows(),
+        "lambda_rule": menu.default_rule,
         "presets": presets,
         "default": named(menu.default_preference.weights()),
         "alpha": {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{
     form::{AlphaForm, Form, FormError},
     simplex::{Preference, PreferenceError},
-    solve::{Alpha, AlphaError, Solution},
+    solve::{Alpha, AlphaError, LambdaRule, RULES, Solution},
 };
 
 /// What a request may choose from.
@@ -23,6 +23,8 @@ pub struct Menu {
     pub default_alpha: Alpha,
     /// Smallest and largest α.
     pub alpha_bounds: (f64, f64),
+    /// How λ follows from B⁻¹μ for requests that do not say.
+    pub default_rule: LambdaRule,
 }
 
 impl Menu {
@@ -79,6 +81,12 @@ impl Menu {
         Ok(alpha)
     }
 
+    /// The rule for λ that a value names; `field` names the value in errors.
+    pub fn rule(&self, field: &str, value: &Value) -> Result<LambdaRule, FormError> {
+        let named = value.as_str().and_then(|name| name.parse().ok());
+        named.ok_or_else(|| FormError::value(field, value, RULES))
+    }
+
     /// Values in the order of the objectives; those left out are 0.
     fn by_objective(&self, field: &str, pairs: Vec<(String, f64)>) -> Result<Vec<f64>, FormError> {
         let mut values: Vec<Option<f64>> = vec![None; self.objectives.len()];
@@ -109,6 +117,8 @@ pub struct Solved {
     pub alpha: Value,
     /// λ of backbone i under the objective that dominates column i of B.
     pub lambda: Map<String, Value>,
+    /// Whether λ is B⁻¹μ or its projection on the simplex.
+    pub lambda_rule: LambdaRule,
     /// c likewise, and that of θ_sft under `sft`.
     pub coefficients: Map<String, Value>,
 }
@@ -132,6 +142,7 @@ impl Solved {
                 Alpha::PerObjective(alphas) => named(alphas).into(),
             },
             lambda: named(&solution.lambda),
+            lambda_rule: solution.rule,
             coefficients,
         }
     }
@@ -155,6 +166,7 @@ mod tests {
             default_preference: Preference::uniform(2),
             default_alpha: Alpha::default(),
             alpha_bounds: (0.0, 1.0),
+            default_rule: LambdaRule::Exact,
         }
     }
 

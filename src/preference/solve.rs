@@ -88,6 +88,28 @@ pub enum LambdaRule {
     Clamp,
 }
 
+impl LambdaRule {
+    /// Whether λ is B⁻¹μ itself.
+    pub fn is_exact(&self) -> bool {
+        *self == Self::Exact
+    }
+}
+
+impl std::str::FromStr for LambdaRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "exact" => Ok(Self::Exact),
+            "clamp" => Ok(Self::Clamp),
+            _ => Err(RULES.to_owned()),
+        }
+    }
+}
+
+/// What names a rule.
+pub(super) const RULES: &str = "\"exact\" (λ = B⁻¹μ) or \"clamp\" (its projection on the simplex)";
+
 /// What a preference was solved to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Solution {
@@ -95,6 +117,8 @@ pub struct Solution {
     pub preference: Preference,
     /// The extrapolation that was applied.
     pub alpha: Alpha,
+    /// How λ follows from B⁻¹μ.
+    pub rule: LambdaRule,
     /// λ; sums to 1.
     pub lambda: Vec<f64>,
     /// c.
@@ -130,6 +154,7 @@ impl MixingMatrix {
         Solution {
             preference: preference.clone(),
             alpha: alpha.clone(),
+            rule,
             lambda,
             coefficients: Coefficients { backbones, sft: 0.0 - extrapolated },
         }

@@ -17,7 +17,7 @@ use super::{
     open::{Backbone, Soup},
     weights::WeightFile,
 };
-use crate::kernels::HostTensor;
+use crate::{kernels::HostTensor, preference::LambdaRule};
 
 /// What is in a soup, for people (`Display`) and programs (JSON).
 #[derive(Debug, Clone, Serialize)]
@@ -39,6 +39,8 @@ pub struct Inspection {
     pub matrix: Vec<Vec<f64>>,
     /// Its condition number.
     pub condition: f64,
+    /// How λ follows from its inverse.
+    pub lambda: LambdaRule,
     /// Default extrapolation.
     pub alpha: AlphaEntry,
     /// Bounds of α.
@@ -97,6 +99,7 @@ impl Inspection {
             mapping: manifest.mixing.mapping,
             matrix: soup.mixing.rows(),
             condition: soup.mixing.condition(),
+            lambda: manifest.mixing.lambda,
             alpha: manifest.extrapolation.alpha.clone(),
             bounds: manifest.extrapolation.bounds,
             presets: manifest.presets.clone(),
@@ -172,7 +175,8 @@ impl fmt::Display for Inspection {
             Mapping::Nominal => "nominal",
             Mapping::Realised => "realised",
         };
-        writeln!(f, "B          {mapping}, condition number {:.4}", self.condition)?;
+        let clamped = if self.lambda.is_exact() { "" } else { ", λ clamped to the simplex" };
+        writeln!(f, "B          {mapping}, condition number {:.4}{clamped}", self.condition)?;
         for row in &self.matrix {
             let row: Vec<_> = row.iter().map(|entry| format!("{entry:.4}")).collect();
             writeln!(f, "  {}", row.join("  "))?;

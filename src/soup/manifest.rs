@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{ManifestError, is_name};
 
+use crate::preference::LambdaRule;
+
 /// File name of the manifest inside a soup.
 pub const FILE: &str = "soup.toml";
 /// The format written and read here.
@@ -146,6 +148,9 @@ pub struct Mixing {
     /// Which of the two maps μ to λ.
     #[serde(default)]
     pub mapping: Mapping,
+    /// How λ follows from the inverse for requests that do not say.
+    #[serde(default, skip_serializing_if = "LambdaRule::is_exact")]
+    pub lambda: LambdaRule,
 }
 
 /// Which matrix maps μ to λ.

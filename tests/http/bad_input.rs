@@ -85,6 +85,14 @@ fn preferences_in_model_and_header_that_are_none() {
 }
 
 #[test]
+fn a_rule_for_lambda_that_does_not_exist() {
+    for wrong in [json!("clip"), json!(true), json!({"helpful": 1}), json!([1, 0, 0]), json!("")] {
+        let given = wrong.to_string();
+        field(json!({"lambda": wrong}), "lambda", &[&given, "\"exact\"", "\"clamp\""]);
+    }
+}
+
+#[test]
 fn alpha_out_of_the_soups_bounds() {
     field(json!({"alpha": 2.5}), "alpha", &["2.5", "[0, 2]"]);
     field(json!({"alpha": -0.1}), "alpha", &["-0.1", "[0, 2]"]);

@@ -86,4 +86,64 @@ fn the_soup_describes_itself() {
     assert_eq!(soup["presets"]["terse"], json!({"helpful": 0.2, "harmless": 0.0, "brief": 0.8}));
     assert_eq!((&soup["alpha"]["min"], &soup["alpha"]["max"]), (&json!(0.0), &json!(2.0)));
     assert_eq!(soup["front"], Value::Null);
+    assert_eq!(soup["lambda_rule"], "exact");
+}
+
+fn close(map: &Value, expected: [f64; 3]) {
+    for (objective, expected) in ["helpful", "harmless", "brief"].into_iter().zip(expected) {
+        let got = map[objective].as_f64().unwrap();
+        assert!((got - expected).abs() < 1e-12, "{objective}: {got}, expected {expected}");
+    }
+}
+
+#[test]
+fn a_clamped_lambda_is_the_projection_on_the_simplex() {
+    // B⁻¹(1, 0, 0) = (17, −3, −3)/11: the nearest point of the simplex is its first corner.
+    let clamped = solve(json!({"preference": {"helpful": 1}, "lambda": "clamp", "alpha": 0.25}));
+    assert_eq!(clamped["lambda_rule"], "clamp");
+    close(&clamped["lambda"], [1.0, 0.0, 0.0]);
+    close(&clamped["coefficients"], [1.25, 0.0, 0.0]);
+    assert_eq!(clamped["coefficients"]["sft"], -0.25);
+    // B⁻¹(.6, .4, 0) = (9, 5, −3)/11: the others share evenly what makes the last one 0.
+    let edge = solve(json!({"preference": [3, 2, 0], "lambda": "clamp"}));
+    close(&edge["lambda"], [7.5 / 11.0, 3.5 / 11.0, 0.0]);
+    // Inside the hull nothing changes.
+    let wish = json!({"preference": [0.2, 0.3, 0.5], "alpha": [0.1, 0.2, 0.3]});
+    let [exact, clamped] = ["exact", "clamp"].map(|rule| {
+        let solved = solve(with(wish.clone(), json!({"lambda": rule})));
+        assert_eq!(solved["lambda_rule"], rule);
+        solved
+    });
+    assert_eq!(solve(wish), exact);
+    close(&clamped["lambda"], [1.0 / 11.0, 3.0 / 11.0, 7.0 / 11.0]);
+    let c = |name: &str| exact["coefficients"][name].as_f64().unwrap();
+    close(&clamped["coefficients"], [c("helpful"), c("harmless"), c("brief")]);
+}
+
+#[test]
+fn a_clamped_lambda_with_an_alpha_of_each_objective() {
+    // k = (1.5, 1, 2), μ = (.8, .2, 0): s = 1.4 and ν = (6/7, 1/7, 0); B⁻¹ν = (ν − .15)/.55 lies
+    // outside, and its projection is the first corner: c = (1.4, 0, 0), of θ_sft −.4.
+    let wish = json!({"preference": [4, 1, 0], "alpha": [0.5, 0.0, 1.0], "lambda": "clamp"});
+    let solved = solve(wish);
+    close(&solved["coefficients"], [1.4, 0.0, 0.0]);
+    assert!((solved["coefficients"]["sft"].as_f64().unwrap() + 0.4).abs() < 1e-12);
+}
+
+#[test]
+fn every_route_answers_with_the_lambda_that_was_asked_for() {
+    let server = Server::shared();
+    let wish = json!({"preference": {"helpful": 1}, "lambda": "clamp", "max_tokens": 4});
+    let own = server.generate(with(greedy(), wish.clone()));
+    assert_eq!((&own["lambda_rule"], &own["lambda"]["helpful"]), (&json!("clamp"), &json!(1.0)));
+    // The corner is that backbone alone: the same text as of any preference that B maps there.
+    let column = json!({"preference": [0.7, 0.15, 0.15], "max_tokens": 4});
+    assert_eq!(server.generate(with(greedy(), column))["text"], own["text"]);
+    let chat = json!({"messages": [{"role": "user", "content": "Hello"}], "temperature": 0});
+    let completion = json!({"prompt": "Hello", "temperature": 0});
+    for (route, body) in [("/v1/chat/completions", chat), ("/v1/completions", completion)] {
+        let answer = server.post(route, with(body, wish.clone())).ok();
+        assert_eq!(answer["ladle"]["lambda_rule"], "clamp", "{route}");
+        assert_eq!(answer["ladle"]["lambda"]["helpful"], 1.0, "{route}");
+    }
 }

@@ -138,7 +138,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Takes `model`, `preference` and `alpha`. Precedence: the body's `preference`, the model id,
+    /// Takes `model`, `preference`, `alpha` and `lambda`. Precedence: the body's `preference`, the model id,
     /// the header, the soup's default. Only the form that counts is looked at.
     fn take(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
         let Context { served, headers, .. } = context;
@@ -160,6 +160,10 @@ impl Target {
             Some(value) => menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?,
             None => menu.default_alpha.clone(),
         };
-        Ok(Self { model: model.id, solution: served.mixing.solve(&preference, &alpha) })
+        let rule = match fields.take("lambda") {
+            Some(value) => menu.rule("lambda", &value)?,
+            None => menu.default_rule,
+        };
+        Ok(Self { model: model.id, solution: served.mixing.solve_by(rule, &preference, &alpha) })
     }
 }

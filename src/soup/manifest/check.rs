@@ -245,6 +245,7 @@ impl Manifest {
             default_preference: self.default_preference(),
             default_alpha: self.alpha()?,
             alpha_bounds: (min, max),
+            default_rule: self.mixing.lambda,
         })
     }
 }
