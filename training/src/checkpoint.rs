@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Why a file could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system refused (a full disk, for one).
+    /// An I/O error, such as a full disk.
     #[error(transparent)]
     File(#[from] FileError),
     /// The file is not a checkpoint of this program.
@@ -46,7 +46,7 @@ pub fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomically(path, to_toml(path, value)?.as_bytes())
 }
 
-/// A value as the TOML that `path` would hold.
+/// A value as TOML; `path` is named in the error.
 pub fn to_toml(path: &Path, value: &impl Serialize) -> Result<String> {
     toml::to_string(value).map_err(|error| CheckpointError::Format {
         path: path.to_owned(),
@@ -123,7 +123,7 @@ pub fn load<S: DeserializeOwned>(
     Ok((tensors, state))
 }
 
-/// Takes a tensor of the expected shape out of what [`load`] gave.
+/// Takes a tensor of the expected shape out of the result of [`load`].
 pub fn take(
     tensors: &mut BTreeMap<String, Tensor>,
     name: &str,

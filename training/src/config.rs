@@ -19,7 +19,7 @@ use crate::{
     rl::{balance::BalanceConfig, lora::LoraConfig},
 };
 
-/// Why a configuration is no plan for a run.
+/// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -67,13 +67,13 @@ pub struct Config {
     /// The policy updates.
     #[serde(default)]
     pub rl: RlConfig,
-    /// How reward weights follow the rewards (DRBO).
+    /// Balancing of the reward weights (DRBO).
     #[serde(default)]
     pub balance: BalanceConfig,
     /// The reward-mixing matrix B.
     #[serde(default)]
     pub mixing: MixingConfig,
-    /// What the backbones are tuned for, at least two.
+    /// The objectives, at least two.
     pub objectives: Vec<ObjectiveConfig>,
 }
 
@@ -86,17 +86,17 @@ pub struct DataConfig {
     pub format: DataFormat,
     /// Training rows.
     pub train: PathBuf,
-    /// Rows that choices are made on.
+    /// Rows for choosing β and α, and for the validation loss.
     #[serde(default)]
     pub validation: Option<PathBuf>,
-    /// Rows that only `evaluate` looks at.
+    /// Rows for `evaluate` alone.
     #[serde(default)]
     pub test: Option<PathBuf>,
     /// Instead of `validation` and `test`: shares of the rows of `train` that train, validate and
     /// test, by seed and row id.
     #[serde(default)]
     pub split: Option<[f64; 3]>,
-    /// minijinja template around the person's last turn (`prompt`, `fields`, `id`), or the whole
+    /// minijinja template around the user's last turn (`prompt`, `fields`, `id`), or the whole
     /// prompt from a row's columns for format `jsonl`.
     #[serde(default)]
     pub template: Option<String>,
@@ -153,7 +153,7 @@ pub enum DataFormat {
 }
 
 impl DataFormat {
-    /// How the data set is got.
+    /// How to get the data set.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Scitldr => {
@@ -238,7 +238,7 @@ impl Default for RolloutConfig {
     }
 }
 
-/// How the policy is updated.
+/// Algorithm of the policy updates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
@@ -262,14 +262,14 @@ impl std::fmt::Display for Algorithm {
     }
 }
 
-/// How a learning rate falls.
+/// Decay of a learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// In a straight line to 0.
+    /// Linear decay to 0.
     #[default]
     Linear,
-    /// Not at all.
+    /// No decay.
     Constant,
 }
 
@@ -294,7 +294,7 @@ pub struct RlConfig {
     pub recompute: bool,
     /// Peak learning rate (1e-5: [BS]).
     pub learning_rate: f64,
-    /// How the learning rate falls (linear: [BS]).
+    /// Decay of the learning rate (linear: [BS]).
     pub decay: Decay,
     /// Updates at which a linear decay reaches 0; left out, `steps`. More than `steps` is the
     /// beginning of a longer run.
@@ -342,7 +342,7 @@ impl RlConfig {
         }
     }
 
-    /// The settings of the run that ends after the first `steps` updates of this one.
+    /// The settings of a run of only the first `steps` updates of this one.
     pub fn first(&self, steps: u64) -> Self {
         let linear = self.decay == Decay::Linear;
         let decay_steps = linear.then(|| self.decay_steps.unwrap_or(self.steps));
@@ -399,13 +399,13 @@ impl Default for MixingConfig {
     }
 }
 
-/// One objective: what it means to a person, and the reward that measures it.
+/// One objective: its description for people, and the reward that measures it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveConfig {
     /// Name in requests.
     pub name: String,
-    /// What more of it means.
+    /// Meaning of a higher weight, for people.
     #[serde(default)]
     pub description: String,
     pub reward: RewardSpec,
@@ -421,7 +421,7 @@ impl Config {
         Self::read_with(path, &[])
     }
 
-    /// Reads and checks a file some of whose keys are overridden.
+    /// Reads a file, applies overrides and checks the result.
     pub fn read_with(path: &Path, overrides: &[Override]) -> Result<Self, ConfigError> {
         let io = |error: std::io::Error| ConfigError::Io {
             path: path.to_owned(),
@@ -437,7 +437,7 @@ impl Config {
             config = overrides::apply(toml::from_str(&text).map_err(parsed)?, overrides)?;
         }
         config.check()?;
-        // The run's own copy says which.
+        // The copy in the run's directory states the value in force.
         config.lora.shared.get_or_insert(true);
         Ok(config)
     }

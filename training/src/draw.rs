@@ -1,10 +1,10 @@
-//! Randomness without state: every draw follows from the seed, what it is for, and when. A resumed
-//! run draws what an uninterrupted one would have, and no generator is saved.
+//! Randomness without state: a draw is a function of seed, purpose and step. A resumed run draws the
+//! same numbers as an uninterrupted one, and no generator is saved.
 
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-/// What a draw is for.
+/// Purpose of a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Initial factors of an adapter.
@@ -21,7 +21,7 @@ pub enum Purpose {
     Standardise,
     /// Responses to validation prompts.
     Validation,
-    /// What dropout drops.
+    /// Dropout masks.
     Dropout,
     /// Resamples of an interval.
     Bootstrap,
@@ -40,8 +40,8 @@ pub fn derive(seed: u64, purpose: Purpose) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1 + purpose as u64)
 }
 
-/// The items of batch number `step`: an endless walk over `0..count` that visits everything once an
-/// epoch, in another order each.
+/// The items of batch number `step` of an endless walk over `0..count` that visits every item once
+/// per epoch, each epoch in another order.
 pub fn batch(seed: u64, count: usize, size: usize, step: u64) -> Vec<usize> {
     let mut items = Vec::with_capacity(size);
     let mut at = step * size as u64;

@@ -1,4 +1,4 @@
-//! Why a run stopped: the errors of all its stages.
+//! Errors of a run, from all its stages.
 
 use std::path::PathBuf;
 
@@ -75,7 +75,7 @@ pub enum RunError {
         row: String,
         reason: String,
     },
-    /// The numbers ran away.
+    /// The run diverged.
     #[error("{stage} diverged at step {step}: the {what} is {value}")]
     Diverged {
         /// Stage.
@@ -86,7 +86,7 @@ pub enum RunError {
         what: &'static str,
         value: f64,
     },
-    /// The directory holds something else than this run.
+    /// The directory holds another run or other files.
     #[error("{path}: {reason}")]
     Directory {
         path: PathBuf,
@@ -98,18 +98,18 @@ pub enum RunError {
     Missing {
         /// Where it should be.
         path: PathBuf,
-        /// How it is got.
+        /// How to get it.
         remedy: &'static str,
     },
     /// Data, base or rewards.
     #[error(transparent)]
     Inputs(#[from] InputsError),
-    /// Another run cannot give its supervised stage and the scale of its rewards to this one.
+    /// `--share` names a run whose supervised stage and reward scale do not fit this one.
     #[error("--share {}: {reason}", run.display())]
     Share {
         /// The other run's directory.
         run: PathBuf,
-        /// What differs or is not there.
+        /// The difference, or what is missing.
         reason: String,
     },
     /// `--only` names no objective.

@@ -1,4 +1,4 @@
-//! What a run will take, estimated before it starts (`--dry-run`).
+//! Estimate of a run's tokens, work and memory before it starts (`--dry-run`).
 
 use ladle::model::{config::ModelConfig, names::EMBEDDING};
 
@@ -13,7 +13,7 @@ use crate::{
 pub struct Estimate {
     /// Each stage in the order it runs.
     pub stages: Vec<Stage>,
-    /// Bytes at the highest point.
+    /// Peak bytes.
     pub memory: f64,
 }
 
@@ -109,7 +109,7 @@ fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     let all: usize = model.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let (h, ff) = (model.hidden_size, model.intermediate_size);
     let attention = (model.heads + 2 * model.kv_heads) * model.head_dim;
-    // Kept for the backward, per row and layer: two residual sums and their norms, q, k, v, the
+    // Saved for the backward, per row and layer: two residual sums and their norms, q, k, v, the
     // attention's output, gate, up and their product, LoRA's inner rows.
     let row = 4 * h + attention + model.heads * model.head_dim + 3 * ff + 7 * config.lora.rank;
     let layers = model.layers;
@@ -138,7 +138,7 @@ impl std::fmt::Display for Estimate {
             )?;
         }
         let tera = self.stages.iter().map(|stage| stage.operations).sum::<f64>() / 1e12;
-        // Assumed, not measured: training keeps 30 to 60 % of a core's 160 GFLOP/s (AVX-512) busy.
+        // Assumption: training reaches 30 to 60 % of a core's 160 GFLOP/s (AVX-512).
         let cores = std::thread::available_parallelism().map_or(1.0, |n| usize::from(n) as f64);
         let (fast, slow) = (tera / (0.1 * cores) / 60.0, tera / (0.04 * cores) / 60.0);
         writeln!(

@@ -1,4 +1,4 @@
-//! What a run leaves for others: PEFT adapters, and the soup made of them.
+//! Products of a run: PEFT adapters, and the soup made of them.
 
 use std::{fs, path::Path};
 
@@ -103,7 +103,7 @@ pub fn write_soup(
     let options = OpenOptions { base: Some(places.base.clone()), verify_digests: false };
     let target = layout.soup();
     if target.exists() {
-        // The manifest first: a soup without one is made anew.
+        // The manifest first: a directory without one counts as no soup and is written anew.
         let _ = fs::remove_file(target.join(manifest::FILE));
         fs::remove_dir_all(&target).map_err(CheckpointError::io(&target))?;
     }

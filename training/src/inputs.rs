@@ -1,5 +1,5 @@
-//! What a run is computed from, by content: a run that is taken up again over other data, another
-//! base or another reward model would go on with numbers that fit nothing.
+//! Digests of a run's inputs. A run resumed over other data, another base or another reward model
+//! would mix results of both, so it is refused.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
 
 type Result<T> = std::result::Result<T, CheckpointError>;
 
-/// SHA-256 of every file, by what it is for and its name: `data/rows.jsonl`,
+/// SHA-256 of every file, by role and name: `data/rows.jsonl`,
 /// `base/model.safetensors`, `reward faithful/config.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
@@ -39,7 +39,7 @@ pub struct ChangedInput {
     pub got: String,
 }
 
-/// Why a run was not taken up again.
+/// Why a run is not resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum InputsError {
     /// An input or the record of them cannot be read.
@@ -55,7 +55,7 @@ pub enum InputsError {
     },
 }
 
-/// Endings of the files of a model's directory that change what it computes.
+/// Endings of the files in a model's directory that change its results.
 const MODEL_FILES: [&str; 5] = ["json", "safetensors", "jinja", "txt", "model"];
 
 impl Inputs {
@@ -103,20 +103,20 @@ impl Inputs {
         each.into_iter().find(|change| change.expected != change.got)
     }
 
-    /// Those on record in a run's directory; `None` where there is no record.
+    /// The inputs recorded in a run's directory; `None` where there is no record.
     pub fn recorded(layout: &Layout) -> Result<Option<Self>> {
         let path = layout.inputs();
         if path.is_file() { read_toml(&path).map(Some) } else { Ok(None) }
     }
 
-    /// Puts them on record.
+    /// Writes the record.
     pub fn record(&self, layout: &Layout) -> Result<()> {
         write_toml(&layout.inputs(), self)
     }
 }
 
-/// Refuses a run whose data, base or reward models are others than it was started with; puts them on
-/// record where nothing is yet.
+/// Refuses a run whose data, base or reward models differ from those that it was started with;
+/// writes the record where there is none.
 pub fn verify(config: &Config, places: &Places) -> std::result::Result<(), InputsError> {
     let layout = Layout::new(&places.run);
     let now = Inputs::read(config, &places.data, &places.base)?;
@@ -129,7 +129,7 @@ pub fn verify(config: &Config, places: &Places) -> std::result::Result<(), Input
     }
 }
 
-/// The first data file or reward model that is not there, with how it is got.
+/// The first missing data file or reward model, with how to get it.
 pub fn missing(config: &Config, data: &Path) -> Option<(PathBuf, &'static str)> {
     let rows = &config.data;
     let files = [Some(&rows.train), rows.validation.as_ref(), rows.test.as_ref()];
@@ -139,8 +139,8 @@ pub fn missing(config: &Config, data: &Path) -> Option<(PathBuf, &'static str)> 
     files.chain(models).find(|(path, _)| !path.exists())
 }
 
-/// The files of a model: all below its directory that count, or itself where it is a file (a
-/// lexicon), in order.
+/// The files of a model, sorted: those below its directory that change its results, or the path
+/// itself where it is a file (a lexicon).
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);

@@ -1,30 +1,30 @@
-//! Where a run keeps things.
+//! The files of a run.
 //!
 //! ```text
-//! DIR/config.toml            what the run was started with
+//! DIR/config.toml            the configuration of the run
 //! DIR/inputs.toml            digests of the data, the base and the reward models
-//! DIR/state/NAME.safetensors where a stage stands
+//! DIR/state/NAME.safetensors checkpoint of a stage
 //! DIR/metrics/NAME/          metrics.jsonl and TensorBoard events
 //! DIR/standardiser.toml      the frozen scale of the rewards
 //! DIR/adapters/NAME/         finished PEFT adapters (`sft` and one per objective)
 //! DIR/keep/STEP/             a snapshot: a directory of this layout
-//! DIR/soup/                  the soup, once all are there
+//! DIR/soup/                  the soup, once all adapters are there
 //! ```
 //!
-//! Every file is whole or absent, so any stage can be killed and taken up again; processes that
+//! Every file is whole or absent, so any stage can be killed and resumed; processes that
 //! train different backbones (`--only`) can share a directory once `sft` is done.
 
 use std::path::{Path, PathBuf};
 
-/// The file whose presence says that an adapter is whole.
+/// The last file written of an adapter: its presence means that the adapter is whole.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Where a run finds things.
+/// Directories of a run.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// The run's own directory.
     pub run: PathBuf,
-    /// What data paths of the config are relative to.
+    /// The directory that data paths of the configuration are relative to.
     pub data: PathBuf,
     /// The base model's directory.
     pub base: PathBuf,
@@ -45,12 +45,12 @@ impl Layout {
         &self.0
     }
 
-    /// The configuration that the run was started with.
+    /// The configuration of the run.
     pub fn config(&self) -> PathBuf {
         self.0.join("config.toml")
     }
 
-    /// Digests of what the run was computed from.
+    /// Digests of the run's inputs.
     pub fn inputs(&self) -> PathBuf {
         self.0.join("inputs.toml")
     }
@@ -60,7 +60,7 @@ impl Layout {
         self.0.join("standardiser.toml")
     }
 
-    /// Where a stage stands.
+    /// Checkpoint of a stage.
     pub fn state(&self, stage: &str) -> PathBuf {
         self.0.join("state").join(format!("{stage}.safetensors"))
     }
@@ -80,7 +80,7 @@ impl Layout {
         self.adapters().join(stage)
     }
 
-    /// Whether a stage's adapter is there, and whole.
+    /// Whether a stage's adapter is complete.
     pub fn finished(&self, stage: &str) -> bool {
         self.adapter(stage).join(WEIGHTS).is_file()
     }
@@ -90,8 +90,8 @@ impl Layout {
         self.adapter(backbone).join("realised.toml")
     }
 
-    /// What runs of the same base, data and rewards can share: the supervised adapter and the scale
-    /// of the rewards.
+    /// Files that runs of the same base, data and rewards can share: the supervised adapter and the
+    /// scale of the rewards.
     pub fn shared(&self) -> [PathBuf; 3] {
         let sft = self.adapter("sft");
         [sft.join("adapter_config.json"), sft.join(WEIGHTS), self.standardiser()]

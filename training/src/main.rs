@@ -81,7 +81,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Trains, and says where the soup is and how it is served.
+/// Trains, and prints the soup's path and the command that serves it.
 fn train(run: &Run, only: Option<&str>) -> Result<()> {
     run.train(only)?;
     let layout = run.layout();

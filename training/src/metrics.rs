@@ -1,4 +1,4 @@
-//! What a run reports: one JSON line and one TensorBoard event per step, and a progress bar.
+//! Metrics of a run: one JSON line and one TensorBoard event per step, and a progress bar.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,7 +14,7 @@ use crate::checkpoint::{CheckpointError, write_atomically};
 
 type Result<T> = std::result::Result<T, CheckpointError>;
 
-/// A progress bar with rate and remaining time, over `total` things that are called `unit`.
+/// A progress bar with rate and remaining time, over `total` items named `unit`.
 pub fn progress(title: &str, total: u64, unit: &str) -> ProgressBar {
     let style = format!("{{msg}} {{bar:24}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
     let style = ProgressStyle::with_template(&style).unwrap_or(ProgressStyle::default_bar());
@@ -31,7 +31,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Opens `directory/metrics.jsonl` and an event file beside it for a run that continues at
-    /// step `from`: what a stopped run wrote past its checkpoint is dropped.
+    /// step `from`: lines that a stopped run wrote past its checkpoint are dropped.
     pub fn open(directory: &Path, title: &str, from: u64, total: u64) -> Result<Self> {
         let lines = directory.join("metrics.jsonl");
         let kept = kept_lines(&lines, from)?;
@@ -111,7 +111,7 @@ fn version_event(now: f64) -> Vec<u8> {
     record(&[time_field(now), bytes_field(3, b"brain.Event:2")].concat())
 }
 
-/// Tells TensorBoard that steps from `step` on are written anew.
+/// Event that makes TensorBoard drop earlier events from `step` on.
 fn restart_event(now: f64, step: u64) -> Vec<u8> {
     const START: u64 = 1;
     let session = bytes_field(7, &number_field(1, START));

@@ -1,6 +1,6 @@
 //! AdamW with f32 moments, gradient accumulation and clipping by the global norm.
 //!
-//! candle's own keeps its moments private, so a run could not be resumed from it.
+//! candle's AdamW keeps its moments private, so a run could not be resumed with it.
 
 use candle_core::{Tensor, Var, backprop::GradStore};
 use serde::{Deserialize, Serialize};
@@ -108,7 +108,7 @@ impl AdamW {
         named.collect()
     }
 
-    /// Restores what [`Self::tensors`] gave, at `steps` updates.
+    /// Restores the state of [`Self::tensors`] at `steps` updates.
     pub fn restore(
         &mut self,
         mut take: impl FnMut(&str, &[usize]) -> candle_core::Result<Tensor>,

@@ -45,9 +45,9 @@ pub struct Run {
     /// The base model.
     pub base: Base,
     pub train: Vec<Prompt>,
-    /// Prompts that choices are made on.
+    /// Prompts for choosing β and α, and for the validation loss.
     pub validation: Vec<Prompt>,
-    /// Prompts that only `evaluate` looks at.
+    /// Prompts for `evaluate` alone.
     pub test: Vec<Prompt>,
     /// The objectives' rewards.
     pub rewards: RewardSet,
@@ -110,8 +110,8 @@ impl Run {
             }
             .into());
         }
-        // A field that the data lacks is named now, not after the supervised tuning. Scorers behind
-        // HTTP are asked for nothing yet.
+        // A missing field is an error now, not after the supervised tuning. Scorers behind HTTP get no
+        // request yet.
         let answer = train.first().map(|prompt| prompt.sample("An answer.".into(), true));
         for (objective, reward) in config.objectives.iter().zip(rewards.iter()) {
             if !matches!(objective.reward, RewardSpec::Http(_)) {
@@ -121,7 +121,7 @@ impl Run {
         Ok(Self { config, places, base, train, validation, test, rewards, mixing })
     }
 
-    /// Where the run keeps things.
+    /// The paths of the run's files.
     pub fn layout(&self) -> Layout {
         Layout::new(&self.places.run)
     }
@@ -146,7 +146,7 @@ impl Run {
         Ok(inputs::verify(&self.config, &self.places)?)
     }
 
-    /// The supervised adapter: trained, taken up, or read if it is finished.
+    /// The supervised adapter: trained, resumed, or read if it is finished.
     pub fn sft(&self) -> Result<Option<Lora>> {
         let Some(settings) = &self.config.sft else { return Ok(None) };
         let layout = self.layout();
@@ -219,7 +219,7 @@ impl Run {
             Some(adapter) => merged(&self.base.weights, adapter, &self.base.model)?,
         };
         let layout = self.layout();
-        // A finished soup is left as it is: people put a front and their own settings there.
+        // A finished soup is not rewritten: it may hold a front and settings of the user.
         let mut stale = !layout.soup().join(manifest::FILE).is_file();
         for (index, name) in names.iter().enumerate() {
             if only.is_some_and(|only| only != *name) || layout.finished(name) {
@@ -262,13 +262,13 @@ impl Run {
         Ok(())
     }
 
-    /// The seed of the backbones, apart from that of the supervised stage; `own` is 0 for what they
-    /// share: prompts, their order, the noise of sampling, and, unless each has its own, A.
+    /// Seed of the backbones' stage. `own` is 0 for what the backbones share: prompts, their order,
+    /// the noise of sampling and, unless each has its own, A.
     fn seed(&self, own: u64) -> u64 {
         self.config.seed.wrapping_add((own + 1) << 32)
     }
 
-    /// Completes the snapshot after `step` updates: a run that was configured for these.
+    /// Completes the snapshot after `step` updates into a run of that length.
     fn write_snapshot(&self, step: u64, snapshot: &Layout) -> Result<()> {
         let layout = self.layout();
         let config = Config { rl: self.config.rl.first(step), ..self.config.clone() };
@@ -297,7 +297,7 @@ impl Run {
     }
 }
 
-/// The rows that train, validate and test.
+/// The rows for training, validation and test.
 fn split_rows(
     rows: Vec<Prompt>,
     shares: &[f64; 3],

@@ -1,5 +1,4 @@
-//! What a run works with, opened and checked before anything is computed: the base model, the
-//! prompts, the rewards.
+//! Inputs of a run, opened and checked before anything is computed: the base model and the prompts.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +40,7 @@ pub enum SetupError {
 
 type Result<T> = std::result::Result<T, SetupError>;
 
-/// A base model with what turns text into its tokens and back.
+/// A base model with its tokenizer and chat template.
 pub struct Base {
     /// Where it was opened.
     pub dir: PathBuf,
@@ -62,7 +61,7 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// What rewards see of a response to it.
+    /// The sample that rewards score, for a response to this prompt.
     pub fn sample(&self, response: String, finished: bool) -> Sample {
         Sample {
             prompt: self.example.prompt().to_owned(),
@@ -139,12 +138,12 @@ impl Base {
         Ok((prompts, long))
     }
 
-    /// What rewards see of a response.
+    /// The sample that rewards score, for a rollout.
     pub fn sample(&self, prompt: &Prompt, rollout: &Rollout) -> Sample {
         prompt.sample(self.tokenizer.decode(&rollout.tokens, true), rollout.finished)
     }
 
-    /// For each token of a response, how many bytes of its text are written once it is.
+    /// For each token of a response, the length in bytes of the text up to and including it.
     pub fn ends(&self, tokens: &[u32]) -> Vec<usize> {
         let mut decoder = TextDecoder::new(&self.tokenizer, true);
         let mut written = 0;

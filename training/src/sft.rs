@@ -27,7 +27,7 @@ struct State {
     step: u64,
 }
 
-/// What the tuning needs.
+/// Inputs of supervised tuning.
 pub struct Task<'a> {
     /// The base model.
     pub base: &'a Base,
@@ -39,9 +39,9 @@ pub struct Task<'a> {
     pub train: &'a [Prompt],
     /// Rows that the loss is measured on.
     pub validation: &'a [Prompt],
-    /// Where state is kept.
+    /// Path of the checkpoint.
     pub state: &'a Path,
-    /// Where metrics go.
+    /// Directory of the metrics.
     pub metrics: &'a Path,
 }
 
@@ -52,7 +52,7 @@ impl Task<'_> {
         self.sft.steps.map_or(all, |steps| steps.min(all))
     }
 
-    /// Trains (or goes on) to the end; returns the policy with its adapter.
+    /// Trains or resumes to the end; returns the policy with its adapter.
     pub fn train(&self) -> Result<Policy> {
         let seed = draw::derive(self.config.seed, Purpose::Factors);
         let (model, weights) = (&self.base.model, &self.base.weights);
@@ -76,7 +76,7 @@ impl Task<'_> {
             .into());
         }
         let mut validation = self.sequences(self.validation)?;
-        // A fixed part in a fixed order: the loss of every step is of the same rows.
+        // A fixed subset in a fixed order, so that losses of different steps are comparable.
         validation.truncate(self.sft.validate_on);
         let total = self.steps(train.len());
         let mut recorder = Recorder::open(self.metrics, "sft", step, total)?;

@@ -1,8 +1,8 @@
 //! `--share`: θ_sft and the scale of the rewards of another run.
 //!
 //! Runs that are compared start from one θ_sft and weigh rewards on one scale. Both follow from base,
-//! data, supervised settings, rewards and seed, which must therefore be the same in both runs; with
-//! the seed, the first A and the order of the prompts are the same too.
+//! data, supervised settings, rewards and seed, which must therefore be the same in both runs. The
+//! same seed also gives the same first A and order of prompts.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ use crate::{
     run::Run,
 };
 
-/// Settings that θ_sft, the scale of the rewards, or the order of the prompts follow from.
+/// Settings that determine θ_sft, the scale of the rewards and the order of the prompts.
 const SAME: [&str; 9] = [
     "seed",
     "base",
@@ -69,7 +69,7 @@ pub fn share(run: &Run, other: &Path) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The first of the settings that must be the same and is not: its key and both values.
+/// The first setting that differs although it must not: its key and both values.
 fn difference(a: &Config, b: &Config) -> Option<(&'static str, String, String)> {
     let table = |config: &Config| Table::try_from(config).unwrap_or_default();
     let (a, b) = (table(a), table(b));

@@ -37,17 +37,17 @@ use crate::{
 
 type Result<T> = std::result::Result<T, RunError>;
 
-/// θ_sft as training and sampling see it.
+/// θ_sft in the forms that training and sampling use.
 pub struct Start<'a> {
     /// The base model.
     pub base: &'a Base,
-    /// Base and supervised adapter in one: what is frozen in the updates.
+    /// Base and supervised adapter merged: the frozen weights of the updates.
     pub frozen: &'a BTreeMap<String, HostTensor>,
     /// The supervised adapter, a low-rank term of rollouts.
     pub sft: Option<&'a Lora>,
 }
 
-/// What one backbone is trained with.
+/// Inputs of one backbone's training.
 pub struct BackboneTask<'a> {
     pub name: &'a str,
     /// Seed of prompts, responses and updates.
@@ -66,13 +66,13 @@ pub struct BackboneTask<'a> {
     pub standardiser: &'a Standardiser,
     /// B.
     pub mixing: &'a MixingMatrix,
-    /// The column of B whose weights the rewards have, and the objective that stays the largest.
+    /// Column of B that gives the reward weights; also the objective whose weight stays the largest.
     pub own: usize,
-    /// Where state, metrics and snapshots go.
+    /// Paths of state, metrics and snapshots.
     pub layout: &'a Layout,
 }
 
-/// Everything of a run that is not a tensor; draws follow from seed and step.
+/// The state of a run except its tensors; draws follow from seed and step.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     step: u64,

@@ -1,12 +1,11 @@
 //! Per-token rewards, generalised advantage estimation and whitening.
 //!
-//! Everything works on one response at a time (no padding exists here) in f64 inside and f32
-//! outside. Token t of a response is the t-th *sampled* token; `log_probs[t]`, `values[t]` and
+//! Functions take one response at a time, without padding; inputs and outputs are f32, sums f64. Token t of a response is the t-th *sampled* token; `log_probs[t]`, `values[t]` and
 //! `rewards[t]` belong to the state before that token was chosen.
 
 use serde::{Deserialize, Serialize};
 
-/// What can be wrong with one response's numbers.
+/// Errors in the series of one response.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum AdvantageError {
     /// Two per-token series of one response differ in length.
@@ -32,15 +31,15 @@ pub enum AdvantageError {
     NotFinite {
         /// The series.
         name: &'static str,
-        /// Where in it.
+        /// Index in the series.
         index: usize,
         /// The number.
         value: f64,
     },
 }
 
-/// A score that is paid when a token is emitted: the whole response's on its last token, a span's
-/// on the span's last token.
+/// A score on a token: that of the whole response on its last token, that of a span on the span's
+/// last token.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TokenScore {
     /// Index of the response token.
@@ -49,8 +48,8 @@ pub struct TokenScore {
     pub score: f64,
 }
 
-/// The response token that a span ending at byte `end` is paid on: the first whose text reaches that
-/// byte, else the last. `ends[t]` is where token t ends in the decoded response, not falling (a token
+/// The response token that gets the score of a span ending at byte `end`: the first whose text reaches
+/// that byte, else the last. `ends[t]` is where token t ends in the decoded response, not falling (a token
 /// inside a character ends where the one before it does). `None` for a response without tokens.
 pub fn token_at(ends: &[usize], end: usize) -> Option<usize> {
     let reached = ends.partition_point(|&token_end| token_end < end);
@@ -66,8 +65,8 @@ pub fn log_ratio(log_probs: &[f32], reference: &[f32]) -> Result<Vec<f32>, Advan
 
 /// Rewards of the tokens of one response: `r_t = −η·kl_t + Σ scores on t`.
 ///
-/// `kl` has one entry a token ([`log_ratio`]), `coefficient` is η. An empty response has no token
-/// to pay on, so any score is an error.
+/// `kl` has one entry a token ([`log_ratio`]), `coefficient` is η. An empty response has no
+/// token, so any score is an error.
 pub fn token_rewards(
     kl: &[f32],
     coefficient: f64,
@@ -90,12 +89,12 @@ pub fn token_rewards(
 pub struct Gae {
     /// `A_t = Σ_l (γλ)^l δ_{t+l}`, `δ_t = r_t + γ V_{t+1} − V_t`.
     pub advantages: Vec<f32>,
-    /// `A_t + V_t`, what the value head is fitted to.
+    /// `A_t + V_t`, the target of the value head.
     pub returns: Vec<f32>,
 }
 
 /// Generalised advantage estimation over one finished response; the value after the last token
-/// is 0 (an episode ends with its response, cut off or not: the score was paid for what is there).
+/// is 0: an episode ends with its response, whether or not it was cut off.
 pub fn gae(
     rewards: &[f32],
     values: &[f32],
@@ -120,7 +119,7 @@ pub fn gae(
     Ok(Gae { advantages, returns })
 }
 
-/// Rewards still to come: `G_t = Σ_{l ≥ 0} γ^l r_{t+l}`.
+/// Rewards to go: `G_t = Σ_{l ≥ 0} γ^l r_{t+l}`.
 pub fn rewards_to_go(rewards: &[f32], gamma: f64) -> Vec<f32> {
     let mut tail = 0f64;
     let mut sums: Vec<f32> = rewards
@@ -138,7 +137,7 @@ pub fn rewards_to_go(rewards: &[f32], gamma: f64) -> Vec<f32> {
 /// Shifts and scales all tokens of a batch to mean 0 and variance 1:
 /// `(x − mean) / √(var + 1e-8)` with the unbiased variance (as TRL does).
 ///
-/// One inner slice a response, so that padding cannot enter. A batch of fewer than two tokens has
+/// One inner slice per response, without padding. A batch of fewer than two tokens has
 /// no variance and is only centred.
 pub fn whiten(batch: &mut [Vec<f32>]) {
     let count = batch.iter().map(Vec::len).sum::<usize>();

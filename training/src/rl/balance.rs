@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// Smallest divisor of a standardised reward.
 pub const STD_FLOOR: f64 = 1e-6;
 
-/// What is wrong with a balance, its data or its settings.
+/// Errors of a balance, its data or its settings.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum BalanceError {
     /// A vector does not have one entry an objective.
@@ -34,13 +34,13 @@ pub enum BalanceError {
     Value {
         /// The vector or setting.
         name: &'static str,
-        /// Where in it.
+        /// Index in the vector.
         index: usize,
         /// What was found.
         value: f64,
         expected: &'static str,
     },
-    /// z of *delta* may be negative, and a sum is no norm of such numbers.
+    /// z of *delta* may be negative, so it cannot be normalised by its sum.
     #[error("normalisation is sum, expected softmax with strategy delta, whose z may be negative")]
     Normalisation,
     /// The lead is more than the pre-set weights have.
@@ -102,11 +102,11 @@ impl Standardiser {
     }
 }
 
-/// How the weights follow the rewards.
+/// Strategy of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
-    /// They don't: Bone Soup's fixed column.
+    /// Fixed weights: Bone Soup's column of B.
     #[default]
     Average,
     /// z = W/x̂ with x = R̄ + 1: objectives that lag gain weight.
@@ -116,7 +116,7 @@ pub enum Strategy {
     Delta,
 }
 
-/// How z becomes a point of the simplex.
+/// Normalisation of z to a point of the simplex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Normalisation {
@@ -187,21 +187,21 @@ pub struct Balance {
     projections: u64,
 }
 
-/// The objective whose weight stays ahead.
+/// The objective whose weight must stay the largest.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Dominant {
     own: usize,
     lead: f64,
 }
 
-/// What an update did, for the log.
+/// Result of an update, for the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
     /// The new weights.
     pub weights: Vec<f64>,
     /// Objectives whose x̂ was below the floor at this update (*inverse*).
     pub floored: usize,
-    /// How far w was moved towards W/ΣW to keep the dominance, 0 (not at all) to 1.
+    /// Share of the way from w to W/ΣW that keeps the dominance, 0 to 1.
     pub moved: f64,
 }
 
@@ -267,7 +267,7 @@ impl Balance {
         self.step
     }
 
-    /// How often an x̂ had to be raised to the floor, and how often the dominance had to be mended.
+    /// Number of x̂ raised to the floor, and of updates that restored the dominance.
     pub fn interventions(&self) -> (u64, u64) {
         (self.floor_hits, self.projections)
     }
@@ -285,7 +285,7 @@ impl Balance {
             below += w;
             uniform < below
         });
-        // Rounding can leave the sum just below `uniform`: the last objective with weight has it.
+        // Rounding can leave the sum just below `uniform`; the draw is then the last objective with weight.
         let last = || self.weights.iter().rposition(|&w| w > 0.0);
         drawn.or_else(last).unwrap_or(0)
     }
@@ -340,8 +340,8 @@ impl Balance {
         if self.step == 0 { self.weights.clone() } else { normalised(&self.realised) }
     }
 
-    /// The update of [DRBO] Algorithm 1 (`docs/algorithms.md` §6.1): the weights that R̄, the
-    /// counts and W ask for, and the number of x̂ that were floored.
+    /// The update of [DRBO] Algorithm 1 (`docs/algorithms.md` §6.1): the weights as a function of R̄,
+    /// the counts and W, and the number of x̂ that were floored.
     fn propose(&self) -> (Vec<f64>, usize) {
         let t = self.step as f64;
         let optimism = |count: u64| (2.0 * t.ln() / count as f64).sqrt();
@@ -384,8 +384,8 @@ fn lead_of(weights: &[f64], own: usize) -> f64 {
 }
 
 /// Moves `weights` along the segment towards `column` until entry `own` is larger than every other
-/// one by `lead`, and says how far it went (0: it already was). The lead of `column` is at least
-/// that, so a point of the segment qualifies.
+/// one by `lead`, and returns the share of the way (0: no move needed). The lead of `column` is at
+/// least `lead`, so a point of the segment qualifies.
 pub fn keep_dominance(weights: &[f64], column: &[f64], own: usize, lead: f64) -> (Vec<f64>, f64) {
     let ahead =
         |w: &[f64], j: usize| w.get(own).copied().unwrap_or(0.0) - w.get(j).copied().unwrap_or(0.0);

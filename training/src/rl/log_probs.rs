@@ -1,10 +1,10 @@
-//! Log-probabilities of given tokens under the output head, without ever holding `[rows, vocab]`.
+//! Log-probabilities of given tokens under the output head, without a tensor `[rows, vocab]`.
 //!
 //! A log-probability depends on its own row of the hidden states only, and the head is frozen. So
 //! the gradient of each is known as soon as its softmax is: `∂ log p(y)/∂h = (W_y − Σ_v p_v W_v)/T`,
-//! one row of `[rows, hidden]` that is kept for the backward. On the CPU the vocabulary is gone
-//! through in blocks with a running maximum (Milakov & Gimelshein 2018), which both products take
-//! part in while a block of logits is in the cache.
+//! one row of `[rows, hidden]` that is kept for the backward. On the CPU the vocabulary is
+//! processed in blocks with a running maximum (Milakov & Gimelshein 2018); both products use a block
+//! of logits while it is in the cache.
 
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor,
@@ -31,8 +31,8 @@ pub struct LogProbs {
 }
 
 /// Log-probabilities of `targets` (one per row of `hidden` `[rows, hidden]`) under the logits
-/// `hidden headᵀ / temperature`, `head` `[vocab, hidden]` frozen; f32. The gradient is made only
-/// where `hidden` is tracked.
+/// `hidden headᵀ / temperature`, `head` `[vocab, hidden]` frozen; f32. The gradient is computed
+/// only where `hidden` is tracked.
 pub fn log_probs(
     hidden: &Tensor,
     head: &Tensor,
@@ -112,12 +112,12 @@ struct RowSoftmax {
     weighted: f64,
     /// The target's logit.
     chosen: f32,
-    /// What this block's maximum made of the sums before it.
+    /// Factor of the earlier sums after a new maximum.
     rescale: f32,
 }
 
 impl RowSoftmax {
-    /// Takes a block of logits in; they become their exponentials.
+    /// Adds a block of logits, which are replaced by their exponentials.
     fn take(&mut self, logits: &mut [f32]) {
         let before = self.largest;
         self.largest = greatest(logits).max(before);
@@ -155,7 +155,7 @@ vectorised! {
     }
 }
 
-/// Block after block of the vocabulary, all rows at once.
+/// The CPU path: all rows at once over blocks of the vocabulary.
 fn blocked(
     hidden: &[f32],
     head: &[f32],
@@ -212,7 +212,7 @@ fn blocked(
     }
 }
 
-/// Chunk after chunk of the rows, on any device.
+/// The path of any device: chunks of rows over the whole vocabulary.
 fn chunked(
     hidden: &Tensor,
     head: &Tensor,

@@ -64,7 +64,7 @@ impl Default for LoraConfig {
     }
 }
 
-/// Why a policy could not be made or run.
+/// Errors of a policy.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// The checkpoint lacks a tensor of its configuration.
@@ -76,7 +76,7 @@ pub enum PolicyError {
     /// The rank is out of range.
     #[error("lora.rank is {0}, expected 1 to 1024")]
     Rank(usize),
-    /// The dropout is no probability below 1.
+    /// The dropout is not in 0..1.
     #[error("lora.dropout is {0}, expected 0 or more and less than 1")]
     Dropout(f64),
     /// Dropout is asked for where it is not implemented.
@@ -129,13 +129,13 @@ pub struct Policy {
 pub struct Forward {
     /// Final hidden states `[outputs, hidden]`, tracked.
     pub hidden: Tensor,
-    /// What is behind them; `None` where candle's graph is.
+    /// The tape and its value; `None` where candle tracks the graph.
     taped: Option<(Tape, Value)>,
 }
 
 impl Forward {
-    /// Goes on with the backward of a loss of [`Self::hidden`]: adds the gradients of the policy's
-    /// variables to `grads`. Gives them nothing if the loss does not depend on the hidden states.
+    /// Continues the backward of a loss of [`Self::hidden`]: adds the gradients of the policy's
+    /// variables to `grads`. Adds none if the loss does not depend on the hidden states.
     pub fn backward(self, policy: &Policy, grads: &mut GradStore) -> Result<()> {
         let (Some((tape, value)), Some(grad)) = (self.taped, grads.remove(&self.hidden)) else {
             return Ok(());
@@ -220,8 +220,8 @@ impl Policy {
         Ok(Self { kernels, adapted, reference, head, factors, config, recompute: false })
     }
 
-    /// The same policy, which keeps of a forward on the CPU only the input of each layer, and
-    /// computes the layer again in the backward: less memory for a third more work.
+    /// Sets whether a forward on the CPU saves only the input of each layer and the backward computes
+    /// the layer again: less memory for a third more work.
     pub fn recomputing(self, recompute: bool) -> Self {
         Self { recompute, ..self }
     }
@@ -246,7 +246,7 @@ impl Policy {
         &self.factors
     }
 
-    /// Everything that learns, with its name in PEFT's form.
+    /// The trainable variables by PEFT's names.
     pub fn variables(&self) -> Vec<(String, Var)> {
         let named = self.factors.iter().flat_map(|factor| {
             let name = |letter| format!("base_model.model.{}.lora_{letter}.weight", factor.module);
@@ -255,7 +255,7 @@ impl Policy {
         named.collect()
     }
 
-    /// A forward to be differentiated. `noise` decides what dropout drops, and nothing without it.
+    /// A forward to be differentiated. `noise` seeds dropout.
     pub fn forward(&self, batch: &Batch, noise: u64) -> Result<Forward> {
         if !self.kernels.device().is_cpu() {
             let hidden = self.adapted.hidden(&self.kernels, batch, &mut ())?;

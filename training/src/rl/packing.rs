@@ -28,7 +28,7 @@ impl Sequence {
 /// A batch whose outputs predict the response tokens.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
-    /// What the decoder runs on; `outputs` are the rows before each response token.
+    /// Input of the decoder; `outputs` are the rows before each response token.
     pub batch: Batch,
     /// Response tokens of all sequences, one per output row.
     pub targets: Vec<u32>,

@@ -1,8 +1,8 @@
 //! PPO's losses on candle tensors, and the controller of the KL coefficient.
 //!
 //! All tensors of one call have one shape (`[tokens]` when sequences are packed, `[batch, tokens]`
-//! when they are padded) and dtype f32. What the mask leaves out changes neither a value nor a
-//! gradient, whatever number stands there.
+//! when they are padded) and dtype f32. Masked entries change neither a value nor a
+//! gradient, whatever they hold.
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub enum LossError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// The tokens that a loss is summed over, and what the sum is divided by.
+/// The tokens that a loss is summed over, and the divisor of the sum.
 #[derive(Debug, Clone)]
 pub struct Tokens {
     keep: Tensor,
@@ -88,7 +88,7 @@ impl Tokens {
     }
 }
 
-/// A scalar to differentiate and what to log beside it. With [`Tokens::over`] the numbers are this
+/// A scalar to differentiate, with numbers for the log. With [`Tokens::over`] the numbers are this
 /// micro-batch's share: the shares add up to the mini-batch's means.
 #[derive(Debug)]
 pub struct Loss {
@@ -161,7 +161,7 @@ pub(super) fn checked(name: &'static str, mut loss: Loss) -> Result<Loss, LossEr
 pub struct KlController {
     /// η now.
     pub coefficient: f64,
-    /// KL per response in nats that is aimed at; `None` keeps η fixed.
+    /// Target KL per response in nats; `None` keeps η fixed.
     pub target: Option<f64>,
     /// Responses over which a constant error of 100 % would double η.
     pub horizon: f64,
@@ -169,7 +169,7 @@ pub struct KlController {
 
 impl KlController {
     /// Moves η after a batch of `samples` responses whose mean KL was `kl` nats. A KL that is not
-    /// finite leaves it alone (the loss will have been refused).
+    /// finite changes nothing.
     pub fn update(&mut self, kl: f64, samples: usize) {
         if let (Some(target), true) = (self.target, kl.is_finite()) {
             let error = (kl / target - 1.0).clamp(-0.2, 0.2);

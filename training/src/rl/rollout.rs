@@ -2,8 +2,8 @@
 //!
 //! The policy is the base with its adapters as low-rank terms, nothing merged. Sequences join and
 //! leave the batch at any step; a row's result does not depend on its neighbours and every
-//! sequence draws from its own stream, so a rollout depends on nothing but weights, prompt, seed
-//! and stream. Responses to one prompt share the cache blocks that it fills.
+//! sequence draws from its own stream, so a rollout depends only on weights, prompt, seed and
+//! stream. Responses to one prompt share its cache blocks.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -52,7 +52,7 @@ pub enum RolloutError {
     /// A kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Factors that make no tensor.
+    /// Factors that do not fit each other.
     #[error(transparent)]
     Host(#[from] HostError),
 }
@@ -133,7 +133,7 @@ pub struct Sampler {
     free: Vec<u32>,
 }
 
-/// Prompt rows that join one step: beyond that a step only gets longer, not faster.
+/// Prompt rows that join one step; more rows do not raise the throughput.
 const PREFILL_ROWS: usize = 512;
 
 /// A sequence being sampled.
@@ -200,7 +200,7 @@ impl Sampler {
                 let same = |other: &&Active| requests[other.index].prompt == *prompt;
                 let found = active.iter().find(same).map(|other| other.prompt.clone());
                 let shared = (prompt.len() - 1) / KV_BLOCK;
-                // What another response has computed (or will in this step) is in the cache.
+                // Rows of the prompt that another response computes are in the cache by the end of this step.
                 let cached = if found.is_some() { shared * KV_BLOCK } else { 0 };
                 let filled = found.unwrap_or_else(|| Rc::new(self.take(shared)));
                 let blocks = self.take(self.per_sequence - shared);
@@ -237,7 +237,7 @@ impl Sampler {
                 let goes_on = !rollout.finished && rollout.tokens.len() < sampling.max_new_tokens;
                 if !goes_on {
                     free.append(&mut sequence.blocks);
-                    // The last response to a prompt gives its blocks back.
+                    // The last response to a prompt frees the prompt's blocks.
                     if let Some(prompt) = Rc::get_mut(&mut sequence.prompt) {
                         free.append(prompt);
                     }
@@ -273,7 +273,7 @@ fn step(active: &[Active], requests: &[Request], rollouts: &[Rollout]) -> Batch 
     batch
 }
 
-/// Exponentials of `(logit − max)/T` in f64 partial sums: their sum, and the largest logit.
+/// The largest logit, and the sum of the exponentials of `(logit − max)/T` with f64 partial sums.
 fn normaliser(logits: &[f32], scale: f32) -> Option<(f32, f64)> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let part = |part: &[f32]| part.iter().map(|l| ((l - max) * scale).exp()).sum::<f32>();
@@ -294,7 +294,7 @@ fn draw(logits: &[f32], temperature: f64, uniform: Option<f64>) -> Option<(u32, 
                 left -= f64::from(((l - max) * scale).exp());
                 left < 0.0
             });
-            // Rounding can leave a crumb after the last token: it belongs to the most likely one.
+            // Rounding can leave a remainder after the last token; it counts as the most likely one.
             crossed.or_else(|| logits.iter().position(|&l| l == max))?
         }
     };

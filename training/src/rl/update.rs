@@ -38,7 +38,7 @@ pub enum UpdateError {
 
 type Result<T> = std::result::Result<T, UpdateError>;
 
-/// One response as the losses see it; everything per response token.
+/// One response with the constants of its losses, per response token.
 #[derive(Debug, Clone)]
 pub struct Experience {
     /// Prompt and response.
@@ -48,11 +48,11 @@ pub struct Experience {
     /// `V_old` (empty without a value head).
     pub values: Vec<f32>,
     pub advantages: Vec<f32>,
-    /// What the value head is fitted to (empty without one).
+    /// Targets of the value head (empty without one).
     pub returns: Vec<f32>,
 }
 
-/// What the updates of one batch did, averaged over them.
+/// Statistics of the updates of one batch, averaged over them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Report {
     pub policy_loss: f64,
@@ -90,7 +90,7 @@ impl Updater {
         order: (u64, u64),
     ) -> Result<Report> {
         let rl = &config.rl;
-        // REINFORCE's gradient is that of the sampling policy only: one update with the whole batch.
+        // REINFORCE's gradient holds for the sampling policy only: one update with the whole batch.
         let (epochs, size) = match rl.algorithm {
             Algorithm::Ppo => (rl.epochs, rl.minibatch),
             Algorithm::ReMax | Algorithm::Rloo => (1, batch.len()),

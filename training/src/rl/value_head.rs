@@ -15,7 +15,7 @@ impl ValueHead {
         Ok(Self { weight, bias: Var::zeros(1, DType::F32, device)? })
     }
 
-    /// What learns, by name.
+    /// The trainable variables by name.
     pub fn variables(&self) -> Vec<(String, Var)> {
         let named = [("value_head.weight", &self.weight), ("value_head.bias", &self.bias)];
         named.map(|(name, var)| (name.to_owned(), var.clone())).to_vec()
