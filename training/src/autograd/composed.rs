@@ -1,4 +1,4 @@
-//! The operations that take more than one of candle's differentiable ones.
+//! Operations composed of several differentiable operations of candle.
 
 use candle_core::{D, DType, Result, Tensor};
 use ladle::kernels::{AttentionShape, Rope};
@@ -71,7 +71,7 @@ pub(super) fn attention(
         let mask = Tensor::from_vec(mask, (1, len, len), q.device())?;
         let scores = (query.matmul(&key.t()?)? * (1.0 / (head_dim as f64).sqrt()))?;
         let scores = scores.broadcast_add(&mask)?;
-        // softmax by hand: candle's fused one has no backward.
+        // softmax in steps: candle's fused one has no backward.
         let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
         let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
         let attended = weights.matmul(&value)?;

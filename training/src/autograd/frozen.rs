@@ -5,8 +5,8 @@ use candle_core::{
     backend::BackendStorage, bail,
 };
 
-/// `x Wᵀ` for a frozen `W` `[out, in]`. candle's own matmul would compute and keep `∂W` as well:
-/// more memory than the whole rest of a LoRA step.
+/// `x Wᵀ` for a frozen `W` `[out, in]`. candle's own matmul would compute and keep `∂W` as well,
+/// which takes more memory than the rest of a LoRA step.
 struct FrozenLinear {
     weight: Tensor,
 }

@@ -1,17 +1,17 @@
-//! Differentiable kernels: the decoder on candle tensors through which gradients flow, on any
-//! device. On the CPU the trainer has faster ones of its own, which are tested against these.
+//! Differentiable kernels: the decoder on candle tensors with autograd, on any device. The trainer's
+//! own kernels for the CPU ([`crate::tape`]) are faster and tested against these.
 //!
 //! candle's own fused operations (`softmax_last_dim`, `rms_norm`, `rope`, `sdpa`, quantised
-//! products) cut the graph without a word, and its matmul computes a gradient for frozen weights
-//! too. So everything here is composed of candle operations that have a backward ([`composed`]),
-//! but for the product with a frozen weight ([`frozen`]). A weight that is tracked (a `Var` or
-//! computed from one) gets a gradient, a frozen one costs none.
+//! products) cut the graph silently, and its matmul computes a gradient for frozen weights too.
+//! Everything here is therefore composed of candle operations that have a backward (`composed`),
+//! except for the product with a frozen weight (`frozen`). A tracked weight (a `Var` or computed
+//! from one) gets a gradient; a frozen one costs none.
 //!
 //! A batch is packed: the rows of all sequences one after another, each segment attending causally
 //! to itself. Nothing is cached ([`Kernels::Cache`] is `()`): a segment starts at position 0 of its
 //! sequence, or, with `cached` tokens, it continues the last segment that does, whose rows are its
-//! context too ([`tree`]). So the responses to one prompt share the prompt's rows, and their
-//! gradients meet there.
+//! context too ([`tree`]). Responses to one prompt share the prompt's rows, where their gradients
+//! add up.
 
 mod composed;
 mod frozen;
@@ -45,7 +45,7 @@ impl Differentiable {
     }
 }
 
-/// An error of candle as the kernels' errors carry it.
+/// An error of candle as a kernel error.
 pub(crate) fn refused(error: candle_core::Error) -> KernelError {
     KernelError::Library(Box::new(error))
 }
@@ -59,8 +59,8 @@ fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     y.map_err(refused)
 }
 
-/// What scales multiply the columns of `rows` rows with: `[height, width]`, of height 1 where no
-/// scale has a coefficient per row.
+/// Factors of the columns of `rows` rows: `[height, width]`, of height 1 where no scale has a
+/// coefficient per row.
 pub(crate) fn column_factors(
     scales: &[ColumnScale],
     coefficients: Option<&RowCoefficients>,

@@ -1,5 +1,4 @@
-//! Which rows a row of a packed batch attends to: a sequence, or a prompt that several responses
-//! share.
+//! Attention structure of a packed batch: trees of a prompt and the responses that share it.
 
 use std::ops::Range;
 
@@ -38,8 +37,8 @@ impl Tree {
         })
     }
 
-    /// What the rows of a block see between them: of the first segment (empty for its own rows), and
-    /// from their own segments on up to the last of them.
+    /// The rows that any row of a block sees: those of the first segment (empty for its own rows), and
+    /// those of the block's own segments up to its last row.
     pub fn seen(&self, block: &Range<usize>, window: Option<usize>) -> [Range<usize>; 2] {
         let start = |part: usize| {
             block.clone().map(|row| self.visible(row, window)[part].start).min().unwrap_or(0)

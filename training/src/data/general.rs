@@ -1,4 +1,4 @@
-//! Any JSONL: a template makes the prompt from the columns of a row.
+//! Any JSONL: a template renders the prompt from the columns of a row.
 
 use super::{
     DataError, Example, Message,
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// Which columns mean what.
+/// Roles of the columns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {

@@ -15,7 +15,7 @@ struct Record {
     rejected: String,
 }
 
-/// Reads pairs. The prompt is what comes before the last turn of `chosen`; the two dialogues must
+/// Reads pairs. The prompt is the text before the last turn of `chosen`; the two dialogues must
 /// agree on it. The id is `line-N`; `fields.dialogue` is the prompt as it stands, up to and with the
 /// `\n\nAssistant:` of the response.
 pub fn read(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Pair>, DataError> {

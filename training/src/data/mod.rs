@@ -10,8 +10,8 @@
 //! | [`shopping::read_ecinstruct`], [`shopping::read_mmlu`], [`shopping::read_mmlu_choices`] | ECInstruct, Shopping MMLU | [`Example`] |
 //! | [`general::read`] | any JSONL with a prompt template | [`Example`] |
 //!
-//! Every reader names a malformed row by file and line. What is read is kept as it is: nothing is
-//! cleaned, stripped or re-cased.
+//! Every reader names a malformed row by file and line. Texts are kept as they are, without
+//! cleaning, stripping or case changes.
 
 pub mod alce;
 pub mod general;
@@ -28,13 +28,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
-/// Who speaks.
+/// Role of a speaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions of the deployer.
     System,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -43,20 +43,19 @@ pub enum Role {
 /// One turn of a conversation, in the shape that chat templates take.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks.
     pub role: Role,
-    /// What is said.
+    /// Text of the turn.
     pub content: String,
 }
 
 impl Message {
-    /// A turn of the person.
+    /// A turn of the user.
     pub fn user(content: impl Into<String>) -> Self {
         Self { role: Role::User, content: content.into() }
     }
 }
 
-/// A prompt and what its responses are judged by.
+/// A prompt with references and data for the rewards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Stable name within its data set; splits depend on it.
@@ -65,12 +64,12 @@ pub struct Example {
     pub messages: Vec<Message>,
     /// Good responses, best first; may be empty. The first one is the target of supervised tuning.
     pub references: Vec<String>,
-    /// Everything else that rewards look at (`source`, `docs`, `qa_pairs`, `relevance` …).
+    /// Other data that rewards use (`source`, `docs`, `qa_pairs`, `relevance` …).
     pub fields: Map<String, Value>,
 }
 
 impl Example {
-    /// The last turn of the person.
+    /// The last turn of the user.
     pub fn prompt(&self) -> &str {
         let user = self.messages.iter().rev().find(|m| m.role == Role::User);
         user.map_or("", |m| m.content.as_str())
@@ -92,17 +91,17 @@ pub struct Pair {
     pub fields: Map<String, Value>,
 }
 
-/// Why data could not be read.
+/// Errors of reading data.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
-        /// What the system said.
+        /// The system's message.
         source: std::io::Error,
     },
-    /// Rows that are not what the format says.
+    /// Malformed rows.
     #[error("{}{}", rows.iter().take(10).map(ToString::to_string).collect::<Vec<_>>().join("\n"),
             if rows.len() > 10 { format!("\n… and {} more", rows.len() - 10) } else { String::new() })]
     Malformed {
@@ -117,7 +116,7 @@ pub enum DataError {
     Template(String),
 }
 
-/// One row that is not what the format says.
+/// One malformed row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed {
     pub path: PathBuf,

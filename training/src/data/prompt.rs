@@ -4,10 +4,10 @@ use super::{DataError, Example, Message, Role};
 use minijinja::{Environment, UndefinedBehavior, Value as Variables, context, value::Serde};
 use serde_json::{Map, Value};
 
-/// Instructions that one rendering may spend: far above any prompt, far below a hang.
+/// Most instructions of one rendering: above any prompt's need, and a bound on endless loops.
 const FUEL: u64 = 1_000_000;
 
-/// A compiled template. A variable that a row lacks is an error of that row, never empty text.
+/// A compiled template. A variable that a row lacks is an error of that row, not empty text.
 #[derive(Debug)]
 pub struct PromptTemplate {
     environment: Environment<'static>,
@@ -35,7 +35,7 @@ impl PromptTemplate {
         self.rendered(context! { prompt, fields => Serde(fields) })
     }
 
-    /// Puts the template around the last turn of the person: `prompt` is that turn, `fields` and
+    /// Puts the template around the last turn of the user: `prompt` is that turn, `fields` and
     /// `id` are the example's. Other turns stay.
     pub fn apply(&self, example: &Example) -> Result<Example, String> {
         let text = self.rendered(context! {

@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{ops::Range, path::Path};
 
-/// What annotators marked, by the three kinds of error of the paper's reward models.
+/// Kinds of marked errors, as the paper's reward models divide them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorKind {
     /// C1: irrelevant, redundant or incoherent.
     Relevance,
-    /// C2: against the passages, or not to be found in them.
+    /// C2: contradicted by the passages, or not supported by them.
     Factuality,
 }
 
@@ -31,7 +31,7 @@ pub struct MarkedSpan {
     pub bytes: Range<usize>,
 }
 
-/// A question with its four answers and what people said about them.
+/// A question with its four answers and their annotations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Feedback {
     /// The question as a prompt: question, then the passages. `references` is the gold answer;
@@ -41,10 +41,10 @@ pub struct Feedback {
     pub predictions: [String; 4],
     /// Errors of `prediction 1`.
     pub errors: Vec<MarkedSpan>,
-    /// Pieces of information that `prediction 1` leaves out.
+    /// Information that `prediction 1` misses.
     pub missing: usize,
-    /// `prediction 1` as the annotators corrected it: errors out, missing information in. May be
-    /// empty.
+    /// `prediction 1` as corrected by the annotators, without errors and with the missing information.
+    /// May be empty.
     pub corrected: String,
     /// `(better, worse)` indices into `predictions`; ties are left out.
     pub preferences: Vec<(usize, usize)>,

@@ -1,4 +1,4 @@
-//! Rows of a file, each parsed on its own, so that one bad line is named and the others are known.
+//! Rows of a file, each parsed on its own: errors name every malformed row at once.
 
 use super::{DataError, Malformed};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -11,16 +11,16 @@ pub enum OnMalformed {
     /// Refuse the file, naming them all.
     #[default]
     Fail,
-    /// Leave them out and warn of each. A file without a good row is refused all the same.
+    /// Leave them out with a warning for each. A file without a valid row is refused.
     Skip,
 }
 
-/// What a file gave.
+/// Rows of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows<T> {
-    /// The good rows, in the order of the file.
+    /// The valid rows, in the order of the file.
     pub rows: Vec<T>,
-    /// Those left out ([`OnMalformed::Skip`]).
+    /// The rows left out ([`OnMalformed::Skip`]).
     pub skipped: Vec<Malformed>,
 }
 

@@ -105,7 +105,7 @@ fn example(id: String, prompt: String, references: Vec<String>, fields: Value) -
     Example { id, messages: vec![Message::user(prompt)], references, fields }
 }
 
-/// Text as it is, lists one item a line, other values as JSON, null as nothing.
+/// Text unchanged, lists one item a line, other values as JSON, null as empty text.
 fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),

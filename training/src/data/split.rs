@@ -1,5 +1,5 @@
-//! Deterministic splits: a row's place depends on the seed and its id, not on the other rows, so
-//! adding data never moves a row from test to training.
+//! Deterministic splits: the part of a row depends only on the seed and its id, so adding data never
+//! moves a row from test to training.
 
 /// Splits `rows` into parts of the given shares (in order; each > 0, Σ ≤ 1, what is left over is
 /// dropped). Within a part, the order of `rows` is kept. Rows of equal id land in the same part.
@@ -28,7 +28,7 @@ pub fn split<T>(
     Ok(parts)
 }
 
-/// Shares that are no shares.
+/// Shares outside (0, 1], or a sum above 1.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("shares of a split must each be above 0 and add up to at most 1, got {0:?}")]
 pub struct SplitError(pub Vec<f64>);

@@ -1,5 +1,5 @@
-//! Citations (ALCE, Gao et al. 2023 §4): are statements supported by the documents they cite, and
-//! is every citation needed?
+//! Citations (ALCE, Gao et al. 2023 §4): whether statements are supported by the documents that
+//! they cite, and whether every citation is needed.
 
 use super::{segment::sentences, words::words};
 use regex::Regex;
@@ -57,13 +57,13 @@ fn uncited(sentence: &str) -> String {
     MARK.replace_all(sentence, "").replace(" |", "").replace(']', "").trim().to_string()
 }
 
-/// Judges a response that cites `documents` (1-based). `entails(premise, hypothesis)` says whether
-/// the premise supports the hypothesis.
+/// Judges a response that cites `documents` (1-based). `entails(premise, hypothesis)` returns
+/// whether the premise supports the hypothesis.
 ///
 /// A sentence counts for recall when its documents together entail it; one that cites nothing, or a
 /// document that does not exist, does not. A citation of a supported sentence counts for precision
 /// unless it does not support alone and the others support without it. At most `most` citations of
-/// a sentence are looked at.
+/// a sentence count.
 pub fn judge(
     response: &str,
     documents: &[&str],
@@ -99,8 +99,8 @@ pub fn judge(
     Ok(CitationScore { precision: share(needed, citations), recall: share(supported, statements) })
 }
 
-/// A stand-in for an entailment model: at least `share` of the hypothesis's words of four letters
-/// or more stand in the premise. It checks words, not meaning.
+/// A heuristic instead of an entailment model: at least `share` of the hypothesis's words of four letters
+/// or more occur in the premise. It compares words, not meaning.
 pub fn words_entail(premise: &str, hypothesis: &str, share: f64) -> bool {
     let premise: HashSet<String> = words(premise).collect();
     let content: Vec<String> = words(hypothesis).filter(|w| w.chars().count() >= 4).collect();

@@ -16,10 +16,10 @@ use tokenizers::{EncodeInput, Encoding, Tokenizer, TruncationParams};
 /// Tokens (padding included) of one forward: bounds the memory of attention.
 const TOKENS_PER_FORWARD: usize = 4096;
 
-/// Labels of one head: more are a broken configuration, not a classifier.
+/// Most labels of one head; more mean a broken configuration.
 const MOST_LABELS: usize = 10_000;
 
-/// Why a model directory cannot be used.
+/// A model directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct ModelError {
@@ -31,7 +31,7 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(String) -> ModelError {
     move |reason| ModelError { path: path.into(), reason }
 }
 
-/// What a checkpoint directory holds: `config.json`, `model.safetensors`, `tokenizer.json`.
+/// An opened checkpoint directory: `config.json`, `model.safetensors`, `tokenizer.json`.
 pub(super) struct Parts {
     pub config: serde_json::Value,
     pub weights: VarBuilder<'static>,
@@ -71,7 +71,7 @@ impl Parts {
     }
 
     /// Runs `read` on the hidden states of each batch and gives its rows in the order of
-    /// `encodings`. Inputs of like length share a batch, so that little is padded.
+    /// `encodings`. Inputs of similar length share a batch, which keeps padding small.
     pub fn run<T>(
         &self,
         encodings: &[Encoding],
@@ -82,7 +82,7 @@ impl Parts {
         let mut found: Vec<(usize, T)> = Vec::with_capacity(encodings.len());
         let mut rest = order.as_slice();
         while !rest.is_empty() {
-            // Rows grow in length, so the last row of a batch decides its width.
+            // Rows are sorted by length: the last row of a batch decides its width.
             let fits = |(rows, (_, e)): &(usize, &(usize, &Encoding))| {
                 *rows == 0 || (rows + 1) * e.len() <= TOKENS_PER_FORWARD
             };
@@ -183,7 +183,7 @@ pub struct TokenClassifier(Classifier);
 
 /// The logits of the tokens of one text.
 pub struct TokenLogits {
-    /// Which tokens they are.
+    /// The tokens.
     pub tokens: ResponseTokens,
     /// Logits `[token][label]`.
     pub logits: Vec<Vec<f32>>,
@@ -195,7 +195,7 @@ pub struct ResponseTokens {
     pub bytes: Vec<Range<usize>>,
     /// Place of each token in the input.
     pub places: Vec<usize>,
-    /// Whether the text did not fit into the model's longest input.
+    /// Whether the text was cut to the model's longest input.
     pub cut: bool,
 }
 
@@ -209,8 +209,8 @@ impl ResponseTokens {
         Self { bytes, places, cut }
     }
 
-    /// The tokens of a segment of the text, as a range of indices: empty where the tokenizer makes
-    /// none of it. A segment that was cut off is an error.
+    /// The tokens of a segment of the text, as a range of indices, empty where the tokenizer has
+    /// no token for it. A segment that was cut off is an error.
     pub(super) fn within(&self, segment: &Range<usize>) -> Result<Range<usize>, String> {
         let covered = self.bytes.last().map_or(0, |bytes| bytes.end);
         if self.cut && segment.start >= covered {

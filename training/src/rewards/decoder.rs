@@ -1,4 +1,4 @@
-//! Llama-family reward models: the forward pass that serves, for its hidden states.
+//! Llama-family reward models: hidden states from the serving decoder.
 
 use std::{collections::HashMap, path::Path, sync::Mutex};
 
@@ -32,7 +32,7 @@ struct Llama {
 pub(super) fn open(dir: &Path) -> std::result::Result<(Network, VarBuilder<'static>), String> {
     let checkpoint = Checkpoint::open(dir).map_err(|e| e.to_string())?;
     let mut model = ModelConfig::from_json(checkpoint.config()).map_err(|e| e.to_string())?;
-    // There is no head over the vocabulary; a tied one asks for no tensor.
+    // A reward model has no head over the vocabulary; a tied head needs no tensor.
     model.tied = true;
     let weights = weights::tensors(&checkpoint, &model)?;
     let decoder = rollout::decoder(&model, &weights, &[]).map_err(|e| e.to_string())?;
@@ -65,7 +65,7 @@ impl Layers for Llama {
             ragged.segments.push(Segment { rows, cached: 0, blocks: (first..blocks).collect() });
         }
         if ragged.tokens.is_empty() {
-            // An answer that ended at once, to a reader of answers alone.
+            // An empty response read without its prompt.
             return Tensor::zeros((count, length, config.hidden_size), DType::F32, &Device::Cpu);
         }
         ragged.outputs = (0..ragged.tokens.len()).collect();

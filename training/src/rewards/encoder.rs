@@ -32,7 +32,7 @@ impl Activation {
     }
 }
 
-/// What a BERT-like checkpoint's `config.json` says (DistilBERT's names as aliases).
+/// `config.json` of a BERT-like checkpoint (DistilBERT's names as aliases).
 #[derive(Debug, Clone, Deserialize)]
 struct BertConfig {
     vocab_size: usize,
@@ -58,7 +58,7 @@ fn distilbert_epsilon() -> f64 {
     1e-12
 }
 
-/// How a variant names its tensors and counts its positions.
+/// Tensor names and position offset of a variant.
 struct Names {
     /// Prefix of the encoder in a checkpoint with a head.
     prefix: &'static str,
@@ -132,7 +132,7 @@ pub(super) struct Bert {
     first_position: usize,
 }
 
-/// A norm under either of its names: checkpoints converted from TensorFlow say gamma and beta.
+/// A norm; checkpoints converted from TensorFlow name its parameters gamma and beta.
 fn norm(size: usize, epsilon: f64, weights: VarBuilder) -> Result<LayerNorm> {
     let (gain, shift) =
         if weights.contains_tensor("gamma") { ("gamma", "beta") } else { ("weight", "bias") };
@@ -202,7 +202,7 @@ impl Bert {
 impl Layers for Bert {
     fn forward(&self, batch: &Batch) -> Result<Tensor> {
         let (_, length) = batch.ids.dims2()?;
-        // Padding stands behind the tokens and is masked, so its positions don't matter.
+        // Padding follows the tokens and is masked, so its positions do not matter.
         let first = self.first_position as u32;
         let positions = Tensor::arange(first, first + length as u32, batch.ids.device())?;
         let mut x = self.words.forward(&batch.ids)?;

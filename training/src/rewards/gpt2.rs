@@ -123,7 +123,7 @@ impl Layers for Gpt2 {
         let positions = Tensor::arange(0, length as u32, &Device::Cpu)?;
         let words = self.words.forward(&batch.ids)?;
         let mut x = words.broadcast_add(&self.positions.forward(&positions)?)?;
-        // Padding stands behind the tokens, where none of them looks.
+        // Padding follows the tokens, which under causal attention do not see it.
         let causal = bias(&Tensor::tril2(length, DType::U32, &Device::Cpu)?)?;
         for layer in &self.layers {
             let attended = layer.attend(&layer.attention_norm.forward(&x)?, &causal, self.heads)?;

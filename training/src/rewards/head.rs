@@ -1,12 +1,11 @@
-//! Heads of reward models: what stands between hidden states and logits, and under which names
-//! transformers stores it.
+//! Heads of reward models: the layers from hidden states to logits, with transformers' names.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module, VarBuilder, linear, linear_b};
 
 use super::decoder;
 
-/// What a head judges.
+/// Unit that a head scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeadKind {
     /// A whole text (`…ForSequenceClassification`).
@@ -27,7 +26,7 @@ impl HeadKind {
 
 pub(super) type Function = fn(&Tensor) -> Result<Tensor>;
 
-/// How an architecture stores a head: `out(activation(dense(h)))`, or `out(h)`.
+/// Names of a head's layers in an architecture: `out(activation(dense(h)))`, or `out(h)`.
 pub(super) struct HeadNames {
     /// The first layer, with a bias.
     pub dense: Option<(&'static str, Function)>,
@@ -62,7 +61,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Reads the head that `names` says.
+    /// Reads the head of these names.
     pub fn load(
         names: &HeadNames,
         hidden: usize,

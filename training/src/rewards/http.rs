@@ -1,4 +1,4 @@
-//! A user's own scorer behind HTTP.
+//! The user's scorer behind HTTP.
 //!
 //! `POST url` with `{"samples": [{"prompt", "response", "finished", "references", "fields"}, …]}`;
 //! the answer is `{"scores": [number, …]}`, one a sample, in order.
@@ -19,7 +19,7 @@ const ANSWER_LIMIT: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Where to post.
+    /// URL of the scorer.
     pub url: String,
     /// Seconds until a request is given up.
     #[serde(default = "timeout")]
@@ -77,14 +77,14 @@ struct Answer {
     scores: Vec<Option<f64>>,
 }
 
-/// A failed attempt: worth another one, or not.
+/// A failed attempt, to be repeated or not.
 enum Attempt {
     Again(String),
     Final(String),
 }
 
 impl HttpReward {
-    /// Checks the settings and makes the client; nothing is sent yet.
+    /// Checks the settings and makes the client, without sending a request.
     pub fn new(name: String, config: HttpConfig) -> Result<Self, RewardError> {
         let wrong = |reason: String| RewardError::Config { reward: name.clone(), reason };
         let seconds = |field: &str, value: f64| {

@@ -74,7 +74,7 @@ pub fn hit_rate(given: &[usize], right: &[usize], k: usize) -> f64 {
     if right.is_empty() { 0.0 } else { hits as f64 / right.len() as f64 }
 }
 
-/// How a grade becomes a gain.
+/// Gain of a grade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gain {
@@ -89,7 +89,7 @@ pub enum Gain {
 /// `Σ gain/log2(1 + rank)` over the same sum for the best ranking.
 ///
 /// Items that the ranking leaves out share the ranks behind it (their mean gain stands at each, as
-/// scikit-learn treats ties); numbers that name no item are passed over, and an item counts once.
+/// scikit-learn treats ties); numbers that name no item are ignored, and an item counts once.
 /// Grades that are all 0 give 0.
 pub fn ndcg(ranking: &[usize], grades: &[f64], gain: Gain) -> f64 {
     let gains: Vec<f64> = grades
@@ -114,8 +114,8 @@ pub fn ndcg(ranking: &[usize], grades: &[f64], gain: Gain) -> f64 {
     if ideal == 0.0 { 0.0 } else { discounted(&order) / ideal }
 }
 
-/// Area under the ROC curve: the chance that a positive one scores higher than a negative one, ties
-/// counted half. 0.5 where one of the two does not occur.
+/// Area under the ROC curve: probability that a positive scores higher than a negative, ties counted
+/// half. 0.5 where one of the two does not occur.
 pub fn auc(scores: &[f64], positive: &[bool]) -> f64 {
     let mut ranked: Vec<(f64, bool)> =
         scores.iter().copied().zip(positive.iter().copied()).collect();

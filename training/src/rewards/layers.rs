@@ -1,5 +1,5 @@
-//! What every architecture of a reward model shares: a padded batch, the seam to its layers, the
-//! reading of its configuration, the additive mask.
+//! Shared by the architectures of reward models: padded batches, the trait of their layers, reading of
+//! the configuration, the additive mask.
 
 use candle_core::{DType, Device, Result, Tensor};
 use serde_json::Value;
@@ -54,7 +54,7 @@ pub(super) fn parse<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T>
     T::deserialize(config).map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))
 }
 
-/// An additive mask from a mask of ones and zeros: 0, or a number that no score outweighs.
+/// An additive mask from a mask of ones and zeros: 0, or a large negative number.
 pub(super) fn bias(mask: &Tensor) -> Result<Tensor> {
     mask.to_dtype(DType::F32)?.affine(1e30, -1e30)
 }

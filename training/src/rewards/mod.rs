@@ -1,5 +1,5 @@
-//! Rewards: what a response is judged by. Each has a name, a unit and a range, scores a batch at
-//! once, and is chosen by `kind` in the config; any number can be in force.
+//! Rewards score responses. Each has a name, a unit and a range, scores a batch at once, and is chosen
+//! by `kind` in the configuration.
 //!
 //! | kind | unit | range | looks at |
 //! |---|---|---|---|
@@ -43,10 +43,10 @@ pub mod words;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// A response and all that it can be judged by.
+/// A response with all data that rewards use.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The last turn of the person.
+    /// The last turn of the user.
     pub prompt: String,
     /// The response as sampled, without special tokens. Never cleaned.
     pub response: String,
@@ -103,14 +103,14 @@ pub struct SpanScore {
 pub trait Reward: Send + Sync {
     /// Name in the config, the log and the soup.
     fn name(&self) -> &str;
-    /// What 1 of it is.
+    /// Unit of the score.
     fn unit(&self) -> &str;
     /// The scores it can give.
     fn range(&self) -> Range;
     /// One score a sample, in order.
     fn score(&self, samples: &[Sample]) -> Result<Vec<f64>, RewardError>;
 
-    /// Scores placed at the ends of the parts that they judge, for dense rewards. Their sum is the
+    /// Scores at the ends of the parts that they score, for dense rewards. Their sum is the
     /// sample's [`Reward::score`]. By default one, at the end of the response.
     fn spans(&self, samples: &[Sample]) -> Result<Vec<Vec<SpanScore>>, RewardError> {
         let whole =
@@ -119,10 +119,10 @@ pub trait Reward: Send + Sync {
     }
 }
 
-/// Why a batch could not be scored. Each stops the run and names the sample.
+/// Why a batch could not be scored. An error names the sample and stops the run.
 #[derive(Debug, thiserror::Error)]
 pub enum RewardError {
-    /// One sample cannot be judged.
+    /// One sample cannot be scored.
     #[error("reward `{reward}` on sample {index} (response {response:?}): {reason}")]
     Sample {
         /// Name of the reward.
@@ -167,7 +167,7 @@ impl RewardError {
     }
 }
 
-/// A reward that judges each sample by itself.
+/// A reward of each sample on its own.
 struct PerSample<F> {
     name: String,
     unit: &'static str,
@@ -193,13 +193,13 @@ impl<F: Fn(&Sample) -> Result<f64, String> + Send + Sync> Reward for PerSample<F
     }
 }
 
-/// The rewards of a run, in the order of its objectives, with their answers checked.
+/// The rewards of a run, in the order of its objectives; their scores are checked.
 pub struct RewardSet {
     rewards: Vec<Box<dyn Reward>>,
 }
 
 impl RewardSet {
-    /// Puts rewards together.
+    /// A set of rewards.
     pub fn new(rewards: Vec<Box<dyn Reward>>) -> Self {
         Self { rewards }
     }

@@ -1,7 +1,7 @@
-//! The networks under reward models: token ids → hidden states, whatever the architecture.
+//! The networks of reward models: token ids → hidden states, for every architecture.
 //!
 //! Inference only, on the CPU. Inputs are rows of token ids, padded at the end; the output is
-//! `[batch, length, hidden]` f32, of which padding's rows mean nothing.
+//! `[batch, length, hidden]` f32, undefined on padding.
 
 use candle_core::{Device, IndexOp, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -20,12 +20,12 @@ impl Layers for DebertaV2Model {
     }
 }
 
-/// The state that stands for a whole text.
+/// Pooling of a text's states into one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pool {
-    /// The first token's: encoders.
+    /// State of the first token (encoders).
     First,
-    /// The last token's that is not the padding token: causal language models.
+    /// State of the last token that is not padding (causal language models).
     Last,
 }
 
@@ -86,7 +86,7 @@ impl Network {
         self.layers.forward(batch)
     }
 
-    /// The state that stands for each text, `[batch, hidden]`, of `states` `[batch, length, hidden]`.
+    /// The pooled state of each text, `[batch, hidden]`, of `states` `[batch, length, hidden]`.
     pub fn pooled(&self, states: &Tensor, batch: &Batch) -> Result<Tensor> {
         if self.pool == Pool::First {
             return states.i((.., 0))?.contiguous();

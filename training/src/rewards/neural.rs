@@ -46,7 +46,7 @@ impl Reward for EmbeddingCosine {
     }
     fn score(&self, samples: &[Sample]) -> Result<Vec<f64>, RewardError> {
         let mut texts: Vec<&str> = samples.iter().map(|s| s.response.as_str()).collect();
-        // Samples of one prompt share its target: it is embedded once.
+        // Samples of one prompt share its target, which is embedded once.
         let mut place = std::collections::HashMap::new();
         let mut wanted = Vec::with_capacity(samples.len());
         for (index, sample) in samples.iter().enumerate() {
@@ -95,7 +95,7 @@ impl LabelName {
     }
 }
 
-/// What is done to a classifier's logits.
+/// Activation on a classifier's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
@@ -122,7 +122,7 @@ impl Activation {
     }
 }
 
-/// What a reward model reads before the response.
+/// Text before the response in the model's input.
 #[derive(Debug, Default)]
 pub struct Before(Option<PromptTemplate>);
 
@@ -153,7 +153,7 @@ impl Before {
     }
 }
 
-/// What a [`SequenceReward`] gives the model to read.
+/// Input of a [`SequenceReward`]'s model.
 pub enum Reads {
     /// Prompt and response, as a pair of texts.
     Both(Before),
@@ -217,7 +217,7 @@ impl Reward for SequenceReward {
     }
 }
 
-/// What a segment of a response is.
+/// Segmentation of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SegmentBy {
@@ -226,7 +226,7 @@ pub enum SegmentBy {
     Sentence,
     /// A part of a sentence of at least five words.
     SubSentence,
-    /// All of it.
+    /// The whole response.
     Response,
 }
 
@@ -242,19 +242,19 @@ impl SegmentBy {
     }
 }
 
-/// Which tokens of a segment a token classifier's logits are read at.
+/// Tokens of a segment whose logits are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reading {
-    /// At the last one (FineGrainedRLHF).
+    /// The last token (FineGrainedRLHF).
     #[default]
     Last,
-    /// At all of them: their mean, for encoders that were trained with mean pooling.
+    /// The mean over all tokens, for encoders trained with mean pooling.
     Mean,
 }
 
 impl Reading {
-    /// The mean of what is read of a segment's tokens, `[tokens][width]`; `None` of no tokens.
+    /// Mean over the read tokens of a segment, `[tokens][width]`; `None` without tokens.
     pub(super) fn of(self, rows: &[&[f32]]) -> Option<Vec<f32>> {
         let last = rows.last()?;
         if self == Self::Last {
@@ -268,15 +268,15 @@ impl Reading {
     }
 }
 
-/// How a token classifier's logits become a segment's reward.
+/// Reward of a segment from a token classifier's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// `bad` where the error is the likeliest label, else `good` (FineGrainedRLHF).
     #[default]
     Likeliest,
-    /// The mean of both by the error's probability p: `(1 − p)·good + p·bad`. A judge that is seldom
-    /// sure still tells better from worse.
+    /// The mean of both by the error's probability p: `(1 − p)·good + p·bad`. It ranks segments even
+    /// where the classifier is never sure.
     Expected,
 }
 
@@ -294,14 +294,14 @@ impl Verdict {
     }
 }
 
-/// How a [`SpanReward`] judges the segments of a response.
+/// Settings of a [`SpanReward`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judge {
-    /// What a segment is.
+    /// Segmentation of the response.
     pub segment: SegmentBy,
-    /// Which of its tokens are read.
+    /// Tokens of a segment that are read.
     pub reading: Reading,
-    /// How logits become a reward.
+    /// Reward from the logits.
     pub verdict: Verdict,
     /// Reward of a segment without the error, and with it.
     pub rewards: [f64; 2],
@@ -317,7 +317,7 @@ pub struct SpanReward {
 }
 
 impl SpanReward {
-    /// Judges by the label `error` of `model`.
+    /// A reward by the label `error` of `model`.
     pub fn new(
         name: &str,
         model: TokenClassifier,
@@ -335,7 +335,7 @@ impl SpanReward {
         let mut scores = Vec::new();
         for part in segment.of(&sample.response) {
             let own = logits.get(read.tokens.within(&part)?).unwrap_or_default();
-            // What the tokenizer drops (control characters, say) is judged by nobody.
+            // Text that the tokenizer drops (such as control characters) gets no score.
             let Some(logits) = reading.of(own) else { continue };
             let score = verdict.reward(&logits, self.error, rewards)?;
             scores.push(SpanScore { end: part.end, score });

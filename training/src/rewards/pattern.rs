@@ -4,7 +4,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How a regular expression must hold.
+/// Where a regular expression must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Match {
@@ -25,7 +25,7 @@ pub fn compile(pattern: &str, how: Match) -> Result<Regex, regex::Error> {
     }
 }
 
-/// 1 when the pattern of [`compile`] holds, else 0.
+/// 1 when the pattern of [`compile`] matches as asked, else 0.
 pub fn matches(regex: &Regex, how: Match, response: &str) -> f64 {
     let held = match how {
         Match::Search => regex.is_match(response),

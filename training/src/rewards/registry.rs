@@ -1,4 +1,4 @@
-//! From a reward's settings to the reward.
+//! Builds rewards from their settings.
 
 use super::{
     PerSample, Range, Reward, RewardError, Sample,
@@ -15,7 +15,7 @@ use super::{
 };
 use serde_json::Value;
 
-/// Makes the reward: reads models and lexicons, compiles patterns, sends nothing.
+/// Builds a reward: reads models and lexicons and compiles patterns, without sending requests.
 pub fn build(name: &str, spec: RewardSpec) -> Result<Box<dyn Reward>, RewardError> {
     let wrong = |reason: String| RewardError::Config { reward: name.into(), reason };
     let before = |template: Option<String>| {

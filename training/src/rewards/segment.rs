@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// Splits at sentence ends: `.`, `!` or `?` (with closing quotes, brackets and citation marks like
 /// `[3]` after it) before white space or the end, and at line ends. A full stop after a single
-/// letter or a common abbreviation ends no sentence. Ranges are trimmed, filled and in order.
+/// letter or a common abbreviation does not end a sentence. Ranges are trimmed, not empty, in order.
 pub fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut ends = Vec::new();
     let mut chars = text.char_indices().peekable();

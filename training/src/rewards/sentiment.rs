@@ -1,6 +1,6 @@
 //! Sentiment by a lexicon: `(positive − negative)/(positive + negative)` of weighted words.
 //!
-//! The built-in lexicon is our own, short and general; a file of one's own replaces it.
+//! The built-in lexicon is this project's own, short and general; a file can replace it.
 
 use super::words::words;
 use std::{collections::HashMap, path::Path, sync::LazyLock};
@@ -11,12 +11,12 @@ pub struct Lexicon {
     weights: HashMap<String, f64>,
 }
 
-/// Words after which the next few words mean the opposite.
+/// Negations, which invert the weights of the next few words.
 const NEGATIONS: [&str; 13] = [
     "not", "no", "never", "none", "nobody", "nothing", "neither", "nor", "without", "hardly",
     "barely", "cannot", "can't",
 ];
-/// How many words a negation reaches.
+/// Words that a negation inverts.
 const REACH: usize = 3;
 
 impl Lexicon {

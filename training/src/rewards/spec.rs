@@ -1,4 +1,4 @@
-//! A reward as the configuration states it.
+//! The configuration of a reward.
 
 use super::{
     citation::Measure,
@@ -11,7 +11,7 @@ use super::{
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// What a reward is: `kind` and its settings. Unknown kinds and keys are refused.
+/// `kind` of a reward and its settings. Unknown kinds and keys are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RewardSpec {
@@ -38,13 +38,13 @@ pub enum RewardSpec {
     MicroF1 {},
     /// Share of `fields.relevance` (item numbers) among the first k numbers.
     HitRate {
-        /// How many answers count.
+        /// Numbers that count.
         #[serde(default = "three")]
         k: usize,
     },
     /// NDCG of the ranked numbers by the grades in `fields.relevance`.
     Ndcg {
-        /// How grades become gains.
+        /// Gain of a grade.
         #[serde(default)]
         gain: Gain,
     },
@@ -60,11 +60,11 @@ pub enum RewardSpec {
         /// Share of a sentence's content words that must stand in the documents (without `nli`).
         #[serde(default = "word_share")]
         word_share: f64,
-        /// Citations of a sentence that are looked at.
+        /// Citations of a sentence that count.
         #[serde(default = "three")]
         most: usize,
     },
-    /// Shortness that saturates.
+    /// Brevity, saturating at 0 and 1.
     Brevity(Brevity),
     /// Flesch reading ease.
     Readability {},
@@ -84,7 +84,7 @@ pub enum RewardSpec {
     Regex {
         /// The expression.
         pattern: String,
-        /// How it must hold.
+        /// Where it must match.
         #[serde(default, rename = "match")]
         how: Match,
     },
@@ -108,7 +108,7 @@ pub enum RewardSpec {
         /// Label to read: a name or an index; the only one of a reward model with one.
         #[serde(default)]
         label: Option<LabelName>,
-        /// What is done to the logits.
+        /// Activation on the logits.
         #[serde(default)]
         activation: Activation,
         /// Judge the response alone, without the prompt.
@@ -125,17 +125,17 @@ pub enum RewardSpec {
         path: PathBuf,
         /// Label that marks an error: a name or an index.
         error: LabelName,
-        /// What a segment is.
+        /// Segmentation of the response.
         #[serde(default)]
         segment: SegmentBy,
         /// Reward of a segment without the error.
         good: f64,
         /// Reward of a segment with it.
         bad: f64,
-        /// Which tokens of a segment are read.
+        /// Tokens of a segment that are read.
         #[serde(default)]
         reading: Reading,
-        /// How logits become a reward.
+        /// Reward from the logits.
         #[serde(default)]
         verdict: Verdict,
         /// minijinja template of what stands before the response, over `prompt` and `fields`; left
@@ -143,7 +143,7 @@ pub enum RewardSpec {
         #[serde(default)]
         template: Option<String>,
     },
-    /// A scorer of one's own.
+    /// The user's scorer.
     Http(HttpConfig),
 }
 
@@ -171,7 +171,7 @@ impl RewardSpec {
         self.clone().path_mut().cloned()
     }
 
-    /// How a model or lexicon that is not there is got.
+    /// How to get a missing model or lexicon.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::EmbeddingCosine { .. } => {

@@ -7,7 +7,7 @@ use super::{
 };
 use serde::{Deserialize, Serialize};
 
-/// When a response is brief: 1 up to `full` words, 0 from `full + span` words, straight between;
+/// Score of brevity: 1 up to `full` words, 0 from `full + span` words, linear between;
 /// 0 below `least` words and, with `finished`, for a response that was cut off.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -16,15 +16,15 @@ pub struct Brevity {
     pub full: f64,
     /// Further words over which it falls to 0, > 0.
     pub span: f64,
-    /// Fewer words than this are no answer.
+    /// Fewer words than this score 0.
     pub least: usize,
-    /// Whether a response without an end of its own scores 0.
+    /// Whether a response that was cut off scores 0.
     pub finished: bool,
 }
 
 impl Default for Brevity {
-    /// `1 − clamp((words − 8)/24, 0, 1)`, 0 below 5 words or without end of sequence: a reward that
-    /// saturates, so that it does not push for ever.
+    /// `1 − clamp((words − 8)/24, 0, 1)`, 0 below 5 words or without end of sequence. It
+    /// saturates, so that optimisation does not shorten without bound.
     fn default() -> Self {
         Self { full: 8.0, span: 24.0, least: 5, finished: true }
     }
@@ -58,8 +58,8 @@ pub fn flesch_reading_ease(text: &str) -> f64 {
     (206.835 - 1.015 * count / stops - 84.6 * sounds / count).clamp(-100.0, 121.22)
 }
 
-/// Share of words that are everyday words ([`is_plain`]); 0 below `least` words, so that saying
-/// nothing is not plain.
+/// Share of words that are everyday words ([`is_plain`]); 0 below `least` words, so that an
+/// empty response does not score 1.
 pub fn plain_words(text: &str, least: usize) -> f64 {
     let (mut count, mut plain) = (0usize, 0usize);
     for word in words(text) {

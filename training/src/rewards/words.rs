@@ -34,8 +34,8 @@ pub fn syllables(word: &str) -> usize {
 /// (`-s`, `-ed`, `-ing`, `-ly`, `-er`, `-est`, `'s`).
 ///
 /// The list was counted by `scripts/plain-words` from two corpora at once: a word is on it when it
-/// is frequent both in everyday dialogues and in encyclopaedia answers, so that neither chat slang
-/// nor names and terms get on it.
+/// is frequent both in everyday dialogues and in encyclopaedia answers, which keeps
+/// out chat slang as well as names and technical terms.
 pub fn is_plain(word: &str) -> bool {
     static LIST: LazyLock<HashSet<&str>> = LazyLock::new(|| {
         include_str!("plain_words.txt").lines().filter(|l| !l.starts_with('#')).collect()

@@ -1,5 +1,5 @@
 //! Causal attention with its backward, parallel over (tree, key/value head), one block of queries at
-//! a time. Nothing but the output is kept; the backward computes the probabilities again.
+//! a time. Only the output is saved; the backward computes the probabilities again.
 
 use std::ops::Range;
 
@@ -37,14 +37,14 @@ vectorised! {
     }
 }
 
-/// Queries of one block: the scores of a block against all its keys stay in the cache.
+/// Queries of one block, so that the scores of a block against all its keys stay in the cache.
 const QUERY_BLOCK: usize = 64;
 
-/// The operation: shape, and which rows attend to each other.
+/// The operation: shape and attention structure.
 pub(super) struct Attention {
     /// Heads and window.
     pub shape: AttentionShape,
-    /// Which rows attend to which.
+    /// Attention structure of the batch.
     pub trees: Vec<Tree>,
     /// Rows of the batch.
     pub rows: usize,
@@ -268,7 +268,8 @@ fn width(seen: &[Range<usize>; 2]) -> usize {
     seen[0].len() + seen[1].len()
 }
 
-/// The rows of the tree behind the columns of a block's scores, and the first column of each run.
+/// The rows of the tree that the columns of a block's scores stand for, with the first column of
+/// each run.
 fn columns(seen: &[Range<usize>; 2]) -> impl Iterator<Item = (Range<usize>, usize)> {
     let [shared, own] = seen.clone();
     let runs = [(shared.clone(), 0), (own, shared.len())];

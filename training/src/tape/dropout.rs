@@ -1,8 +1,8 @@
 //! LoRA's dropout (Hu et al. 2021; PEFT's `lora_dropout`): each input of a down projection is 0 with
 //! probability p and divided by 1 − p otherwise, each projection with a mask of its own.
 //!
-//! A mask is never kept: whether an element stays is a function of the draw, the projection and the
-//! element's number in the batch, so the backward finds the same one, and so does a resumed run.
+//! Masks are not stored. Whether an element stays is a function of the draw, the projection and the
+//! element's index in the batch, so the backward and a resumed run compute the same mask.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,7 +21,7 @@ pub struct Dropout {
 
 impl Dropout {
     /// Masks of probability `rate` (in [0, 1)) for the inputs of `projections`, each with its number;
-    /// another `draw` gives others.
+    /// another `draw` gives other masks.
     pub fn new(rate: f64, draw: u64, projections: Arc<HashMap<TensorId, u64>>) -> Self {
         Self { rate, draw, projections }
     }

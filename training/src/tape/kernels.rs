@@ -152,7 +152,7 @@ impl Kernels for Tape {
 
     fn bias_add(&self, y: Value, bias: &Tensor) -> Result<Value> {
         fits("bias_add", "width", bias.elem_count(), y.width)?;
-        // The gradient passes as it is: the sum stands in for `y`.
+        // The gradient of `y` is that of the sum.
         let (rows, width, node) = (y.rows, y.width, y.node);
         let mut sum = y.take();
         read(bias, |bias| {

@@ -1,10 +1,10 @@
 //! Reverse-mode differentiation of the decoder on the CPU, in f32: forward and backward of training.
 //!
 //! [`Tape`] is a set of kernels. Each operation computes its values and, if a trained weight feeds it,
-//! records a node: how the gradient of its result becomes gradients of its inputs. The backward goes
-//! through the nodes from the last to the first, adds in place and frees what each node kept. candle's
-//! autograd, which the losses use, would keep a zeroed tensor and make an addition for every use of
-//! every activation.
+//! records a node: how the gradient of its result becomes gradients of its inputs. The backward
+//! visits the nodes from the last to the first, adds gradients in place and frees each node's saved
+//! values. candle's autograd, which the losses use, allocates a tensor and an addition for every use
+//! of an activation.
 //!
 //! The trained weights are those of linear layers that candle tracks (`Var`s); everything else is
 //! frozen. Batches are packed as [`crate::autograd`] describes.
@@ -51,7 +51,7 @@ impl Value {
         (self.rows, self.width)
     }
 
-    /// The values, to overwrite; copied only if they are shared.
+    /// The values, mutable; copied first if they are shared.
     fn take(self) -> Vec<f32> {
         Arc::try_unwrap(self.data).unwrap_or_else(|data| data.to_vec())
     }
@@ -89,7 +89,7 @@ impl Tape {
         Some(nodes.len() - 1)
     }
 
-    /// A result `[rows, width]`, with the node that `backward` makes if a trained weight feeds it
+    /// A result `[rows, width]`, with the node of `backward` if a trained weight feeds it
     /// (`learns`).
     fn result<F>(
         &self,
@@ -138,7 +138,7 @@ impl Tape {
         }))
     }
 
-    /// Gradients of everything that learns and feeds `value`, given the gradient of `value`
+    /// Gradients of the trained weights and leaves that feed `value`, given the gradient of `value`
     /// (row-major, of its shape).
     pub fn backward(self, value: &Value, grad: Vec<f32>) -> Result<Gradients> {
         assert_eq!(grad.len(), value.data.len(), "elements of the gradient");
@@ -161,7 +161,7 @@ impl Tape {
     }
 }
 
-/// Gradients of activations on their way back, and of weights.
+/// Gradients of activations and of weights during the backward.
 #[derive(Default)]
 pub struct Gradients {
     values: Vec<Option<Vec<f32>>>,
@@ -169,12 +169,12 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Of a weight that learns, row-major; `None` if it fed nothing.
+    /// Gradient of a trained weight, row-major; `None` if the weight was not used.
     pub fn weight(&mut self, weight: &Tensor) -> Option<Vec<f32>> {
         self.weights.remove(&weight.id())
     }
 
-    /// Of a leaf.
+    /// Gradient of a leaf.
     pub fn leaf(&mut self, leaf: &Value) -> Option<Vec<f32>> {
         self.values.get_mut(leaf.node?)?.take()
     }
@@ -189,7 +189,7 @@ impl Gradients {
     }
 
     /// Lets `f` add to the gradient (`len` values) of the activation with that node; the second
-    /// argument says whether anything is there but zeros.
+    /// argument is false while the gradient is all zeros.
     fn add(&mut self, node: Option<usize>, len: usize, f: impl FnOnce(&mut [f32], bool)) {
         let Some(node) = node else { return };
         let slot = &mut self.values[node];

@@ -14,7 +14,7 @@ pub(super) fn add(out: &mut [f32], x: &[f32]) {
     chunks.for_each(|(out, x)| out.iter_mut().zip(x).for_each(|(out, x)| *out += x));
 }
 
-/// Folds a slice in 16 independent lanes: one order for every length, and loops that vectorise.
+/// Folds a slice in 16 independent lanes, a fixed order in which loops vectorise.
 #[inline(always)]
 fn fold(
     mut lanes: [f32; 16],
@@ -108,7 +108,7 @@ pub(super) fn rms_norm(y: &mut [f32], x: &[f32], gains: &Gains, eps: f32) {
     groups.for_each(|(index, (y, x))| norm_group(y, x, gains.of(index), eps));
 }
 
-/// Adds the gradient of the norm's input to `out`; uses `grad` up.
+/// Adds the gradient of the norm's input to `out`; overwrites `grad`.
 pub(super) fn rms_norm_back(out: &mut [f32], grad: &mut [f32], x: &[f32], gains: &Gains, eps: f32) {
     let group = gains.group;
     let groups = out.par_chunks_mut(group).zip(grad.par_chunks_mut(group)).zip(x.par_chunks(group));

@@ -1,5 +1,5 @@
-//! A taught reward model on disk: the network's tensors as they were, the head, the tokenizer, and a
-//! configuration that names the labels.
+//! A fitted reward model on disk: the unchanged network, the head, the tokenizer, and a configuration
+//! that names the labels.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -12,8 +12,8 @@ use crate::{
     rewards::{head::HeadKind, layers::model_type},
 };
 
-/// Of an architecture: the prefix of its network's tensors in a checkpoint with a head, and the
-/// beginning of the name of transformers' class.
+/// Prefix of an architecture's tensors in a checkpoint with a head, and the beginning of the name of
+/// transformers' class.
 fn names(model_type: &str) -> (&'static str, &'static str) {
     match model_type {
         "distilbert" => ("distilbert.", "DistilBert"),
@@ -41,7 +41,7 @@ const TOKENIZER: [&str; 5] = [
 /// The file whose tensors [`write`] copies.
 const WEIGHTS: &str = "model.safetensors";
 
-/// That [`write`] will find the network of `model`, before it is taught anything.
+/// Checks before fitting that [`write`] will find the network of `model`.
 pub(super) fn check(model: &Path) -> Result<(), CheckpointError> {
     let path = model.join(WEIGHTS);
     if path.is_file() {
@@ -83,7 +83,7 @@ pub(super) fn write(
     });
     let all: Result<Vec<(String, TensorView<'_>)>, safetensors::SafeTensorError> =
         views.chain(head).collect();
-    // What transformers writes, and older versions of it ask for.
+    // Written by transformers and required by its older versions.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = all.and_then(|all| safetensors::serialize(all, Some(metadata)));
     let bytes = bytes.map_err(|e| format(e.to_string()))?;
@@ -97,7 +97,7 @@ pub(super) fn write(
         numbered().map(|(label, at): (_, u32)| ((*label).to_owned(), json!(at))).collect();
     config["id2label"] = Value::Object(names);
     config["label2id"] = Value::Object(places);
-    // Whatever the network is stored in, transformers must not round the head to it.
+    // f32, so that transformers does not round the head to the network's storage type.
     if let Some(config) = config.as_object_mut() {
         config.remove("torch_dtype");
     }

@@ -1,10 +1,10 @@
-//! Why no reward model came out of a lesson.
+//! Errors of fitting a reward model.
 
 use std::path::PathBuf;
 
 use crate::{checkpoint::CheckpointError, data::DataError, rewards::classifier::ModelError};
 
-/// Why no reward model came out.
+/// Why no reward model was fitted.
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
     /// The model cannot be used.
@@ -26,18 +26,18 @@ pub enum FitError {
     /// The reward model would replace the model under it.
     #[error("--out is {}, the model that the head is for; expected a directory of its own", .0.display())]
     Onto(PathBuf),
-    /// Too few rows to learn from and to test on.
+    /// Too few rows for training and testing.
     #[error(
         "{0} rows, expected enough (at least 10) to learn from, to say when to stop and to test on"
     )]
     Rows(usize),
-    /// A share of the rows that leaves none to learn from.
+    /// A test share that leaves no rows for training.
     #[error("test_share is {0}, expected a number above 0 and below 0.5")]
     Share(f64),
     /// Only one of the two labels occurs.
     #[error("{0}: the rows for learning have only one of the two labels")]
     OneLabel(&'static str),
-    /// No pass lowered the loss on rows that are not learned from: the head would judge at random.
+    /// No pass lowered the validation loss: the head would score at random.
     #[error(
         "nothing was learned: none of {epochs} epochs lowered the loss on {validation} held-out items; \
          more rows or another learning rate may help"
@@ -45,7 +45,7 @@ pub enum FitError {
     Nothing {
         /// Passes that were made.
         epochs: u64,
-        /// Pairs or segments that say when to stop.
+        /// Validation pairs or segments.
         validation: usize,
     },
     /// A file could not be written.

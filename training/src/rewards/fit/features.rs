@@ -1,4 +1,4 @@
-//! What the network under a reward model says about the rows of a lesson.
+//! Hidden states of a reward model's network for the rows of a lesson.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::rewards::{
 /// Texts whose states of all tokens are in memory at once.
 const PART: usize = 64;
 
-/// What the network says about rows: states `[items, sides, hidden]`, where an item is a pair of
+/// Hidden states of rows: `[items, sides, hidden]`, where an item is a pair of
 /// two sides (the better one first) or a segment of one.
 pub(super) struct Features {
     pub states: Tensor,
@@ -40,22 +40,22 @@ impl Features {
     }
 }
 
-/// Gets [`Features`] of rows.
+/// Computes [`Features`] of rows.
 pub(super) struct Reader<'a> {
     /// The network and its tokenizer.
     pub parts: &'a Parts,
-    /// Where they are from.
+    /// Their directory.
     pub model: &'a Path,
-    /// What stands before a response.
+    /// Text before a response.
     pub before: Before,
-    /// Which tokens of a segment are read.
+    /// Tokens of a segment that are read.
     pub reading: Reading,
     /// Counts the texts.
     pub bar: ProgressBar,
 }
 
 impl Reader<'_> {
-    /// Of rows whose lesson has the given goal.
+    /// Features of rows for the given goal.
     pub fn read(&self, goal: &Goal, rows: &[LessonRow]) -> Result<Features, FitError> {
         let Self { parts, model, before, reading, bar } = self;
         let failed = |reason| FitError::Features { path: model.to_path_buf(), reason };
@@ -92,7 +92,7 @@ impl Reader<'_> {
             for (((row, sample), encoding), states) in samples.iter().zip(encodings).zip(&all) {
                 let tokens = ResponseTokens::of(encoding);
                 for part in segment.of(&sample.response) {
-                    // A segment that was cut off, or that has no token, teaches nothing.
+                    // A segment that was cut off, or without a token, is left out.
                     let places = tokens.within(&part).unwrap_or_default();
                     let places = tokens.places.get(places).unwrap_or_default().iter();
                     let own: Vec<&[f32]> =

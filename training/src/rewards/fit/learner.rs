@@ -1,4 +1,4 @@
-//! The head as it learns, and the figures of what it learned.
+//! Training of the head, and its test figures.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{Linear, loss::cross_entropy, ops::sigmoid};
@@ -15,21 +15,21 @@ use crate::{
     },
 };
 
-/// What came out.
+/// Result of a fit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
-    /// Pairs or segments learned from.
+    /// Training pairs or segments.
     pub trained: usize,
-    /// Pairs or segments tested on.
+    /// Test pairs or segments.
     pub tested: usize,
     /// Passes over them that were kept.
     pub epochs: u64,
-    /// Mean loss on the rows that say when to stop.
+    /// Mean validation loss.
     pub loss: f64,
     /// Share of the test pairs whose better response has the higher reward, or of the test segments
     /// whose likeliest label is right.
     pub accuracy: f64,
-    /// Accuracy of guessing: a half for pairs, the share of the commoner label for segments.
+    /// Accuracy of a constant guess: a half for pairs, the share of the commoner label for segments.
     pub guessing: f64,
     /// Chance that a segment with the error gets a higher logit of it than one without; 0.5 is
     /// chance. For pairs, the accuracy.
@@ -51,7 +51,7 @@ impl std::fmt::Display for Fit {
 /// layer: features of one network differ in scale by orders of magnitude.
 pub(super) struct Learner<'a> {
     names: &'a HeadNames,
-    /// Of the features, `[hidden]` each.
+    /// Mean and standard deviation of the features, `[hidden]` each.
     mean: Tensor,
     scale: Tensor,
     /// Weight and bias of `dense` (where there is one) and `out`.
@@ -81,7 +81,7 @@ impl<'a> Learner<'a> {
         let weight = Var::zeros((labels, hidden), DType::F32, &Device::Cpu)?;
         let bias = zeros(labels)?;
         if labels == 2 {
-            // Where the labels are uneven, the first guess is how often each occurs.
+            // The initial bias gives the labels' frequencies.
             let share = train.wrong_share() as f32;
             bias.set(&Tensor::new(&[(1.0 - share).ln(), share.ln()], &Device::Cpu)?)?;
         }
@@ -89,7 +89,7 @@ impl<'a> Learner<'a> {
         Ok(Self { names, mean, scale, layers })
     }
 
-    /// What learns. A head without a bias has none to learn.
+    /// The trainable variables; no bias where the head has none.
     fn variables(&self) -> Vec<(String, Var)> {
         let last = self.layers.len() - 1;
         let each = self.layers.iter().enumerate().flat_map(|(at, (name, weight, bias))| {
@@ -125,8 +125,8 @@ impl<'a> Learner<'a> {
         cross_entropy(&logits.squeeze(1)?, &Tensor::new(targets, &Device::Cpu)?)
     }
 
-    /// Learns, and keeps the weights after the epoch whose loss on `validation` is the lowest:
-    /// returns how many epochs that are, and the loss.
+    /// Trains, and keeps the weights of the epoch with the lowest loss on `validation`; returns the
+    /// number of epochs and the loss.
     pub fn learn(
         &self,
         train: &Features,
@@ -163,12 +163,12 @@ impl<'a> Learner<'a> {
         Ok((epochs, loss))
     }
 
-    /// What the variables hold now.
+    /// Copies of the variables' values.
     fn copies(&self) -> candle_core::Result<Vec<Tensor>> {
         self.variables().iter().map(|(_, variable)| variable.as_tensor().copy()).collect()
     }
 
-    /// Figures on rows that were not learned from.
+    /// Figures on test rows.
     pub fn test(&self, test: &Features) -> candle_core::Result<Fit> {
         let logits = self.logits(&test.states)?;
         let tested = test.count();
@@ -206,7 +206,7 @@ impl<'a> Learner<'a> {
                 bias = (bias - shift)?;
             }
             tensors.push((format!("{name}.weight"), weight));
-            // Without one, a preference loses a constant that cancels in every pair.
+            // A missing bias drops a constant, which cancels in every pair.
             if at + 1 < self.layers.len() || self.names.bias {
                 tensors.push((format!("{name}.bias"), bias));
             }

@@ -1,5 +1,4 @@
-//! What a reward model is taught: rows of a data set as responses that are better or worse, or as
-//! responses with marked errors.
+//! Training data of a reward model: rows with a better and a worse response, or with marked errors.
 
 use std::{ops::Range, path::Path};
 
@@ -11,7 +10,7 @@ use crate::data::{
 };
 use crate::rewards::{Sample, neural::SegmentBy};
 
-/// What a reward model is to tell apart.
+/// Goal of a reward model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Goal {
     /// The better of two responses to one prompt: one scalar, by Bradley and Terry. A row has two
@@ -21,7 +20,7 @@ pub enum Goal {
     Error {
         /// Label of the error.
         name: &'static str,
-        /// What a segment is.
+        /// Segmentation of responses.
         segment: SegmentBy,
     },
 }
@@ -31,16 +30,16 @@ pub enum Goal {
 pub struct LessonRow {
     /// Name within the data set.
     pub id: String,
-    /// What is read.
+    /// The samples that the model reads.
     pub samples: Vec<Sample>,
     /// Marked errors, byte ranges in the response.
     pub marked: Vec<Range<usize>>,
 }
 
-/// A goal with the rows that show it.
+/// A goal with its rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lesson {
-    /// What is taught.
+    /// The goal.
     pub goal: Goal,
     /// Rows, in the order of the file.
     pub rows: Vec<LessonRow>,
@@ -91,7 +90,7 @@ impl Source {
 }
 
 impl Lesson {
-    /// Preferences: the last turn of the person is the prompt.
+    /// Preferences; the prompt is the last turn of the user.
     pub fn of_pairs(pairs: Vec<Pair>) -> Self {
         let row = |pair: Pair| {
             let prompt = pair.messages.last().map_or("", |message| message.content.as_str());
@@ -148,7 +147,7 @@ fn marked(row: Feedback, kind: ErrorKind) -> Vec<LessonRow> {
 }
 
 /// Whether a segment has a marked error: they share at least half of the shorter of the two, so
-/// that a mark that runs over by a character or two marks no neighbour.
+/// that a mark that is too long by a character or two does not mark a neighbour.
 pub fn has_error(segment: &Range<usize>, marked: &[Range<usize>]) -> bool {
     marked.iter().any(|mark| {
         let shared = segment.end.min(mark.end).saturating_sub(segment.start.max(mark.start));
