@@ -1,5 +1,7 @@
 //! Text and token ids: a checked `tokenizer.json`, and text that streams out one token at a time.
 
+mod spelling;
+
 use std::{
     collections::HashSet,
     fmt,
@@ -8,6 +10,8 @@ use std::{
 };
 
 use serde_json::Value;
+
+use spelling::{FirstSpace, Spelling, byte_fallback_byte, byte_level_byte, spelling};
 
 /// A tokenizer that cannot be loaded or a text that it cannot encode.
 #[derive(Debug, thiserror::Error)]
@@ -38,26 +42,6 @@ pub enum TokenizerError {
         /// What the tokenizer said.
         reason: String,
     },
-}
-
-/// How the bytes of a token are spelled in the vocabulary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spelling {
-    /// One character a byte, in GPT-2's printable alphabet.
-    ByteLevel,
-    /// `▁` for a space, `<0xNN>` for a byte that has no token of its own.
-    SentencePiece(FirstSpace),
-}
-
-/// What becomes of the space that encoding put before a text, when the text is decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FirstSpace {
-    /// It stays: encoding puts none.
-    Kept,
-    /// One space is dropped (decoder `Strip`).
-    OneDropped,
-    /// All `▁` of the first token are dropped (decoder `Metaspace`).
-    AllDropped,
 }
 
 /// A loaded tokenizer; clones share it.
@@ -365,59 +349,6 @@ impl TextDecoder {
         self.pending.drain(..taken);
         text
     }
-}
-
-/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 characters stand for
-/// themselves, the other 68 bytes follow from U+0100 in order.
-fn byte_level_byte(character: char) -> Option<u8> {
-    let code = u32::from(character);
-    let byte = match code {
-        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => code,
-        0x100..=0x120 => code - 0x100,
-        0x121..=0x142 => code - 0x121 + 0x7f,
-        0x143 => 0xad,
-        _ => return None,
-    };
-    u8::try_from(byte).ok()
-}
-
-/// The byte of a token spelled `<0xNN>`.
-fn byte_fallback_byte(token: &str) -> Option<u8> {
-    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok()).flatten()
-}
-
-/// Reads the decoder's description; `None` for one that is not supported.
-fn spelling(decoder: &Value) -> Option<Spelling> {
-    let steps = match decoder["type"].as_str()? {
-        "Sequence" => decoder["decoders"].as_array()?.as_slice(),
-        _ => std::slice::from_ref(decoder),
-    };
-    if let [only] = steps
-        && only["type"] == "ByteLevel"
-    {
-        return Some(Spelling::ByteLevel);
-    }
-    let mut first_space = FirstSpace::Kept;
-    let mut sentence_piece = false;
-    for step in steps {
-        match step["type"].as_str()? {
-            "Replace" if step["pattern"]["String"] == "▁" && step["content"] == " " => {}
-            "ByteFallback" => sentence_piece = true,
-            "Fuse" => {}
-            "Metaspace" if step["replacement"] == "▁" => {
-                sentence_piece = true;
-                if step["prepend_scheme"] != "never" {
-                    first_space = FirstSpace::AllDropped;
-                }
-            }
-            "Strip" if step["content"] == " " && step["start"] == 1 && step["stop"] == 0 => {
-                first_space = FirstSpace::OneDropped;
-            }
-            _ => return None,
-        }
-    }
-    sentence_piece.then_some(Spelling::SentencePiece(first_space))
 }
 
 /// A JSON file, or null where there is none.

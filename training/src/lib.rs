@@ -14,6 +14,7 @@ pub mod error;
 pub mod estimate;
 pub mod export;
 pub mod inputs;
+mod judge;
 pub mod layout;
 pub mod measure;
 pub mod metrics;

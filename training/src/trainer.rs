@@ -16,12 +16,13 @@ use crate::{
     draw::{self, Purpose},
     error::RunError,
     export,
+    judge::{Judge, Judged, Response},
     layout::Layout,
     metrics::Recorder,
     optimizer::AdamW,
     rewards::RewardSet,
     rl::{
-        advantage::{TokenScore, gae, log_ratio, token_at, token_rewards, whiten},
+        advantage::{gae, log_ratio, token_rewards, whiten},
         balance::{Balance, Standardiser, Update},
         lora::Policy,
         packing::{Sequence, micro_batches, pack},
@@ -89,32 +90,6 @@ pub struct Outcome {
     pub realised: Vec<f64>,
 }
 
-/// One batch of responses with what the rewards say.
-struct Judged {
-    responses: Vec<Response>,
-    /// Mean raw reward of each objective over the sampled responses.
-    raw: Vec<f64>,
-    /// Mean standardised reward of each objective.
-    standardised: Vec<f64>,
-}
-
-struct Response {
-    sequence: Sequence,
-    rollout: Rollout,
-    /// Weighted rewards at their tokens.
-    scores: Vec<TokenScore>,
-    /// What its total is compared with: that of the greedy response to the same prompt (ReMax), the
-    /// mean of the others to it (RLOO).
-    baseline: f64,
-}
-
-impl Response {
-    /// Weighted rewards of the whole response.
-    fn total(&self) -> f64 {
-        self.scores.iter().map(|score| score.score).sum()
-    }
-}
-
 /// The loop and its state.
 pub struct Trainer<'a> {
     task: BackboneTask<'a>,
@@ -176,7 +151,7 @@ impl<'a> Trainer<'a> {
             let start = Instant::now();
             let (sampled, greedy) = self.respond(&prompts)?;
             let sampling = start.elapsed();
-            let judged = self.judge(&prompts, sampled, greedy)?;
+            let judged = self.judge().batch(&prompts, sampled, greedy)?;
             let judging = start.elapsed() - sampling;
             let (batch, kl) = self.experience(&judged)?;
             let scoring = start.elapsed() - sampling - judging;
@@ -246,74 +221,14 @@ impl<'a> Trainer<'a> {
         Ok((responses, greedy))
     }
 
-    /// Scores the responses and weighs the rewards.
-    fn judge(
-        &self,
-        prompts: &[&Prompt],
-        sampled: Vec<Rollout>,
-        greedy: Vec<Rollout>,
-    ) -> Result<Judged> {
-        let base = self.task.start.base;
-        let samples = self.task.config.rollout.samples;
-        let prompt_of = |index: usize| prompts[index / samples];
-        let texts: Vec<_> = sampled
-            .iter()
-            .enumerate()
-            .map(|(index, rollout)| base.sample(prompt_of(index), rollout))
-            .collect();
-        let baselines: Vec<_> = prompts
-            .iter()
-            .zip(&greedy)
-            .map(|(prompt, rollout)| base.sample(prompt, rollout))
-            .collect();
-        let spans = self.task.rewards.spans(&texts)?;
-        let baselines = self.totals(&self.task.rewards.score(&baselines)?)?;
-        let count = texts.len() as f64;
-        let raw: Vec<f64> = spans
-            .iter()
-            .map(|reward| reward.iter().flatten().map(|span| span.score).sum::<f64>() / count)
-            .collect();
-        let standardised = self.task.standardiser.apply(&raw)?;
-        let Standardiser { mean, std } = self.task.standardiser;
-        let weights = self.state.balance.weights();
-        let mut responses = Vec::with_capacity(sampled.len());
-        for (index, (rollout, text)) in sampled.into_iter().zip(&texts).enumerate() {
-            let ends = base.ends(&rollout.tokens);
-            let last = rollout.tokens.len().saturating_sub(1);
-            let mut scores = Vec::new();
-            for (((weight, mean), std), spans) in weights.iter().zip(mean).zip(std).zip(&spans) {
-                // w·(Σ scores − mean)/std: each part at its own end, the mean at the last token.
-                scores.push(TokenScore { token: last, score: -weight * mean / std });
-                for span in &spans[index] {
-                    let whole = span.end == text.response.len();
-                    let at = if whole { None } else { token_at(&ends, span.end) };
-                    let token = at.unwrap_or(last);
-                    scores.push(TokenScore { token, score: weight * span.score / std });
-                }
-            }
-            let prompt = prompt_of(index).tokens.clone();
-            let sequence = Sequence { prompt, response: rollout.tokens.clone() };
-            let baseline = baselines.get(index / samples).copied().unwrap_or(0.0);
-            responses.push(Response { sequence, rollout, scores, baseline });
+    fn judge(&self) -> Judge<'_> {
+        Judge {
+            base: self.task.start.base,
+            config: self.task.config,
+            rewards: self.task.rewards,
+            standardiser: self.task.standardiser,
+            balance: &self.state.balance,
         }
-        if self.task.config.rl.algorithm == Algorithm::Rloo {
-            for group in responses.chunks_mut(samples) {
-                let sum: f64 = group.iter().map(Response::total).sum();
-                let others = (group.len() - 1) as f64;
-                group.iter_mut().for_each(|r| r.baseline = (sum - r.total()) / others);
-            }
-        }
-        Ok(Judged { responses, raw, standardised })
-    }
-
-    /// Weighted standardised rewards of samples, from `[reward][sample]`.
-    fn totals(&self, scores: &[Vec<f64>]) -> Result<Vec<f64>> {
-        let count = scores.first().map_or(0, Vec::len);
-        let totals = (0..count).map(|sample| {
-            let raw: Vec<f64> = scores.iter().filter_map(|r| r.get(sample)).copied().collect();
-            Ok(self.state.balance.combine(&self.task.standardiser.apply(&raw)?)?)
-        });
-        totals.collect()
     }
 
     /// Advantages and returns of the batch, and the mean KL of a response to the reference.
