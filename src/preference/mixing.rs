@@ -124,7 +124,7 @@ impl MixingMatrix {
         Ok(Self { matrix, condition })
     }
 
-    /// The symmetric circulant matrix of Bone Soup ([BS] eq. 8, `docs/algorithms.md` §1.1): β on
+    /// The symmetric circulant matrix of Bone Soups eq. 8 (`docs/algorithms.md` §1.1): β on
     /// the diagonal, (1−β)/(n−1) elsewhere, β ∈ (1/n, 1).
     pub fn circulant(objectives: usize, beta: f64) -> Result<Self, MixingError> {
         let n = objectives;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{mixing::MixingMatrix, simplex::Preference};
 
-/// Extrapolation away from θ_sft ([BS] eq. 9, `docs/algorithms.md` §1.3): one α ≥ 0, or one per
+/// Extrapolation away from θ_sft (Bone Soups eq. 9, `docs/algorithms.md` §1.3): one α ≥ 0, or one per
 /// objective.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Alpha {

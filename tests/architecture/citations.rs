@@ -1,5 +1,5 @@
 //! Sections that sources cite: `§` names a heading of `docs/algorithms.md`, or stands with its source
-//! (`[BS] §3.2`, `Ziegler et al. 2019, §2.2`).
+//! (`Bone Soups §3.2`, `Ziegler et al. 2019, §2.2`).
 
 use std::{collections::BTreeSet, fs};
 
@@ -25,7 +25,7 @@ fn fault(before: &str, after: &str, headings: &BTreeSet<String>) -> Option<Strin
     let year = before.as_bytes().windows(4).any(|word| {
         (word.starts_with(b"19") || word.starts_with(b"20")) && word.iter().all(u8::is_ascii_digit)
     });
-    let sourced = year || before.contains("[BS] ") || before.contains("[DRBO] ");
+    let sourced = year || before.contains("Bone Soups ") || before.contains("DRBO ");
     (!sourced).then(|| format!("§{number} names no source"))
 }
 
@@ -58,7 +58,7 @@ fn citations_without_a_heading_or_a_source_are_found() {
     for (before, after) in [
         ("(`docs/algorithms.md` ", "1.2), where"),
         ("docs/algorithms.md ", "1."),
-        ("[BS] ", "3.2"),
+        ("Bone Soups ", "3.2"),
         ("(Ziegler et al. 2019, ", "2.2)"),
     ] {
         assert_eq!(fault(before, after, &headings), None, "{before}§{after}");

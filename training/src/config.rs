@@ -1,5 +1,5 @@
 //! The one file that describes a run. Unknown keys are refused; every default is stated with its
-//! source ([BS] = Bone Soups, Table 8; [DRBO] = Dynamic Reward Balancing).
+//! source (Bone Soups: its Table 8; DRBO: Dynamic Reward Balancing).
 
 mod check;
 mod data;
@@ -84,7 +84,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MixingConfig {
-    /// Symmetric circulant: β on the diagonal, (1−β)/(n−1) elsewhere ([BS] eq. 8).
+    /// Symmetric circulant: β on the diagonal, (1−β)/(n−1) elsewhere (Bone Soups eq. 8).
     Beta(f64),
     /// Rows of B.
     Matrix(Vec<Vec<f64>>),

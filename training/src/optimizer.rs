@@ -18,7 +18,7 @@ pub struct AdamWConfig {
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Largest norm of all gradients together (0.5: [BS] Table 8).
+    /// Largest norm of all gradients together (0.5: Bone Soups Table 8).
     pub max_grad_norm: f64,
 }
 

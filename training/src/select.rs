@@ -73,15 +73,15 @@ impl fmt::Display for Table {
     }
 }
 
-/// The first updates of the whole run that a trial of a β makes: a fifth ([BS] §3.2), but at least 20,
+/// Updates of a trial of a β, the first of the whole run: a fifth (Bone Soups §3.2), but at least 20,
 /// before which nothing has been learned that could be compared.
 pub fn trial_steps(steps: u64) -> u64 {
     (steps / 5).max(20).min(steps)
 }
 
-/// Trains the first fifth of the run for each β ([BS] §3.2, `docs/algorithms.md` §7.7) and compares the
-/// hypervolumes of their fronts. Each β is a run of its own inside the run's directory, so a stopped
-/// selection goes on.
+/// Trains the first fifth of the run for each β (Bone Soups §3.2, `docs/algorithms.md` §7.7) and
+/// compares the hypervolumes of their fronts. Each β is a run of its own inside the run's directory,
+/// so a stopped selection goes on.
 pub fn betas(run: Run, betas: &[f64], prompts: usize) -> Result<Table> {
     check(&run, prompts)?;
     for &beta in betas {

@@ -68,10 +68,10 @@ impl Default for RolloutConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// Clipped policy and value losses, GAE ([BS]).
+    /// Clipped policy and value losses, GAE (Bone Soups).
     #[default]
     Ppo,
-    /// Baseline from the greedy response, no value model ([DRBO]).
+    /// Baseline from the greedy response, no value model (DRBO).
     ReMax,
     /// Baseline from the other responses to the same prompt, no value model (REINFORCE
     /// leave-one-out: Ahmadian et al. 2024).
@@ -107,20 +107,20 @@ pub struct RlConfig {
     pub algorithm: Algorithm,
     /// Batches of responses.
     pub steps: u64,
-    /// Responses of one batch (64: [BS]).
+    /// Responses of one batch (64: Bone Soups).
     pub batch: usize,
     /// Responses of one optimiser update (16: four minibatches, as PPO's reference code has).
     pub minibatch: usize,
-    /// Passes over a batch (4: [BS]); ReMax and RLOO make one, in one update.
+    /// Passes over a batch (4: Bone Soups); ReMax and RLOO make one, in one update.
     pub epochs: usize,
     /// Rows (tokens) of one forward and backward: bounds memory, changes no result but rounding.
     pub rows: usize,
     /// Keep only each layer's input of a forward and compute the layer again in the backward, in
     /// both stages: less memory for a third more work, the same weights.
     pub recompute: bool,
-    /// Peak learning rate (1e-5: [BS]).
+    /// Peak learning rate (1e-5: Bone Soups).
     pub learning_rate: f64,
-    /// Decay of the learning rate (linear: [BS]).
+    /// Decay of the learning rate (linear: Bone Soups).
     pub decay: Decay,
     /// Updates at which a linear decay reaches 0; left out, `steps`. More than `steps` is the
     /// beginning of a longer run.
@@ -129,20 +129,20 @@ pub struct RlConfig {
     /// Updates after which a snapshot is kept, below `keep/` in the run's directory: each is a run
     /// of its own that can be evaluated.
     pub keep: Vec<u64>,
-    /// KL coefficient η at the start (0.2: [BS]).
+    /// KL coefficient η at the start (0.2: Bone Soups).
     pub kl: f64,
     /// KL per response, in nats, that an adaptive η aims at; 0 keeps η fixed (3: the authors' code).
     pub kl_target: f64,
     /// Responses over which η may double (10000: Ziegler et al. 2019).
     pub kl_horizon: f64,
     /// A batch's updates stop when its mean KL to the sampling policy passes this, in nats per
-    /// response (5: [BS], Helpful and Summary).
+    /// response (5: Bone Soups, Helpful and Summary).
     pub kl_stop: f64,
-    /// Discount γ ([BS]).
+    /// Discount γ (Bone Soups).
     pub gamma: f64,
-    /// GAE's λ ([BS]).
+    /// GAE's λ (Bone Soups).
     pub lambda: f64,
-    /// Clip of ratio and value change ([BS]).
+    /// Clip of ratio and value change (Bone Soups).
     pub clip: f64,
     /// Weight of the value loss (0.1: the authors' code).
     pub value_weight: f64,
@@ -150,7 +150,7 @@ pub struct RlConfig {
     pub value_rate: f64,
     /// Advantages of ReMax and RLOO are clipped to ± this (20: the authors' code).
     pub advantage_clip: f64,
-    /// Responses that the rewards are standardised on, of the initial policy (200: [DRBO]).
+    /// Responses that the rewards are standardised on, of the initial policy (200: DRBO).
     pub standardise_on: usize,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,

@@ -156,7 +156,7 @@ pub fn inner_product(preferences: &[Vec<f64>], solutions: &[Vec<f64>]) -> Result
     Ok(sum / solutions.len() as f64)
 }
 
-/// [BS] eq. 10 (`docs/algorithms.md` §7.4): the share of ordered pairs of preferences for which
+/// Bone Soups eq. 10 (`docs/algorithms.md` §7.4): the share of ordered pairs of preferences for which
 /// every reward moves the way its weight does, `sign(μ_a − μ_b) = sign(r_a − r_b)` in each
 /// dimension, sign(0) = 0. 1 for a single point.
 ///
@@ -220,8 +220,8 @@ pub fn path(preferences: &[Vec<f64>]) -> Vec<usize> {
     walk(preferences, (0..preferences.len()).collect(), 0)
 }
 
-/// [BS] eq. 13 (`docs/algorithms.md` §7.5): mean squared distance between consecutive solutions, in
-/// the order given. 0 for fewer than two.
+/// Bone Soups eq. 13 (`docs/algorithms.md` §7.5): mean squared distance between consecutive solutions,
+/// in the order given. 0 for fewer than two.
 pub fn sparsity(solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     check("solutions", solutions)?;
     let steps = solutions.iter().zip(solutions.iter().skip(1));
@@ -243,7 +243,7 @@ pub fn sorted_sparsity(solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     Ok((0..n).map(gaps).sum::<f64>() / (solutions.len() - 1).max(1) as f64)
 }
 
-/// [BS] eq. 14 (`docs/algorithms.md` §7.6): standard deviation (over N) of each solution's L1
+/// Bone Soups eq. 14 (`docs/algorithms.md` §7.6): standard deviation (over N) of each solution's L1
 /// distance to its nearest neighbour. 0 for fewer than two.
 pub fn spacing(solutions: &[Vec<f64>]) -> Result<f64, FrontError> {
     check("solutions", solutions)?;

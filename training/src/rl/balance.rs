@@ -1,4 +1,4 @@
-//! Dynamic reward balancing ([DRBO] Algorithm 1, `docs/algorithms.md` §6) around a pre-set weight
+//! Dynamic reward balancing (DRBO Algorithm 1, `docs/algorithms.md` §6) around a pre-set weight
 //! vector.
 //!
 //! | symbol | here |
@@ -171,7 +171,7 @@ impl Default for BalanceConfig {
     }
 }
 
-/// The state of [DRBO] Algorithm 1 for one policy.
+/// The state of DRBO Algorithm 1 for one policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Balance {
     config: BalanceConfig,
@@ -285,7 +285,7 @@ impl Balance {
             below += w;
             uniform < below
         });
-        // Rounding can leave the sum just below `uniform`; the draw is then the last objective with weight.
+        // Rounding can leave the sum just below `uniform`: then the last objective with weight.
         let last = || self.weights.iter().rposition(|&w| w > 0.0);
         drawn.or_else(last).unwrap_or(0)
     }
@@ -340,7 +340,7 @@ impl Balance {
         if self.step == 0 { self.weights.clone() } else { normalised(&self.realised) }
     }
 
-    /// The update of [DRBO] Algorithm 1 (`docs/algorithms.md` §6.1): the weights as a function of R̄,
+    /// The update of DRBO Algorithm 1 (`docs/algorithms.md` §6.1): the weights as a function of R̄,
     /// the counts and W, and the number of x̂ that were floored.
     fn propose(&self) -> (Vec<f64>, usize) {
         let t = self.step as f64;

@@ -35,9 +35,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
-    /// Rank r of every factor pair (64: [BS] Table 8).
+    /// Rank r of every factor pair (64: Bone Soups Table 8).
     pub rank: usize,
-    /// LoRA's alpha; the product is scaled by alpha / r (128: [BS] Table 8).
+    /// LoRA's alpha; the product is scaled by alpha / r (128: Bone Soups Table 8).
     pub alpha: f64,
     /// Last names of the adapted linear layers (all of them: QLoRA, Dettmers et al. 2023, §4).
     pub targets: Vec<String>,
