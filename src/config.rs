@@ -4,6 +4,7 @@
 //! the same names with underscores), which beats the default. Every limit of the server is here.
 
 mod checked;
+pub mod environment;
 mod error;
 mod options;
 pub mod program;

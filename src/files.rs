@@ -1,6 +1,6 @@
 //! Files and directories that are written whole or not at all, JSON on disk, SHA-256.
 //!
-//! Whatever the program keeps goes through [`write`], [`write_with`] or [`Staging`]: temporary
+//! Whatever the program keeps goes through [`write()`], [`write_with`] or [`Staging`]: temporary
 //! name beside the target, fsync, rename, fsync of the directory. A reader finds the old content or
 //! the new one at every instant of a kill.
 
@@ -73,7 +73,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_with(path, |out| out.write_all(bytes).map_err(FileError::at(path)))
 }
 
-/// As [`write`], with the content that `fill` writes. When `fill` fails, `path` stays as it was.
+/// As [`write()`], with the content that `fill` writes. When `fill` fails, `path` stays as it was.
 pub fn write_with<E: From<FileError>>(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
@@ -97,7 +97,7 @@ pub fn write_with<E: From<FileError>>(
     Ok(())
 }
 
-/// Writes `value` as indented JSON with a final line break, as [`write`] does.
+/// Writes `value` as indented JSON with a final line break, as [`write()`] does.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| FileError::Json { path: path.to_owned(), error })?;

@@ -1,6 +1,10 @@
 //! The command line of `ladle`: one definition for parsing, help, pages, man pages and completions.
 
-use std::process::{Command, Output};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process::{Command, Output},
+};
 
 use ladle::engine::CpuOptions;
 use serde_json::Value;
@@ -25,6 +29,39 @@ fn printed(args: &[&str]) -> String {
 #[test]
 fn the_page_of_operations_shows_the_options_as_they_are() {
     printed(&["options", "docs/operations.md", "--check"]);
+}
+
+/// Names of environment variables in the sources below `directory`.
+fn variables(directory: &Path, into: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            variables(&path, into);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            let text = std::fs::read_to_string(&path).expect("text");
+            let literals = text.split('"').skip(1).step_by(2).map(str::to_owned);
+            into.extend(literals.filter(|literal| {
+                let known = ["LADLE_", "HF_"].iter().any(|prefix| literal.starts_with(prefix));
+                known && literal.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+            }));
+        }
+    }
+}
+
+#[test]
+fn every_environment_variable_is_on_a_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = BTreeSet::new();
+    variables(&root.join("src"), &mut names);
+    variables(&root.join("training/src"), &mut names);
+    assert!(names.contains("LADLE_ISA") && names.len() > 30, "{names:?}");
+    let page = |name| std::fs::read_to_string(root.join("docs").join(name)).expect("a page");
+    let pages = page("operations.md") + &page("training.md");
+    let missing: Vec<_> =
+        names.iter().filter(|name| !pages.contains(&format!("| `{name}` |"))).collect();
+    assert!(missing.is_empty(), "on no table: {missing:?}");
+    let help = printed(&["--help"]);
+    assert!(help.contains("LADLE_ISA") && help.contains("LADLE_CUDA_LIBS"), "{help}");
 }
 
 #[test]

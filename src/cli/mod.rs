@@ -15,7 +15,7 @@ use clap::{
     ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
     parser::ValueSource,
 };
-use ladle::config::program::{Pages, with_negative_numbers};
+use ladle::config::program::{Pages, complete};
 
 /// Test-time model merging inference server: every request its own preference vector.
 #[derive(Debug, Parser)]
@@ -48,7 +48,7 @@ pub enum Command {
 
 /// The program's whole command line.
 pub fn program() -> clap::Command {
-    with_negative_numbers(Cli::command())
+    complete(Cli::command())
 }
 
 /// Parses the command line; ends the process with help or an error where it should.

@@ -11,6 +11,8 @@ use std::{
 
 use clap::{Arg, Command, Subcommand};
 
+use super::environment;
+
 /// Prints why a program failed, and gives its exit code.
 pub fn exit<E: AsRef<dyn Error + Send + Sync>>(outcome: Result<(), E>) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
@@ -33,8 +35,13 @@ pub fn explain(error: &dyn Error) -> String {
     text
 }
 
-/// The command, and all below it, with values such as `-0.5` where a value is due.
-pub fn with_negative_numbers(command: Command) -> Command {
+/// A program's command line as its users get it: its help lists the environment, and values such as
+/// `-0.5` are taken where a value is due.
+pub fn complete(command: Command) -> Command {
+    with_negative_numbers(command).after_help(environment::help())
+}
+
+fn with_negative_numbers(command: Command) -> Command {
     let takes = |arg: Arg| match arg.get_action().takes_values() {
         true => arg.allow_negative_numbers(true),
         false => arg,
@@ -108,6 +115,9 @@ impl Pages {
 const BEGIN: &str = "<!-- options: ";
 const END: &str = "<!-- end of options -->";
 
+/// Stands in a marker for the table of environment variables.
+const ENVIRONMENT: &str = "environment";
+
 /// The page with the text between `<!-- options: COMMAND… -->` and `<!-- end of options -->`
 /// replaced by the options of these commands.
 fn refreshed(page: &str, program: &mut Command) -> Result<String, String> {
@@ -121,6 +131,10 @@ fn refreshed(page: &str, program: &mut Command) -> Result<String, String> {
         fresh += &format!("{BEGIN}{commands} -->\n");
         let names: Vec<&str> = commands.split_whitespace().collect();
         for name in &names {
+            if *name == ENVIRONMENT {
+                fresh += &format!("\n{}", environment::table());
+                continue;
+            }
             let command = program
                 .find_subcommand_mut(name)
                 .ok_or_else(|| format!("the options of `{name}` are asked for, no such command"))?;

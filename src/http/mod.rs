@@ -1,9 +1,9 @@
 //! The HTTP server.
 //!
-//! A request's way: [`observe`] gives it an id and a span, [`limits`] lets it in (key, drain,
-//! [`rate`], requests in progress), [`incoming`] reads its body, [`request`] makes a checked request
-//! of it, [`run`] runs it on the engine, and the route ([`generate`], [`openai`]) writes the answer,
-//! whole or as a [`stream`]. Whatever goes wrong leaves through the table in [`error`].
+//! A request's way: `observe` gives it an id and a span, `limits` lets it in (key, drain,
+//! `rate`, requests in progress), `incoming` reads its body, `request` makes a checked request
+//! of it, `run` runs it on the engine, and the route (`generate`, `openai`) writes the answer,
+//! whole or as a `stream`. Whatever goes wrong leaves through the table in `error`.
 
 mod admin;
 mod app;

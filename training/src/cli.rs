@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ladle::{
     config::{
         LogOptions, StoreOptions,
-        program::{Pages, with_negative_numbers},
+        program::{Pages, complete},
     },
     soup::manifest::is_name,
 };
@@ -131,7 +131,7 @@ pub enum Command {
 
 /// The program's whole command line; what is logged can be said anywhere on it.
 pub fn program() -> clap::Command {
-    with_negative_numbers(Cli::command().mut_args(|arg| arg.global(true)))
+    complete(Cli::command().mut_args(|arg| arg.global(true)))
 }
 
 pub fn parse() -> Cli {

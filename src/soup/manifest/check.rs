@@ -11,7 +11,7 @@ use crate::preference::{
     mixing::MAX_REALISED_CONDITION,
 };
 
-/// What is wrong with a manifest. [`super::SoupError`] adds the file's path.
+/// What is wrong with a manifest. [`crate::soup::SoupError`] adds the file's path.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not TOML, an unknown key, a missing key or a value of another type; says where.

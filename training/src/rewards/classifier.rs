@@ -1,5 +1,5 @@
 //! Reward models from a checkpoint directory: sequence classification and token classification
-//! over a [`Network`], with the checkpoint's own tokenizer and labels.
+//! over a `Network`, with the checkpoint's own tokenizer and labels.
 
 use super::{
     decoder,
