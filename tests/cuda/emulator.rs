@@ -6,7 +6,7 @@ use std::{
     ffi::{CString, c_char, c_int, c_void},
     fs,
     hash::{Hash, Hasher},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc, OnceLock,
@@ -19,49 +19,55 @@ use ladle::kernels::cuda::{Device, DeviceError, KERNELS, SOURCE, Shape, Urgency,
 type Launch =
     unsafe extern "C" fn(*const c_char, *const u32, u32, u32, *mut *mut c_void, c_int) -> c_int;
 
-/// Compiles the emulator once per source and loads it.
+/// Compiles one of the sources here once per text of all of them; returns the library.
+pub fn compiled(source: &str, flags: &[&str]) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = root.join("tests/cuda");
+    let mut hasher = DefaultHasher::new();
+    for name in ["emulator.h", "emulator.cpp", source] {
+        fs::read_to_string(tests.join(name)).unwrap().hash(&mut hasher);
+    }
+    (source, flags, SOURCE, KERNELS).hash(&mut hasher);
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+    let library = dir.join(format!("{:016x}.so", hasher.finish()));
+    if !library.exists() {
+        let own = dir.join(format!("{}-{source}", std::process::id()));
+        fs::create_dir_all(&own).unwrap();
+        let list: String = KERNELS.iter().map(|name| format!("KERNEL({name})\n")).collect();
+        fs::write(own.join("kernels.inc"), list).unwrap();
+        let fresh = own.join("emulator.so");
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+        let status = Command::new(&compiler)
+            .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas"])
+            .args(["-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE"])
+            .args(flags)
+            .arg(format!("-I{}", root.join("src/kernels/cuda").display()))
+            .arg(format!("-I{}", own.display()))
+            .arg(tests.join(source))
+            .arg("-o")
+            .arg(&fresh)
+            .status()
+            .unwrap_or_else(|e| panic!("{compiler} (of build-essential) is needed: {e}"));
+        assert!(status.success(), "{compiler} refused the kernels");
+        fs::rename(&fresh, &library).unwrap();
+        fs::remove_dir_all(&own).unwrap();
+    }
+    library
+}
+
+/// Loads a library for good.
+pub fn loaded(library: &Path) -> &'static libloading::Library {
+    // SAFETY: made by `compiled`; its initialisers fill tables.
+    Box::leak(Box::new(unsafe { libloading::Library::new(library) }.unwrap()))
+}
+
+/// The emulated launch.
 fn library() -> Launch {
     static LIBRARY: OnceLock<Launch> = OnceLock::new();
     *LIBRARY.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let tests = root.join("tests/cuda");
-        let mut hasher = DefaultHasher::new();
-        for name in ["emulator.h", "emulator.cpp"] {
-            fs::read_to_string(tests.join(name)).unwrap().hash(&mut hasher);
-        }
-        (SOURCE, KERNELS).hash(&mut hasher);
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-        let library = dir.join(format!("{:016x}.so", hasher.finish()));
-        if !library.exists() {
-            let own = dir.join(std::process::id().to_string());
-            fs::create_dir_all(&own).unwrap();
-            let list: String = KERNELS.iter().map(|name| format!("KERNEL({name})\n")).collect();
-            fs::write(own.join("kernels.inc"), list).unwrap();
-            let fresh = own.join("emulator.so");
-            let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-            let status = Command::new(&compiler)
-                .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas"])
-                .args(["-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE"])
-                .arg(format!("-I{}", root.join("src/kernels/cuda").display()))
-                .arg(format!("-I{}", own.display()))
-                .arg(tests.join("emulator.cpp"))
-                .arg("-o")
-                .arg(&fresh)
-                .status()
-                .unwrap_or_else(|e| panic!("{compiler} (of build-essential) is needed: {e}"));
-            assert!(status.success(), "{compiler} refused the kernels");
-            fs::rename(&fresh, &library).unwrap();
-            fs::remove_dir_all(&own).unwrap();
-        }
-        let path = CString::new(library.to_str().unwrap()).unwrap();
-        // SAFETY: the library was made above; its symbol has the type of `Launch`.
-        unsafe {
-            let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
-            assert!(!handle.is_null(), "{library:?} does not load");
-            let symbol = libc::dlsym(handle, c"emulator_launch".as_ptr());
-            assert!(!symbol.is_null());
-            std::mem::transmute::<*mut c_void, Launch>(symbol)
-        }
+        let library = loaded(&compiled("emulator.cpp", &[]));
+        // SAFETY: the function has the type of `Launch`.
+        unsafe { *library.get::<Launch>("emulator_launch").unwrap() }
     })
 }
 

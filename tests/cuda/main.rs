@@ -1,9 +1,11 @@
 //! The GPU code without a GPU: the kernels' own source, compiled for the host, under the launches
-//! that a GPU gets, against the CPU kernels and the definitions in f64. What is left for a GPU to
-//! show is the driver's calls and the speed.
+//! that a GPU gets, against the CPU kernels and the definitions in f64, and under the driver's calls,
+//! against a driver that follows NVIDIA's manual. What is left for a GPU to show is that its driver
+//! does so too, and the speed.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod driver;
 mod emulator;
 #[path = "../common/soup.rs"]
 mod fixtures;

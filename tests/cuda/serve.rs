@@ -4,13 +4,15 @@
 #[allow(dead_code)] // its other users need more of it
 mod answers;
 
+use std::sync::Arc;
+
 use answers::{Answer, collect, settled};
 use ladle::{
     engine::{
         CpuBackend, CpuOptions, CudaBackend, CudaOptions, EngineConfig, EngineError, EngineHandle,
         GenerateRequest, MergeMode, StepLimits, backend::Backend, start,
     },
-    kernels::{Batch, Dtype, Segment},
+    kernels::{Batch, Dtype, Segment, cuda::Device},
     merge::{Fetch, SoupPlan, device::Sources},
     preference::{Alpha, Coefficients, ModelKey, Preference},
     sampling::SamplingParams,
@@ -34,7 +36,7 @@ fn config(merge_mode: MergeMode) -> EngineConfig {
     EngineConfig { limits, merge_mode, ..EngineConfig::default() }
 }
 
-fn options(merge_mode: MergeMode) -> CudaOptions {
+pub fn options(merge_mode: MergeMode) -> CudaOptions {
     CudaOptions {
         kv_bytes: Some(4 << 20),
         merged_bytes: Some(8 << 20),
@@ -48,7 +50,7 @@ fn on_device(soup: &Soup, options: &CudaOptions, limit: usize) -> CudaBackend<Em
     CudaBackend::open(soup, Emulator::new(limit, false), options).unwrap()
 }
 
-fn serve<B: Backend>(soup: &Soup, backend: B, mode: MergeMode) -> EngineHandle {
+pub fn serve<B: Backend>(soup: &Soup, backend: B, mode: MergeMode) -> EngineHandle {
     start(backend, Tokenizer::from_dir(&soup.base_dir).unwrap(), config(mode)).unwrap()
 }
 
@@ -69,14 +71,14 @@ fn request(soup: &Soup, n: usize) -> GenerateRequest {
     }
 }
 
-fn answers(soup: &Soup, engine: &EngineHandle) -> Vec<Answer> {
+pub fn answers(soup: &Soup, engine: &EngineHandle) -> Vec<Answer> {
     let all: Vec<_> = (0..4).map(|n| engine.submit(request(soup, n)).unwrap()).collect();
     let all = all.into_iter().map(collect).collect();
     settled(engine);
     all
 }
 
-fn assert_same(what: &str, got: &[Answer], expected: &[Answer]) {
+pub fn assert_same(what: &str, got: &[Answer], expected: &[Answer]) {
     for (got, expected) in got.iter().zip(expected) {
         assert_eq!(got.ids(), expected.ids(), "{what}");
         for (a, b) in got.tokens.iter().zip(&expected.tokens) {
@@ -107,7 +109,8 @@ fn every_soup_answers_as_on_the_cpu_fused_mixed_and_streamed() {
         }
         // Room for merged models but not for the sources beside them.
         let small = CudaOptions { merged_bytes: None, ..options(MergeMode::Fused) };
-        let Some(backend) = smallest(&soup, &small) else { continue };
+        let device = |bytes: usize| Emulator::new(bytes + (1 << 20), false);
+        let Some(backend) = smallest(&soup, &small, device) else { continue };
         let engine = serve(&soup, backend, MergeMode::Fused);
         assert_same(&format!("{name} streamed"), &answers(&soup, &engine), &expected);
     }
@@ -115,8 +118,11 @@ fn every_soup_answers_as_on_the_cpu_fused_mixed_and_streamed() {
 
 /// The soup on the smallest device, in steps of 64 KiB, that holds it; none where even that keeps
 /// the sources.
-fn smallest(soup: &Soup, options: &CudaOptions) -> Option<CudaBackend<Emulator>> {
-    let device = |bytes: usize| Emulator::new(bytes + (1 << 20), false);
+pub fn smallest<D: Device>(
+    soup: &Soup,
+    options: &CudaOptions,
+    device: impl Fn(usize) -> Arc<D>,
+) -> Option<CudaBackend<D>> {
     let budgets = (1..1024).map(|n| n << 16);
     let mut backends = budgets.filter_map(|bytes| {
         let options = CudaOptions { device_bytes: Some(bytes), ..options.clone() };

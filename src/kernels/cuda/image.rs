@@ -10,7 +10,7 @@ use std::{
 use super::{
     SOURCE,
     device::{DeviceError, Result},
-    library::{Library, directories, functions},
+    library::{Library, directories},
 };
 use crate::files::{self, FileError, home, sha256};
 
@@ -19,16 +19,44 @@ const REMEDY: &str = "install the wheel nvidia-cuda-nvrtc (13.0 for drivers of t
                       or compile the kernels elsewhere with `ladle kernels` and put them into \
                       $LADLE_HOME/kernels";
 
-functions! {
-    /// What is used of NVRTC.
-    Nvrtc {
-        create: c"nvrtcCreateProgram" fn(*mut *mut c_void, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char);
-        compile: c"nvrtcCompileProgram" fn(*mut c_void, c_int, *const *const c_char);
-        log_size: c"nvrtcGetProgramLogSize" fn(*mut c_void, *mut usize);
-        log: c"nvrtcGetProgramLog" fn(*mut c_void, *mut c_char);
-        image_size: c"nvrtcGetCUBINSize" fn(*mut c_void, *mut usize);
-        image: c"nvrtcGetCUBIN" fn(*mut c_void, *mut c_char);
-        destroy: c"nvrtcDestroyProgram" fn(*mut *mut c_void);
+type Program = *mut c_void;
+type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+type GetBytes = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
+
+/// What is used of NVRTC. Not cudarc's bindings, which take a library by its name alone, and an
+/// unversioned one of the system before that of [`LIBRARY_PATH`](super::LIBRARY_PATH).
+struct Nvrtc {
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
+    log_size: GetSize,
+    log: GetBytes,
+    image_size: GetSize,
+    image: GetBytes,
+    destroy: unsafe extern "C" fn(*mut Program) -> c_int,
+}
+
+impl Nvrtc {
+    fn load() -> Result<Self> {
+        let library = Library::load(&["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"], REMEDY)?;
+        // SAFETY: the types are those of nvrtc.h.
+        unsafe {
+            Ok(Self {
+                create: library.function("nvrtcCreateProgram")?,
+                compile: library.function("nvrtcCompileProgram")?,
+                log_size: library.function("nvrtcGetProgramLogSize")?,
+                log: library.function("nvrtcGetProgramLog")?,
+                image_size: library.function("nvrtcGetCUBINSize")?,
+                image: library.function("nvrtcGetCUBIN")?,
+                destroy: library.function("nvrtcDestroyProgram")?,
+            })
+        }
     }
 }
 
@@ -96,8 +124,7 @@ pub fn compile(architecture: &str) -> Result<Vec<u8>> {
             }
         }
     }
-    let names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
-    let nvrtc = Nvrtc::load(&Library::load(&names, REMEDY)?)?;
+    let nvrtc = Nvrtc::load()?;
     let text = |text: &str| {
         let call =
             || DeviceError::Call { call: "nvrtc".into(), reason: format!("{text:?} ends early") };

@@ -2,7 +2,7 @@
 //! missing when a GPU is asked for.
 
 use std::{
-    ffi::{CStr, CString, c_void},
+    error::Error,
     path::{Path, PathBuf},
 };
 
@@ -15,13 +15,8 @@ pub const LIBRARY_PATH: &str = "LADLE_CUDA_LIBS";
 pub struct Library {
     name: String,
     remedy: &'static str,
-    handle: *mut c_void,
+    loaded: &'static libloading::Library,
 }
-
-// SAFETY: a handle is an opaque number to dlsym, which any thread may call.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
 
 /// The directories of [`LIBRARY_PATH`].
 pub fn directories() -> Vec<PathBuf> {
@@ -30,42 +25,34 @@ pub fn directories() -> Vec<PathBuf> {
         .unwrap_or_default()
 }
 
-fn open(path: &Path) -> std::result::Result<*mut c_void, String> {
-    let text = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|e| e.to_string())?;
-    // SAFETY: a terminated path; the libraries named here run no code of ours when loaded.
-    let handle = unsafe { libc::dlopen(text.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-    if !handle.is_null() {
-        return Ok(handle);
-    }
-    // SAFETY: dlerror gives null or a terminated text, valid until the next call on this thread.
-    let reason = unsafe {
-        let text = libc::dlerror();
-        if text.is_null() { c"unknown".as_ptr() } else { text.cast_const() }
-    };
-    // SAFETY: as above.
-    Err(unsafe { CStr::from_ptr(reason) }.to_string_lossy().into_owned())
+/// The system's words where it gave any: libloading's own are only which call failed.
+fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+fn open(path: &Path) -> std::result::Result<&'static libloading::Library, String> {
+    // SAFETY: the libraries named here run no code of ours when loaded.
+    let loaded = unsafe { libloading::Library::new(path) }.map_err(|error| reason(&error))?;
+    Ok(Box::leak(Box::new(loaded)))
 }
 
 impl Library {
     /// Loads the first of `names` that is found, in [`LIBRARY_PATH`] and then where the system looks.
     pub fn load(names: &[&str], remedy: &'static str) -> Result<Self> {
-        let mut reason = String::new();
-        let mut directories = directories();
-        directories.push(PathBuf::new());
-        for directory in &directories {
-            for name in names {
-                let path = directory.join(name);
-                if directory.as_os_str().is_empty() || path.exists() {
-                    match open(&path) {
-                        Ok(handle) => {
-                            return Ok(Self { name: (*name).to_owned(), remedy, handle });
-                        }
-                        Err(why) => reason = why,
-                    }
-                }
+        let named = |directory: PathBuf| names.iter().map(move |name| directory.join(name));
+        let here = directories().into_iter().flat_map(named).filter(|path| path.exists());
+        let mut first = None;
+        for path in here.chain(names.iter().map(PathBuf::from)) {
+            match open(&path) {
+                Ok(loaded) => return Ok(Self { name: path.display().to_string(), remedy, loaded }),
+                Err(reason) => first = first.or(Some(reason)),
             }
         }
-        Err(DeviceError::Library { library: names[0].to_owned(), reason, remedy })
+        // The system's words begin with the name.
+        let (name, reason) = (names[0], first.unwrap_or_default());
+        let reason = reason.strip_prefix(name).unwrap_or(&reason).trim_start_matches(": ");
+        let (library, reason) = (name.to_owned(), reason.to_owned());
+        Err(DeviceError::Library { library, reason, remedy })
     }
 
     /// Loads a library that another will look for by name; where there is none, that one will say so.
@@ -75,42 +62,20 @@ impl Library {
         }
     }
 
-    /// Address of a function.
-    pub fn symbol(&self, name: &CStr) -> Result<*mut c_void> {
-        // SAFETY: a live handle and a terminated name.
-        let symbol = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
-        if symbol.is_null() {
-            return Err(DeviceError::Library {
-                library: self.name.clone(),
-                reason: format!("has no function {}", name.to_string_lossy()),
-                remedy: self.remedy,
-            });
+    /// A function of the library.
+    ///
+    /// # Safety
+    /// `F` is a pointer to a function of that function's type.
+    pub unsafe fn function<F: Copy>(&self, name: &str) -> Result<F> {
+        // SAFETY: the caller's promise.
+        match unsafe { self.loaded.get::<F>(name) } {
+            Ok(function) => Ok(*function),
+            Err(error) => Err(self.error(reason(&error))),
         }
-        Ok(symbol)
+    }
+
+    /// The error of a library that cannot be used.
+    pub fn error(&self, reason: String) -> DeviceError {
+        DeviceError::Library { library: self.name.clone(), reason, remedy: self.remedy }
     }
 }
-
-/// Declares a table of functions of a library: `functions! { Table { field: "symbol" fn(…) -> …; } }`
-/// with a constructor `load(&Library)`.
-macro_rules! functions {
-    ($(#[$doc:meta])* $table:ident { $($field:ident: $symbol:literal fn($($argument:ty),*);)+ }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy)]
-        pub(super) struct $table { $($field: unsafe extern "C" fn($($argument),*) -> i32,)+ }
-        impl $table {
-            fn load(library: &Library) -> Result<Self> {
-                Ok(Self { $($field: {
-                    let symbol = library.symbol($symbol)?;
-                    // SAFETY: the library's function of this name has this type.
-                    unsafe {
-                        std::mem::transmute::<
-                            *mut c_void,
-                            unsafe extern "C" fn($($argument),*) -> i32,
-                        >(symbol)
-                    }
-                },)+ })
-            }
-        }
-    };
-}
-pub(super) use functions;
