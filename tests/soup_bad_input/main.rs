@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use ladle::{
     kernels::{BlockType, HostTensor},
+    preference::MixingMatrix,
     soup::{
         Adapter, Checkpoint, Manifest, OpenOptions, Soup, TensorSpec, WeightError,
         weights::{WeightFile, write_safetensors},

@@ -97,6 +97,18 @@ fn a_matrix_that_breaks_a_rule_is_refused_by_rule() {
         let parts = [&["soup.toml"], parts].concat();
         kitchen.refuses("soup-tiny", &parts);
     }
+    // Which is on record, but nothing that could be solved with.
+    let tied = "beta = 0.7\nrealised = [[0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [0.2, 0.2, 0.6]]";
+    let kitchen = Kitchen::new();
+    kitchen.edit("soup-tiny/soup.toml", "beta = 0.7", tied);
+    let soup = Soup::open(&kitchen.path("soup-tiny"), &options()).unwrap();
+    assert_eq!(soup.mixing, MixingMatrix::circulant(3, 0.7).unwrap());
+    kitchen.edit("soup-tiny/soup.toml", "beta = 0.7", "mapping = \"realised\"\nbeta = 0.7");
+    kitchen.refuses("soup-tiny", &["mixing.realised", "column 0 is not dominated"]);
+    let kitchen = Kitchen::new();
+    let short = "beta = 0.7\nrealised = [[0.4, 0.4, 0.2], [0.4, 0.4, 0.2]]";
+    kitchen.edit("soup-tiny/soup.toml", "beta = 0.7", short);
+    kitchen.refuses("soup-tiny", &["mixing.realised", "3 rows"]);
     let kitchen = Kitchen::new();
     let nearly = "matrix = [[0.33334, 0.33333, 0.33333], [0.33333, 0.33334, 0.33333], [0.33333, 0.33333, 0.33334]]";
     kitchen.edit("soup-tiny/soup.toml", "beta = 0.7", nearly);

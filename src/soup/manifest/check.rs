@@ -172,7 +172,8 @@ impl Manifest {
         self.objectives.iter().map(|objective| objective.name.as_str())
     }
 
-    /// The matrix that maps μ to λ; both matrices are checked whichever is chosen.
+    /// The matrix that maps μ to λ. Training may have moved the columns of the realised one so close to
+    /// each other that it cannot be solved: it is refused where it is to be.
     pub fn mixing(&self) -> Result<MixingMatrix, ManifestError> {
         let n = self.objectives.len();
         let of_size = |key, rows: &[Vec<f64>]| {
@@ -190,6 +191,15 @@ impl Manifest {
             (None, None) => return Err(refuse("mixing", "beta or matrix", "neither")),
         };
         let realised = self.mixing.realised.as_deref().map(|rows| of_size("mixing.realised", rows));
+        let unsolvable = |error: &ManifestError| {
+            use MixingError::{Condition, Dominance};
+            matches!(error, ManifestError::Mixing { rule: Condition { .. } | Dominance { .. }, .. })
+        };
+        if let (Mapping::Nominal, Some(Err(error))) = (self.mixing.mapping, &realised)
+            && unsolvable(error)
+        {
+            return Ok(nominal);
+        }
         match (self.mixing.mapping, realised.transpose()?) {
             (Mapping::Nominal, _) => Ok(nominal),
             (Mapping::Realised, Some(realised))

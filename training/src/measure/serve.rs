@@ -8,7 +8,7 @@ use ladle::{
         self, CpuBackend, CpuOptions, EngineConfig, EngineHandle, Event, FinishReason,
         GenerateRequest,
     },
-    soup::{OpenOptions as SoupOptions, Soup},
+    soup::{OpenOptions as SoupOptions, Soup, manifest},
 };
 
 use super::{
@@ -35,6 +35,9 @@ impl<'a> Served<'a> {
     /// Opens the soup of a run.
     pub fn open(run: &'a Run, label: &str) -> Result<Self> {
         let path = run.layout().soup();
+        if !path.join(manifest::FILE).is_file() {
+            return Err(EvaluateError::Soup { path, reason: unfinished(run) });
+        }
         let options = SoupOptions { base: Some(run.places.base.clone()), verify_digests: true };
         let soup = Soup::open(&path, &options).map_err(|error| EvaluateError::Soup {
             path: path.clone(),
@@ -65,6 +68,18 @@ impl<'a> Served<'a> {
         engine::start(backend, self.run.base.tokenizer.clone(), config)
             .map_err(|e| error(e.to_string()))
     }
+}
+
+/// Why a run has no soup, and what makes it.
+fn unfinished(run: &Run) -> String {
+    let (layout, root) = (run.layout(), run.places.run.display());
+    let names = run.config.objectives.iter().map(|o| o.name.as_str());
+    let missing: Vec<&str> = names.filter(|name| !layout.finished(name)).collect();
+    let missing = match missing.as_slice() {
+        [] => "all backbones are trained".to_owned(),
+        missing => format!("not trained: {}", missing.join(", ")),
+    };
+    format!("the run has no finished soup ({missing}); `train-backbones resume {root}` makes it")
 }
 
 /// What every answer is made and judged by.

@@ -325,6 +325,30 @@ mixing = {{ {mixing} }}
     let front: Value = serde_json::from_str(&read(&whole, "front.json")).unwrap();
     let twin = format!("aba of {}", bone.display());
     assert!(front["methods"].as_array().unwrap().iter().any(|m| m["method"] == twin.as_str()));
+
+    // A run that is not there yet is told apart from one that is broken.
+    let begun = directory.path().join("begun");
+    fs::create_dir(&begun).unwrap();
+    for file in ["config.toml", "inputs.toml"] {
+        fs::copy(rewarded.join(file), begun.join(file)).unwrap();
+    }
+    let parts = ["begun", "no finished soup", "not trained: short, plain", "resume"];
+    refuse(evaluate(&whole).arg("--oracle").arg(&begun), &parts);
+
+    // A realised B with a tie is on record; its method is left out, the others are measured.
+    let manifest = bone.join("soup/soup.toml");
+    let mut soup: toml::Table = fs::read_to_string(&manifest).unwrap().parse().unwrap();
+    let tied = toml::Value::try_from([[0.5, 0.5], [0.5, 0.5]]).unwrap();
+    soup["mixing"].as_table_mut().unwrap().insert("realised".into(), tied);
+    fs::write(&manifest, soup.to_string()).unwrap();
+    let tied = directory.path().join("tied");
+    succeed(evaluate(&tied).args(["--methods", "bone,realised"]));
+    let front: Value = serde_json::from_str(&read(&tied, "front.json")).unwrap();
+    assert_eq!(front["left_out"][0]["method"], "bone soup (realised)");
+    assert!(front["left_out"][0]["reason"].as_str().unwrap().contains("not dominated"));
+    assert!(
+        front["methods"].as_array().unwrap().iter().any(|m| m["method"] == "bone soup (nominal)")
+    );
 }
 
 /// A metric of a backbone's steps.
