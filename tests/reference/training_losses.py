@@ -185,6 +185,25 @@ def project(weights, column, own, margin):
     return [x / sum(w) for x in w]
 
 
+def gdpo(generator, objectives, prompts, samples):
+    """GDPO as TRL computes it (`multi_objective_aggregation="normalize_then_sum"`): each reward normalised
+    within its group, weighed, added, normalised over the batch; std is unbiased, ε = 1e-4."""
+    rewards = torch.randn(prompts * samples, objectives, generator=generator, dtype=torch.float64)
+    rewards = rewards * torch.tensor([10.0**j for j in range(objectives)], dtype=torch.float64)
+    # A group whose answers all earn the same says nothing.
+    rewards[:samples, 0] = 0.5
+    weights = torch.rand(objectives, generator=generator, dtype=torch.float64)
+    grouped = rewards.view(prompts, samples, objectives)
+    advantages = (grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, keepdim=True) + 1e-4)
+    summed = (advantages.view(-1, objectives) * weights).sum(1)
+    return {
+        "samples": samples,
+        "weights": listed(weights),
+        "rewards": rewards.T.tolist(),
+        "advantages": listed((summed - summed.mean()) / (summed.std() + 1e-4)),
+    }
+
+
 def main():
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(SEED)
@@ -205,6 +224,7 @@ def main():
         "losses": [policy_and_value(generator, b, t, c) for b, t, c in ((1, 1, 0.2), (3, 5, 0.2), (4, 9, 0.1))],
         "advantages": [advantages(generator, g, lam) for g, lam in ((1.0, 0.95), (0.9, 0.5))],
         "drbo": [drbo(generator, 3, s, norm, d, 40, 5, low=low, lead=lead) for s, norm, d, low, lead in cases],
+        "gdpo": [gdpo(generator, *shape) for shape in ((1, 2, 2), (3, 4, 8))],
     }
     print(json.dumps(result))
 

@@ -80,7 +80,7 @@ pub struct Config {
     pub objectives: Vec<ObjectiveConfig>,
 }
 
-/// The reward-mixing matrix: `beta`, `matrix` or `identity`.
+/// The reward-mixing matrix, `beta`, `matrix` or `identity`; or one policy's `weights`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MixingConfig {
@@ -90,6 +90,9 @@ pub enum MixingConfig {
     Matrix(Vec<Vec<f64>>),
     /// B = I: Rewarded Soup. The value is always true.
     Identity(bool),
+    /// No B but one policy, with these pre-set weights of the rewards, one per objective: DRBO's W.
+    /// With strategy average it is the policy trained for that preference (MORLHF).
+    Weights(Vec<f64>),
 }
 
 impl Default for MixingConfig {
@@ -115,7 +118,18 @@ fn one() -> u64 {
     1
 }
 
+/// Name of the policy of a run without B.
+pub const POLICY: &str = "policy";
+
 impl Config {
+    /// Names of the policies that are trained: the backbones, one an objective, or `policy` alone.
+    pub fn policies(&self) -> Vec<&str> {
+        match self.mixing {
+            MixingConfig::Weights(_) => vec![POLICY],
+            _ => self.objectives.iter().map(|objective| objective.name.as_str()).collect(),
+        }
+    }
+
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         Self::read_with(path, &[])

@@ -82,7 +82,7 @@ impl Estimate {
             Algorithm::Rloo => (1.0, 0.0),
         };
         let responses = rl.steps as f64 * rl.batch as f64;
-        for objective in &config.objectives {
+        for policy in config.policies() {
             let sampled = responses * response * (1.0 + greedy);
             // Responses to one prompt share its rows.
             let rows = responses * (prompt / rollout.samples as f64 + response);
@@ -91,7 +91,7 @@ impl Estimate {
             let read = rows * 2.0 * forward;
             let outputs = responses * response * epochs * 4.0 * head as f64;
             stages.push(Stage {
-                name: objective.name.clone(),
+                name: policy.to_owned(),
                 steps: rl.steps,
                 sampled,
                 trained,

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     checkpoint::{CheckpointError, read_toml, serialize, write_atomically, write_toml},
-    config::Config,
+    config::{Config, MixingConfig},
     error::RunError,
     layout::{Layout, Places, WEIGHTS},
     rl::lora::Policy,
@@ -87,7 +87,7 @@ pub fn write_soup(
     mixing: Mixing,
     layout: &Layout,
 ) -> Result<(), RunError> {
-    let names = config.objectives.iter().map(|objective| objective.name.clone());
+    let names = config.policies().into_iter().map(str::to_owned);
     let base = match fs::canonicalize(&config.base) {
         Ok(path) => BaseEntry { path: Some(path), ..BaseEntry::default() },
         Err(_) => BaseEntry { id: Some(config.base.clone()), ..BaseEntry::default() },
@@ -109,8 +109,20 @@ pub fn write_soup(
     }
     let mut manifest: Manifest =
         soup::init::init(&target, &recipe, &options, |_| Ok::<_, RunError>(()))?;
-    for (entry, objective) in manifest.objectives.iter_mut().zip(&config.objectives) {
-        entry.description.clone_from(&objective.description);
+    match &config.mixing {
+        MixingConfig::Weights(weights) => {
+            let named = config.objectives.iter().zip(weights);
+            let named = named.map(|(objective, weight)| format!("{} {weight}", objective.name));
+            let named = named.collect::<Vec<_>>().join(", ");
+            let strategy = config.balance.strategy;
+            let description = format!("One policy for all preferences ({strategy}: {named}).");
+            manifest.objectives.iter_mut().for_each(|o| o.description.clone_from(&description));
+        }
+        _ => {
+            for (entry, objective) in manifest.objectives.iter_mut().zip(&config.objectives) {
+                entry.description.clone_from(&objective.description);
+            }
+        }
     }
     let path = target.join(manifest::FILE);
     let text = manifest.to_toml().map_err(|error| CheckpointError::Format {

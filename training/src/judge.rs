@@ -3,10 +3,11 @@
 use crate::{
     config::{Algorithm, Config},
     error::RunError,
-    rewards::RewardSet,
+    rewards::{RewardSet, SpanScore},
     rl::{
         advantage::{TokenScore, token_at},
-        balance::{Balance, Standardiser},
+        balance::{Balance, Standardiser, Strategy},
+        gdpo::gdpo_advantages,
         packing::Sequence,
         rollout::Rollout,
     },
@@ -34,7 +35,7 @@ pub struct Response {
     /// Weighted rewards at their tokens.
     pub scores: Vec<TokenScore>,
     /// Baseline of the total: the total of the greedy response to the same prompt (ReMax), or the mean
-    /// of the other responses to it (RLOO).
+    /// of the other responses to it (RLOO); 0 with GDPO, whose scores are advantages.
     pub baseline: f64,
 }
 
@@ -111,7 +112,17 @@ impl Judge<'_> {
             let baseline = baselines.get(index / samples).copied().unwrap_or(0.0);
             responses.push(Response { sequence, rollout, scores, baseline });
         }
-        if self.config.rl.algorithm == Algorithm::Rloo {
+        if self.config.balance.strategy == Strategy::Gdpo {
+            let total = |spans: &Vec<SpanScore>| spans.iter().map(|span| span.score).sum::<f64>();
+            let rewards: Vec<Vec<f64>> =
+                spans.iter().map(|reward| reward.iter().map(total).collect()).collect();
+            // The advantage of the whole response, at its last token, with nothing to compare to.
+            let advantages = gdpo_advantages(&rewards, weights, samples);
+            for (response, score) in responses.iter_mut().zip(advantages) {
+                let token = response.rollout.tokens.len().saturating_sub(1);
+                response.scores = vec![TokenScore { token, score }];
+            }
+        } else if self.config.rl.algorithm == Algorithm::Rloo {
             for group in responses.chunks_mut(samples) {
                 let sum: f64 = group.iter().map(Response::total).sum();
                 let others = (group.len() - 1) as f64;

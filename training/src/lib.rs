@@ -5,6 +5,7 @@
 //! objectives ([`rl::balance`]) → advantages ([`rl::advantage`]) → policy update ([`rl::ppo`],
 //! [`rl::remax`]) → checkpoint → sweep over preferences → front and report ([`measure`]).
 
+pub mod aim;
 pub mod autograd;
 pub mod checkpoint;
 pub mod config;

@@ -93,7 +93,7 @@ fn train(run: &Run, only: Option<&str>) -> Result<()> {
         }
         println!("serve it: ladle serve {}", soup.display());
     } else {
-        let names = run.config.objectives.iter().map(|o| o.name.as_str());
+        let names = run.config.policies().into_iter();
         let missing: Vec<&str> = names.filter(|name| !layout.finished(name)).collect();
         println!("no soup yet: {} not trained; go on with `resume`", missing.join(", "));
     }

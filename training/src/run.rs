@@ -9,7 +9,7 @@ use std::{
 
 use ladle::{
     kernels::HostTensor,
-    preference::{MixingMatrix, mixing::condition_number},
+    preference::mixing::condition_number,
     soup::{
         Adapter,
         manifest::{self, Mixing},
@@ -17,8 +17,9 @@ use ladle::{
 };
 
 use crate::{
+    aim::Aim,
     checkpoint::{CheckpointError, read_toml, to_toml, write_atomically, write_toml},
-    config::{Config, ConfigError, MixingConfig},
+    config::{Config, ConfigError},
     data::split::split,
     draw::{self, Purpose},
     error::RunError,
@@ -51,28 +52,15 @@ pub struct Run {
     pub test: Vec<Prompt>,
     /// The objectives' rewards.
     pub rewards: RewardSet,
-    /// B.
-    pub mixing: MixingMatrix,
+    /// What its policies are trained for.
+    pub aim: Aim,
 }
 
 impl Run {
     /// Opens everything that the configuration names.
     pub fn open(config: Config, places: Places) -> Result<Self> {
         config.check()?;
-        let n = config.objectives.len();
-        let mixing = match &config.mixing {
-            MixingConfig::Beta(beta) => MixingMatrix::circulant(n, *beta)?,
-            MixingConfig::Matrix(rows) => MixingMatrix::from_rows(rows)?,
-            MixingConfig::Identity(_) => MixingMatrix::identity(n),
-        };
-        if mixing.len() != n {
-            return Err(ConfigError::Value {
-                key: "mixing.matrix".into(),
-                got: format!("{0} × {0}", mixing.len()),
-                expected: "one row and column per objective",
-            }
-            .into());
-        }
+        let aim = Aim::of(&config)?;
         if let Some((path, remedy)) = inputs::missing(&config, &places.data) {
             return Err(RunError::Missing { path, remedy });
         }
@@ -118,7 +106,7 @@ impl Run {
                 reward.score(answer.as_slice())?;
             }
         }
-        Ok(Self { config, places, base, train, validation, test, rewards, mixing })
+        Ok(Self { config, places, base, train, validation, test, rewards, aim })
     }
 
     /// The paths of the run's files.
@@ -208,7 +196,7 @@ impl Run {
 
     /// Trains every backbone (or the one named), and makes the soup once all are there.
     pub fn train(&self, only: Option<&str>) -> Result<()> {
-        let names: Vec<&str> = self.config.objectives.iter().map(|o| o.name.as_str()).collect();
+        let names = self.config.policies();
         if let Some(name) = only.filter(|name| !names.contains(name)) {
             return Err(RunError::Unknown { name: name.into(), known: names.join(", ") });
         }
@@ -235,8 +223,8 @@ impl Run {
                 prompts: &self.train,
                 rewards: &self.rewards,
                 standardiser: &standardiser,
-                mixing: &self.mixing,
-                own: index,
+                weights: self.aim.weights(index),
+                column: self.aim.column(index),
                 layout: &layout,
             };
             let outcome = Trainer::new(task)?.run()?;
@@ -285,14 +273,22 @@ impl Run {
 
     /// Makes a soup of the finished adapters of `layout`.
     fn write_soup(&self, config: &Config, layout: &Layout) -> Result<()> {
-        let columns = config.objectives.iter().map(|o| export::realised(config, layout, &o.name));
+        let policies = config.policies().into_iter();
+        let columns = policies.map(|name| export::realised(config, layout, name));
         let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
-        let row = |row: usize| columns.iter().map(|column| column[row]).collect();
-        let realised: Vec<Vec<f64>> = (0..columns.len()).map(row).collect();
-        let condition = condition_number(&realised);
-        tracing::info!("{}: condition number of the realised B: {condition:.2}", config.name);
-        let (matrix, realised) = (Some(self.mixing.rows()), Some(realised));
-        let mixing = Mixing { matrix, realised, ..Mixing::default() };
+        let mixing = match self.aim.matrix() {
+            // One policy is a soup of one backbone, which every preference asks for.
+            None => Mixing { matrix: Some(vec![vec![1.0]]), ..Mixing::default() },
+            Some(mixing) => {
+                let row = |row: usize| columns.iter().map(|column| column[row]).collect();
+                let realised: Vec<Vec<f64>> = (0..columns.len()).map(row).collect();
+                let condition = condition_number(&realised);
+                let name = &config.name;
+                tracing::info!("{name}: condition number of the realised B: {condition:.2}");
+                let (matrix, realised) = (Some(mixing.rows()), Some(realised));
+                Mixing { matrix, realised, ..Mixing::default() }
+            }
+        };
         export::write_soup(config, &self.places, mixing, layout)
     }
 }

@@ -44,6 +44,9 @@ pub enum SelectError {
     /// There are no validation prompts.
     #[error("data.validation: the configuration names no file, and choices are made on it")]
     NoValidation,
+    /// There is no B to choose for.
+    #[error("mixing.weights: one policy has no B and no α to choose; expected beta or matrix")]
+    OnePolicy,
     /// There is no α to compare.
     #[error("--alphas names none, expected at least one")]
     NoAlphas,
@@ -167,6 +170,7 @@ impl fmt::Display for AlphaTable {
 /// What a choice needs, asked for before anything is trained.
 fn check(run: &Run, prompts: usize) -> Result<()> {
     match prompts {
+        _ if run.aim.matrix().is_none() => Err(SelectError::OnePolicy),
         _ if run.validation.is_empty() => Err(SelectError::NoValidation),
         0 => Err(SelectError::NoPrompts),
         _ => Ok(()),
@@ -196,10 +200,11 @@ fn front(
     };
     let backbones = run.config.objectives.iter().map(|o| adapter(&o.name));
     let backbones = backbones.collect::<Result<Vec<_>>>()?;
+    let mixing = run.aim.matrix().ok_or(SelectError::OnePolicy)?;
     let mut sampler = trainer::sampler(&run.base, &run.config)?;
     let mut rows = Vec::new();
     for weights in preferences(run) {
-        let coefficients = solve(&run.mixing, &weights, alpha)?;
+        let coefficients = solve(mixing, &weights, alpha)?;
         let decoder = soup(run, sft.as_ref(), &backbones, &coefficients)?;
         let rewards = answer(run, &mut sampler, &decoder, &chosen)?;
         rows.push(standardiser.apply(&rewards).map_err(RunError::from)?);

@@ -4,13 +4,11 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use candle_core::Device;
-use ladle::{
-    kernels::HostTensor,
-    preference::{MixingMatrix, mixing::condition_number},
-};
+use ladle::{kernels::HostTensor, preference::mixing::condition_number};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    aim::Column,
     checkpoint,
     config::{Algorithm, Config},
     draw::{self, Purpose},
@@ -65,10 +63,10 @@ pub struct BackboneTask<'a> {
     pub rewards: &'a RewardSet,
     /// Their frozen scale.
     pub standardiser: &'a Standardiser,
-    /// B.
-    pub mixing: &'a MixingMatrix,
-    /// Column of B that gives the reward weights; also the objective whose weight stays the largest.
-    pub own: usize,
+    /// Pre-set weights W of the rewards.
+    pub weights: Vec<f64>,
+    /// Which backbone it is of a soup; none where one policy is trained.
+    pub column: Option<Column<'a>>,
     /// Paths of state, metrics and snapshots.
     pub layout: &'a Layout,
 }
@@ -104,9 +102,6 @@ impl<'a> Trainer<'a> {
     /// Starts the backbone, or goes on from its state on disk.
     pub fn new(task: BackboneTask<'a>) -> Result<Self> {
         let (config, base) = (task.config, task.start.base);
-        // Pre-set weights W = n·wᵢ: column i of B (`docs/algorithms.md` §6.3).
-        let n = task.mixing.len() as f64;
-        let preset = task.mixing.column(task.own).into_iter().map(|w| n * w).collect();
         let factors = draw::derive(task.factors, Purpose::Factors);
         let policy =
             Policy::new(&base.model, task.start.frozen, &config.lora, &Device::Cpu, factors)?
@@ -125,7 +120,11 @@ impl<'a> Trainer<'a> {
                 target: (rl.kl_target > 0.0).then_some(rl.kl_target),
                 horizon: rl.kl_horizon,
             },
-            balance: Balance::new(preset, Some(task.own), config.balance.clone())?,
+            balance: Balance::new(
+                task.weights.clone(),
+                task.column.as_ref().map(|column| column.own),
+                config.balance.clone(),
+            )?,
         };
         let path = task.layout.state(task.name);
         if path.exists() {
@@ -161,10 +160,12 @@ impl<'a> Trainer<'a> {
             self.record(&mut recorder, &judged, &report, kl)?;
             self.state.kl.update(kl, batch.len());
             if let Some(Update { floored, moved, weights }) = self.balance(&judged)? {
-                let condition = self.condition();
+                let condition = self.task.column.as_ref().map_or(String::new(), |column| {
+                    let condition = self.condition(column);
+                    format!("; condition number of B with this column as realised: {condition:.2}")
+                });
                 recorder.note(&format!(
-                    "weights {weights:.4?} ({floored} floored, moved {moved:.3}); condition number \
-                     of B with this column as realised: {condition:.2}"
+                    "weights {weights:.4?} ({floored} floored, moved {moved:.3}){condition}"
                 ));
             }
             self.state.step += 1;
@@ -355,10 +356,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// κ(B) with this backbone's column as it was realised so far.
-    fn condition(&self) -> f64 {
-        let mut rows = self.task.mixing.rows();
+    fn condition(&self, column: &Column<'_>) -> f64 {
+        let mut rows = column.mixing.rows();
         for (row, weight) in rows.iter_mut().zip(self.state.balance.realised()) {
-            row[self.task.own] = weight;
+            row[column.own] = weight;
         }
         condition_number(&rows)
     }

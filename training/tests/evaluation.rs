@@ -13,6 +13,7 @@ use ladle_training::measure::{
     results::{FORMAT, FrontFile, MethodFront, Objective, Selected},
     settings::{Fixed, Settings},
 };
+use ladle_training::rl::balance::Strategy;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -139,8 +140,14 @@ fn a_verdict_says_what_to_change() {
 fn a_realised_matrix_that_cannot_be_solved_leaves_its_method_out() {
     let nominal = MixingMatrix::circulant(2, 0.6).unwrap();
     let methods = |rows: &[Vec<f64>]| {
-        let trained =
-            Trained { run: 0, label: "", nominal: &nominal, identity: false, realised: Some(rows) };
+        let trained = Trained {
+            run: 0,
+            label: "",
+            nominal: Some(&nominal),
+            identity: false,
+            realised: Some(rows),
+            strategy: Strategy::Average,
+        };
         let (methods, left_out) = trained.methods(&Kind::ALL, &[]);
         let names: Vec<String> = methods.into_iter().map(|m| m.name).collect();
         (names, left_out)

@@ -8,12 +8,13 @@ use ladle_training::rl::{
     advantage::{
         AdvantageError, TokenScore, gae, log_ratio, rewards_to_go, token_at, token_rewards, whiten,
     },
+    gdpo::gdpo_advantages,
     ppo::{KlController, Loss, LossError, Tokens, policy_loss, value_loss},
     remax::{remax_advantages, remax_loss},
 };
 use serde_json::Value;
 
-use support::{numbers, reference};
+use support::{numbers, reference, rows};
 
 fn f32s(value: &Value) -> Vec<f32> {
     numbers(value).into_iter().map(|x| x as f32).collect()
@@ -151,6 +152,16 @@ fn remax_advantage_is_the_score_difference_minus_the_kl_still_to_come() {
     let got = remax_advantages(2.0, 0.5, &[0.5, 1.0, -0.5], 0.5).unwrap();
     assert_eq!(got, [1.0, 1.25, 1.75]);
     assert!(remax_advantages(2.0, 0.5, &[], 0.5).unwrap().is_empty());
+}
+
+#[test]
+fn gdpo_advantages_are_those_of_trl() {
+    for case in reference("losses.json")["gdpo"].as_array().unwrap() {
+        let samples = case["samples"].as_u64().unwrap() as usize;
+        let (rewards, weights) = (rows(&case["rewards"]), numbers(&case["weights"]));
+        let got = gdpo_advantages(&rewards, &weights, samples);
+        close(&got, &numbers(&case["advantages"]), 1e-9);
+    }
 }
 
 /// One problem laid out four ways: packed, padded with zeros, padded with numbers that would poison

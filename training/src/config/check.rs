@@ -141,6 +141,19 @@ impl Config {
         if self.mixing == MixingConfig::Identity(false) {
             return Err(value_error("mixing.identity", false, "true, or beta or matrix instead"));
         }
+        if let MixingConfig::Weights(weights) = &self.mixing {
+            let valid = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
+            if weights.len() != self.objectives.len() || !valid || weights.iter().all(|w| *w == 0.0)
+            {
+                let expected = "one weight of at least 0 per objective, not all 0";
+                return Err(value_error("mixing.weights", format!("{weights:?}"), expected));
+            }
+        }
+        if self.balance.strategy == Strategy::Gdpo && rl.algorithm != Algorithm::Rloo {
+            let expected =
+                "rloo with balance.strategy gdpo, which compares the answers to one prompt";
+            return Err(value_error("rl.algorithm", rl.algorithm, expected));
+        }
         if !is_name(&self.name) {
             let expected = "1 to 64 of the characters A-Z a-z 0-9 _ - .";
             return Err(value_error("name", &self.name, expected));

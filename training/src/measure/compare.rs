@@ -30,7 +30,9 @@ pub fn compare(
     objectives: &[String],
     standardiser: &Standardiser,
 ) -> (Vec<MethodFront>, Vec<Oracle>) {
-    let baseline = swept.iter().position(|s| s.front.kind == Some(Kind::Rewarded));
+    let of_kind = |kind: Kind| swept.iter().position(|s| s.front.kind == Some(kind));
+    // Of single policies the first one.
+    let baseline = of_kind(Kind::Rewarded).or_else(|| of_kind(Kind::Policy));
     let gains: Vec<Option<Gain>> = swept
         .iter()
         .map(|own| {

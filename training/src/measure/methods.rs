@@ -9,6 +9,8 @@ use ladle::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::rl::balance::Strategy;
+
 /// How a method answers a preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -27,11 +29,13 @@ pub enum Kind {
     Mod,
     /// Backbones of their own: a policy trained on the rewards in the shares of the preference.
     Oracle,
+    /// One policy for all preferences: fixed or balanced weights of the rewards (DRBO, GDPO).
+    Policy,
 }
 
 impl Kind {
     /// All of them, in the order of a report.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Bone,
         Self::Realised,
         Self::Aba,
@@ -39,6 +43,7 @@ impl Kind {
         Self::Rewarded,
         Self::Mod,
         Self::Oracle,
+        Self::Policy,
     ];
 
     /// Whether a grid of α is searched for it.
@@ -56,6 +61,7 @@ impl Kind {
             Self::Rewarded => "λ = μ with backbones of one reward each",
             Self::Mod => "logits of the backbones, weighed by B⁻¹μ",
             Self::Oracle => "a policy trained for that preference",
+            Self::Policy => "one policy for all preferences",
         }
     }
 }
@@ -102,6 +108,9 @@ pub struct Method {
 impl Method {
     /// λ and the model of a preference.
     pub fn solve(&self, preference: &[f64]) -> Result<(Vec<f64>, Model), PreferenceError> {
+        if self.kind == Kind::Policy {
+            return Ok((vec![1.0], Model::backbone(0, 1)));
+        }
         let preference = Preference::new(preference, self.matrix.len())?;
         let alpha = Alpha::Scalar(self.alpha);
         let solution = self.matrix.solve_by(self.rule, &preference, &alpha);
@@ -138,19 +147,25 @@ pub struct Trained<'a> {
     pub run: usize,
     /// Tells methods of one name apart: empty for the subject.
     pub label: &'a str,
-    /// B.
-    pub nominal: &'a MixingMatrix,
+    /// B; none of a single policy.
+    pub nominal: Option<&'a MixingMatrix>,
     /// Whether B is the identity: one reward a backbone.
     pub identity: bool,
     /// Rows of the B that training arrived at.
     pub realised: Option<&'a [Vec<f64>]>,
+    /// How its weights followed the rewards: the name of a single policy.
+    pub strategy: Strategy,
 }
 
 impl Trained<'_> {
     /// The methods of `kinds` that the run serves, at α = 0, and those that it cannot.
     pub fn methods(&self, kinds: &[Kind], taken: &[Method]) -> (Vec<Method>, Vec<LeftOut>) {
-        let n = self.nominal.len();
         let (mut methods, mut left_out) = (Vec::new(), Vec::new());
+        let Some(nominal) = self.nominal else {
+            methods.extend(kinds.contains(&Kind::Policy).then(|| self.policy(taken)));
+            return (methods, left_out);
+        };
+        let n = nominal.len();
         for &kind in kinds {
             let name = match (kind, self.identity) {
                 (Kind::Bone, false) => "bone soup (nominal)",
@@ -162,11 +177,7 @@ impl Trained<'_> {
                 (Kind::Mod, false) => "mod on bone backbones",
                 _ => continue,
             };
-            let named = |name: &str| taken.iter().chain(&methods).any(|m: &Method| m.name == name);
-            let name = match named(name) {
-                true => format!("{name} of {}", self.label),
-                false => name.to_owned(),
-            };
+            let name = self.named(name, taken.iter().chain(&methods));
             let matrix = match kind {
                 Kind::Aba => MixingMatrix::identity(n),
                 Kind::Realised => {
@@ -180,12 +191,29 @@ impl Trained<'_> {
                         }
                     }
                 }
-                _ => self.nominal.clone(),
+                _ => nominal.clone(),
             };
             let rule = if kind == Kind::Clamped { LambdaRule::Clamp } else { LambdaRule::Exact };
             methods.push(Method { name, kind, run: self.run, alpha: 0.0, matrix, rule });
         }
         (methods, left_out)
+    }
+}
+
+impl Trained<'_> {
+    /// The method of a single policy.
+    fn policy(&self, taken: &[Method]) -> Method {
+        let name = self.named(&self.strategy.to_string(), taken.iter());
+        let (matrix, rule) = (MixingMatrix::identity(1), LambdaRule::Exact);
+        Method { name, kind: Kind::Policy, run: self.run, alpha: 0.0, matrix, rule }
+    }
+
+    /// A name that no other method has.
+    fn named<'m>(&self, name: &str, mut taken: impl Iterator<Item = &'m Method>) -> String {
+        match taken.any(|method| method.name == name) {
+            true => format!("{name} of {}", self.label),
+            false => name.to_owned(),
+        }
     }
 }
 

@@ -73,7 +73,7 @@ impl<'a> Served<'a> {
 /// Why a run has no soup, and what makes it.
 fn unfinished(run: &Run) -> String {
     let (layout, root) = (run.layout(), run.places.run.display());
-    let names = run.config.objectives.iter().map(|o| o.name.as_str());
+    let names = run.config.policies().into_iter();
     let missing: Vec<&str> = names.filter(|name| !layout.finished(name)).collect();
     let missing = match missing.as_slice() {
         [] => "all backbones are trained".to_owned(),

@@ -17,6 +17,9 @@ pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
         MixingConfig::Beta(beta) => format!("β = {beta}"),
         MixingConfig::Matrix(rows) => format!("B = {rows:?}"),
         MixingConfig::Identity(_) => "B = I".to_owned(),
+        MixingConfig::Weights(weights) => {
+            format!("one policy, {} with weights {weights:?}", config.balance.strategy)
+        }
     };
     let decoding = match evaluation.front.temperature {
         0.0 => "greedy".to_owned(),
@@ -55,9 +58,9 @@ fn curves(run: &Run) -> Vec<Curve> {
         ("finished".to_owned(), "share of responses".to_owned()),
     ];
     let curve = |(key, unit): (String, String)| {
-        let series = run.config.objectives.iter().map(|o| {
-            let path = run.places.run.join("metrics").join(&o.name).join("metrics.jsonl");
-            (o.name.clone(), points(&path, &key))
+        let series = run.config.policies().into_iter().map(|name| {
+            let path = run.places.run.join("metrics").join(name).join("metrics.jsonl");
+            (name.to_owned(), points(&path, &key))
         });
         Curve { title: key.replace('_', " "), unit, series: series.collect() }
     };

@@ -13,7 +13,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    config::MixingConfig,
+    config::{Config, MixingConfig},
     draw,
     error::RunError,
     metrics::progress,
@@ -98,10 +98,12 @@ impl<'a> Sweep<'a> {
         let (mut methods, mut left_out): (Vec<Method>, Vec<LeftOut>) = Default::default();
         let mut columns = Vec::new();
         for (run, soup) in served.iter().enumerate() {
-            let identity = matches!(soup.run.config.mixing, MixingConfig::Identity(_));
+            let Config { mixing, balance, .. } = &soup.run.config;
+            let identity = matches!(mixing, MixingConfig::Identity(_));
             let realised = soup.soup.manifest.mixing.realised.as_deref();
-            let (label, nominal) = (soup.label.as_str(), &soup.run.mixing);
-            let trained = Trained { run, label, nominal, identity, realised };
+            let (label, nominal) = (soup.label.as_str(), soup.run.aim.matrix());
+            let strategy = balance.strategy;
+            let trained = Trained { run, label, nominal, identity, realised, strategy };
             let only_columns = run.checked_sub(1).is_some_and(|other| others[other].oracle);
             if !only_columns {
                 let (more, out) = trained.methods(&settings.methods, &methods);
@@ -227,12 +229,12 @@ fn columns_of(run: usize, soup: &Served<'_>) -> Vec<Column> {
         return Vec::new();
     }
     let owner = if soup.label.is_empty() { String::new() } else { format!(" of {}", soup.label) };
-    let named = soup.run.config.objectives.iter().enumerate();
-    let column = |(backbone, objective): (usize, &crate::config::ObjectiveConfig)| Column {
-        name: format!("{}{owner}", objective.name),
+    let named = soup.run.config.policies().into_iter().enumerate();
+    let column = |(backbone, name): (usize, &str)| Column {
+        name: format!("{name}{owner}"),
         run,
         backbone,
-        preference: soup.run.mixing.column(backbone),
+        preference: soup.run.aim.preference(backbone),
     };
     named.map(column).collect()
 }

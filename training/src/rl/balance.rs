@@ -114,6 +114,20 @@ pub enum Strategy {
     /// z = W·x̂ with x = the change of R̄ since the last update: objectives that still move gain
     /// weight.
     Delta,
+    /// They don't either: each reward is normalised among the responses to one prompt before it is
+    /// weighed ([`super::gdpo`]).
+    Gdpo,
+}
+
+impl std::fmt::Display for Strategy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Average => "average",
+            Self::Inverse => "inverse",
+            Self::Delta => "delta",
+            Self::Gdpo => "gdpo",
+        })
+    }
 }
 
 /// Normalisation of z to a point of the simplex.
@@ -152,7 +166,7 @@ impl BalanceConfig {
     /// How z becomes weights.
     pub fn normalisation(&self) -> Normalisation {
         self.normalisation.unwrap_or(match self.strategy {
-            Strategy::Average | Strategy::Inverse => Normalisation::Sum,
+            Strategy::Average | Strategy::Inverse | Strategy::Gdpo => Normalisation::Sum,
             Strategy::Delta => Normalisation::Softmax,
         })
     }
@@ -317,8 +331,8 @@ impl Balance {
         for (mean, r) in self.mean.iter_mut().zip(batch_mean) {
             *mean += (r - *mean) / t;
         }
-        if self.config.strategy == Strategy::Average || !self.step.is_multiple_of(self.config.every)
-        {
+        let fixed = matches!(self.config.strategy, Strategy::Average | Strategy::Gdpo);
+        if fixed || !self.step.is_multiple_of(self.config.every) {
             return Ok(None);
         }
         let (proposed, floored) = self.propose();
@@ -350,7 +364,7 @@ impl Balance {
             .map(|((&mean, &before), &count)| {
                 let x = match self.config.strategy {
                     Strategy::Delta => mean - before,
-                    Strategy::Inverse | Strategy::Average => mean + 1.0,
+                    Strategy::Inverse | Strategy::Average | Strategy::Gdpo => mean + 1.0,
                 };
                 x + optimism(count)
             })

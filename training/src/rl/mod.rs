@@ -2,6 +2,7 @@
 
 pub mod advantage;
 pub mod balance;
+pub mod gdpo;
 pub mod log_probs;
 pub mod lora;
 pub mod packing;

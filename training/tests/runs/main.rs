@@ -406,6 +406,111 @@ fn backbones_reach_a_known_optimum_over_five_seeds() {
     });
 }
 
+/// One policy without B for two rewards of which a response earns one or the other by its first
+/// token: a weight of 3 to 1 makes the first reward's token the only optimum, whatever the strategy.
+fn one_policy_reaches_the_optimum(strategy: &str, seed: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        r#"
+seed = {seed}
+lora = {{ rank = 4, alpha = 8.0 }}
+rollout = {{ max_new_tokens = 1, slots = 32, samples = 8 }}
+rl = {{ algorithm = "rloo", steps = 40, batch = 32, learning_rate = 2e-2, kl = 0.0, kl_target = 0.0, standardise_on = 64, checkpoint_every = 100 }}
+balance = {{ strategy = "{strategy}", every = 10 }}
+mixing = {{ weights = [3.0, 0.1] }}
+[[objectives]]
+name = "vowels"
+reward = {{ kind = "regex", pattern = "^ ?[aeiou]" }}
+[[objectives]]
+name = "others"
+reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
+"#
+    );
+    let config = task(directory.path(), &settings);
+    let run = directory.path().join("run");
+    succeed(start(&config, &run).env("RAYON_NUM_THREADS", "1"));
+    let reward = reached(&run, "policy", "vowels");
+    assert!(reward > 0.9, "{strategy}, seed {seed}: {reward}");
+    // It opens as a soup of one backbone, and has no matrix of two.
+    let soup = Soup::open(&run.join("soup"), &OpenOptions::default()).unwrap();
+    assert_eq!(soup.mixing.rows(), [[1.0]]);
+    assert!(soup.manifest.objectives[0].description.contains(strategy));
+    refuse(
+        command().arg("select-alpha").arg(&run).arg("--data").arg(directory.path()),
+        &["mixing.weights", "one policy has no B"],
+    );
+}
+
+#[test]
+fn one_policy_with_preset_weights_reaches_a_known_optimum_by_every_strategy() {
+    thread::scope(|scope| {
+        for seed in 1..=2 {
+            scope.spawn(move || {
+                for strategy in ["average", "inverse", "delta", "gdpo"] {
+                    one_policy_reaches_the_optimum(strategy, seed);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn single_policies_are_compared_with_each_other_and_as_oracles() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |name: &str, mixing: &str, balance: &str| {
+        let settings = format!(
+            r#"
+lora = {{ rank = 2, alpha = 4.0 }}
+rollout = {{ max_new_tokens = 6, samples = 4 }}
+rl = {{ algorithm = "rloo", steps = 2, batch = 8, learning_rate = 5e-2, standardise_on = 4 }}
+balance = {{ {balance} }}
+mixing = {{ {mixing} }}
+{OBJECTIVES}"#
+        );
+        let out = directory.path().join(name);
+        succeed(&mut start(&task(directory.path(), &settings), &out));
+        out
+    };
+    let average = run("average", "weights = [1, 1]", "");
+    let gdpo = run("gdpo", "weights = [1, 1]", "strategy = \"gdpo\"");
+    let twice = run("twice", "weights = [2, 1]", "");
+    let bone = run("bone", "beta = 0.7", "");
+    let evaluate = |subject: &Path, out: &str| {
+        let mut command = command();
+        command.arg("evaluate").arg(subject).arg("--out").arg(directory.path().join(out));
+        command.arg("--data").arg(directory.path()).args(["--prompts", "4", "--grid", "2"]);
+        command
+    };
+    let front = |out: &str| -> Value {
+        let path = directory.path().join(out).join("front.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    let labelled = |label: &str, run: &Path| format!("{label}={}", run.display());
+    let mut policies = evaluate(&average, "policies");
+    policies.arg("--against").arg(labelled("gdpo", &gdpo));
+    policies.arg("--against").arg(labelled("twice", &twice));
+    succeed(&mut policies);
+    let compared = front("policies");
+    let methods = compared["methods"].as_array().unwrap();
+    let names: Vec<&str> = methods.iter().map(|m| m["method"].as_str().unwrap()).collect();
+    assert_eq!(names, ["θ_sft", "average", "gdpo", "average of twice"]);
+    // One model for every preference.
+    let points = methods[2]["points"].as_array().unwrap();
+    assert!(points.iter().all(|point| point["mean"] == points[0]["mean"]));
+    assert_eq!(methods[2]["gain"]["over"], "average");
+
+    // As an oracle it counts for the preference that it was trained for.
+    let mut oracles = evaluate(&bone, "oracles");
+    oracles.arg("--oracle").arg(labelled("twice", &twice));
+    succeed(oracles.args(["--methods", "bone,oracle"]));
+    let measured = front("oracles");
+    let of_twice = measured["oracles"].as_array().unwrap().last().unwrap();
+    assert_eq!(of_twice["name"], "policy of twice");
+    let preference = of_twice["point"]["preference"].as_array().unwrap();
+    assert!((preference[0].as_f64().unwrap() - 2.0 / 3.0).abs() < 1e-12);
+    assert_eq!(of_twice["gaps"][0][0], "bone soup (nominal)");
+}
+
 #[test]
 fn a_dry_run_prints_the_plan_and_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
@@ -422,7 +527,7 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 14] = [
+    let cases: [(&str, &[&str]); 17] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
@@ -437,6 +542,9 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
         ("balance = { floor = 0.0 }", &["balance.floor is 0", "above 0"]),
         ("balance = { shift = -1.0 }", &["balance.shift is -1", "at least 0"]),
         ("mixing = { identity = false }", &["mixing.identity is false", "true"]),
+        ("mixing = { weights = [1.0] }", &["mixing.weights is [1.0]", "one weight"]),
+        ("mixing = { weights = [1.0, -1.0] }", &["mixing.weights is [1.0, -1.0]", "at least 0"]),
+        ("balance = { strategy = \"gdpo\" }", &["rl.algorithm is PPO", "rloo", "gdpo"]),
     ];
     for (settings, parts) in cases {
         let config = task(directory.path(), &format!("{settings}\n{OBJECTIVES}"));

@@ -1,0 +1,77 @@
+//! What the policies of a run are trained for: the columns of B, or one set of weights.
+
+use ladle::preference::MixingMatrix;
+
+use crate::{
+    config::{Config, ConfigError, MixingConfig},
+    error::RunError,
+};
+
+/// What the policies of a run are trained for.
+pub enum Aim {
+    /// Backbones of a soup, one a column of B.
+    Backbones(MixingMatrix),
+    /// One policy, with these pre-set weights W of the rewards.
+    Policy(Vec<f64>),
+}
+
+/// A column of B: a backbone's.
+pub struct Column<'a> {
+    /// B.
+    pub mixing: &'a MixingMatrix,
+    /// Its column, and the objective whose weight stays the largest.
+    pub own: usize,
+}
+
+impl Aim {
+    /// Reads it from a configuration; B must have a row and a column per objective.
+    pub fn of(config: &Config) -> Result<Self, RunError> {
+        let n = config.objectives.len();
+        let mixing = match &config.mixing {
+            MixingConfig::Beta(beta) => MixingMatrix::circulant(n, *beta)?,
+            MixingConfig::Matrix(rows) => MixingMatrix::from_rows(rows)?,
+            MixingConfig::Identity(_) => MixingMatrix::identity(n),
+            MixingConfig::Weights(weights) => return Ok(Self::Policy(weights.clone())),
+        };
+        if mixing.len() != n {
+            return Err(ConfigError::Value {
+                key: "mixing.matrix".into(),
+                got: format!("{0} × {0}", mixing.len()),
+                expected: "one row and column per objective",
+            }
+            .into());
+        }
+        Ok(Self::Backbones(mixing))
+    }
+
+    /// B; none of a single policy.
+    pub fn matrix(&self) -> Option<&MixingMatrix> {
+        match self {
+            Self::Backbones(mixing) => Some(mixing),
+            Self::Policy(_) => None,
+        }
+    }
+
+    /// The column of policy `index`; none of a single policy.
+    pub fn column(&self, index: usize) -> Option<Column<'_>> {
+        self.matrix().map(|mixing| Column { mixing, own: index })
+    }
+
+    /// Pre-set weights W of policy `index`: n·wᵢ for column i of B (`docs/algorithms.md` §6.3).
+    pub fn weights(&self, index: usize) -> Vec<f64> {
+        match self {
+            Self::Backbones(mixing) => {
+                let n = mixing.len() as f64;
+                mixing.column(index).into_iter().map(|w| n * w).collect()
+            }
+            Self::Policy(weights) => weights.clone(),
+        }
+    }
+
+    /// The preference that policy `index` is trained for: W/ΣW.
+    pub fn preference(&self, index: usize) -> Vec<f64> {
+        let weights = self.weights(index);
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|w| w / sum).collect()
+    }
+}
