@@ -1,4 +1,4 @@
-"""Tables, verdicts and figures of the experiment in bone-vs-rewarded/README.md, from what
+"""Tables, verdicts and figures of the experiments in bone-vs-rewarded and one-policy, from what
 `scripts/paper-table` has run so far.
 
     python training/results/paper.py WORK      writes WORK/tables/{tables.md,*.json,*.svg}
@@ -167,6 +167,27 @@ def gain_table(gains):
     return lines
 
 
+def policies(fronts):
+    """Test means in σ of each single policy, its weakest objective, and what that gains over average."""
+    objectives = [objective["name"] for objective in fronts[0]["objectives"]]
+    heads = ["policy", *objectives, "mean", "weakest", "weakest − average's", "words", "KL"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    means = lambda front, name: next(m["points"][0] for m in front["methods"] if m["method"] == name)
+    for method in fronts[0]["methods"]:
+        name = method["method"]
+        points = [means(front, name) for front in fronts]
+        rewards = [point["standardised"] for point in points]
+        # A method carries its run's label from the second of its kind on: average of average-2111.
+        base = "average of average-2111" if "2111" in name else "average"
+        weakest = [min(each) for each in rewards]
+        gains = [own - min(means(front, base)["standardised"]) for own, front in zip(weakest, fronts)]
+        cells = [name, *(spread([each[k] for each in rewards]) for k in range(len(objectives)))]
+        cells += [spread([statistics.mean(each) for each in rewards]), spread(weakest), spread(gains)]
+        cells += [spread([p["text"]["words"] for p in points], 1), spread([p.get("kl") for p in points], 2)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def figures(work, fronts, out):
     try:
         import matplotlib
@@ -211,6 +232,12 @@ def main():
     work = Work(sys.argv[1])
     out = work.directory / "tables"
     out.mkdir(parents=True, exist_ok=True)
+    single = work.fronts("policies")
+    if single:
+        text = [f"# One policy, {len(single)} seeds", "", *policies(single)]
+        (out / "tables.md").write_text("\n".join(text) + "\n")
+        print(f"tables: {out}/tables.md")
+        return
     names = ["long", "short", "kl", "factors", "greedy", "plain"]
     fronts = {name: work.fronts(name) for name in names}
     gains = {comparison: work.aggregate(*comparison) for comparison in COMPARISONS}
