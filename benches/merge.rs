@@ -126,6 +126,7 @@ fn full(models: &[Model], dtype: Dtype, reps: usize) -> Result<Value> {
         base: models[0].tensors(),
         sft: None,
         backbones: models.iter().map(|model| Ingredient::Full(model.tensors())).collect(),
+        answer_only: false,
     };
     let plan = SoupPlan::new(soup, &models[0].config)?;
     let c = coefficients(models.len());
@@ -178,6 +179,7 @@ fn lora(base: &Model, reps: usize) -> Result<Value> {
         base: base.tensors(),
         sft: None,
         backbones: adapters.iter().map(change).collect(),
+        answer_only: false,
     };
     let fast = Merger::new(SoupPlan::new(soup, &base.config)?, None)?;
     let c = coefficients(3);
@@ -203,6 +205,7 @@ fn first_use(models: &[Model]) -> Result<Value> {
         base: models[0].tensors(),
         sft: None,
         backbones: models.iter().map(|model| Ingredient::Full(model.tensors())).collect(),
+        answer_only: false,
     };
     let config = &models[0].config;
     let plan = SoupPlan::new(soup, config)?;

@@ -14,7 +14,7 @@ use ladle::{
     model::{decoder::Decoder, linear::Parameter},
     preference::Coefficients,
     soup::{
-        OpenOptions, Soup, SoupError,
+        Activation, OpenOptions, Soup, SoupError,
         init::{Recipe, init},
         manifest::{BaseEntry, Mixing},
         peft,
@@ -47,6 +47,7 @@ fn soup_of(dir: &Path, base: &Path, backbones: &[(&str, &Path)]) -> Result<Soup,
             .map(|(name, at)| ((*name).to_owned(), (*at).to_owned()))
             .collect(),
         mixing: Mixing { matrix: Some(identity.collect()), ..Mixing::default() },
+        activation: Activation::All,
     };
     init(dir, &recipe, &options(), |_| Ok::<_, SoupError>(()))?;
     Soup::open(dir, &OpenOptions { base: None, ..options() })

@@ -13,7 +13,7 @@ use ladle::{
         Mode,
         backend::Backend,
         cost::{CostModel, Footprint, Machine, Pass},
-        models::{Lanes, Models, Readiness},
+        models::{Lanes, Models, Readiness, Wanted},
     },
     merge::Fetch,
     preference::{Coefficients, ModelKey},
@@ -37,6 +37,10 @@ struct World {
     models: Models<HashSoup>,
 }
 
+fn wanted(models: &[usize], repeatable: bool) -> Wanted {
+    Wanted { keys: models.iter().map(|&n| key(n)).collect(), from: 0, repeatable }
+}
+
 impl World {
     /// Models `0..merged` are in the cache.
     fn new(merged: usize) -> Self {
@@ -48,12 +52,12 @@ impl World {
             }
         }
         let cost = CostModel::new(soup.facts().footprint, Machine::default());
-        let models = Models::new(MergeMode::Auto, "soup".to_owned(), cost);
+        let models = Models::new(MergeMode::Auto, "soup".to_owned(), cost, None);
         Self { soup, models }
     }
 
     fn enter(&mut self, n: usize, repeatable: bool) -> Lanes {
-        self.models.enter(&self.soup, vec![key(n)], repeatable, None)
+        self.models.enter(&self.soup, wanted(&[n], repeatable), None)
     }
 }
 
@@ -91,10 +95,10 @@ fn requests_submitted_together_run_in_one_mode_whatever_comes_between() {
     assert_eq!(first.mode, Mode::Fused);
     (1..21).for_each(|n| drop(world.enter(n, true)));
     let World { soup, models } = &mut world;
-    assert_eq!(models.enter(&*soup, vec![key(0)], false, None).mode, Mode::Mixed, "by cost");
-    assert_eq!(models.enter(&*soup, vec![key(0)], false, Some(&first)).mode, Mode::Fused);
-    assert_eq!(models.enter(&*soup, vec![key(0)], true, Some(&first)).mode, Mode::Mixed);
-    assert_eq!(models.enter(&*soup, vec![key(1)], false, Some(&first)).mode, Mode::Mixed);
+    assert_eq!(models.enter(&*soup, wanted(&[0], false), None).mode, Mode::Mixed, "by cost");
+    assert_eq!(models.enter(&*soup, wanted(&[0], false), Some(&first)).mode, Mode::Fused);
+    assert_eq!(models.enter(&*soup, wanted(&[0], true), Some(&first)).mode, Mode::Mixed);
+    assert_eq!(models.enter(&*soup, wanted(&[1], false), Some(&first)).mode, Mode::Mixed);
 }
 
 #[test]
@@ -125,5 +129,5 @@ fn a_pinned_model_runs_fused_for_everybody() {
     }
     // Combined logits run fused only where every lane's model is pinned.
     let World { soup, models } = &mut world;
-    assert_eq!(models.enter(&*soup, vec![key(0), key(1)], true, None).mode, Mode::Mixed);
+    assert_eq!(models.enter(&*soup, wanted(&[0, 1], true), None).mode, Mode::Mixed);
 }

@@ -69,6 +69,15 @@ fn prompt(n: usize, len: usize) -> Vec<u32> {
     (0..len).map(|i| 20 + ((n * 37 + i * 11) % 400) as u32).collect()
 }
 
+/// A request to one of many models; where they are active on the answer only, late in the prompt.
+fn of(soup: &Soup, prompt: Vec<u32>, model: usize, max_tokens: usize) -> GenerateRequest {
+    let from = soup.active_from.is_answer().then_some(prompt.len() * 3 / 4);
+    GenerateRequest {
+        active_from: from,
+        ..GenerateRequest::new(prompt, nth(soup, model), max_tokens)
+    }
+}
+
 /// Requests that can be repeated, of every kind.
 fn repeatable(soup: &Soup) -> Vec<GenerateRequest> {
     let sampled =
@@ -76,7 +85,7 @@ fn repeatable(soup: &Soup) -> Vec<GenerateRequest> {
     let request = |n: usize, sampling: SamplingParams| GenerateRequest {
         sampling,
         ignore_eos: true,
-        ..GenerateRequest::new(prompt(n, 9 + 17 * n % 60), nth(soup, n % 3), 24)
+        ..of(soup, prompt(n, 9 + 17 * n % 60), n % 3, 24)
     };
     let greedy = SamplingParams { logprobs: Some(3), ..SamplingParams::greedy() };
     let weights = vec![1.0 / soup.mixing.len() as f64; soup.mixing.len()];
@@ -97,10 +106,7 @@ fn stranger(soup: &Soup, n: usize) -> GenerateRequest {
     let (model, start) =
         if n.is_multiple_of(2) { (n / 2 % 3, n / 2 % 6) } else { (3 + n % 7, 6 + n) };
     let length = if n.is_multiple_of(2) { 9 + 17 * start % 60 } else { 5 + n * 13 % 70 };
-    GenerateRequest {
-        ignore_eos: true,
-        ..GenerateRequest::new(prompt(start, length), nth(soup, model), 20 + n * 7 % 40)
-    }
+    GenerateRequest { ignore_eos: true, ..of(soup, prompt(start, length), model, 20 + n * 7 % 40) }
 }
 
 /// How an engine is set up; what an answer must not depend on is varied, too.
@@ -131,7 +137,9 @@ impl Setup {
     fn tight(&self, soup: &Soup) -> Self {
         let limits = StepLimits { step_tokens: 64, prefill_chunk: 16, ..self.limits };
         let model: usize = soup.base.tensors().values().map(|t| t.bytes().len() + 64).sum();
-        let free = if self.mode == MergeMode::Fused { 3 } else { 2 };
+        // Fused engines keep θ_sft for the prompts of answer-only soups.
+        let prompts = usize::from(soup.active_from.is_answer());
+        let free = if self.mode == MergeMode::Fused { 3 + prompts } else { 2 };
         let merged_bytes = model * (self.pinned.len() + free);
         let config = ModelConfig::from_json(soup.base.config()).unwrap();
         let narrow = soup.base.tensors().values().any(|t| t.dtype() != Dtype::F32);
@@ -369,4 +377,23 @@ fn an_evicted_mix_is_merged_to_the_same_bits_again() {
         }
     }
     assert!(missed >= 4, "nothing was evicted");
+}
+
+#[test]
+fn answers_repeat_where_the_backbones_are_active_on_the_answer_only() {
+    let soup = common::open("soup-tiny-answer");
+    let pin = |n: usize| Pin { name: format!("{n}"), coefficients: nth(&soup, n) };
+    let setup = |mode, pins: usize| Setup::roomy(Isa::chosen(), mode, (0..pins).map(pin).collect());
+    let (auto, happened) = repeat("auto", &soup, &setup(MergeMode::Auto, 0), 3);
+    assert!(happened.reused > 0 && happened.preempted > 0);
+    let (mixed, _) = repeat("mixed", &soup, &setup(MergeMode::Mixed, 0), 1);
+    assert_eq!(auto, mixed);
+    let (fused, happened) = repeat("fused", &soup, &setup(MergeMode::Fused, 0), 1);
+    assert_eq!(happened.mixed, 0);
+    assert!(fused.iter().all(|seen| seen.mode == Mode::Fused));
+    // Pinned models answer fused, on prompts in the mode of all others.
+    let (pinned, happened) = repeat("pinned", &soup, &setup(MergeMode::Auto, 2), 3);
+    assert!(happened.fused > 0 && happened.mixed > 0);
+    let modes = |seen: &[Seen], mode| seen.iter().filter(|seen| seen.mode == mode).count();
+    assert!(modes(&pinned, Mode::Fused) > 0 && modes(&pinned, Mode::Mixed) > 0);
 }

@@ -37,7 +37,7 @@ fn root(model: u32) -> BlockHash {
 fn task(tokens: Vec<u32>, arrived: u64) -> NewSequence {
     NewSequence {
         tokens,
-        roots: vec![root(0)],
+        chains: vec![root(0).into()],
         priority: 0,
         arrived: Duration::from_millis(arrived),
         prompt_logits: false,
@@ -77,7 +77,7 @@ impl Driver {
     }
 
     fn add(&mut self, task: NewSequence, answer: usize) -> SeqId {
-        let lanes = task.roots.len();
+        let lanes = task.chains.len();
         let id = self.scheduler.enqueue(task);
         self.left.insert(id, answer);
         self.lanes.insert(id, lanes);
@@ -211,7 +211,7 @@ proptest! {
             }
             let task = NewSequence {
                 tokens: arrival.prompt,
-                roots: arrival.models.into_iter().map(root).collect(),
+                chains: arrival.models.into_iter().map(|model| root(model).into()).collect(),
                 priority: arrival.priority,
                 arrived: Duration::from_millis(driver.now),
                 prompt_logits: arrival.prompt_logits,
@@ -322,7 +322,7 @@ fn a_prefix_is_computed_once_and_only_for_its_own_model() {
     let first = driver.add(task(prompt.clone(), 0), 1);
     let twin = driver.add(task(prompt.clone(), 0), 1);
     let mut other = task(prompt.clone(), 0);
-    other.roots = vec![root(1)];
+    other.chains = vec![root(1).into()];
     let other = driver.add(other, 1);
     let mut cached = HashMap::new();
     let mut computed: HashMap<SeqId, usize> = HashMap::new();

@@ -11,7 +11,8 @@ use ladle::{
     kernels::{Dtype, HostTensor},
     preference::{Alpha, Preference},
     soup::{
-        Backbone, Checkpoint, Manifest, OpenOptions, Soup, SoupError, TensorSpec, WeightError,
+        Activation, Backbone, Checkpoint, Manifest, OpenOptions, Soup, SoupError, TensorSpec,
+        WeightError,
         checkpoint::write_checkpoint,
         geometry::Geometry,
         init::{Recipe, init},
@@ -147,6 +148,7 @@ fn recipe() -> Recipe {
             ("short".to_owned(), fixture("soup-tiny-full").join("backbones/harmless")),
         ],
         mixing: Mixing { beta: Some(0.6), ..Mixing::default() },
+        activation: Activation::All,
     }
 }
 

@@ -125,7 +125,8 @@ impl Pool {
         let backbones = full.iter().map(Ingredient::Full).chain(
             adapters.iter().map(|modules| Ingredient::Adapter(Change { modules, saved: &nothing })),
         );
-        let soup = Ingredients { base: &base, sft: None, backbones: backbones.collect() };
+        let backbones = backbones.collect();
+        let soup = Ingredients { base: &base, sft: None, backbones, answer_only: false };
         SoupPlan::new(soup, config).unwrap()
     }
 }

@@ -99,6 +99,7 @@ impl Backend for Slots {
         Facts {
             vocabulary: 0,
             backbones: 0,
+            answer_only: false,
             context: 0,
             blocks: 0,
             block_tokens: 0,

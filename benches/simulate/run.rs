@@ -12,7 +12,7 @@ use ladle::{
         Mode, StepLimits,
         blocks::BlockPool,
         cost::CostModel,
-        models::{Lanes, Models, Readiness, StepModel},
+        models::{Lanes, Models, Readiness, StepModel, Wanted},
         scheduler::{NewSequence, Scheduler, SeqId, StepPlan},
     },
     preference::ModelKey,
@@ -145,7 +145,7 @@ impl<'a> Simulation<'a> {
         };
         Self {
             scheduler: Scheduler::new(limits, pool),
-            models: Models::new(plan.mode, String::new(), cost),
+            models: Models::new(plan.mode, String::new(), cost, None),
             slots: Slots::new(plan.slots, plan.build, footprint),
             live: HashMap::new(),
             now: 0.0,
@@ -209,10 +209,11 @@ impl<'a> Simulation<'a> {
             }
             // The load is sampled without seeds: nobody repeats it.
             let keys = vec![ModelKey::of(&request.c)];
-            let lanes = self.models.enter(&self.slots, keys, false, None);
+            let wanted = Wanted { keys, from: 0, repeatable: false };
+            let lanes = self.models.enter(&self.slots, wanted, None);
             let id = self.scheduler.enqueue(NewSequence {
                 tokens: vec![0; request.prompt],
-                roots: self.models.roots(&lanes),
+                chains: self.models.chains(&lanes),
                 priority: 0,
                 arrived: time(at),
                 prompt_logits: false,

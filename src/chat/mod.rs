@@ -26,6 +26,7 @@ use self::{
 
 mod date;
 mod error;
+pub mod generation_prompt;
 mod limits;
 mod program;
 mod python;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ladle::{
     config::StoreOptions,
     soup::{
+        Activation,
         init::Recipe,
         manifest::{BaseEntry, Mixing},
     },
@@ -34,6 +35,9 @@ pub struct Args {
     /// Adapter that makes the common starting point of all backbones.
     #[arg(long, value_name = "DIR")]
     sft: Option<PathBuf>,
+    /// The rows that the backbones act on: those of prompt and answer, or of the answer alone.
+    #[arg(long, value_enum, default_value_t)]
+    activation: Activation,
     #[command(flatten)]
     mixing: MixingArgs,
     #[command(flatten)]
@@ -61,6 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         objectives: args.objectives,
         backbones: args.backbones,
         mixing,
+        activation: args.activation,
     };
     print_json(&store(&args.store)?.init(&args.dir, &recipe)?)
 }

@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use ladle::{
+    chat::ChatTemplate,
     config::StoreOptions,
     kernels::Dtype,
     merge::export::{export_adapter, export_model},
     preference::{LambdaRule, Solved},
+    soup::{ActiveFrom, Soup},
+    tokenizer::Tokenizer,
 };
 
 use super::{
@@ -53,9 +56,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let solution = chosen.solve(&menu, &soup.mixing)?;
     if args.adapter {
-        export_adapter(&soup, &solution.coefficients, args.dtype, &args.out)?;
+        let opening = match soup.active_from {
+            ActiveFrom::GenerationPrompt => generation_prompt(&soup)?,
+            ActiveFrom::Start | ActiveFrom::Tokens(_) => None,
+        };
+        let c = &solution.coefficients;
+        export_adapter(&soup, c, args.dtype, opening.as_deref(), &args.out)?;
     } else {
         export_model(&soup, &solution.coefficients, args.dtype, &args.out)?;
     }
     print_json(&Solved::new(&menu, &solution))
+}
+
+/// The tokens that open an answer under the base's chat template, where it has one that says.
+fn generation_prompt(soup: &Soup) -> anyhow::Result<Option<Vec<u32>>> {
+    let Some(template) = ChatTemplate::from_dir(&soup.base_dir)? else { return Ok(None) };
+    let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
+    Ok(template.generation_prompt(|text| tokenizer.encode_prompt(text, false).ok()))
 }

@@ -17,6 +17,8 @@ pub struct Facts {
     /// Logits per row.
     pub vocabulary: usize,
     pub backbones: usize,
+    /// Whether they are active on the answer only.
+    pub answer_only: bool,
     /// Longest sequence of the model, in tokens.
     pub context: usize,
     /// Key/value blocks.

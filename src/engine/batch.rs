@@ -3,7 +3,7 @@
 use super::{blocks::BlockId, request::Mode, scheduler::SeqId};
 use crate::kernels::{Batch, RowCoefficients, Segment};
 
-/// Rows of one lane of a sequence.
+/// Rows of one lane of a sequence under one model.
 #[derive(Debug, Clone)]
 pub struct LaneRows<'a> {
     /// The sequence.
@@ -57,12 +57,23 @@ impl Forward {
         let first = batch.tokens.len();
         batch.tokens.extend_from_slice(lane.tokens);
         batch.positions.extend((lane.start as u32..).take(lane.tokens.len()));
-        batch.segments.push(Segment {
-            rows: first..first + lane.tokens.len(),
-            cached: lane.start,
-            blocks: lane.blocks.to_vec(),
-        });
-        self.sequences.push(lane.id);
+        let rows = first..first + lane.tokens.len();
+        match batch.segments.last_mut() {
+            // Another model goes on where the one before ends: rows of one segment.
+            Some(last)
+                if last.blocks == lane.blocks && last.cached + last.rows.len() == lane.start =>
+            {
+                last.rows.end = rows.end;
+            }
+            _ => {
+                batch.segments.push(Segment {
+                    rows,
+                    cached: lane.start,
+                    blocks: lane.blocks.to_vec(),
+                });
+                self.sequences.push(lane.id);
+            }
+        }
         if let Some(coefficients) = &mut batch.coefficients {
             lane.tokens.iter().for_each(|_| coefficients.values.extend_from_slice(terms));
         }

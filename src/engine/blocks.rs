@@ -2,10 +2,10 @@
 //! cache.
 //!
 //! A block holds the keys and values of [`BlockPool::block_tokens`] consecutive tokens of one
-//! sequence under one c. Sequences grow by taking another block; nothing is ever copied. A full
-//! block is named by a [`BlockHash`] that covers the soup, c, the execution mode and *all* tokens
-//! up to its end, so equal names mean equal contents to the bit, and another preference can never
-//! match. Named blocks without holders stay for reuse until space is needed; the longest unused is
+//! sequence. Sequences grow by taking another block; nothing is ever copied. A full block is named by
+//! a [`BlockHash`] that covers the soup and *all* tokens up to its end, each with the c and the
+//! execution mode that computed its row ([`Chain`]), so equal names mean equal contents to the bit,
+//! and what another preference computed can never match. Named blocks without holders stay for reuse until space is needed; the longest unused is
 //! evicted first.
 
 use std::collections::{BTreeMap, HashMap};
@@ -34,12 +34,56 @@ impl BlockHash {
         Self(hash.finalize().into())
     }
 
+    /// The prefix that `self` names, followed by a block that `model` computes from its row `at` on.
+    fn handed_over(&self, model: &Self, at: usize) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(self.0);
+        hash.update(model.0);
+        hash.update((at as u64).to_le_bytes());
+        Self(hash.finalize().into())
+    }
+
     /// The block of `tokens` after the prefix that `self` names.
     pub fn then(&self, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.0);
         tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
         Self(hash.finalize().into())
+    }
+}
+
+/// How the blocks of a sequence are named: by the model that computes its rows, and where another one
+/// takes over (`docs/algorithms.md` §2.4), by that from there on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chain {
+    root: BlockHash,
+    /// The first row of the other model, and its empty prefix.
+    then: Option<(usize, BlockHash)>,
+}
+
+impl From<BlockHash> for Chain {
+    /// One model for all rows.
+    fn from(root: BlockHash) -> Self {
+        Self { root, then: None }
+    }
+}
+
+impl Chain {
+    /// `first` computes the rows before `at`, `model` those from there on.
+    pub fn handing_over(first: BlockHash, at: usize, model: BlockHash) -> Self {
+        Self { root: first, then: (model != first).then_some((at, model)) }
+    }
+
+    /// The name of the block of `tokens`, the first of them at position `start`, after the block
+    /// `previous`.
+    pub fn name(&self, previous: Option<&BlockHash>, start: usize, tokens: &[u32]) -> BlockHash {
+        let previous = previous.unwrap_or(&self.root);
+        match &self.then {
+            Some((at, model)) if (start..start + tokens.len()).contains(at) => {
+                previous.handed_over(model, at - start).then(tokens)
+            }
+            _ => previous.then(tokens),
+        }
     }
 }
 
@@ -146,6 +190,14 @@ impl BlockPool {
         Some(id)
     }
 
+    /// A held block, with one holder more.
+    pub fn hold(&mut self, id: BlockId) -> BlockId {
+        let block = &mut self.blocks[id as usize];
+        debug_assert!(block.holders > 0, "block {id} is shared without being held");
+        block.holders += 1;
+        id
+    }
+
     /// Names a held block whose contents are complete. If another block has the name already
     /// (two sequences computed the same prefix at once), this one stays nameless.
     pub fn name(&mut self, id: BlockId, name: BlockHash) {
@@ -234,6 +286,35 @@ mod tests {
         assert_ne!(root, BlockHash::root("other", &key(0.5, 0.5), Mode::Mixed));
         assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.5), Mode::Fused));
         assert_ne!(root.then(&[1]).then(&[3]), root.then(&[2]).then(&[3]));
+    }
+
+    #[test]
+    fn a_chain_that_hands_over_names_each_block_by_who_computed_its_rows() {
+        let [first, a, b] = [key(0.0, 0.0), key(0.5, 0.5), key(1.0, 0.0)]
+            .map(|key| BlockHash::root("soup", &key, Mode::Mixed));
+        let names = |chain: Chain| {
+            let mut names: Vec<BlockHash> = Vec::new();
+            for (index, tokens) in [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]].iter().enumerate()
+            {
+                names.push(chain.name(names.last(), 4 * index, tokens));
+            }
+            names
+        };
+        let all = |model: BlockHash| names(model.into());
+        // The block in which a model takes over, and all after it, are that model's.
+        for at in 0..12 {
+            let own = names(Chain::handing_over(first, at, a));
+            for (index, name) in own.iter().enumerate() {
+                let before = 4 * (index + 1) <= at;
+                assert_eq!(*name == all(first)[index], before, "{at} {index}");
+                assert_eq!(*name == names(Chain::handing_over(first, at, b))[index], before);
+                assert_ne!(*name, all(a)[index], "{at} {index}");
+                let later = names(Chain::handing_over(first, at + 1, a))[index];
+                assert_eq!(*name == later, before, "{at} {index}");
+            }
+        }
+        assert_eq!(names(Chain::handing_over(first, 5, first)), all(first), "one model");
+        assert_eq!(names(Chain::handing_over(first, 12, a)), all(first), "not yet");
     }
 
     #[test]

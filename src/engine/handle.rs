@@ -27,6 +27,8 @@ pub struct Bounds {
     pub vocabulary: usize,
     /// Backbones of the soup: length of `coefficients.backbones`.
     pub backbones: usize,
+    /// Whether the backbones are active on the answer only.
+    pub answer_only: bool,
     /// Longest prompt + answer, in tokens: the model's context or the configured limit.
     pub context: usize,
     /// Key/value blocks; one request alone never needs more.
@@ -70,6 +72,24 @@ impl Bounds {
             c.backbones.iter().chain([&c.sft]).find(|v| !v.is_finite() || v.abs() > most)
         {
             return invalid("coefficients", format!("{value}, expected numbers within ±{most}"));
+        }
+        match (self.answer_only, request.active_from) {
+            (false, None) => {}
+            (true, Some(from)) if from < prompt => {}
+            (true, from) => {
+                let got = from.map_or("nothing".to_owned(), |from| from.to_string());
+                let reason = format!(
+                    "{got}, expected a position below {prompt}, the length of the prompt: the \
+                     backbones of this soup are active on the answer only"
+                );
+                return invalid("active_from", reason);
+            }
+            (false, Some(from)) => {
+                let reason = format!(
+                    "{from}, expected nothing: the backbones of this soup are active on every token"
+                );
+                return invalid("active_from", reason);
+            }
         }
         let lanes = match &request.combine {
             Combine::Weights => 1,

@@ -80,6 +80,7 @@ impl<P: Passes> Backend for Loaded<P> {
         Facts {
             vocabulary: config.vocab_size,
             backbones: plan.backbones(),
+            answer_only: plan.answer_only(),
             context: config.max_positions,
             blocks: self.passes.blocks(),
             block_tokens: KV_BLOCK,

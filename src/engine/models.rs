@@ -11,15 +11,20 @@
 //! | fused | fused | fused | fused |
 //! | mixed | – | mixed | mixed |
 //! | auto | fused | mixed | what the cost model says, where the merged weights are in the cache |
+//!
+//! Where the backbones are active on the answer only (`docs/algorithms.md` §2.4), the rows before are
+//! θ_sft's ([`Prompts`]). All requests share them, so their mode is the engine's, not the request's:
+//! fused where every request is, else mixed.
 
 use std::{
     collections::{BTreeMap, HashSet},
+    ops::Range,
     time::Duration,
 };
 
 use super::{
     backend::Backend,
-    blocks::BlockHash,
+    blocks::{BlockHash, Chain},
     cost::{CostModel, Group, Promoter},
     request::{EngineError, Mode},
 };
@@ -32,15 +37,51 @@ const HALF_LIFE: Duration = Duration::from_secs(60);
 /// Models whose credit is remembered.
 const MOST_CREDITS: usize = 4096;
 
+/// The models that a request wants.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// The model of each lane.
+    pub keys: Vec<ModelKey>,
+    /// The first row that they compute; θ_sft computes those before.
+    pub from: usize,
+    /// Whether the request can be repeated.
+    pub repeatable: bool,
+}
+
 /// The lanes of an accepted request: a model each, all executed in one mode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lanes {
     /// The model of each lane.
     pub keys: Vec<ModelKey>,
+    /// The first row that they compute; θ_sft computes those before.
+    pub from: usize,
     /// How they are executed, from the first token to the last.
     pub mode: Mode,
     /// Whether the request can be repeated.
     pub repeatable: bool,
+}
+
+/// What computes the rows before the backbones are active: θ_sft, for all requests alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompts {
+    /// θ_sft.
+    pub key: ModelKey,
+    /// How it is executed.
+    pub mode: Mode,
+    /// Its term values.
+    pub terms: Vec<f32>,
+}
+
+impl Prompts {
+    /// θ_sft of a soup, on an engine of the given merge mode.
+    pub fn new<B: Backend>(backend: &B, mode: MergeMode) -> Self {
+        let key = ModelKey::sft(backend.facts().backbones);
+        let mode = match mode {
+            MergeMode::Fused => Mode::Fused,
+            MergeMode::Auto | MergeMode::Mixed => Mode::Mixed,
+        };
+        Self { terms: backend.terms(&key), mode, key }
+    }
 }
 
 /// The rows of a step under one model in one mode.
@@ -106,6 +147,8 @@ pub enum Readiness {
 pub struct Models<B: Backend> {
     mode: MergeMode,
     digest: String,
+    /// Where the backbones are active on the answer only.
+    prompts: Option<Prompts>,
     /// Ordered, so that equal histories give equal decisions.
     entries: BTreeMap<ModelKey, Model<B::Lease, B::Ticket>>,
     /// Models whose merged weights are held for the engine's whole life.
@@ -122,11 +165,13 @@ pub struct Models<B: Backend> {
 }
 
 impl<B: Backend> Models<B> {
-    /// No models yet.
-    pub fn new(mode: MergeMode, digest: String, cost: CostModel) -> Self {
+    /// No models yet. `prompts` computes the rows before the backbones are active, where they are so
+    /// on the answer only.
+    pub fn new(mode: MergeMode, digest: String, cost: CostModel, prompts: Option<Prompts>) -> Self {
         Self {
             mode,
             digest,
+            prompts,
             entries: BTreeMap::new(),
             pinned: BTreeMap::new(),
             fixed_lanes: 0,
@@ -144,13 +189,8 @@ impl<B: Backend> Models<B> {
 
     /// Takes in the lanes of a request and settles its mode; [`Self::leave`] lets them go. A
     /// request that was submitted together with `sibling` runs in its mode if it wants the same.
-    pub fn enter(
-        &mut self,
-        backend: &B,
-        keys: Vec<ModelKey>,
-        repeatable: bool,
-        sibling: Option<&Lanes>,
-    ) -> Lanes {
+    pub fn enter(&mut self, backend: &B, wanted: Wanted, sibling: Option<&Lanes>) -> Lanes {
+        let Wanted { keys, from, repeatable } = wanted;
         for key in &keys {
             let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
                 terms: backend.terms(key),
@@ -171,7 +211,7 @@ impl<B: Backend> Models<B> {
         if repeatable && mode == Mode::Mixed {
             self.fixed_lanes += keys.len();
         }
-        Lanes { keys, mode, repeatable }
+        Lanes { keys, from, mode, repeatable }
     }
 
     /// The mode of a request whose lanes have been taken in.
@@ -235,14 +275,47 @@ impl<B: Backend> Models<B> {
         self.entries.is_empty()
     }
 
-    /// Name of the empty prefix in each lane.
-    pub fn roots(&self, lanes: &Lanes) -> Vec<BlockHash> {
-        lanes.keys.iter().map(|key| BlockHash::root(&self.digest, key, lanes.mode)).collect()
+    /// How the blocks of each lane are named.
+    pub fn chains(&self, lanes: &Lanes) -> Vec<Chain> {
+        let root = |key, mode| BlockHash::root(&self.digest, key, mode);
+        let chain = |key| match &self.prompts {
+            None => root(key, lanes.mode).into(),
+            Some(first) => {
+                let prompt = root(&first.key, first.mode);
+                Chain::handing_over(prompt, lanes.from, root(key, lanes.mode))
+            }
+        };
+        lanes.keys.iter().map(chain).collect()
+    }
+
+    /// The rows of a lane of `key`, cut where its model takes over from θ_sft: each part with what
+    /// computes it.
+    pub fn parts<'a>(
+        &'a self,
+        lanes: &'a Lanes,
+        key: &'a ModelKey,
+        rows: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, &'a ModelKey, Mode)> {
+        let cut = if self.prompts.is_some() { lanes.from } else { 0 };
+        let cut = cut.clamp(rows.start, rows.end);
+        let prompt =
+            self.prompts.iter().map(move |first| (rows.start..cut, &first.key, first.mode));
+        let own = std::iter::once((cut..rows.end, key, lanes.mode));
+        prompt.chain(own).filter(|(rows, _, _)| !rows.is_empty())
+    }
+
+    /// Whether a model in a mode is the one that computes the rows before the backbones are active.
+    pub fn computes_prompts(&self, key: &ModelKey, mode: Mode) -> bool {
+        self.prompts.as_ref().is_some_and(|prompts| prompts.key == *key && prompts.mode == mode)
     }
 
     /// Term values of a model.
     pub fn terms(&self, key: &ModelKey) -> &[f32] {
-        self.entries.get(key).map_or(&[], |model| &model.terms)
+        let prompts = self.prompts.as_ref().filter(|prompts| prompts.key == *key);
+        prompts
+            .map(|prompts| &prompts.terms)
+            .or_else(|| Some(&self.entries.get(key)?.terms))
+            .map_or(&[], Vec::as_slice)
     }
 
     /// The lease on a model's merged weights.

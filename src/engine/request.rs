@@ -24,6 +24,10 @@ pub struct GenerateRequest {
     pub prompt: Vec<u32>,
     /// The model: c over (θ₁..θₙ, θ_sft), rounded to the grid of [`crate::preference::ModelKey`].
     pub coefficients: Coefficients,
+    /// Position in the prompt from which the model computes; θ_sft computes the tokens before
+    /// (`docs/algorithms.md` §2.4). Given exactly where the soup's backbones are active on the answer
+    /// only: [`crate::soup::ActiveFrom::position`].
+    pub active_from: Option<usize>,
     /// Weights or logits.
     pub combine: Combine,
     /// How tokens are chosen.
@@ -49,6 +53,7 @@ impl GenerateRequest {
         Self {
             prompt,
             coefficients,
+            active_from: None,
             combine: Combine::Weights,
             sampling: SamplingParams::default(),
             max_tokens,

@@ -19,7 +19,8 @@
 //!   all finish. (Reserving prompt + `max_tokens` instead would leave most of the memory idle:
 //!   answers are usually far shorter than their limit.)
 //! - **A shared prefix is computed once:** a sequence whose next block another one is about to
-//!   compute waits for it.
+//!   compute waits for it, and lanes of one sequence whose first blocks have equal names hold the same
+//!   blocks, which the first lane computes.
 
 use std::{
     cmp::Reverse,
@@ -28,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use super::blocks::{BlockHash, BlockId, BlockPool, IntegrityError};
+use super::blocks::{BlockHash, BlockId, BlockPool, Chain, IntegrityError};
 
 /// Number of a sequence, unique within an engine.
 pub type SeqId = u64;
@@ -56,8 +57,8 @@ pub struct StepLimits {
 pub struct NewSequence {
     /// Its prompt.
     pub tokens: Vec<u32>,
-    /// For every lane, the name of the empty prefix under the lane's coefficients.
-    pub roots: Vec<BlockHash>,
+    /// For every lane, how its blocks are named: by what computes their rows.
+    pub chains: Vec<Chain>,
     /// Higher goes first.
     pub priority: i32,
     /// When it arrived; all times are since the engine's start.
@@ -89,7 +90,7 @@ pub struct StepPlan {
 
 #[derive(Debug, Clone)]
 struct Lane {
-    root: BlockHash,
+    chain: Chain,
     /// Names of the full blocks of `tokens`.
     names: Vec<BlockHash>,
     blocks: Vec<BlockId>,
@@ -102,6 +103,8 @@ struct Sequence {
     lanes: Vec<Lane>,
     /// Full blocks that have been offered to the prefix cache.
     named: usize,
+    /// Leading blocks that all lanes hold together and the first one computes.
+    common: usize,
     priority: i32,
     arrived: Duration,
     prompt_logits: bool,
@@ -114,11 +117,24 @@ impl Sequence {
 
     fn extend_names(&mut self, block_tokens: usize) {
         for lane in &mut self.lanes {
-            for block in self.tokens.chunks_exact(block_tokens).skip(lane.names.len()) {
-                let name = lane.names.last().unwrap_or(&lane.root).then(block);
+            let blocks = self.tokens.chunks_exact(block_tokens).enumerate();
+            for (index, tokens) in blocks.skip(lane.names.len()) {
+                let name = lane.chain.name(lane.names.last(), index * block_tokens, tokens);
                 lane.names.push(name);
             }
         }
+    }
+
+    /// Leading blocks of equal names in all lanes. Where the logits of the prompt are needed, every
+    /// lane computes its own.
+    fn equal_blocks(&self) -> usize {
+        let Some((first, rest)) = self.lanes.split_first().filter(|_| !self.prompt_logits) else {
+            return 0;
+        };
+        let equal = |lane: &Lane| {
+            lane.names.iter().zip(&first.names).take_while(|(name, other)| name == other).count()
+        };
+        rest.iter().map(equal).min().unwrap_or(0)
     }
 }
 
@@ -144,12 +160,13 @@ impl Scheduler {
     pub fn enqueue(&mut self, task: NewSequence) -> SeqId {
         let id = self.next;
         self.next += 1;
-        let lane = |root| Lane { root, names: Vec::new(), blocks: Vec::new() };
+        let lane = |chain| Lane { chain, names: Vec::new(), blocks: Vec::new() };
         let mut sequence = Sequence {
             tokens: task.tokens,
             computed: 0,
-            lanes: task.roots.into_iter().map(lane).collect(),
+            lanes: task.chains.into_iter().map(lane).collect(),
             named: 0,
+            common: 0,
             priority: task.priority,
             arrived: task.arrived,
             prompt_logits: task.prompt_logits,
@@ -303,8 +320,17 @@ impl Scheduler {
         for lane in &mut sequence.lanes {
             lane.blocks.extend(lane.names[..shared].iter().map_while(|n| self.pool.share(n)));
         }
+        // The last block is every lane's own: decoding writes to it.
+        let most = sequence.tokens.len().saturating_sub(1) / self.pool.block_tokens();
+        sequence.common = sequence.equal_blocks().min(most).max(shared);
+        let mut common: Vec<BlockId> = Vec::new();
         for lane in &mut sequence.lanes {
-            lane.blocks.extend((shared..blocks).map_while(|_| self.pool.take()));
+            lane.blocks.extend(common.iter().map(|&block| self.pool.hold(block)));
+            let rest = lane.blocks.len()..blocks;
+            lane.blocks.extend(rest.map_while(|_| self.pool.take()));
+            if common.is_empty() {
+                common = lane.blocks[shared..sequence.common].to_vec();
+            }
         }
         sequence.computed = shared * self.pool.block_tokens();
         sequence.named = shared;
@@ -341,7 +367,7 @@ impl Scheduler {
                 // share the start.
                 lane.blocks.drain(..).rev().for_each(|block| self.pool.release(block));
             }
-            (sequence.computed, sequence.named) = (0, 0);
+            (sequence.computed, sequence.named, sequence.common) = (0, 0, 0);
         }
     }
 
@@ -395,6 +421,13 @@ impl Scheduler {
     pub fn blocks(&self, id: SeqId, lane: usize) -> &[BlockId] {
         let lane = self.sequences.get(&id).and_then(|sequence| sequence.lanes.get(lane));
         lane.map_or(&[], |lane| &lane.blocks)
+    }
+
+    /// The first position whose keys and values a lane computes itself: what is before it, the first
+    /// lane computes for all.
+    pub fn own_from(&self, id: SeqId, lane: usize) -> usize {
+        let common = self.sequences.get(&id).map_or(0, |sequence| sequence.common);
+        if lane == 0 { 0 } else { common * self.pool.block_tokens() }
     }
 
     /// Sequences in the batch.

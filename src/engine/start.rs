@@ -11,7 +11,7 @@ use super::{
     blocks::BlockPool,
     cost::{CostModel, Machine},
     handle::{Bounds, EngineHandle, Message, SharedState},
-    models::Models,
+    models::{Models, Prompts},
     request::EngineError,
     scheduler::{Scheduler, StepLimits},
     stats::Observer,
@@ -124,7 +124,19 @@ pub fn start<B: Backend>(
         return setting("kv blocks", 0, "at least 1".to_owned());
     }
     let mode = possible_mode(config.merge_mode, &facts)?;
-    let pinned = pinned_keys(&config.pinned, mode, facts.merged_models)?;
+    let prompts = facts.answer_only.then(|| Prompts::new(&backend, mode));
+    let mut pins = config.pinned;
+    if mode == MergeMode::Fused
+        && let Some(prompts) = &prompts
+    {
+        if facts.merged_models < 2 {
+            let expected =
+                "at least 2 merged models: θ_sft, which computes the prompts, and another";
+            return setting("budget for merged weights", facts.merged_models, expected.to_owned());
+        }
+        pins.push(Pin { name: "θ_sft".to_owned(), coefficients: prompts.key.coefficients() });
+    }
+    let pinned = pinned_keys(&pins, mode, facts.merged_models)?;
     let lanes = match mode {
         MergeMode::Fused => limits.lanes.min(facts.merged_models - pinned.len()),
         MergeMode::Auto | MergeMode::Mixed => limits.lanes,
@@ -132,6 +144,7 @@ pub fn start<B: Backend>(
     let bounds = Bounds {
         vocabulary: facts.vocabulary,
         backbones: facts.backbones,
+        answer_only: facts.answer_only,
         context: config.max_context.min(facts.context),
         kv_blocks: facts.blocks,
         block_tokens: facts.block_tokens,
@@ -144,7 +157,8 @@ pub fn start<B: Backend>(
     let handle = EngineHandle::new(messages, shared.clone());
 
     let scheduler = Scheduler::new(limits, BlockPool::new(facts.blocks, facts.block_tokens));
-    let models = Models::new(mode, facts.digest, CostModel::new(facts.footprint, config.machine));
+    let cost = CostModel::new(facts.footprint, config.machine);
+    let models = Models::new(mode, facts.digest, cost, prompts);
     let mut worker = Worker::new(backend, tokenizer, scheduler, models, shared);
     worker.observer = config.observer;
     // Weak, so that the waker does not keep the thread alive after the last handle is gone.

@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     collections::{HashMap, HashSet},
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use rayon::prelude::*;
 use super::{
     backend::Backend,
     batch::{Forward, LaneRows, Output, layout},
-    models::{Lanes, StepModel},
+    models::StepModel,
     request::{EngineError, Event, Finished, Mode, Started, Timings, Token, TokenLogprob, Usage},
     scheduler::{SeqId, StepPlan},
     stats::{ForwardReport, StepReport},
@@ -53,6 +54,17 @@ impl StepModels {
     }
 }
 
+/// Rows of one lane of a request that one model computes.
+struct Part<'a> {
+    id: SeqId,
+    live: &'a Live,
+    lane: usize,
+    /// Positions in the sequence.
+    rows: Range<usize>,
+    key: &'a ModelKey,
+    mode: Mode,
+}
+
 /// What the logits of one request gave.
 struct Outcome {
     id: SeqId,
@@ -73,9 +85,10 @@ impl<B: Backend> Worker<B> {
     pub(super) fn make(&mut self, plan: &StepPlan) {
         let begin = Instant::now();
         self.announce(plan);
-        let models = self.step_models(plan);
+        let parts = self.parts(plan);
+        let models = self.step_models(&parts);
+        let forwards = self.layout(&parts, &models);
         self.models.promote(&mut self.backend, &models.list, self.started.elapsed());
-        let forwards = self.layout(plan, &models);
 
         let mut results = Vec::with_capacity(forwards.len());
         let mut reports = Vec::with_capacity(forwards.len());
@@ -116,16 +129,38 @@ impl<B: Backend> Worker<B> {
         self.report(begin, models.distinct(), reports);
     }
 
-    /// The models of a step, each with the rows that it executes in each mode.
-    fn step_models(&self, plan: &StepPlan) -> StepModels {
-        let mut models = StepModels::default();
+    /// The rows of a step, a part for each lane and model.
+    fn parts<'a>(&'a self, plan: &'a StepPlan) -> Vec<Part<'a>> {
+        let mut parts = Vec::with_capacity(plan.items.len());
         for item in &plan.items {
             let Some(live) = self.live.get(&item.id) else { continue };
-            let Lanes { keys, mode, repeatable } = &live.lanes;
-            for key in keys {
-                let rows = item.range.len();
-                models.add(key, *mode, rows, if *repeatable { 0 } else { rows });
+            for (lane, key) in live.lanes.keys.iter().enumerate() {
+                let start = item.range.start.max(self.scheduler.own_from(item.id, lane));
+                let rows = start.min(item.range.end)..item.range.end;
+                parts.extend(
+                    self.models.parts(&live.lanes, key, rows).map(|(rows, key, mode)| Part {
+                        id: item.id,
+                        live,
+                        lane,
+                        rows,
+                        key,
+                        mode,
+                    }),
+                );
             }
+        }
+        parts
+    }
+
+    /// The models of a step, each with the rows that it executes in each mode. The order is that of
+    /// the fused passes: θ_sft comes first, as the others attend to the rows that it computes.
+    fn step_models(&self, parts: &[Part<'_>]) -> StepModels {
+        let mut models = StepModels::default();
+        let (prompts, own): (Vec<_>, Vec<_>) =
+            parts.iter().partition(|part| self.models.computes_prompts(part.key, part.mode));
+        for part in prompts.into_iter().chain(own) {
+            let (rows, fixed) = (part.rows.len(), part.live.lanes.repeatable);
+            models.add(part.key, part.mode, rows, if fixed { 0 } else { rows });
         }
         models
     }
@@ -153,30 +188,27 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    fn layout(&self, plan: &StepPlan, models: &StepModels) -> Vec<Forward> {
-        let mut rows = Vec::with_capacity(plan.items.len());
-        for item in &plan.items {
-            let Some(live) = self.live.get(&item.id) else { continue };
-            let tokens = self.scheduler.tokens(item.id);
+    fn layout(&self, parts: &[Part<'_>], models: &StepModels) -> Vec<Forward> {
+        let rows = parts.iter().map(|part| {
+            let Part { id, live, lane, ref rows, key, mode } = *part;
+            let tokens = self.scheduler.tokens(id);
             let wanted = |&row: &usize| {
-                let next = item.range.start + row + 1;
+                let next = rows.start + row + 1;
                 next == tokens.len() || live.prompt_logprobs.is_some() && next < live.prompt_tokens
             };
-            let outputs: Vec<usize> = (0..item.range.len()).filter(wanted).collect();
-            for (lane, key) in live.lanes.keys.iter().enumerate() {
-                rows.push(LaneRows {
-                    id: item.id,
-                    lane,
-                    model: models.index[&(key.clone(), live.lanes.mode)],
-                    start: item.range.start,
-                    tokens: &tokens[item.range.clone()],
-                    blocks: self.scheduler.blocks(item.id, lane),
-                    outputs: outputs.clone(),
-                });
+            LaneRows {
+                id,
+                lane,
+                model: models.index[&(key.clone(), mode)],
+                start: rows.start,
+                tokens: &tokens[rows.clone()],
+                blocks: self.scheduler.blocks(id, lane),
+                outputs: (0..rows.len()).filter(wanted).collect(),
             }
-        }
+        });
         let executed = |model: &StepModel| (model.mode, self.models.terms(&model.key));
-        layout(&rows, &models.list.iter().map(executed).collect::<Vec<_>>())
+        let models = models.list.iter().map(executed).collect::<Vec<_>>();
+        layout(&rows.collect::<Vec<_>>(), &models)
     }
 
     /// Makes one forward pass, with the merged weights of `key` or with per-row coefficients.

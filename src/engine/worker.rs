@@ -15,7 +15,7 @@ use super::{
     answer::Answer,
     backend::Backend,
     handle::{EngineState, Message, SharedState, Submission, WaitingSlot},
-    models::{Lanes, Models, Readiness},
+    models::{Lanes, Models, Readiness, Wanted},
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
     scheduler::{NewSequence, Scheduler, SeqId},
     stats::{EngineStats, Observer},
@@ -183,9 +183,13 @@ impl<B: Backend> Worker<B> {
     /// Takes a request in, submitted together with one that has the lanes of `sibling`.
     fn accept(&mut self, submission: Submission, sibling: Option<&Lanes>) -> Lanes {
         let Submission { request, events, arrived, slot } = submission;
-        let (keys, mix) = (model_keys(&request), lane_weights(&request.combine));
-        let repeatable = request.is_repeatable();
-        let lanes = self.models.enter(&self.backend, keys, repeatable, sibling);
+        let mix = lane_weights(&request.combine);
+        let wanted = Wanted {
+            keys: model_keys(&request),
+            from: request.active_from.unwrap_or(0),
+            repeatable: request.is_repeatable(),
+        };
+        let lanes = self.models.enter(&self.backend, wanted, sibling);
         let GenerateRequest { prompt, sampling, max_tokens, .. } = request;
         let eos = (!request.ignore_eos).then(|| self.eos.clone());
         let live = Live {
@@ -216,7 +220,7 @@ impl<B: Backend> Worker<B> {
         };
         let id = self.scheduler.enqueue(NewSequence {
             tokens: prompt,
-            roots: self.models.roots(&lanes),
+            chains: self.models.chains(&lanes),
             priority: request.priority,
             arrived: arrived.saturating_duration_since(self.started),
             prompt_logits: live.prompt_logprobs.is_some(),

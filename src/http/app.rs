@@ -14,6 +14,7 @@ use crate::{
     config::{RequestLimits, ServeConfig},
     engine::EngineHandle,
     preference::{Menu, MixingMatrix},
+    soup::ActiveFrom,
     telemetry::Telemetry,
     tokenizer::Tokenizer,
 };
@@ -28,6 +29,8 @@ pub struct Served {
     pub menu: Menu,
     /// B.
     pub mixing: MixingMatrix,
+    /// The first token of a sequence that the backbones act on.
+    pub active_from: ActiveFrom,
     pub tokenizer: Tokenizer,
     /// The base's chat template; `None`: it takes prompts only.
     pub chat: Option<ChatTemplate>,

@@ -36,7 +36,21 @@ struct Answer {
     echo: Echo,
     /// All choices, where there are several; the first one stands above as well.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    choices: Vec<Value>,
+    choices: Vec<OneOfSeveral>,
+}
+
+/// A choice beside others, of a comparison with what it was solved to.
+#[derive(Debug, Serialize)]
+struct OneOfSeveral {
+    index: usize,
+    text: String,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<Vec<TokenText>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
+    #[serde(flatten)]
+    echo: Option<Echo>,
 }
 
 fn usage_json(usage: Usage) -> Value {
@@ -50,13 +64,13 @@ fn usage_json(usage: Usage) -> Value {
 fn answer(run: &Run, tokenizer: &Tokenizer, choices: Vec<Choice>, logprobs: bool) -> Answer {
     let tokens = |choice: &Choice| logprobs.then(|| describe(tokenizer, &choice.tokens));
     let several = if choices.len() > 1 {
-        let one = |(index, choice): (usize, &Choice)| {
-            let mut value =
-                json!({"index": index, "text": choice.text, "finish_reason": choice.reason()});
-            if let Some(tokens) = tokens(choice) {
-                value["tokens"] = json!(tokens);
-            }
-            value
+        let one = |(index, choice): (usize, &Choice)| OneOfSeveral {
+            index,
+            text: choice.text.clone(),
+            finish_reason: choice.reason(),
+            tokens: tokens(choice),
+            usage: run.compares().then(|| usage_json(run.usage_of(index))),
+            echo: run.compares().then(|| run.echo_of(index)),
         };
         choices.iter().enumerate().map(one).collect()
     } else {
@@ -87,8 +101,16 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
     Ok(Json(answer(&run, &tokenizer, choices, logprobs)).into_response())
 }
 
-/// The native stream: `start`, one `token` per piece of text, `done` with the whole answer, or
-/// `error`.
+/// The beginning of one of several answers.
+#[derive(Debug, Serialize)]
+struct StartOfOne {
+    index: usize,
+    #[serde(flatten)]
+    echo: Echo,
+}
+
+/// The native stream: `start` (of a comparison one for each preference), one `token` per piece of
+/// text, `done` with the whole answer, or `error`.
 struct Native {
     choices: Vec<Choice>,
     tokenizer: Tokenizer,
@@ -100,6 +122,10 @@ impl Dialect for Native {
     fn event(&mut self, run: &Run, index: usize, event: Event) -> Vec<sse::Event> {
         let mut out = Vec::new();
         match &event {
+            Event::Started(_) if run.compares() => {
+                let start = StartOfOne { index, echo: run.echo_of(index) };
+                out.push(stream::json(&start).event("start"));
+            }
             Event::Started(_) if !self.started => {
                 self.started = true;
                 out.push(stream::json(&run.echo()).event("start"));

@@ -66,11 +66,15 @@ pub struct Run {
     prompt_only: bool,
     submitted: Instant,
     seconds: f64,
-    echo: Echo,
+    /// Of all choices, or of a comparison each one's.
+    solved: Vec<Solved>,
+    soup: SoupId,
 }
 
 #[derive(Default)]
 struct Progress {
+    mode: Option<Mode>,
+    cache: Option<CacheOutcome>,
     /// Tokens of the prompt, of those found in the prefix cache, and of the answer so far.
     usage: Usage,
     last_token: Option<Instant>,
@@ -82,14 +86,13 @@ impl Run {
     /// has its own status and a stream begins with its first token.
     pub async fn start(app: Arc<App>, checked: Checked) -> Result<Self, ApiError> {
         let served = app.served()?;
-        let echo = Echo {
-            solved: Solved::new(&served.menu, &checked.solution),
-            mode: None,
-            cache: None,
-            timings: None,
-            soup: SoupId { name: served.name.clone(), digest: served.digest.clone() },
-        };
-        app.telemetry.preference(&served.menu.objectives, checked.solution.preference.weights());
+        let menu = &served.menu;
+        for solution in &checked.solutions {
+            app.telemetry.preference(&menu.objectives, solution.preference.weights());
+        }
+        let solved = checked.solutions.iter().map(|solution| Solved::new(menu, solution));
+        let solved = solved.collect();
+        let soup = SoupId { name: served.name.clone(), digest: served.digest.clone() };
         let choices = checked.requests.iter().map(|request| {
             let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
             Progress { usage, ..Progress::default() }
@@ -112,7 +115,8 @@ impl Run {
             prompt_only: checked.prompt_only,
             submitted,
             seconds: checked.timeout.as_secs_f64(),
-            echo,
+            solved,
+            soup,
             app,
         };
         let mut begun = VecDeque::new();
@@ -151,8 +155,8 @@ impl Run {
         match event {
             Event::Started(started) => {
                 telemetry.queue.record(started.queue.as_secs_f64());
-                self.echo.mode = Some(started.mode);
-                self.echo.cache = worse(self.echo.cache, started.cache);
+                choice.mode = Some(started.mode);
+                choice.cache = started.cache;
                 choice.usage.cached_tokens = started.cached_tokens;
             }
             Event::Prompt(_) => {}
@@ -173,10 +177,26 @@ impl Run {
         Ok(())
     }
 
-    /// What is known of the model so far; with timings once all choices are complete.
+    /// Whether the choices are of several preferences, one each.
+    pub fn compares(&self) -> bool {
+        self.solved.len() > 1
+    }
+
+    /// What is known of the model so far, of a comparison the first one's; with timings once all
+    /// choices are complete.
     pub fn echo(&self) -> Echo {
+        self.echo_over(0, &self.choices)
+    }
+
+    /// What is known of the model of one choice.
+    pub fn echo_of(&self, index: usize) -> Echo {
+        let choice = self.choices.get(index).map_or(&[][..], std::slice::from_ref);
+        self.echo_over(if self.compares() { index } else { 0 }, choice)
+    }
+
+    fn echo_over(&self, solved: usize, choices: &[Progress]) -> Echo {
         let finished: Option<Vec<&Finished>> =
-            self.choices.iter().map(|choice| choice.finished.as_ref()).collect();
+            choices.iter().map(|choice| choice.finished.as_ref()).collect();
         let timings = finished.filter(|finished| !finished.is_empty()).map(|finished| {
             let of = |time: fn(&Finished) -> Duration| {
                 finished.iter().map(move |f| time(f).as_secs_f64() * 1e3)
@@ -188,7 +208,18 @@ impl Run {
                 total_ms: of(|f| f.timings.total).fold(0.0, f64::max),
             }
         });
-        Echo { timings, ..self.echo.clone() }
+        Echo {
+            solved: self.solved[solved].clone(),
+            mode: choices.iter().find_map(|choice| choice.mode),
+            cache: choices.iter().fold(None, |cache, choice| worse(cache, choice.cache)),
+            timings,
+            soup: self.soup.clone(),
+        }
+    }
+
+    /// Tokens of one choice so far.
+    pub fn usage_of(&self, index: usize) -> Usage {
+        self.choices.get(index).map(|choice| choice.usage).unwrap_or_default()
     }
 
     /// Tokens of all choices so far; a prompt counts once however many choices it has.

@@ -17,7 +17,12 @@ pub fn base(dir: &Path) -> Result<(), ImportError> {
     let mut checkpoint = Checkpoint::open(dir)?;
     let config = checkpoint.check()?;
     texts(dir, &config)?;
-    let alone = Ingredients { base: checkpoint.tensors(), sft: None, backbones: Vec::new() };
+    let alone = Ingredients {
+        base: checkpoint.tensors(),
+        sft: None,
+        backbones: Vec::new(),
+        answer_only: false,
+    };
     Ok(plan(alone, config)?)
 }
 

@@ -33,6 +33,34 @@ pub enum ExportError {
     /// Weights could not be written.
     #[error(transparent)]
     Weights(#[from] WeightError),
+    /// A merged model acts on every row.
+    #[error(
+        "the backbones of this soup are active on the answer only, which one set of weights cannot \
+         be: expected --adapter, which writes an adapter with the invocation tokens, or a soup with \
+         activation = \"all\""
+    )]
+    AnswerOnly,
+    /// An adapter that is active on the answer only needs the tokens that begin it.
+    #[error(
+        "no tokens begin the answers of this soup: expected backbones with alora_invocation_tokens, \
+         or a base whose chat template appends a generation prompt"
+    )]
+    NoInvocation,
+    /// PEFT loads tensors stored whole for every row.
+    #[error(
+        "the merged adapter would store {tensor} whole, which PEFT loads for prompts too: expected \
+         low-rank terms only where the backbones are active on the answer only"
+    )]
+    WholeTensor {
+        /// The first such tensor or module.
+        tensor: String,
+    },
+    /// An adapter that is active on the answer only cannot hold the SFT adapter of the prompt.
+    #[error(
+        "θ_sft of this soup is its base with an SFT adapter, which computes the prompts and which one \
+         adapter of the answers cannot hold: expected a soup without [sft], its base merged with it"
+    )]
+    SftPrompt,
     /// A full checkpoint is not a low-rank change.
     #[error(
         "backbone {backbone} is a full checkpoint, expected adapters only: a soup with full \
@@ -46,13 +74,17 @@ pub enum ExportError {
 
 /// Writes the merged model of `c` as a Hugging Face checkpoint that is whole or absent: weights in
 /// the base's storage types (or all in `dtype`), tokenizer and configuration of the base. The
-/// coefficients are the served ones ([`ModelKey`]).
+/// coefficients are the served ones ([`ModelKey`]). Refused where the backbones are active on the
+/// answer only.
 pub fn export_model(
     soup: &Soup,
     c: &Coefficients,
     dtype: Option<Dtype>,
     out: &Path,
 ) -> Result<(), ExportError> {
+    if soup.active_from.is_answer() {
+        return Err(ExportError::AnswerOnly);
+    }
     let merger = Merger::new(SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?, dtype)?;
     let c = &ModelKey::of(c).coefficients();
     let staging = Staging::new(out)?;

@@ -35,6 +35,8 @@ pub struct Ingredients<'a> {
     pub sft: Option<Change<'a>>,
     /// The backbones, in the order of the coefficients.
     pub backbones: Vec<Ingredient<'a>>,
+    /// Whether they are active on the answer only.
+    pub answer_only: bool,
 }
 
 /// One backbone.
@@ -70,6 +72,7 @@ impl<'a> From<&'a Soup> for Ingredients<'a> {
             base: soup.base.tensors(),
             sft: soup.sft.as_ref().map(Change::from),
             backbones: soup.backbones.iter().map(ingredient).collect(),
+            answer_only: soup.active_from.is_answer(),
         }
     }
 }
@@ -157,6 +160,7 @@ pub struct SoupPlan {
     tensors: Vec<TensorPlan>,
     terms: Vec<Vec<f64>>,
     backbones: usize,
+    answer_only: bool,
 }
 
 impl SoupPlan {
@@ -168,8 +172,12 @@ impl SoupPlan {
         let soup = soup.into();
         let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         check_left_over(&soup, &shapes)?;
-        let mut plan =
-            Self { tensors: Vec::new(), terms: Vec::new(), backbones: soup.backbones.len() };
+        let mut plan = Self {
+            tensors: Vec::new(),
+            terms: Vec::new(),
+            backbones: soup.backbones.len(),
+            answer_only: soup.answer_only,
+        };
         for (name, shape) in config.tensors() {
             let tensor = plan.tensor(&soup, name, &shape)?;
             plan.tensors.push(tensor);
@@ -263,6 +271,11 @@ impl SoupPlan {
     /// Number of backbones n.
     pub fn backbones(&self) -> usize {
         self.backbones
+    }
+
+    /// Whether c acts on the answer only, and θ_sft on the prompt.
+    pub fn answer_only(&self) -> bool {
+        self.answer_only
     }
 
     /// The value of every term at c.

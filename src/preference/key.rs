@@ -27,6 +27,11 @@ impl ModelKey {
         Self { units: values.map(|value| (value * Self::PER_UNIT).round() as i64).collect() }
     }
 
+    /// θ_sft alone, among `backbones` backbones.
+    pub fn sft(backbones: usize) -> Self {
+        Self::of(&Coefficients { backbones: vec![0.0; backbones], sft: 1.0 })
+    }
+
     /// The coefficients that the key stands for, each within 5e-7 of what it was made of.
     pub fn coefficients(&self) -> Coefficients {
         let mut values: Vec<f64> =

@@ -174,6 +174,11 @@ impl Adapter {
         &self.document
     }
 
+    /// The tokens from whose last occurrence in a prompt the adapter is active (aLoRA).
+    pub fn invocation(&self) -> Option<&[u32]> {
+        self.config.invocation.as_deref()
+    }
+
     pub fn file(&self) -> &WeightFile {
         &self.file
     }
@@ -254,7 +259,29 @@ impl Adapter {
                 *tensor = own;
             }
         }
+        self.check_invocation(base, config.vocab_size)?;
         Ok(self)
+    }
+
+    /// Refuses invocation tokens that are not the model's, and those of an adapter that changes the
+    /// base in more than low-rank terms: PEFT loads such tensors for every token.
+    fn check_invocation(&self, base: &Checkpoint, vocabulary: usize) -> Result<(), WeightError> {
+        let Some(tokens) = self.invocation() else { return Ok(()) };
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(WeightError::Json {
+                path: self.dir.join(CONFIG),
+                key: "alora_invocation_tokens".to_owned(),
+                expected: format!("token ids below {vocabulary}"),
+                got: id.to_string(),
+            });
+        }
+        let whole = self.saved.iter().find(|(name, tensor)| {
+            let own = base.get(name).or_else(|| base.get(EMBEDDING).filter(|_| *name == HEAD));
+            !own.is_some_and(|own| same_values(&own, tensor))
+        });
+        let Some((name, _)) = whole else { return Ok(()) };
+        let expected = "none beside alora_invocation_tokens, because PEFT loads it for every token";
+        Err(self.refuse(&format!("{PREFIX}{name}"), expected.to_owned(), "a tensor stored whole"))
     }
 
     /// Decides whether embedding and head of a tied base stay tied under this adapter. PEFT keeps

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    activation::Activation,
     adapter::{self, Adapter},
     checkpoint::{self, Checkpoint},
     digest,
@@ -35,6 +36,8 @@ pub struct Recipe {
     pub backbones: Vec<(String, PathBuf)>,
     /// The mixing matrix.
     pub mixing: Mixing,
+    /// The rows that the backbones act on.
+    pub activation: Activation,
 }
 
 /// Writes the soup of `recipe` as `dir`: adapters and checkpoints are copied (a soup owns its
@@ -76,6 +79,7 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
         name: recipe.name.clone(),
         description: None,
         default: None,
+        activation: recipe.activation,
         base,
         sft: recipe.sft.as_ref().map(|_| SftEntry { path: "sft".into() }),
         mixing: recipe.mixing.clone(),

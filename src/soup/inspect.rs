@@ -9,6 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
+    activation::{Activation, ActiveFrom},
     adapter::Adapter,
     checkpoint::Checkpoint,
     digest,
@@ -30,6 +31,10 @@ pub struct Inspection {
     pub base: WeightSet,
     /// The supervised adapter.
     pub sft: Option<WeightSet>,
+    /// The rows that the backbones act on.
+    pub activation: Activation,
+    /// The first of them in a sequence.
+    pub active_from: ActiveFrom,
     pub objectives: Vec<Objective>,
     /// Backbones, in the order of the columns of B.
     pub backbones: Vec<WeightSet>,
@@ -89,6 +94,8 @@ impl Inspection {
             dir: soup.dir.clone(),
             base: WeightSet::full("base", &soup.base),
             sft: soup.sft.as_ref().map(|sft| WeightSet::adapter("sft", sft)),
+            activation: manifest.activation,
+            active_from: soup.active_from.clone(),
             objectives: manifest.objectives.clone(),
             backbones: backbones
                 .map(|(entry, backbone)| match backbone {
@@ -163,6 +170,12 @@ impl fmt::Display for Inspection {
         for part in [&self.base].into_iter().chain(&self.sft).chain(&self.backbones) {
             write!(f, "{part}")?;
         }
+        let active = match &self.active_from {
+            ActiveFrom::Start => "all rows".to_owned(),
+            ActiveFrom::GenerationPrompt => "the answer, from the generation prompt".to_owned(),
+            ActiveFrom::Tokens(tokens) => format!("the answer, from the tokens {tokens:?}"),
+        };
+        writeln!(f, "active on  {active}")?;
         writeln!(f, "objectives")?;
         for objective in &self.objectives {
             write!(f, "  {:<14} {}", objective.name, objective.description)?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{ManifestError, is_name};
 
+use super::activation::Activation;
 use crate::preference::LambdaRule;
 
 /// File name of the manifest inside a soup.
@@ -30,6 +31,9 @@ pub struct Manifest {
     /// Preset that a request without a preference gets; without it, equal weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<String>,
+    /// The rows that the backbones act on.
+    #[serde(default, skip_serializing_if = "Activation::is_default")]
+    pub activation: Activation,
     /// The model under every backbone.
     pub base: BaseEntry,
     /// Adapter that makes θ_sft of the base.

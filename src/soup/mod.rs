@@ -3,6 +3,7 @@
 //! [`Soup::open`] reads every part and checks it against the base: a soup that opens can be merged.
 //! Weights come only from safetensors, mapped; nothing is copied.
 
+pub mod activation;
 pub mod adapter;
 pub mod checkpoint;
 mod digest;
@@ -16,6 +17,7 @@ mod open;
 pub mod peft;
 pub mod weights;
 
+pub use activation::{Activation, ActiveFrom, NotInvoked};
 pub use adapter::{Adapter, LoraModule};
 pub use checkpoint::Checkpoint;
 pub use error::{SoupError, WeightError};

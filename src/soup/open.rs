@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{
+    activation::{Activation, ActiveFrom},
     adapter::{self, Adapter},
     checkpoint::Checkpoint,
     digest::Parts,
@@ -77,6 +78,8 @@ pub struct Soup {
     pub sft: Option<Adapter>,
     /// Backbones, in the order of the columns of B.
     pub backbones: Vec<Backbone>,
+    /// The first row of a sequence that the backbones act on.
+    pub active_from: ActiveFrom,
     /// The matrix that maps μ to λ.
     pub mixing: MixingMatrix,
     /// The measured front (`front.json`), where the soup has one.
@@ -124,6 +127,7 @@ impl Soup {
             sft.iter_mut().for_each(Adapter::untie);
             backbones.iter_mut().for_each(Backbone::untie);
         }
+        let active_from = active_from(manifest.activation, sft.as_ref(), &backbones)?;
         let front = root.join(FRONT);
         let front = if front.is_file() { Some(read_json(&front)?) } else { None };
         let mut soup = Self {
@@ -134,6 +138,7 @@ impl Soup {
             base_dir,
             sft,
             backbones,
+            active_from,
             mixing,
             front,
             digest: String::new(),
@@ -245,6 +250,34 @@ fn open_adapter(root: &Path, path: &Path) -> Result<Adapter, SoupError> {
     stay_inside(root, &path.join(adapter::CONFIG))?;
     stay_inside(root, &adapter.file().path)?;
     Ok(adapter)
+}
+
+/// Where the backbones become active. All adapters must agree; a full checkpoint cannot say and is
+/// active as the adapters are.
+fn active_from(
+    activation: Activation,
+    sft: Option<&Adapter>,
+    backbones: &[Backbone],
+) -> Result<ActiveFrom, SoupError> {
+    let refuse = |adapter: &Adapter, expected: String| WeightError::Json {
+        path: adapter.dir().join(adapter::CONFIG),
+        key: "alora_invocation_tokens".to_owned(),
+        expected,
+        got: adapter.invocation().map_or("nothing".to_owned(), |tokens| format!("{tokens:?}")),
+    };
+    if let Some(sft) = sft.filter(|sft| sft.invocation().is_some()) {
+        let expected = "it unset: θ_sft computes every row".to_owned();
+        return Err(refuse(sft, expected).into());
+    }
+    let adapters = backbones.iter().filter_map(|backbone| match backbone {
+        Backbone::Adapter(adapter) => Some(adapter),
+        Backbone::Full(_) => None,
+    });
+    let adapters: Vec<&Adapter> = adapters.collect();
+    let tokens: Vec<_> = adapters.iter().map(|adapter| adapter.invocation()).collect();
+    ActiveFrom::agreed(activation, &tokens).map_err(|disagreement| {
+        refuse(adapters[disagreement.adapter], disagreement.expected).into()
+    })
 }
 
 fn open_full(

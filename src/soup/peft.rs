@@ -31,6 +31,8 @@ pub struct LoraConfig {
     pub saved: Vec<String>,
     /// The adapter keeps tied embeddings tied.
     pub ties_weights: bool,
+    /// aLoRA: the tokens from whose last occurrence in the prompt the adapter is active.
+    pub invocation: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Clone)]
@@ -92,6 +94,7 @@ impl LoraConfig {
             layers,
             saved: fields.names("modules_to_save")?.unwrap_or_default(),
             ties_weights: fields.flag("ensure_weight_tying")?,
+            invocation: fields.tokens("alora_invocation_tokens")?,
         })
     }
 
@@ -219,6 +222,18 @@ impl Fields<'_> {
             Some(names) if names.is_empty() => Ok(None),
             Some(names) => Ok(Some(names)),
             None => Err(self.refuse(key, "a list of module names")),
+        }
+    }
+
+    /// Token ids; an empty list is none.
+    fn tokens(&self, key: &str) -> Result<Option<Vec<u32>>, WeightError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = value.as_array().and_then(|list| list.iter().map(id).collect::<Option<Vec<_>>>());
+        match ids {
+            Some(ids) if ids.is_empty() => Ok(None),
+            Some(ids) => Ok(Some(ids)),
+            None => Err(self.refuse(key, "a list of token ids")),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod client;
+mod comparison;
 mod compatibility;
 mod connections;
 mod description;

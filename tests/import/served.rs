@@ -9,6 +9,7 @@ use std::{
 use ladle::{
     import::{ImportOptions, Store, import},
     soup::{
+        Activation,
         init::Recipe,
         manifest::{BaseEntry, Mixing},
     },
@@ -48,6 +49,7 @@ fn recipe(base: &Path) -> Recipe {
         objectives: Vec::new(),
         backbones: vec![("helpful".to_owned(), helpful), ("brief".to_owned(), brief)],
         mixing: Mixing { beta: Some(0.6), ..Mixing::default() },
+        activation: Activation::All,
     }
 }
 

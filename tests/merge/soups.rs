@@ -52,6 +52,7 @@ impl<'a> From<&'a OwnedSoup> for Ingredients<'a> {
             base: &soup.base,
             sft: soup.sft.as_ref().map(change),
             backbones: soup.backbones.iter().map(ingredient).collect(),
+            answer_only: false,
         }
     }
 }

@@ -78,6 +78,9 @@ pub struct Controls {
     pub merged_models: usize,
     pub mixes: bool,
     pub blocks: usize,
+    /// The backbones are active on the answer only; the rows before are computed fused where this
+    /// holds `Some(true)`, mixed where it holds `Some(false)`.
+    pub prompts_fused: Option<bool>,
     /// What passes and merges are said to cost.
     pub footprint: Footprint,
     /// Merges fail.
@@ -101,6 +104,7 @@ impl Default for Controls {
             merged_models: 4,
             mixes: true,
             blocks: 400,
+            prompts_fused: None,
             // Mixed passes cost so much more that `auto` fuses what is merged, whatever a test's
             // machine teaches the cost model.
             footprint: Footprint {
@@ -192,16 +196,28 @@ fn terms(c: &Coefficients) -> Vec<f32> {
     c.backbones.iter().chain([&c.sft]).map(|&v| (v + 0.0) as f32).collect()
 }
 
-/// The logits after `tokens` under coefficients `c`: what the soup must give, from scratch.
-pub fn logits(c: &Coefficients, tokens: &[u32]) -> Vec<f32> {
-    logits_of(model(&terms(c)), tokens.iter().copied())
+fn sft() -> u64 {
+    model(&terms(&Coefficients { backbones: vec![0.0; 3], sft: 1.0 }))
 }
 
-fn logits_of(model: u64, tokens: impl Iterator<Item = u32>) -> Vec<f32> {
+/// The logits after `tokens` under coefficients `c`: what the soup must give, from scratch.
+pub fn logits(c: &Coefficients, tokens: &[u32]) -> Vec<f32> {
+    logits_from(c, 0, tokens)
+}
+
+/// The same where θ_sft computes the tokens before `from`.
+pub fn logits_from(c: &Coefficients, from: usize, tokens: &[u32]) -> Vec<f32> {
+    let own = model(&terms(c));
+    let of = |position| if position < from { sft() } else { own };
+    let rows = tokens.iter().enumerate().map(|(position, &token)| (of(position), token));
+    logits_of(of(tokens.len() - 1), rows)
+}
+
+fn logits_of(model: u64, rows: impl Iterator<Item = (u64, u32)>) -> Vec<f32> {
     let mut misbehaves = false;
-    let state = tokens.fold(model, |state, token| {
+    let state = rows.fold(model, |state, (model, token)| {
         misbehaves |= token == NAN;
-        mix(state, u64::from(token))
+        mix(mix(state, model), u64::from(token))
     });
     let value = |id: u64| (mix(state, id) >> 40) as f32 / 1e6;
     let mut logits: Vec<f32> = (0..VOCABULARY as u64).map(value).collect();
@@ -215,9 +231,14 @@ fn logits_of(model: u64, tokens: impl Iterator<Item = u32>) -> Vec<f32> {
 
 /// Greedy continuation of `prompt`, from scratch.
 pub fn greedy(c: &Coefficients, prompt: &[u32], n: usize) -> Vec<u32> {
+    greedy_from(c, 0, prompt, n)
+}
+
+/// The same where θ_sft computes the tokens before `from`.
+pub fn greedy_from(c: &Coefficients, from: usize, prompt: &[u32], n: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     for _ in 0..n {
-        tokens.push(argmax(&logits(c, &tokens)));
+        tokens.push(argmax(&logits_from(c, from, &tokens)));
     }
     tokens.split_off(prompt.len())
 }
@@ -235,6 +256,7 @@ impl Backend for HashSoup {
         Facts {
             vocabulary: VOCABULARY,
             backbones: 3,
+            answer_only: self.controls.prompts_fused.is_some(),
             context: 500,
             blocks: self.controls.blocks,
             block_tokens: BLOCK,
@@ -332,10 +354,11 @@ impl Backend for HashSoup {
                     let read = |p: usize| {
                         let slot = self.memory[segment.blocks[p / BLOCK] as usize][p % BLOCK];
                         let slot = slot.expect("keys and values that were never computed");
-                        assert!(slot.model == model, "keys and values of another model");
-                        let fused = merged.is_some();
-                        assert!(slot.fused == fused, "keys and values of the other mode");
-                        slot.token
+                        let own = slot.model == model && slot.fused == merged.is_some();
+                        let of_prompt =
+                            Some(slot.fused) == self.controls.prompts_fused && slot.model == sft();
+                        assert!(own || of_prompt, "keys and values of another model or mode");
+                        (slot.model, slot.token)
                     };
                     out.extend(logits_of(model, (0..=position).map(read)));
                 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use candle_core::{DType, Tensor};
 use ladle::soup::{
-    self, OpenOptions,
+    self, Activation, OpenOptions,
     init::Recipe,
     manifest::{self, BaseEntry, Manifest, Mixing},
 };
@@ -99,6 +99,7 @@ pub fn write_soup(
         objectives: names.clone().collect(),
         backbones: names.map(|name| (name.clone(), layout.adapter(&name))).collect(),
         mixing,
+        activation: Activation::All,
     };
     let options = OpenOptions { base: Some(places.base.clone()), verify_digests: false };
     let target = layout.soup();

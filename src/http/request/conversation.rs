@@ -7,11 +7,14 @@ use super::{
     prompt::{self, Prompt},
 };
 use crate::{
-    chat::{ChatTemplate, Content, Conversation, Message, is_reserved},
+    chat::{
+        ChatError, ChatTemplate, Content, Conversation, Message, generation_prompt, is_reserved,
+    },
     http::{
         app::Served,
         error::{ApiError, shorten, show},
     },
+    soup::ActiveFrom,
 };
 
 const MAX_MESSAGES: usize = 4096;
@@ -101,11 +104,20 @@ pub fn prompt(
     let conversation =
         Conversation { messages, add_generation_prompt: true, variables: variables.0 };
     // Whatever the template says to these messages, they are what it cannot take.
-    let text = template.render(&conversation).map_err(|error| ApiError::Value {
+    let refuse = |error: ChatError| ApiError::Value {
         param: "messages".into(),
         message: format!("messages: {error}"),
-    })?;
-    prompt::encode(served, "messages", text, special)
+    };
+    if served.active_from != ActiveFrom::GenerationPrompt {
+        let text = template.render(&conversation).map_err(refuse)?;
+        return prompt::encode(served, "messages", text, special);
+    }
+    let rendered = template.render_both(conversation).map_err(refuse)?;
+    let mut prompt = prompt::encode(served, "messages", rendered.prompt, special)?;
+    let turns = served.tokenizer.encode_prompt(&rendered.turns, special);
+    let turns = turns.map_err(|error| prompt::not_encoded("messages", error))?;
+    prompt.opening = Some(generation_prompt::start(&prompt.ids, &turns));
+    Ok(prompt)
 }
 
 fn message(template: &ChatTemplate, path: String, value: Value) -> Result<Message, ApiError> {

@@ -16,6 +16,7 @@ pub mod sampling;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
+use serde_json::Value;
 
 use self::json::Fields;
 use super::{
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     config::RequestLimits,
     engine::GenerateRequest,
-    preference::{AlphaForm, Form, Solution},
+    preference::{Alpha, AlphaForm, Form, LambdaRule, Preference, Solution},
 };
 
 /// Longest model id, bytes. It is echoed in every chunk of a stream.
@@ -48,7 +49,8 @@ pub struct Checked {
     pub requests: Vec<GenerateRequest>,
     /// Choices per prompt.
     pub n: usize,
-    pub solution: Solution,
+    /// What all choices were solved to, or of a comparison each one.
+    pub solutions: Vec<Solution>,
     /// The model id as asked for, else the soup's name.
     pub model: String,
     pub stream: bool,
@@ -131,10 +133,11 @@ impl Model {
     }
 }
 
-/// What is to answer: a model id, and the λ and c that its request's preference is solved to.
+/// What is to answer: a model id, and the λ and c that its request's preference is solved to, or of a
+/// comparison each preference.
 pub struct Target {
     model: String,
-    solution: Solution,
+    solutions: Vec<Solution>,
 }
 
 impl Target {
@@ -156,6 +159,49 @@ impl Target {
         } else {
             menu.default_preference.clone()
         };
+        let solution = Solver::take(served, fields)?.solve(served, &preference);
+        Ok(Self { model: model.id, solutions: vec![solution] })
+    }
+
+    /// As [`Self::take`], or takes `preferences`, several to compare, in place of the one.
+    fn take_compared(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
+        let Some(value) = fields.take("preferences") else { return Self::take(context, fields) };
+        let Context { served, limits, .. } = context;
+        let forms = match value {
+            Value::Array(forms) if (2..=limits.max_n).contains(&forms.len()) => forms,
+            other => {
+                let expected = match limits.max_n {
+                    0 | 1 => "nothing: this server gives one answer a request".to_owned(),
+                    most => format!("a list of 2 to {most} preferences"),
+                };
+                return Err(fields.refuse("preferences", &other, expected));
+            }
+        };
+        if let Some(value) = fields.take("preference") {
+            let expected = "either preference or preferences";
+            return Err(ApiError::value("preference", show(&value), expected));
+        }
+        let (model, solver) = (Model::take(served, fields)?, Solver::take(served, fields)?);
+        let solve = |(index, form)| {
+            let field = format!("preferences[{index}]");
+            let preference = served.menu.preference(&field, Form::from_json(&field, form)?)?;
+            Ok(solver.solve(served, &preference))
+        };
+        let solutions = forms.into_iter().enumerate().map(solve);
+        Ok(Self { model: model.id, solutions: solutions.collect::<Result<_, ApiError>>()? })
+    }
+}
+
+/// How a preference becomes λ and c.
+struct Solver {
+    alpha: Alpha,
+    rule: LambdaRule,
+}
+
+impl Solver {
+    /// Takes `alpha` and `lambda`; what is not given is the soup's.
+    fn take(served: &Served, fields: &mut Fields) -> Result<Self, ApiError> {
+        let menu = &served.menu;
         let alpha = match fields.take("alpha") {
             Some(value) => menu.alpha("alpha", AlphaForm::from_json("alpha", value)?)?,
             None => menu.default_alpha.clone(),
@@ -164,6 +210,10 @@ impl Target {
             Some(value) => menu.rule("lambda", &value)?,
             None => menu.default_rule,
         };
-        Ok(Self { model: model.id, solution: served.mixing.solve_by(rule, &preference, &alpha) })
+        Ok(Self { alpha, rule })
+    }
+
+    fn solve(&self, served: &Served, preference: &Preference) -> Solution {
+        served.mixing.solve_by(self.rule, preference, &self.alpha)
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 /// `POST /generate`.
 pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let target = Target::take(context, &mut fields)?;
+    let target = Target::take_compared(context, &mut fields)?;
     let source = prompt::source(&mut fields)?;
     let variables = Variables::take(&mut fields)?;
     let special = fields.flag("add_special_tokens")?;
@@ -48,9 +48,9 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
 /// `POST /v1/solve`: the preference alone.
 pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let target = Target::take(context, &mut fields)?;
+    let Target { mut solutions, .. } = Target::take(context, &mut fields)?;
     fields.finish()?;
-    Ok(target.solution)
+    Ok(solutions.remove(0))
 }
 
 /// `POST /tokenize`: the ids, and the longest prompt and answer together, in tokens.

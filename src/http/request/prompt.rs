@@ -21,6 +21,8 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// The field it came from.
     pub param: &'static str,
+    /// Position of the generation prompt, of messages whose backbones become active there.
+    pub opening: Option<usize>,
     text: Option<String>,
 }
 
@@ -28,6 +30,14 @@ impl Prompt {
     /// The text as given, or that of the ids.
     pub fn text(&self, tokenizer: &Tokenizer) -> String {
         self.text.clone().unwrap_or_else(|| tokenizer.decode(&self.ids, false))
+    }
+
+    /// The position from which the backbones of the soup act on the answer; none: on every token.
+    pub fn active_from(&self, served: &Served) -> Result<Option<usize>, ApiError> {
+        served.active_from.position(&self.ids, self.opening).map_err(|error| ApiError::Value {
+            param: self.param.into(),
+            message: format!("{} {error}", self.param),
+        })
     }
 
     /// Where each token starts in the text, in characters.
@@ -108,7 +118,7 @@ pub fn encode(
         let got = show(&Value::String(text));
         return Err(ApiError::value(param, got, "text of at least one token"));
     }
-    Ok(Prompt { ids, param, text: Some(text) })
+    Ok(Prompt { ids, param, opening: None, text: Some(text) })
 }
 
 /// The error for a text that the tokenizer cannot encode.
@@ -130,5 +140,5 @@ pub fn ids(served: &Served, param: &'static str, items: &[Value]) -> Result<Prom
         })
     };
     let ids = items.iter().enumerate().map(id).collect::<Result<_, _>>()?;
-    Ok(Prompt { ids, param, text: None })
+    Ok(Prompt { ids, param, opening: None, text: None })
 }

@@ -146,39 +146,49 @@ impl Parameters {
             let expected = format!("at most {} choices in all", context.limits.max_n);
             return Err(ApiError::value("n", got, expected));
         }
-        let Target { model, solution } = target;
+        let Target { model, solutions } = target;
+        let compared = solutions.len() > 1;
+        if compared && self.n > 1 {
+            let expected = "1 beside preferences, each of which gets one answer";
+            return Err(ApiError::value("n", self.n, expected));
+        }
         let most = context.limits.max_tokens.unwrap_or(usize::MAX);
         let length = Length { default: length.default.min(most), ..length };
-        let combine = if self.combine_logits { logits(&solution)? } else { Combine::Weights };
-        let fits = match &combine {
-            Combine::Weights => context.served.context(),
-            Combine::Logits(weights) => context.served.context_of(weights.len()),
+        let combine = |solution| match self.combine_logits {
+            true => logits(solution),
+            false => Ok(Combine::Weights),
         };
-        let mut requests = Vec::with_capacity(choices);
+        let combined = solutions.iter().map(combine).collect::<Result<Vec<_>, ApiError>>()?;
+        let lanes = if self.combine_logits { context.served.mixing.len() } else { 1 };
+        let fits = context.served.context_of(lanes);
+        let mut requests = Vec::with_capacity(choices.max(solutions.len()));
         for prompt in prompts {
             let max_tokens = length.after(&prompt, fits)?;
-            for _ in 0..self.n {
-                // Seeded choices differ from each other and are each reproducible.
-                let seed = self.sampling.seed.map(|seed| seed.wrapping_add(requests.len() as u64));
-                requests.push(GenerateRequest {
-                    combine: combine.clone(),
-                    sampling: SamplingParams { seed, ..self.sampling.clone() },
-                    stop: self.stop.clone(),
-                    ignore_eos: self.ignore_eos,
-                    deadline: context.arrived.checked_add(self.timeout),
-                    priority: self.priority,
-                    ..GenerateRequest::new(
-                        prompt.ids.clone(),
-                        solution.coefficients.clone(),
-                        max_tokens,
-                    )
-                });
+            let active_from = prompt.active_from(context.served)?;
+            for (solution, combine) in solutions.iter().zip(&combined) {
+                for _ in 0..self.n {
+                    // Seeded choices differ from each other and are each reproducible. Answers that
+                    // are compared differ by their preference alone.
+                    let choice = if compared { 0 } else { requests.len() as u64 };
+                    let seed = self.sampling.seed.map(|seed| seed.wrapping_add(choice));
+                    let c = solution.coefficients.clone();
+                    requests.push(GenerateRequest {
+                        active_from,
+                        combine: combine.clone(),
+                        sampling: SamplingParams { seed, ..self.sampling.clone() },
+                        stop: self.stop.clone(),
+                        ignore_eos: self.ignore_eos,
+                        deadline: context.arrived.checked_add(self.timeout),
+                        priority: self.priority,
+                        ..GenerateRequest::new(prompt.ids.clone(), c, max_tokens)
+                    });
+                }
             }
         }
         Ok(Checked {
             requests,
-            n: self.n,
-            solution,
+            n: self.n * solutions.len(),
+            solutions,
             model,
             stream: self.stream,
             usage: StreamUsage::default(),

@@ -21,7 +21,7 @@ use crate::{
     model::names::{EMBEDDING, module_of},
     preference::{Coefficients, key::ModelKey},
     soup::{
-        BackboneKind, LoraModule, Soup, TensorSpec,
+        ActiveFrom, BackboneKind, LoraModule, Soup, TensorSpec,
         adapter::{CONFIG, PREFIX, WEIGHTS},
         weights::{same_values, write_safetensors},
     },
@@ -32,20 +32,29 @@ use crate::{
 /// served ones ([`ModelKey`]); terms whose coefficient is 0 are left out. Every module gets the same
 /// rank, zeros filling up, because not every loader reads rank patterns. What differs from the base
 /// in more than low-rank terms is merged and stored whole.
+///
+/// Where the backbones are active on the answer only, so is the adapter: from the tokens that the
+/// backbones name, else from `generation_prompt`, the tokens that the chat template appends to open
+/// an answer.
 pub fn export_adapter(
     soup: &Soup,
     c: &Coefficients,
     dtype: Option<Dtype>,
+    generation_prompt: Option<&[u32]>,
     out: &Path,
 ) -> Result<(), ExportError> {
     let full = soup.manifest.backbones.iter().find(|b| b.kind == BackboneKind::Full);
     if let Some(backbone) = full {
         return Err(ExportError::NotLowRank { backbone: backbone.name.clone() });
     }
+    let invocation = invocation(soup, generation_prompt)?;
     let plan = SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?;
     let c = ModelKey::of(c).coefficients();
     let values = plan.term_values(&c).map_err(MergeError::from)?;
     let changes = Changes::of(soup, &plan, &values, dtype)?;
+    if let (Some(_), Some(tensor)) = (invocation, changes.first_whole()) {
+        return Err(ExportError::WholeTensor { tensor: tensor.clone() });
+    }
     let (rank, tensors) = changes.tensors(&plan, &values, dtype)?;
 
     let staging = Staging::new(out)?;
@@ -54,8 +63,26 @@ pub fn export_adapter(
         let missing = || MergeError::Missing { tensor: spec.name.clone() };
         Ok::<_, ExportError>(tensors.get(&spec.name).cloned().ok_or_else(missing)?)
     })?;
-    write_json(&staging.path().join(CONFIG), &changes.config(soup, rank))?;
+    write_json(&staging.path().join(CONFIG), &changes.config(soup, rank, invocation))?;
     Ok(staging.commit()?)
+}
+
+/// The tokens from which the adapter is active; none: on every row.
+fn invocation<'a>(
+    soup: &'a Soup,
+    generation_prompt: Option<&'a [u32]>,
+) -> Result<Option<&'a [u32]>, ExportError> {
+    if soup.active_from.is_answer() && soup.sft.is_some() {
+        return Err(ExportError::SftPrompt);
+    }
+    match &soup.active_from {
+        ActiveFrom::Start => Ok(None),
+        ActiveFrom::Tokens(tokens) => Ok(Some(tokens)),
+        ActiveFrom::GenerationPrompt => match generation_prompt {
+            Some(tokens) if !tokens.is_empty() => Ok(Some(tokens)),
+            _ => Err(ExportError::NoInvocation),
+        },
+    }
 }
 
 /// How the merged model differs from the base.
@@ -99,6 +126,11 @@ impl Changes {
         Ok(changes)
     }
 
+    /// A module or tensor that is stored whole.
+    fn first_whole(&self) -> Option<&String> {
+        self.whole.iter().chain(&self.biases).next()
+    }
+
     /// The rank of all modules, and the tensors by the names that PEFT gives them.
     fn tensors(
         &self,
@@ -133,14 +165,14 @@ impl Changes {
         Ok((rank, out))
     }
 
-    fn config(&self, soup: &Soup, rank: usize) -> Value {
+    fn config(&self, soup: &Soup, rank: usize, invocation: Option<&[u32]>) -> Value {
         let base = &soup.manifest.base;
         let name = match (&base.id, &base.path, &base.gguf) {
             (Some(id), _, _) => id.clone(),
             _ => soup.base_dir.display().to_string(),
         };
         let ties = soup.config.tied && self.whole.contains(module_of(EMBEDDING));
-        json!({
+        let mut config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": name,
@@ -159,7 +191,12 @@ impl Changes {
             "ensure_weight_tying": ties,
             "rank_pattern": {},
             "alpha_pattern": {},
-        })
+        });
+        // Loaders that do not know aLoRA need not read its key.
+        if let Some(tokens) = invocation {
+            config["alora_invocation_tokens"] = json!(tokens);
+        }
+        config
     }
 
     /// Adapted modules by their last names (`q_proj`) wherever those name no module beyond them.

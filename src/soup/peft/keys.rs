@@ -58,7 +58,12 @@ const fn key(name: &'static str, rule: Rule, meaning: &'static str) -> Key {
 
 /// The keys of PEFT 0.21, in alphabetical order.
 pub const KEYS: [Key; 41] = [
-    key("alora_invocation_tokens", Rule::Unset, "aLoRA is active after its tokens only"),
+    key(
+        "alora_invocation_tokens",
+        Rule::Served,
+        "aLoRA: active from the last occurrence of these tokens, in a soup with \
+         `activation = \"answer\"` whose backbones all name them; refused beside tensors stored whole",
+    ),
     key("alpha_pattern", Rule::Served, "alpha by module: the first pattern that matches wins"),
     key("arrow_config", Rule::Unset, "Arrow routes between adapters token by token"),
     key("auto_mapping", Rule::Ignored, "names the class of the base"),
