@@ -40,7 +40,8 @@ pub fn merged(
     model: &ModelConfig,
 ) -> Result<BTreeMap<String, HostTensor>, MergeError> {
     let sft = Change { modules: adapter, saved: &BTreeMap::new() };
-    let soup = Ingredients { base: weights, sft: Some(sft), backbones: Vec::new() };
+    let backbones = Vec::new();
+    let soup = Ingredients { base: weights, sft: Some(sft), backbones, answer_only: false };
     let mut merged = weights.clone();
     for tensor in SoupPlan::new(soup, model)?.tensors() {
         if !tensor.low_rank.is_empty() {
