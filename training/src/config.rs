@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use data::{DataConfig, DataFormat};
+pub use data::{DataConfig, DataFormat, DataSets};
 pub use overrides::{Override, OverrideError};
 use serde::{Deserialize, Serialize};
 pub use stages::{Algorithm, Decay, RlConfig, RolloutConfig, SftConfig};
@@ -54,7 +54,7 @@ pub struct Config {
     /// The base model: a directory, or an imported or hub id.
     pub base: String,
     /// Prompts and references.
-    pub data: DataConfig,
+    pub data: DataSets,
     /// Shape of the backbones' adapters.
     #[serde(default)]
     pub lora: LoraConfig,

@@ -117,7 +117,7 @@ fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     let activations = rows * kept;
     let factors = 4 * adapter_parameters(model, &config.lora);
     let cache = config.rollout.slots
-        * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+        * (config.data.max_prompt_tokens() + config.rollout.max_new_tokens)
         * 2
         * model.kv_heads
         * model.head_dim

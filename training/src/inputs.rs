@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::{CheckpointError, read_toml, write_toml},
-    config::Config,
+    config::{Config, DataConfig},
     layout::{Layout, Places},
 };
 
@@ -67,9 +67,7 @@ impl Inputs {
             sha256.insert(name, digest);
             Ok(())
         };
-        let rows = &config.data;
-        let rows = [Some(&rows.train), rows.validation.as_ref(), rows.test.as_ref()];
-        for path in rows.into_iter().flatten() {
+        for path in config.data.iter().flat_map(|(_, set)| files_of(set)) {
             add(format!("data/{}", path.display()), &data.join(path))?;
         }
         let mut models = vec![("base".to_owned(), base.to_owned())];
@@ -129,11 +127,17 @@ pub fn verify(config: &Config, places: &Places) -> std::result::Result<(), Input
     }
 }
 
+/// The files of a data set.
+fn files_of(set: &DataConfig) -> Vec<&PathBuf> {
+    let files = [Some(&set.train), set.validation.as_ref(), set.test.as_ref()];
+    files.into_iter().flatten().collect()
+}
+
 /// The first missing data file or reward model, with how to get it.
 pub fn missing(config: &Config, data: &Path) -> Option<(PathBuf, &'static str)> {
-    let rows = &config.data;
-    let files = [Some(&rows.train), rows.validation.as_ref(), rows.test.as_ref()];
-    let files = files.into_iter().flatten().map(|path| (data.join(path), rows.format.remedy()));
+    let files = config.data.iter().flat_map(|(_, set)| {
+        files_of(set).into_iter().map(|path| (data.join(path), set.format.remedy()))
+    });
     let models = config.objectives.iter().map(|objective| &objective.reward);
     let models = models.filter_map(|reward| Some((data.join(reward.path()?), reward.remedy())));
     files.chain(models).find(|(path, _)| !path.exists())

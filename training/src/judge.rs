@@ -20,10 +20,10 @@ type Result<T> = std::result::Result<T, RunError>;
 pub struct Judged {
     /// In the order of the prompts.
     pub responses: Vec<Response>,
-    /// Mean raw reward of each objective over the sampled responses.
-    pub raw: Vec<f64>,
+    /// Mean raw reward of each objective over the sampled responses that it judges.
+    pub raw: Vec<Option<f64>>,
     /// Mean standardised reward of each objective.
-    pub standardised: Vec<f64>,
+    pub standardised: Vec<Option<f64>>,
 }
 
 /// One response with its rewards.
@@ -84,12 +84,12 @@ impl Judge<'_> {
             .collect();
         let spans = self.rewards.spans(&texts)?;
         let baselines = self.totals(&self.rewards.score(&baselines)?)?;
-        let count = texts.len() as f64;
-        let raw: Vec<f64> = spans
-            .iter()
-            .map(|reward| reward.iter().flatten().map(|span| span.score).sum::<f64>() / count)
-            .collect();
-        let standardised = self.standardiser.apply(&raw)?;
+        let mean = |reward: &Vec<Option<Vec<SpanScore>>>| {
+            let judged: Vec<f64> = reward.iter().flatten().map(total).collect();
+            (!judged.is_empty()).then(|| judged.iter().sum::<f64>() / judged.len() as f64)
+        };
+        let raw: Vec<Option<f64>> = spans.iter().map(mean).collect();
+        let standardised = self.standardiser.apply_present(&raw)?;
         let Standardiser { mean, std } = self.standardiser;
         let weights = self.balance.weights();
         let mut responses = Vec::with_capacity(sampled.len());
@@ -98,9 +98,10 @@ impl Judge<'_> {
             let last = rollout.tokens.len().saturating_sub(1);
             let mut scores = Vec::new();
             for (((weight, mean), std), spans) in weights.iter().zip(mean).zip(std).zip(&spans) {
+                let Some(spans) = &spans[index] else { continue };
                 // w·(Σ scores − mean)/std: each part at its own end, the mean at the last token.
                 scores.push(TokenScore { token: last, score: -weight * mean / std });
-                for span in &spans[index] {
+                for span in spans {
                     let whole = span.end == text.response.len();
                     let at = if whole { None } else { token_at(&ends, span.end) };
                     let token = at.unwrap_or(last);
@@ -113,9 +114,10 @@ impl Judge<'_> {
             responses.push(Response { sequence, rollout, scores, baseline });
         }
         if self.config.balance.strategy == Strategy::Gdpo {
-            let total = |spans: &Vec<SpanScore>| spans.iter().map(|span| span.score).sum::<f64>();
-            let rewards: Vec<Vec<f64>> =
-                spans.iter().map(|reward| reward.iter().map(total).collect()).collect();
+            let totals = |reward: &Vec<Option<Vec<SpanScore>>>| {
+                reward.iter().map(|spans| spans.as_ref().map(total)).collect()
+            };
+            let rewards: Vec<Vec<Option<f64>>> = spans.iter().map(totals).collect();
             // The advantage of the whole response, at its last token, with nothing to compare to.
             let advantages = gdpo_advantages(&rewards, weights, samples);
             for (response, score) in responses.iter_mut().zip(advantages) {
@@ -133,12 +135,18 @@ impl Judge<'_> {
     }
 
     /// Weighted standardised rewards of samples, from `[reward][sample]`.
-    fn totals(&self, scores: &[Vec<f64>]) -> Result<Vec<f64>> {
+    fn totals(&self, scores: &[Vec<Option<f64>>]) -> Result<Vec<f64>> {
         let count = scores.first().map_or(0, Vec::len);
         let totals = (0..count).map(|sample| {
-            let raw: Vec<f64> = scores.iter().filter_map(|r| r.get(sample)).copied().collect();
-            Ok(self.balance.combine(&self.standardiser.apply(&raw)?)?)
+            let raw: Vec<Option<f64>> =
+                scores.iter().filter_map(|r| r.get(sample)).copied().collect();
+            Ok(self.balance.combine(&self.standardiser.apply_present(&raw)?)?)
         });
         totals.collect()
     }
+}
+
+/// The reward of a response: the sum over its parts.
+fn total(spans: &Vec<SpanScore>) -> f64 {
+    spans.iter().map(|span| span.score).sum()
 }

@@ -19,7 +19,7 @@ use ladle::{
 use crate::{
     aim::Aim,
     checkpoint::{CheckpointError, read_toml, to_toml, write_atomically, write_toml},
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, DataConfig},
     data::split::split,
     draw::{self, Purpose},
     error::RunError,
@@ -69,24 +69,21 @@ impl Run {
             rewards.map(|o| registry::build(&o.name, o.reward.clone().located(&places.data)));
         let rewards = RewardSet::new(rewards.collect::<std::result::Result<_, _>>()?);
         let base = Base::open(&places.base)?;
-        let read = |path: &Path| {
-            let path = places.data.join(path);
-            let (prompts, long) = base.prompts(&config.data, &path)?;
-            let limit = config.data.max_prompt_tokens;
-            tracing::info!(
-                rows = prompts.len(),
-                long,
-                "{}: over {limit} tokens left out",
-                path.display()
-            );
-            Ok::<_, RunError>(prompts)
-        };
-        let optional = |path: &Option<PathBuf>| path.as_deref().map_or(Ok(Vec::new()), read);
-        let train = read(&config.data.train)?;
-        let (train, validation, test) = match &config.data.split {
-            None => (train, optional(&config.data.validation)?, optional(&config.data.test)?),
-            Some(shares) => split_rows(train, shares, config.seed)?,
-        };
+        let (mut train, mut validation, mut test) = (Vec::new(), Vec::new(), Vec::new());
+        let mut firsts = Vec::new();
+        for (key, set) in config.data.iter() {
+            let read = |path: &Path| read_rows(&base, set, &places.data.join(path));
+            let optional = |path: &Option<PathBuf>| path.as_deref().map_or(Ok(Vec::new()), read);
+            let rows = read(&set.train)?;
+            let parts = match &set.split {
+                None => (rows, optional(&set.validation)?, optional(&set.test)?),
+                Some(shares) => split_rows(&key, rows, shares, config.seed)?,
+            };
+            firsts.extend(parts.0.first().cloned());
+            train.extend(parts.0);
+            validation.extend(parts.1);
+            test.extend(parts.2);
+        }
         let prompts = [&train, &validation, &test].into_iter().flatten();
         let longest = prompts.map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
         let (new, context) = (config.rollout.max_new_tokens, base.model.max_positions);
@@ -100,10 +97,13 @@ impl Run {
         }
         // A missing field is an error now, not after the supervised tuning. Scorers behind HTTP get no
         // request yet.
-        let answer = train.first().map(|prompt| prompt.sample("An answer.".into(), true));
-        for (objective, reward) in config.objectives.iter().zip(rewards.iter()) {
-            if !matches!(objective.reward, RewardSpec::Http(_)) {
-                reward.score(answer.as_slice())?;
+        for prompt in &firsts {
+            let answer = [prompt.sample("An answer.".into(), true)];
+            for (objective, reward) in config.objectives.iter().zip(rewards.iter()) {
+                let judged = prompt.judges.include(reward.name());
+                if judged && !matches!(objective.reward, RewardSpec::Http(_)) {
+                    reward.score(&answer)?;
+                }
             }
         }
         Ok(Self { config, places, base, train, validation, test, rewards, aim })
@@ -183,7 +183,18 @@ impl Run {
             .zip(&rollouts)
             .map(|(prompt, rollout)| base.sample(prompt, rollout))
             .collect();
-        let standardiser = Standardiser::fit(&self.rewards.score(&samples)?)?;
+        let scores = self.rewards.score(&samples)?.into_iter();
+        let scores: Vec<Vec<f64>> = scores.map(|of| of.into_iter().flatten().collect()).collect();
+        let unjudged = config.objectives.iter().zip(&scores).find(|(_, of)| of.is_empty());
+        if let Some((objective, _)) = unjudged {
+            return Err(ConfigError::Value {
+                key: "rl.standardise_on".into(),
+                got: format!("{}, none of which {} judges", samples.len(), objective.name),
+                expected: "enough responses that every reward judges some",
+            }
+            .into());
+        }
+        let standardiser = Standardiser::fit(&scores)?;
         for (objective, std) in config.objectives.iter().zip(&standardiser.std) {
             if *std <= STD_FLOOR {
                 let (name, samples) = (&objective.name, samples.len());
@@ -293,8 +304,20 @@ impl Run {
     }
 }
 
+/// The rows of a file of a data set; those of one of several have its name before their id.
+fn read_rows(base: &Base, set: &DataConfig, path: &Path) -> Result<Vec<Prompt>> {
+    let (mut prompts, long) = base.prompts(set, path)?;
+    if let Some(name) = &set.name {
+        prompts.iter_mut().for_each(|p| p.example.id = format!("{name}/{}", p.example.id));
+    }
+    let (limit, rows) = (set.max_prompt_tokens, prompts.len());
+    tracing::info!(rows, long, "{}: over {limit} tokens left out", path.display());
+    Ok(prompts)
+}
+
 /// The rows for training, validation and test.
 fn split_rows(
+    key: &str,
     rows: Vec<Prompt>,
     shares: &[f64; 3],
     seed: u64,
@@ -304,7 +327,7 @@ fn split_rows(
     let parts = parts.filter(|parts| parts.iter().all(|part| !part.is_empty()));
     let parts: Option<[Vec<Prompt>; 3]> = parts.and_then(|parts| parts.try_into().ok());
     let [train, validation, test] = parts.ok_or_else(|| ConfigError::Value {
-        key: "data.split".into(),
+        key: format!("{key}.split"),
         got: format!("{shares:?} of {count} rows"),
         expected: "three shares above 0, together at most 1, that leave every part a row",
     })?;

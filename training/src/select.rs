@@ -47,6 +47,9 @@ pub enum SelectError {
     /// There is no B to choose for.
     #[error("mixing.weights: one policy has no B and no α to choose; expected beta or matrix")]
     OnePolicy,
+    /// None of the validation prompts is of a type that a reward judges.
+    #[error("--prompts: {0} judges none of the validation prompts chosen, expected more of them")]
+    Unjudged(String),
     /// There is no α to compare.
     #[error("--alphas names none, expected at least one")]
     NoAlphas,
@@ -255,5 +258,13 @@ fn answer(
     let samples: Vec<_> =
         prompts.iter().zip(&rollouts).map(|(prompt, r)| run.base.sample(prompt, r)).collect();
     let scores = run.rewards.score(&samples).map_err(RunError::from)?;
-    Ok(scores.iter().map(|s| s.iter().sum::<f64>() / s.len().max(1) as f64).collect())
+    let objectives = run.config.objectives.iter().zip(scores);
+    let means = objectives.map(|(objective, scores)| {
+        let judged: Vec<f64> = scores.into_iter().flatten().collect();
+        match judged.len() {
+            0 => Err(SelectError::Unjudged(objective.name.clone())),
+            count => Ok(judged.iter().sum::<f64>() / count as f64),
+        }
+    });
+    means.collect()
 }

@@ -16,7 +16,7 @@ use ladle::{
 use crate::{
     config::{DataConfig, DataFormat},
     data::{self, Example, general::Columns, prompt::PromptTemplate},
-    rewards::Sample,
+    rewards::{Judges, Sample},
     rl::rollout::Rollout,
     weights,
 };
@@ -58,6 +58,8 @@ pub struct Prompt {
     /// Tokens up to where the response begins.
     pub tokens: Vec<u32>,
     pub example: Example,
+    /// Which rewards judge responses to it.
+    pub judges: Judges,
 }
 
 impl Prompt {
@@ -69,6 +71,7 @@ impl Prompt {
             finished,
             references: self.example.references.clone(),
             fields: self.example.fields.clone(),
+            judges: self.judges.clone(),
         }
     }
 }
@@ -117,6 +120,7 @@ impl Base {
     pub fn prompts(&self, config: &DataConfig, path: &Path) -> Result<(Vec<Prompt>, usize)> {
         let error = |reason: String| SetupError::Data { path: path.to_owned(), reason };
         let examples = read_examples(config, path).map_err(SetupError::Rows)?;
+        let judges = Judges::of(config.rewards.as_deref());
         let mut prompts = Vec::with_capacity(examples.len());
         let mut long = 0;
         for example in examples {
@@ -129,7 +133,7 @@ impl Base {
                 long += 1;
                 continue;
             }
-            prompts.push(Prompt { tokens, example });
+            prompts.push(Prompt { tokens, example, judges: judges.clone() });
         }
         if prompts.is_empty() {
             let limit = config.max_prompt_tokens;

@@ -341,7 +341,9 @@ impl<'a> Trainer<'a> {
             ("grad_norm", report.grad_norm),
             ("updates", report.updates as f64),
         ];
-        metrics.extend(rewards.iter().map(String::as_str).zip(judged.raw.iter().copied()));
+        // A reward that judged no response of the batch has no value in this step.
+        let judged = rewards.iter().map(String::as_str).zip(&judged.raw);
+        metrics.extend(judged.filter_map(|(name, reward)| Some((name, (*reward)?))));
         let current = self.state.balance.weights().iter().copied();
         metrics.extend(weights.iter().map(String::as_str).zip(current));
         Ok(recorder.record(self.state.step, &metrics)?)
@@ -375,7 +377,7 @@ impl<'a> Trainer<'a> {
 pub fn sampler(base: &Base, config: &Config) -> Result<Sampler> {
     // As many as rayon and candle use: RAYON_NUM_THREADS bounds all of them.
     let threads = rayon::current_num_threads();
-    let longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens;
+    let longest = config.data.max_prompt_tokens() + config.rollout.max_new_tokens;
     Ok(Sampler::new(&base.model, threads, config.rollout.slots, longest)?)
 }
 

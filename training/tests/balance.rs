@@ -11,6 +11,34 @@ use proptest::prelude::*;
 
 use support::{close, numbers, reference};
 
+/// Means of a batch that every reward judged a part of.
+fn some(means: &[f64]) -> Vec<Option<f64>> {
+    means.iter().map(|mean| Some(*mean)).collect()
+}
+
+#[test]
+fn a_reward_without_responses_in_a_batch_keeps_its_mean() {
+    let config = BalanceConfig { strategy: Strategy::Inverse, every: 2, ..Default::default() };
+    let run = |batches: &[[Option<f64>; 2]]| {
+        let mut balance = Balance::new(vec![1.0, 1.0], None, config.clone()).unwrap();
+        for batch in batches {
+            balance.advance(0, batch).unwrap();
+        }
+        balance.weights().to_vec()
+    };
+    // The second type is in every other batch: its mean is that of these.
+    let seldom = run(&[
+        [Some(0.5), Some(-0.2)],
+        [Some(0.5), None],
+        [Some(0.5), Some(-0.4)],
+        [Some(0.5), None],
+    ]);
+    let always = run(&[[Some(0.5), Some(-0.3)]; 4]);
+    close(&seldom, &always, 1e-12);
+    // Counted as 0 it would seem to do better.
+    assert!(seldom[1] > run(&[[Some(0.5), Some(-0.15)]; 4])[1]);
+}
+
 #[test]
 fn every_step_equals_the_transcription_of_algorithm_1() {
     let reference = reference("losses.json");
@@ -29,7 +57,7 @@ fn every_step_equals_the_transcription_of_algorithm_1() {
         for step in case["trace"].as_array().unwrap() {
             let drawn = balance.draw(step["uniform"].as_f64().unwrap());
             assert_eq!(drawn as u64, step["drawn"].as_u64().unwrap());
-            balance.advance(drawn, &numbers(&step["batch"])).unwrap();
+            balance.advance(drawn, &some(&numbers(&step["batch"]))).unwrap();
             close(balance.weights(), &numbers(&step["weights"]), 1e-9);
         }
         close(&balance.realised(), &numbers(&case["realised"]), 1e-9);
@@ -47,19 +75,19 @@ fn average_never_leaves_the_column_and_realises_it() {
     let mut balance = Balance::new(preset, Some(0), BalanceConfig::default()).unwrap();
     for step in 0..50 {
         let drawn = balance.draw(f64::from(step) / 50.0);
-        assert_eq!(balance.advance(drawn, &[1.0, -5.0, 3.0]).unwrap(), None);
+        assert_eq!(balance.advance(drawn, &some(&[1.0, -5.0, 3.0])).unwrap(), None);
     }
     close(balance.weights(), &column, 1e-12);
     close(&balance.realised(), &column, 1e-12);
-    assert!((balance.combine(&[1.0, 2.0, 3.0]).unwrap() - 1.6).abs() < 1e-12);
+    assert!((balance.combine(&some(&[1.0, 2.0, 3.0])).unwrap() - 1.6).abs() < 1e-12);
 }
 
 #[test]
 fn inverse_raises_the_objective_that_lags() {
     let config = BalanceConfig { strategy: Strategy::Inverse, every: 1, ..Default::default() };
     let mut balance = Balance::new(vec![1.0, 1.0], None, config).unwrap();
-    balance.advance(0, &[0.0, 0.0]).unwrap();
-    balance.advance(1, &[2.0, 0.0]).unwrap();
+    balance.advance(0, &some(&[0.0, 0.0])).unwrap();
+    balance.advance(1, &some(&[2.0, 0.0])).unwrap();
     // t = 2, counts (2, 2), R̄ = (1, 0): x̂ = (2, 1) + √(ln 2).
     let optimism = 2f64.ln().sqrt();
     let z = [1.0 / (2.0 + optimism), 1.0 / (1.0 + optimism)];
@@ -88,7 +116,7 @@ fn a_realised_matrix_stays_far_from_singular_however_well_the_own_objective_does
         let mut balance = Balance::new(preset.collect(), Some(own), config.clone()).unwrap();
         for step in 0..200 {
             let batch = if own == 0 { [3.0, 0.0] } else { [0.0, 3.0] };
-            balance.advance(step % 2, &batch).unwrap();
+            balance.advance(step % 2, &some(&batch)).unwrap();
         }
         // The column leads by .2, the default asks for half of that.
         let lead = balance.weights()[own] - balance.weights()[1 - own];
@@ -104,8 +132,8 @@ fn a_realised_matrix_stays_far_from_singular_however_well_the_own_objective_does
 fn delta_takes_negative_gains_as_they_are() {
     let config = BalanceConfig { strategy: Strategy::Delta, every: 1, ..Default::default() };
     let mut balance = Balance::new(vec![1.0, 1.0], None, config).unwrap();
-    balance.advance(0, &[0.0, 0.0]).unwrap();
-    balance.advance(1, &[-8.0, 0.0]).unwrap();
+    balance.advance(0, &some(&[0.0, 0.0])).unwrap();
+    balance.advance(1, &some(&[-8.0, 0.0])).unwrap();
     // t = 2, counts (2, 2): x̂ = (−4, 0) + √(ln 2), T = 0.02: all weight on the second objective.
     close(balance.weights(), &[0.0, 1.0], 1e-12);
     assert_eq!(balance.interventions(), (0, 0));
@@ -118,7 +146,10 @@ fn standardising_uses_the_samples_it_was_fitted_on_and_floors_a_constant_reward(
     close(&f.std, &[1.0, 1e-6], 0.0);
     close(&f.apply(&[4.0, 7.0]).unwrap(), &[2.0, 0.0], 0.0);
     assert_eq!(Standardiser::fit(&[vec![], vec![]]), Err(BalanceError::NoSamples));
-    assert!(Standardiser::fit(&[vec![1.0], vec![1.0, 2.0]]).is_err());
+    // Each on the responses that it judges.
+    let uneven = Standardiser::fit(&[vec![5.0], vec![1.0, 2.0]]).unwrap();
+    assert_eq!(uneven.mean, [5.0, 1.5]);
+    assert_eq!(uneven.apply_present(&[None, Some(2.0)]).unwrap(), [None, Some(1.0)]);
     assert!(f.apply(&[f64::NAN, 0.0]).is_err());
 }
 
@@ -141,8 +172,8 @@ fn bad_settings_and_columns_are_named() {
     let config = BalanceConfig { strategy: Strategy::Delta, normalisation, ..default() };
     assert!(text(new(&[1.0, 1.0], None, config)).contains("expected softmax"));
     let mut balance = new(&[1.0, 1.0], None, default()).unwrap();
-    assert!(balance.advance(2, &[0.0, 0.0]).is_err());
-    assert!(balance.advance(0, &[0.0]).is_err());
+    assert!(balance.advance(2, &some(&[0.0, 0.0])).is_err());
+    assert!(balance.advance(0, &some(&[0.0])).is_err());
     assert_eq!(balance.step(), 0);
 }
 
@@ -174,7 +205,7 @@ proptest! {
         let mut balance = Balance::new(preset, Some(0), config).unwrap();
         for (batch, uniform) in &batches {
             let drawn = balance.draw(*uniform);
-            balance.advance(drawn, batch).unwrap();
+            balance.advance(drawn, &some(batch)).unwrap();
             let w = balance.weights();
             prop_assert!(on_the_simplex(w), "{w:?}");
             // Half of the column's lead, which is at least (3.5 − 3)/Σ preset.
@@ -191,8 +222,8 @@ proptest! {
         let mut b = Balance::new(reversed(&preset), None, config).unwrap();
         for (batch, uniform) in &batches {
             let drawn = (uniform * n as f64) as usize;
-            a.advance(drawn, batch).unwrap();
-            b.advance(n - 1 - drawn, &reversed(batch)).unwrap();
+            a.advance(drawn, &some(batch)).unwrap();
+            b.advance(n - 1 - drawn, &some(&reversed(batch))).unwrap();
             let renamed = reversed(b.weights());
             for (x, y) in a.weights().iter().zip(&renamed) {
                 prop_assert!((x - y).abs() < 1e-9, "{:?} {renamed:?}", a.weights());
@@ -208,7 +239,7 @@ proptest! {
         let play = |balance: &mut Balance, part: &[(Vec<f64>, f64)]| {
             for (batch, uniform) in part {
                 let drawn = balance.draw(*uniform);
-                balance.advance(drawn, batch).unwrap();
+                balance.advance(drawn, &some(batch)).unwrap();
             }
         };
         play(&mut whole, &batches[..half]);

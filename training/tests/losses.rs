@@ -159,7 +159,13 @@ fn gdpo_advantages_are_those_of_trl() {
     for case in reference("losses.json")["gdpo"].as_array().unwrap() {
         let samples = case["samples"].as_u64().unwrap() as usize;
         let (rewards, weights) = (rows(&case["rewards"]), numbers(&case["weights"]));
+        let mut rewards: Vec<Vec<Option<f64>>> =
+            rewards.into_iter().map(|series| series.into_iter().map(Some).collect()).collect();
         let got = gdpo_advantages(&rewards, &weights, samples);
+        // A reward that judges nothing changes nothing.
+        rewards.push(vec![None; got.len()]);
+        let with = [&weights[..], &[1.0]].concat();
+        assert_eq!(gdpo_advantages(&rewards, &with, samples), got);
         close(&got, &numbers(&case["advantages"]), 1e-9);
     }
 }

@@ -237,7 +237,7 @@ fn unknown_kinds_and_keys_are_refused_by_name() {
 fn a_sample_without_what_a_reward_needs_is_named() {
     let rewards = RewardSet::new(vec![build(r#"kind = "rouge-l""#).unwrap()]);
     let with = Sample { references: vec!["a b".into()], ..sample("a b") };
-    assert_eq!(rewards.score(std::slice::from_ref(&with)).unwrap(), [[1.0]]);
+    assert_eq!(rewards.score(std::slice::from_ref(&with)).unwrap(), [[Some(1.0)]]);
     let error = rewards.score(&[with, sample("the response")]).unwrap_err().to_string();
     assert_eq!(error, "reward `it` on sample 1 (response \"the response\"): no references");
 }
@@ -266,7 +266,7 @@ fn nan_and_wrong_counts_stop_the_batch_with_the_sample() {
         let rewards = RewardSet::new(vec![Box::new(Fixed(scores.to_vec()))]);
         rewards.score(&[sample("first"), sample("second")])
     };
-    assert_eq!(run(&[1.0, 2.0]).unwrap(), [[1.0, 2.0]]);
+    assert_eq!(run(&[1.0, 2.0]).unwrap(), [[Some(1.0), Some(2.0)]]);
     let error = run(&[1.0, f64::NAN]).unwrap_err().to_string();
     assert!(error.contains("sample 1") && error.contains("second"), "{error}");
     let error = run(&[1.0]).unwrap_err().to_string();
@@ -277,7 +277,7 @@ fn nan_and_wrong_counts_stop_the_batch_with_the_sample() {
 fn a_reward_without_spans_pays_at_the_end_of_the_response() {
     let rewards = RewardSet::new(vec![Box::new(Fixed(vec![0.5]))]);
     let spans = rewards.spans(&[sample("héllo")]).unwrap();
-    assert_eq!(spans, [[[SpanScore { end: 6, score: 0.5 }]]]);
+    assert_eq!(spans, [[Some(vec![SpanScore { end: 6, score: 0.5 }])]]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use ladle::{model::names::TARGETS, soup::manifest::is_name};
 
-use super::{Algorithm, Config, ConfigError, Decay, MixingConfig};
+use super::{Algorithm, Config, ConfigError, DataConfig, Decay, MixingConfig};
 use crate::rl::balance::{Normalisation, Strategy};
 
 impl Config {
@@ -23,7 +23,6 @@ impl Config {
             ("rollout.max_new_tokens", rollout.max_new_tokens as u64),
             ("rollout.slots", rollout.slots as u64),
             ("rollout.samples", rollout.samples as u64),
-            ("data.max_prompt_tokens", self.data.max_prompt_tokens as u64),
         ];
         let sft = self.sft.iter().flat_map(|sft| {
             [
@@ -126,11 +125,7 @@ impl Config {
                 return Err(value_error("rl.decay_steps", steps, "at least rl.steps"));
             }
         }
-        let data = &self.data;
-        if data.split.is_some() && (data.validation.is_some() || data.test.is_some()) {
-            let expected = "left out where data.validation or data.test is given";
-            return Err(value_error("data.split", "given", expected));
-        }
+        self.check_data()?;
         if rl.batch % rollout.samples != 0 {
             return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
         }
@@ -173,6 +168,54 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// The data sets, and which rewards judge them.
+    fn check_data(&self) -> Result<(), ConfigError> {
+        let named = |name: &String| self.objectives.iter().any(|o| o.name == *name);
+        let mut names: Vec<&str> = Vec::new();
+        for (key, set) in self.data.iter() {
+            let [tokens, split, name, rewards] = ["max_prompt_tokens", "split", "name", "rewards"]
+                .map(|field| format!("{key}.{field}"));
+            if set.max_prompt_tokens == 0 {
+                return Err(value_error(&tokens, 0, "at least 1"));
+            }
+            if set.split.is_some() && (set.validation.is_some() || set.test.is_some()) {
+                let expected = "left out where validation or test is given";
+                return Err(value_error(&split, "given", expected));
+            }
+            if self.data.several() {
+                let got = set.name.as_deref().unwrap_or_default();
+                if !is_name(got) || names.contains(&got) {
+                    let expected = "a name of its own for each of several data sets, of the \
+                                    characters A-Z a-z 0-9 _ - .";
+                    return Err(value_error(&name, format!("{got:?}"), expected));
+                }
+                names.push(got);
+            }
+            if let Some(judges) = &set.rewards
+                && (judges.is_empty() || !judges.iter().all(named))
+            {
+                let expected = "objectives of this configuration, at least one";
+                return Err(value_error(&rewards, format!("{judges:?}"), expected));
+            }
+        }
+        for (index, objective) in self.objectives.iter().enumerate() {
+            let judges = |set: &DataConfig| {
+                set.rewards.as_ref().is_none_or(|names| names.contains(&objective.name))
+            };
+            if !self.data.iter().any(|(_, set)| judges(set)) {
+                let key = format!("objectives[{index}].name");
+                let expected = "an objective that the rewards of some data set name";
+                return Err(value_error(&key, &objective.name, expected));
+            }
+        }
+        match self.data.iter().next() {
+            Some(_) => Ok(()),
+            None => Err(value_error("data", "empty", "at least one data set")),
+        }
     }
 }
 

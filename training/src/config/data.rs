@@ -1,16 +1,81 @@
 //! The data of a run.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{
+        MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer, value::SeqAccessDeserializer,
+    },
+};
 
 use crate::data::rows::OnMalformed;
+
+/// One data set, `[data]`, or several types of task, `[[data]]`, whose rows are drawn together.
+#[derive(Debug, Clone)]
+pub struct DataSets(Vec<DataConfig>);
+
+impl DataSets {
+    /// The data sets, with the keys that name them in errors.
+    pub fn iter(&self) -> impl Iterator<Item = (String, &DataConfig)> {
+        let several = self.several();
+        let key = move |index| if several { format!("data[{index}]") } else { "data".to_owned() };
+        self.0.iter().enumerate().map(move |(index, set)| (key(index), set))
+    }
+
+    /// Whether there is more than one.
+    pub fn several(&self) -> bool {
+        self.0.len() > 1
+    }
+
+    /// The longest prompt of any, in tokens.
+    pub fn max_prompt_tokens(&self) -> usize {
+        self.0.iter().map(|set| set.max_prompt_tokens).max().unwrap_or(0)
+    }
+}
+
+impl Serialize for DataSets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => one.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for DataSets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = DataSets;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("one data set, [data], or several, [[data]]")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<DataSets, A::Error> {
+                let one = DataConfig::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(DataSets(vec![one]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<DataSets, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(items)).map(DataSets)
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
 
 /// Prompts and references. Paths, as those of rewards, are relative to the data directory of the
 /// command line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
+    /// Name of the type of task, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Objectives whose rewards judge the answers to these rows (left out: all).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Vec<String>>,
     /// Format of the files.
     pub format: DataFormat,
     /// Training rows.

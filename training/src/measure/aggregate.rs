@@ -170,9 +170,9 @@ impl Evaluated {
         let grid: Vec<Vec<f64>> =
             front.methods[0].points.iter().map(|p| p.preference.clone()).collect();
         let n = front.objectives.len();
-        let scale = |rewards: &[f64], mu: &[f64]| -> f64 {
+        let scale = |rewards: &[Option<f64>], mu: &[f64]| -> f64 {
             let each = rewards.iter().zip(mu).zip(&front.objectives);
-            each.map(|((reward, mu), o)| mu * (reward - o.mean) / o.std).sum()
+            each.filter_map(|((reward, mu), o)| Some(mu * ((*reward)? - o.mean) / o.std)).sum()
         };
         let samples = directory.join("samples.csv");
         let read = read_csv(&samples, OnMalformed::Fail, |_, fields| {
@@ -185,9 +185,14 @@ impl Evaluated {
             };
             let text = |index: usize| fields.get(index).map(|field| field.1.to_owned());
             let mu = (1..=n).map(number).collect::<std::result::Result<Vec<f64>, String>>()?;
+            // A reward that does not judge the row has an empty cell.
+            let reward = |index: usize| match fields.get(index) {
+                Some((_, "")) => Ok(None),
+                _ => number(index).map(Some),
+            };
             let rewards = (n + 4..2 * n + 4)
-                .map(number)
-                .collect::<std::result::Result<Vec<f64>, String>>()?;
+                .map(reward)
+                .collect::<std::result::Result<Vec<Option<f64>>, String>>()?;
             let at =
                 grid.iter().position(|point| *point == mu).ok_or("a preference off the grid")?;
             let (method, row, seed) = (text(0), text(n + 1), text(n + 2));

@@ -56,8 +56,8 @@ pub struct Answer {
     pub log_prob: f64,
     /// Whether it ended by itself.
     pub finished: bool,
-    /// One an objective.
-    pub rewards: Vec<f64>,
+    /// One an objective; none of a reward that does not judge its type of task.
+    pub rewards: Vec<Option<f64>>,
 }
 
 /// A model: digest of the soup, whether logits are combined, and the identity of the weights.
@@ -224,7 +224,8 @@ impl Table {
         let mut cells = vec![quoted(method)];
         cells.extend(weights.iter().map(f64::to_string));
         cells.extend([quoted(&answer.row), answer.seed.to_string(), answer.finished.to_string()]);
-        cells.extend(answer.rewards.iter().map(f64::to_string));
+        let reward = |reward: &Option<f64>| reward.map_or(String::new(), |r| r.to_string());
+        cells.extend(answer.rewards.iter().map(reward));
         cells.push(quoted(&answer.response));
         self.text.push_str(&cells.join(","));
         self.text.push('\n');
@@ -251,7 +252,7 @@ mod tests {
             log_prob: -0.1,
             finished: true,
             // Without `float_roundtrip` it is read as its neighbour.
-            rewards: vec![51.248178375505404],
+            rewards: vec![Some(51.248178375505404), None],
         };
         Book::open(&path).unwrap().add(vec![answer]).unwrap();
         let whole = fs::read(&path).unwrap();
@@ -261,6 +262,6 @@ mod tests {
         let book = Book::open(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole);
         let read = book.known.values().flat_map(BTreeMap::values).next().unwrap();
-        assert_eq!(read.rewards, [51.248178375505404]);
+        assert_eq!(read.rewards, [Some(51.248178375505404), None]);
     }
 }

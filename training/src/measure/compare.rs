@@ -90,7 +90,8 @@ fn gain(own: &Swept<'_>, base: &Swept<'_>, standardiser: &Standardiser) -> Optio
 /// Σ μᵢzᵢ of one answer.
 fn value(mu: &[f64], answer: &Answer, Standardiser { mean, std }: &Standardiser) -> f64 {
     let scales = mean.iter().zip(std);
-    mu.iter().zip(&answer.rewards).zip(scales).map(|((mu, r), (m, s))| mu * (r - m) / s).sum()
+    let each = mu.iter().zip(&answer.rewards).zip(scales);
+    each.filter_map(|((mu, r), (m, s))| Some(mu * ((*r)? - m) / s)).sum()
 }
 
 fn regime(own: &Swept<'_>, columns: &[(Column, Point)], objectives: &[String]) -> Regime {

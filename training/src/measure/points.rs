@@ -67,7 +67,7 @@ pub fn point(
     let count = answers.first().map_or(0, |answer| answer.rewards.len());
     let series = |objective: usize, seed: Option<u64>| -> Vec<f64> {
         let of_seed = answers.iter().filter(|answer| seed.is_none_or(|seed| answer.seed == seed));
-        of_seed.map(|answer| answer.rewards[objective]).collect()
+        of_seed.filter_map(|answer| answer.rewards[objective]).collect()
     };
     let spread = |objective| match seeds {
         [_] => deviation(&series(objective, None)),

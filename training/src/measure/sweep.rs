@@ -219,7 +219,8 @@ impl<'a> Sweep<'a> {
 
 /// Mean of every reward.
 fn means(answers: &[&Answer], objectives: usize) -> Vec<f64> {
-    let series = |j: usize| answers.iter().map(|answer| answer.rewards[j]).collect::<Vec<_>>();
+    let series =
+        |j: usize| answers.iter().filter_map(|answer| answer.rewards[j]).collect::<Vec<_>>();
     (0..objectives).map(|j| mean(&series(j))).collect()
 }
 
@@ -246,7 +247,16 @@ fn rows<'a>(run: &Run, prompts: &'a [Prompt], count: usize, key: &str) -> Result
         return Err(EvaluateError::Settings(reason));
     }
     let order = draw::batch(run.config.seed, prompts.len(), count.min(prompts.len()), 0);
-    Ok(order.into_iter().filter_map(|index| prompts.get(index)).collect())
+    let chosen: Vec<&Prompt> = order.into_iter().filter_map(|index| prompts.get(index)).collect();
+    for objective in &run.config.objectives {
+        if !chosen.iter().any(|prompt| prompt.judges.include(&objective.name)) {
+            let (count, name) = (chosen.len(), &objective.name);
+            let reason =
+                format!("{key}: {name} judges none of the {count} rows chosen, expected some");
+            return Err(EvaluateError::Settings(reason));
+        }
+    }
+    Ok(chosen)
 }
 
 /// Refuses runs of other objectives or of a base that reads the prompts as other tokens; says which

@@ -40,6 +40,8 @@ pub mod spec;
 pub mod style;
 pub mod words;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -56,6 +58,25 @@ pub struct Sample {
     pub references: Vec<String>,
     /// The other data of the example.
     pub fields: Map<String, Value>,
+    /// Which rewards judge it.
+    #[serde(skip)]
+    pub judges: Judges,
+}
+
+/// The rewards that judge a sample, by name: those of its type of task, or all.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Judges(Option<Arc<[String]>>);
+
+impl Judges {
+    /// These rewards; none given: all.
+    pub fn of(names: Option<&[String]>) -> Self {
+        Self(names.map(Arc::from))
+    }
+
+    /// Whether a reward is among them.
+    pub fn include(&self, reward: &str) -> bool {
+        self.0.as_ref().is_none_or(|names| names.iter().any(|name| name == reward))
+    }
 }
 
 impl Sample {
@@ -209,15 +230,41 @@ impl RewardSet {
         self.rewards.iter().map(AsRef::as_ref)
     }
 
-    /// `[reward][sample]`. A missing, surplus or non-finite score is an error naming the sample.
-    pub fn score(&self, samples: &[Sample]) -> Result<Vec<Vec<f64>>, RewardError> {
-        self.iter().map(|reward| checked_scores(reward, samples)).collect()
+    /// `[reward][sample]`, none where the reward does not judge the sample. A missing, surplus or
+    /// non-finite score is an error naming the sample.
+    pub fn score(&self, samples: &[Sample]) -> Result<Vec<Vec<Option<f64>>>, RewardError> {
+        self.iter().map(|reward| of_judged(reward, samples, checked_scores)).collect()
     }
 
     /// `[reward][sample][span]`, checked the same way; ends lie within the response.
-    pub fn spans(&self, samples: &[Sample]) -> Result<Vec<Vec<Vec<SpanScore>>>, RewardError> {
-        self.iter().map(|reward| checked_spans(reward, samples)).collect()
+    pub fn spans(
+        &self,
+        samples: &[Sample],
+    ) -> Result<Vec<Vec<Option<Vec<SpanScore>>>>, RewardError> {
+        self.iter().map(|reward| of_judged(reward, samples, checked_spans)).collect()
     }
+}
+
+/// What `judge` says of the samples that the reward judges; none of the others.
+fn of_judged<T>(
+    reward: &dyn Reward,
+    samples: &[Sample],
+    judge: fn(&dyn Reward, &[Sample]) -> Result<Vec<T>, RewardError>,
+) -> Result<Vec<Option<T>>, RewardError> {
+    let judged = |index: &usize| samples[*index].judges.include(reward.name());
+    let own: Vec<usize> = (0..samples.len()).filter(judged).collect();
+    if own.len() == samples.len() {
+        return Ok(judge(reward, samples)?.into_iter().map(Some).collect());
+    }
+    let mut found: Vec<Option<T>> = samples.iter().map(|_| None).collect();
+    if own.is_empty() {
+        return Ok(found);
+    }
+    let chosen: Vec<Sample> = own.iter().map(|&index| samples[index].clone()).collect();
+    for (index, said) in own.into_iter().zip(judge(reward, &chosen)?) {
+        found[index] = Some(said);
+    }
+    Ok(found)
 }
 
 fn checked_scores(reward: &dyn Reward, samples: &[Sample]) -> Result<Vec<f64>, RewardError> {

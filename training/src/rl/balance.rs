@@ -75,22 +75,28 @@ pub struct Standardiser {
 }
 
 impl Standardiser {
-    /// Fits on `rewards[objective][sample]`.
+    /// Fits on `rewards[objective][sample]`, each on the samples that it judges.
     pub fn fit(rewards: &[Vec<f64>]) -> Result<Self, BalanceError> {
         let (mut mean, mut std) = (Vec::new(), Vec::new());
-        let samples = rewards.first().map_or(0, Vec::len);
-        if samples == 0 {
+        if rewards.is_empty() || rewards.iter().any(Vec::is_empty) {
             return Err(BalanceError::NoSamples);
         }
         for series in rewards {
-            same_length("samples of a reward", samples, series.len())?;
             finite("reward", series)?;
-            let m = series.iter().sum::<f64>() / samples as f64;
-            let variance = series.iter().map(|r| (r - m).powi(2)).sum::<f64>() / samples as f64;
+            let samples = series.len() as f64;
+            let m = series.iter().sum::<f64>() / samples;
+            let variance = series.iter().map(|r| (r - m).powi(2)).sum::<f64>() / samples;
             mean.push(m);
             std.push(variance.sqrt().max(STD_FLOOR));
         }
         Ok(Self { mean, std })
+    }
+
+    /// f of the rewards that there are, one an objective.
+    pub fn apply_present(&self, rewards: &[Option<f64>]) -> Result<Vec<Option<f64>>, BalanceError> {
+        let filled: Vec<f64> = rewards.iter().map(|reward| reward.unwrap_or(0.0)).collect();
+        let scaled = self.apply(&filled)?.into_iter().zip(rewards);
+        Ok(scaled.map(|(scaled, reward)| reward.map(|_| scaled)).collect())
     }
 
     /// f of one sample's rewards, one an objective.
@@ -193,6 +199,8 @@ pub struct Balance {
     dominant: Option<Dominant>,
     step: u64,
     counts: Vec<u64>,
+    /// Steps whose batch had responses that the objective's reward judges.
+    seen: Vec<u64>,
     mean: Vec<f64>,
     mean_at_update: Vec<f64>,
     weights: Vec<f64>,
@@ -262,6 +270,7 @@ impl Balance {
             dominant,
             step: 0,
             counts: vec![1; n],
+            seen: vec![0; n],
             mean: vec![0.0; n],
             mean_at_update: vec![0.0; n],
             weights,
@@ -286,10 +295,11 @@ impl Balance {
         (self.floor_hits, self.projections)
     }
 
-    /// Total reward of a sample, `Σ w_j f(R_j)`, from its standardised rewards.
-    pub fn combine(&self, standardised: &[f64]) -> Result<f64, BalanceError> {
+    /// Total reward of a sample, `Σ w_j f(R_j)`, from those standardised rewards that it has.
+    pub fn combine(&self, standardised: &[Option<f64>]) -> Result<f64, BalanceError> {
         same_length("standardised rewards", self.weights.len(), standardised.len())?;
-        Ok(self.weights.iter().zip(standardised).map(|(w, r)| w * r).sum())
+        let present = self.weights.iter().zip(standardised);
+        Ok(present.filter_map(|(w, r)| Some(w * (*r)?)).sum())
     }
 
     /// The objective that `uniform ∈ [0, 1)` draws from w.
@@ -305,15 +315,17 @@ impl Balance {
     }
 
     /// Ends step t: counts the drawn objective, takes the batch's mean standardised rewards into
-    /// R̄⁽¹⁻ᵗ⁾ and, every e steps, updates the weights.
+    /// R̄⁽¹⁻ᵗ⁾ and, every e steps, updates the weights. An objective without responses in the batch
+    /// keeps its R̄.
     pub fn advance(
         &mut self,
         drawn: usize,
-        batch_mean: &[f64],
+        batch_mean: &[Option<f64>],
     ) -> Result<Option<Update>, BalanceError> {
         let n = self.weights.len();
         same_length("batch means", n, batch_mean.len())?;
-        finite("batch mean", batch_mean)?;
+        let filled: Vec<f64> = batch_mean.iter().map(|mean| mean.unwrap_or(0.0)).collect();
+        finite("batch mean", &filled)?;
         let Some(count) = self.counts.get_mut(drawn) else {
             return Err(BalanceError::Value {
                 name: "drawn objective",
@@ -324,12 +336,13 @@ impl Balance {
         };
         *count += 1;
         self.step += 1;
-        let t = self.step as f64;
         for (sum, w) in self.realised.iter_mut().zip(&self.weights) {
             *sum += w;
         }
-        for (mean, r) in self.mean.iter_mut().zip(batch_mean) {
-            *mean += (r - *mean) / t;
+        for ((mean, seen), r) in self.mean.iter_mut().zip(&mut self.seen).zip(batch_mean) {
+            let Some(r) = r else { continue };
+            *seen += 1;
+            *mean += (r - *mean) / *seen as f64;
         }
         let fixed = matches!(self.config.strategy, Strategy::Average | Strategy::Gdpo);
         if fixed || !self.step.is_multiple_of(self.config.every) {

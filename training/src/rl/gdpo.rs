@@ -8,12 +8,14 @@ const EPSILON: f64 = 1e-4;
 /// Advantages of whole responses, from `rewards[objective][response]` in groups of `samples`
 /// neighbours (the responses to one prompt): Aⱼ = (rⱼ − mean)/(std + ε) within the group,
 /// A = Σⱼ wⱼAⱼ, then (A − mean)/(std + ε) over the batch; std over n − 1.
-pub fn gdpo_advantages(rewards: &[Vec<f64>], weights: &[f64], samples: usize) -> Vec<f64> {
+/// A group that a reward does not judge has none of it.
+pub fn gdpo_advantages(rewards: &[Vec<Option<f64>>], weights: &[f64], samples: usize) -> Vec<f64> {
     let count = rewards.first().map_or(0, Vec::len);
     let mut sums = vec![0.0; count];
     for (series, weight) in rewards.iter().zip(weights) {
         for (group, sums) in series.chunks(samples).zip(sums.chunks_mut(samples)) {
-            for (sum, advantage) in sums.iter_mut().zip(normalised(group)) {
+            let Some(group) = group.iter().copied().collect::<Option<Vec<f64>>>() else { continue };
+            for (sum, advantage) in sums.iter_mut().zip(normalised(&group)) {
                 *sum += weight * advantage;
             }
         }

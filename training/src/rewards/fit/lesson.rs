@@ -8,7 +8,7 @@ use crate::data::{
     rows::OnMalformed,
     tldr,
 };
-use crate::rewards::{Sample, neural::SegmentBy};
+use crate::rewards::{Judges, Sample, neural::SegmentBy};
 
 /// Goal of a reward model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +100,7 @@ impl Lesson {
                 finished: true,
                 references: Vec::new(),
                 fields: pair.fields.clone(),
+                judges: Judges::default(),
             };
             let samples = vec![sample(&pair.chosen), sample(&pair.rejected)];
             LessonRow { id: pair.id.clone(), samples, marked: Vec::new() }
@@ -115,6 +116,7 @@ fn answer(row: &Feedback, response: &str) -> Sample {
         finished: true,
         references: row.example.references.clone(),
         fields: row.example.fields.clone(),
+        judges: Judges::default(),
     }
 }
 
