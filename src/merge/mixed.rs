@@ -1,5 +1,5 @@
 //! One decoder for every c (the mixed execution mode): all terms of the soup, with per-row
-//! coefficients from [`SoupPlan::row_coefficients`]. Nothing is merged; adapters are stacked along
+//! coefficients ([`SoupPlan::term_values`]). Nothing is merged; adapters are stacked along
 //! the rank once.
 
 use super::{

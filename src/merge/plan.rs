@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::low_rank::LowRankTerm;
 use crate::{
-    kernels::{Dtype, HostTensor, RowCoefficients},
+    kernels::{Dtype, HostTensor},
     model::{config::ModelConfig, names::EMBEDDING},
     preference::Coefficients,
     soup::{Adapter, Backbone, LoraModule, Soup},
@@ -289,18 +289,6 @@ impl SoupPlan {
         }
         let at = |term: &Vec<f64>| term.iter().zip(&values).map(|(w, c)| w * c).sum::<f64>() as f32;
         Ok(self.terms.iter().map(at).collect())
-    }
-
-    /// The term values of a mixed batch, a row of coefficients per token row.
-    pub fn row_coefficients<'c>(
-        &self,
-        rows: impl IntoIterator<Item = &'c Coefficients>,
-    ) -> Result<RowCoefficients, PlanError> {
-        let mut values = Vec::new();
-        for row in rows {
-            values.extend(self.term_values(row)?);
-        }
-        Ok(RowCoefficients { terms: self.terms.len(), values })
     }
 }
 

@@ -50,7 +50,7 @@ pub fn logits(
         rows.extend(tokens.iter().map(|_| *c));
     }
     batch.outputs = (0..batch.tokens.len()).collect();
-    batch.coefficients = plan.map(|plan| plan.row_coefficients(rows).unwrap());
+    batch.coefficients = plan.map(|plan| soups::row_coefficients(plan, &rows));
     let mut cache = KvPool::new(KvShape {
         layers: config.layers,
         kv_heads: config.kv_heads,

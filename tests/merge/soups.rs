@@ -3,13 +3,20 @@
 use std::collections::BTreeMap;
 
 use ladle::{
-    kernels::{Dtype, HostTensor, Rope},
-    merge::plan::{Change, Ingredient, Ingredients, Tensors},
+    kernels::{Dtype, HostTensor, Rope, RowCoefficients},
+    merge::plan::{Change, Ingredient, Ingredients, SoupPlan, Tensors},
     model::config::ModelConfig,
+    preference::Coefficients,
     soup::LoraModule,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// A row of coefficients per token row.
+pub fn row_coefficients(plan: &SoupPlan, rows: &[&Coefficients]) -> RowCoefficients {
+    let values = rows.iter().flat_map(|row| plan.term_values(row).unwrap()).collect();
+    RowCoefficients { terms: plan.terms().len(), values }
+}
 
 /// A backbone's kind.
 #[derive(Debug, Clone, Copy, PartialEq)]

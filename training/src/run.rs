@@ -170,11 +170,7 @@ impl Run {
         let requests: Vec<_> = prompts
             .iter()
             .zip(0..)
-            .map(|(prompt, stream)| Request {
-                prompt: prompt.tokens.clone(),
-                greedy: false,
-                stream,
-            })
+            .map(|(prompt, stream)| Request::drawn(&prompt.tokens, stream))
             .collect();
         let sampling = trainer::sampling(base, config, seed, false);
         let rollouts = trainer::sampler(base, config)?.sample(&decoder, &requests, &sampling)?;

@@ -250,7 +250,7 @@ fn answer(
     let requests: Vec<Request> = prompts
         .iter()
         .zip(0..)
-        .map(|(prompt, stream)| Request { prompt: prompt.tokens.clone(), greedy: false, stream })
+        .map(|(prompt, stream)| Request::drawn(&prompt.tokens, stream))
         .collect();
     let seed = draw::derive(run.config.seed, Purpose::Validation);
     let sampling = trainer::sampling(&run.base, &run.config, seed, false);

@@ -199,11 +199,7 @@ impl<'a> Trainer<'a> {
             .iter()
             .flat_map(|prompt| std::iter::repeat_n(prompt, rollout.samples))
             .zip(first..)
-            .map(|(prompt, stream)| Request {
-                prompt: prompt.tokens.clone(),
-                greedy: false,
-                stream,
-            })
+            .map(|(prompt, stream)| Request::drawn(&prompt.tokens, stream))
             .collect();
         let sampled = requests.len();
         if rl.algorithm == Algorithm::ReMax {

@@ -70,6 +70,13 @@ pub struct Request {
     pub stream: u64,
 }
 
+impl Request {
+    /// A response to be drawn from random stream number `stream`.
+    pub fn drawn(prompt: &[u32], stream: u64) -> Self {
+        Self { prompt: prompt.to_vec(), greedy: false, stream }
+    }
+}
+
 /// A sampled response.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rollout {
