@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     soup::{Kind, Pool, config},
-    speed::lease,
+    speed::{lease, merged},
 };
 
 /// All storage types and widths of heads; with `few`, one of each kind of kernel.
@@ -36,7 +36,34 @@ pub fn all<D: Device>(device: &Arc<D>, few: bool) -> Vec<Value> {
             }
         }
     }
+    checks.extend([Kind::Lora { rank: 12 }, Kind::Full].map(|kind| refusal(device, kind)));
     checks
+}
+
+/// A merge beyond the range of f16, which is refused as on the CPU.
+fn refusal<D: Device>(device: &Arc<D>, kind: Kind) -> Value {
+    let model = config(128, 160, (2, 1, 64), 200, 1);
+    let plan = Pool::new(Dtype::F16, 1 << 16, 0.15).plan(&model, kind, 1);
+    let c = Coefficients { backbones: vec![1e7], sft: 1.0 - 1e7 };
+    let merger = Merger::new(plan.clone(), None).unwrap();
+    let mut tensors = plan.tensors().iter();
+    let expected = tensors.find_map(|tensor| merger.tensor(&tensor.name, &c).err()).unwrap();
+    let options = CudaOptions {
+        merge_mode: MergeMode::Fused,
+        kv_bytes: Some(16 << 20),
+        merged_bytes: Some(64 << 20),
+        ..CudaOptions::default()
+    };
+    let digest = "check".to_owned();
+    let backend = CudaBackend::with_plan(plan, model, digest, device.clone(), &options);
+    let got = match merged(&mut backend.unwrap(), &c) {
+        Ok(_) => "not refused".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    json!({
+        "mode": "refused", "soup": format!("{kind:?}"), "expected": expected.to_string(),
+        "got": got, "passed": got.contains(&expected.to_string()),
+    })
 }
 
 /// Three coefficients, one of them extrapolated.
@@ -108,8 +135,9 @@ fn one<D: Device>(
     let compare = |mode: &str, got: Vec<f32>, expected: Vec<f32>| {
         let size = expected.iter().map(|x| x.abs()).fold(0.0, f32::max);
         let off = got.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        // A NaN compares false with everything, so it must not pass for a small difference.
-        let worst = off.fold(0.0, |max, d| if d <= max { max } else { d }) / size;
+        // A NaN stays the worst: it compares false with everything.
+        let larger = |max: f32, d| if d <= max || max.is_nan() { max } else { d };
+        let worst = off.fold(0.0, larger) / size;
         let shape = (model.heads, model.kv_heads, model.head_dim);
         json!({
             "mode": mode, "soup": format!("{kind:?}"), "dtype": dtype.to_string(),

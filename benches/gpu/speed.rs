@@ -9,7 +9,7 @@ use std::{
 use ladle::{
     config::MergeMode,
     engine::{
-        CudaBackend, CudaOptions, EngineConfig, Event, GenerateRequest, StepLimits,
+        CudaBackend, CudaOptions, EngineConfig, EngineError, Event, GenerateRequest, StepLimits,
         backend::Backend, cost::Machine, start,
     },
     kernels::{Batch, KV_BLOCK, RowCoefficients, Segment, cuda::Device},
@@ -67,14 +67,22 @@ pub fn lease<D: Device>(
     backend: &mut CudaBackend<D>,
     c: &Coefficients,
 ) -> <CudaBackend<D> as Backend>::Lease {
+    merged(backend, c).unwrap()
+}
+
+/// The same where the merge may be refused.
+pub fn merged<D: Device>(
+    backend: &mut CudaBackend<D>,
+    c: &Coefficients,
+) -> Result<<CudaBackend<D> as Backend>::Lease, EngineError> {
     let ticket = match backend.fetch(&ModelKey::of(c)) {
-        Fetch::Ready(lease) => return lease,
+        Fetch::Ready(lease) => return Ok(lease),
         Fetch::Building(ticket) => ticket,
         Fetch::NoRoom => panic!("no room for merged weights"),
     };
     loop {
         match backend.redeem(&ticket) {
-            Some(outcome) => return outcome.unwrap(),
+            Some(outcome) => return outcome,
             None => std::thread::sleep(Duration::from_micros(20)),
         }
     }

@@ -21,6 +21,10 @@ use crate::{
     serve::{answers, assert_same, options, serve, smallest},
 };
 
+fn built() -> PathBuf {
+    compiled("driver.cpp", &["-Wl,-soname,libcuda.so.1"])
+}
+
 type InUse = unsafe extern "C" fn() -> c_int;
 
 /// The driver of driver.cpp. `None` where the system has one: there scripts/gpu-check checks it.
@@ -32,7 +36,7 @@ fn driver() -> Option<InUse> {
             return None;
         }
         // Found by this name from now on.
-        let library = loaded(&compiled("driver.cpp", &["-Wl,-soname,libcuda.so.1"]));
+        let library = loaded(&built());
         // SAFETY: the function's type is that in driver.cpp.
         Some(unsafe { *library.get::<InUse>("driver_in_use").unwrap() })
     })
@@ -121,30 +125,48 @@ fn soups_are_served_through_the_driver_as_on_the_cpu() {
     assert!(streamed > 0);
 }
 
+/// What `ladle serve --device cuda` says when it fails.
+fn refusal(variables: &[(&str, &Path)]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_ladle"))
+        .args(["serve", "--port", "0", "--offline", "--device", "cuda", "--soup"])
+        .arg(fixture("soup-tiny"))
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("--device cpu") && !said.contains("panicked"), "{said}");
+    said
+}
+
 #[test]
 fn a_missing_driver_is_named_with_what_to_do() {
     if driver().is_none() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let serve = |libraries: &Path| {
-        let output = Command::new(env!("CARGO_BIN_EXE_ladle"))
-            .args(["serve", "--port", "0", "--offline", "--device", "cuda", "--soup"])
-            .arg(fixture("soup-tiny"))
-            .env(LIBRARY_PATH, libraries)
-            .output()
-            .unwrap();
-        assert!(!output.status.success());
-        String::from_utf8(output.stderr).unwrap()
-    };
-    let none = serve(directory.path());
+    let none = refusal(&[(LIBRARY_PATH, directory.path())]);
     assert!(none.contains("error: libcuda.so.1: cannot open shared object file"), "{none}");
     // One that is there, but cannot be loaded, is told.
     let broken = directory.path().join("libcuda.so.1");
     std::fs::write(&broken, "no library").unwrap();
-    let said = serve(directory.path());
+    let said = refusal(&[(LIBRARY_PATH, directory.path())]);
     assert!(said.contains(&format!("{}: ", broken.display())), "{said}");
-    for said in [none, said] {
-        assert!(said.contains("--device cpu") && !said.contains("panicked"), "{said}");
+}
+
+/// Calls go to the library that the system finds first, which may be no driver at all.
+#[test]
+fn a_driver_that_another_library_hides_is_refused() {
+    if driver().is_none() {
+        return;
     }
+    let directory = tempfile::tempdir().unwrap();
+    let [named, hiding] = ["named/libcuda.so.1", "hiding/libcuda.so"].map(|path| {
+        let path = directory.path().join(path);
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        std::fs::copy(built(), &path).unwrap();
+        path.parent().unwrap().to_owned()
+    });
+    let said = refusal(&[(LIBRARY_PATH, &named), ("LD_LIBRARY_PATH", &hiding)]);
+    assert!(said.contains("libcuda.so.1: is not the library that the system finds"), "{said}");
 }

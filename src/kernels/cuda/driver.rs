@@ -32,11 +32,17 @@ const OLDEST: (i32, i32) = (8, 0);
 /// Loads the driver, without which every call of cudarc panics.
 fn load() -> Result<()> {
     let library = Library::load(&["libcuda.so.1", "libcuda.so"], REMEDY)?;
-    // SAFETY: NVIDIA's driver runs no code of ours when loaded.
-    if unsafe { sys::is_culib_present() } {
+    // SAFETY: NVIDIA's driver runs no code of ours when loaded; addresses are only compared.
+    let (ours, cudarcs) = unsafe {
+        let found = sys::is_culib_present();
+        let cudarcs = || sys::culib().get::<usize>("cuInit").ok().map(|address| *address);
+        (library.function::<usize>("cuInit")?, found.then(cudarcs).flatten())
+    };
+    if cudarcs == Some(ours) {
         return Ok(());
     }
-    Err(library.error("is not found by its name alone".to_owned()))
+    let other = "is not the library that the system finds as libcuda.so";
+    Err(library.error(other.to_owned()))
 }
 
 /// The error of a call.
