@@ -1,8 +1,11 @@
-//! Prefill and decode speed of the CPU kernels on a model of SmolLM2-135M's shape with random
-//! weights in bf16, f32 and quantised, beside what the machine's memory and arithmetic allow in the
-//! same run.
+//! Prefill and decode speed of the CPU kernels on random weights in bf16, f32 and quantised, beside
+//! what the machine's memory and arithmetic allow in the same run.
 //!
-//! `cargo bench --bench decode [-- THREADS]`, default all cores. Prints one JSON object.
+//! `cargo bench --bench decode [-- THREADS] [--shape NAME] [--dtype NAME]`, default all cores, the
+//! shape of SmolLM2-135M (others: `qwen2.5-0.5b`, `qwen2.5-1.5b`) and every dtype; `LADLE_ISA` sets
+//! the instruction set. Prints one JSON object.
+
+mod machine;
 
 use std::{hint::black_box, time::Instant};
 
@@ -10,13 +13,14 @@ use ladle::{
     kernels::{
         Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KvShape, RowCoefficients,
         Segment,
-        cpu::{CpuKernels, KvPool, panels},
+        cpu::{CpuKernels, KvPool, default_threads, panels},
     },
     model::{
         config::ModelConfig,
         decoder::Decoder,
         linear::{LowRank, Parameter},
     },
+    simd::Isa,
 };
 use serde_json::{Value, json};
 
@@ -30,41 +34,75 @@ const RANK: usize = 16;
 const RANKS: usize = TERMS * RANK;
 
 fn main() {
-    let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let kernels = threads.map_or_else(CpuKernels::default, CpuKernels::new);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let option = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1).cloned()
+    };
+    let threads = arguments.iter().find_map(|argument| argument.parse().ok());
+    let kernels = CpuKernels::with_isa(threads.unwrap_or_else(default_threads), Isa::chosen());
     let threads = kernels.threads();
-    let (bandwidth, peak) = (read_bandwidth(threads), peak_flops(threads));
+    let (bandwidth, peak) = (machine::read_bandwidth(threads), machine::peak_flops(threads));
+    let pairs = machine::peak_bf16_flops(threads).filter(|_| kernels.isa().has_bf16_dots());
+    let shape = option("--shape").unwrap_or_else(|| "smollm2-135m".to_owned());
+    let config = model(&shape);
     let mut runs = Vec::new();
     let quantised = BlockType::ALL.map(Dtype::Quantised);
     for dtype in [Dtype::Bf16, Dtype::F32].into_iter().chain(quantised) {
+        if option("--dtype").is_some_and(|wanted| wanted != dtype.to_string()) {
+            continue;
+        }
+        let peak = pairs.filter(|_| dtype == Dtype::Bf16).unwrap_or(peak);
         for mixed in [false, true] {
-            runs.extend(measure(&kernels, dtype, mixed, bandwidth, peak));
+            runs.extend(measure(&kernels, &config, dtype, mixed, [bandwidth, peak]));
         }
     }
     let report = json!({
+        "processor": machine::processor(),
+        "shape": shape,
         "isa": kernels.isa().name(),
         "threads": threads,
         "read_gb_s": bandwidth / 1e9,
         "peak_gflop_s": peak / 1e9,
+        "peak_bf16_gflop_s": pairs.map(|peak| peak / 1e9),
         "runs": runs,
     });
     println!("{report:#}");
 }
 
+/// The configuration of a published model.
+fn model(name: &str) -> ModelConfig {
+    let json = match name {
+        "smollm2-135m" => json!({
+            "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
+            "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+            "rope_theta": 100000.0, "tie_word_embeddings": true,
+        }),
+        "qwen2.5-0.5b" => json!({
+            "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+            "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "vocab_size": 151936, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0, "tie_word_embeddings": true,
+        }),
+        "qwen2.5-1.5b" => json!({
+            "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960,
+            "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+            "vocab_size": 151936, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0, "tie_word_embeddings": true,
+        }),
+        _ => panic!("--shape {name}: smollm2-135m, qwen2.5-0.5b and qwen2.5-1.5b are known"),
+    };
+    ModelConfig::from_json(&json).expect("the configuration is right")
+}
+
 fn measure(
     kernels: &CpuKernels,
+    config: &ModelConfig,
     dtype: Dtype,
     mixed: bool,
-    bandwidth: f64,
-    peak: f64,
+    [bandwidth, peak]: [f64; 2],
 ) -> Vec<Value> {
-    let config = ModelConfig::from_json(&json!({
-        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-        "rope_theta": 100000.0, "tie_word_embeddings": true,
-    }))
-    .expect("the configuration is right");
     let parameters: usize =
         config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     // As imports store them: matrices in blocks, the table in Q8_0, everything else and the
@@ -109,7 +147,7 @@ fn measure(
     let mut forward = |sequences: usize, cached: usize, tokens: usize| {
         let rows = sequences * tokens;
         let mut batch = Batch {
-            tokens: (0..rows).map(|row| (row * 977 % 49152) as u32).collect(),
+            tokens: (0..rows).map(|row| (row * 977 % config.vocab_size) as u32).collect(),
             positions: (0..rows).map(|row| (cached + row % tokens) as u32).collect(),
             ..Batch::default()
         };
@@ -132,9 +170,11 @@ fn measure(
     };
 
     let mut runs = Vec::new();
-    let mut push = |what: &str, rows: usize, seconds: f64| {
+    let mut push = |what: &str, rows: usize, outputs: usize, seconds: f64| {
         let bytes = bytes as f64;
-        let flops = 2.0 * parameters as f64 * rows as f64;
+        // The head multiplies the rows that are sampled, the last of each sequence.
+        let head = (config.hidden_size * config.vocab_size) as f64;
+        let flops = 2.0 * ((parameters as f64 - head) * rows as f64 + head * outputs as f64);
         runs.push(json!({
             "dtype": dtype.to_string(), "mode": if mixed { "mixed" } else { "merged" },
             "what": what, "rows": rows, "ms": seconds * 1e3, "tok_s": rows as f64 / seconds,
@@ -144,13 +184,18 @@ fn measure(
     };
     forward(1, 0, PREFILL);
     let best = (0..3).map(|_| forward(1, 0, PREFILL)).fold(f64::INFINITY, f64::min);
-    push("prefill", PREFILL, best);
+    push("prefill", PREFILL, 1, best);
+    if mixed {
+        forward(16, 0, PROMPT - 28);
+        let best = (0..2).map(|_| forward(16, 0, PROMPT - 28)).fold(f64::INFINITY, f64::min);
+        push("prompts", 16 * (PROMPT - 28), 16, best);
+    }
     for sequences in [1, 4, 8, 16] {
         forward(sequences, 0, PROMPT);
         let mut steps: Vec<f64> =
             (0..STEPS).map(|step| forward(sequences, PROMPT + step, 1)).collect();
         steps.sort_by(f64::total_cmp);
-        push("decode", sequences, steps[STEPS / 2]);
+        push("decode", sequences, sequences, steps[STEPS / 2]);
     }
     runs
 }
@@ -168,90 +213,4 @@ impl Random {
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.value()).collect();
         HostTensor::rounded(&values, dtype, shape.to_vec()).expect("a tensor")
     }
-}
-
-/// Bytes per second that all threads together read from memory.
-fn read_bandwidth(threads: usize) -> f64 {
-    let memory = vec![1u64; 1 << 25];
-    let pass = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in memory.chunks(memory.len().div_ceil(threads)) {
-                scope.spawn(move || {
-                    let mut sums = [0u64; 32];
-                    for part in part.chunks_exact(32) {
-                        for (sum, value) in sums.iter_mut().zip(part) {
-                            *sum ^= value;
-                        }
-                    }
-                    black_box(sums);
-                });
-            }
-        });
-        (memory.len() * 8) as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..5).map(|_| pass()).fold(0.0, f64::max)
-}
-
-/// Fused multiply-adds per second of all threads together, times two.
-fn peak_flops(threads: usize) -> f64 {
-    const TURNS: usize = 20_000_000;
-    let pass = || {
-        let start = Instant::now();
-        let flops: f64 = std::thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| multiply_add(TURNS))).collect();
-            all.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
-        });
-        flops / start.elapsed().as_secs_f64()
-    };
-    (0..3).map(|_| pass()).fold(0.0, f64::max)
-}
-
-/// Runs `turns` rounds of independent multiply-adds; returns the floating-point operations done.
-fn multiply_add(turns: usize) -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-        #[target_feature(enable = "avx512f")]
-        fn wide(turns: usize) -> f64 {
-            let mut sums = [_mm512_set1_ps(1.0); 12];
-            let factor = black_box(_mm512_set1_ps(0.5));
-            for _ in 0..turns {
-                for sum in &mut sums {
-                    *sum = _mm512_fmadd_ps(*sum, factor, factor);
-                }
-            }
-            black_box(sums);
-            (turns * 12 * 16 * 2) as f64
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn narrow(turns: usize) -> f64 {
-            let mut sums = [_mm256_set1_ps(1.0); 12];
-            let factor = black_box(_mm256_set1_ps(0.5));
-            for _ in 0..turns {
-                for sum in &mut sums {
-                    *sum = _mm256_fmadd_ps(*sum, factor, factor);
-                }
-            }
-            black_box(sums);
-            (turns * 12 * 8 * 2) as f64
-        }
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the machine has the feature.
-            return unsafe { wide(turns) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the machine has the features.
-            return unsafe { narrow(turns) };
-        }
-    }
-    let mut sums = [1.0f32; 32];
-    let factor = black_box(0.5f32);
-    for _ in 0..turns {
-        for sum in &mut sums {
-            *sum = *sum * factor + factor;
-        }
-    }
-    black_box(sums);
-    (turns * 32 * 2) as f64
 }

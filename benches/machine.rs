@@ -1,0 +1,131 @@
+//! What the machine can do, measured in the run that it is compared with.
+
+use std::{hint::black_box, time::Instant};
+
+/// The processor, as the system names it.
+pub fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let part = |name: &str| field(name).unwrap_or_default();
+    format!("{} family {} model {}", part("model name"), part("cpu family"), part("model\t"))
+}
+
+/// Bytes per second that all threads together read from memory.
+pub fn read_bandwidth(threads: usize) -> f64 {
+    let memory = vec![1u64; 1 << 25];
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in memory.chunks(memory.len().div_ceil(threads)) {
+                scope.spawn(move || {
+                    let mut sums = [0u64; 32];
+                    for part in part.chunks_exact(32) {
+                        for (sum, value) in sums.iter_mut().zip(part) {
+                            *sum ^= value;
+                        }
+                    }
+                    black_box(sums);
+                });
+            }
+        });
+        (memory.len() * 8) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}
+
+/// Fused multiply-adds of f32 per second of all threads together, times two.
+pub fn peak_flops(threads: usize) -> f64 {
+    peak(threads, multiply_add)
+}
+
+/// Products of bf16 per second of all threads together, times two; `None` where the machine has no
+/// instructions for their dot products.
+pub fn peak_bf16_flops(threads: usize) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bf16") {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn dots(turns: usize) -> f64 {
+            let mut sums = [_mm512_set1_ps(1.0); 12];
+            let factor = black_box(_mm512_cvtneps_pbh(_mm512_set1_ps(0.5)));
+            // SAFETY: both types are vectors of bf16.
+            let factor: __m512bh = unsafe { std::mem::transmute([factor; 2]) };
+            for _ in 0..turns {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbf16_ps(*sum, factor, factor);
+                }
+            }
+            black_box(sums);
+            (turns * 12 * 32 * 2) as f64
+        }
+        // SAFETY: the machine has the features.
+        return Some(peak(threads, |turns| unsafe { dots(turns) }));
+    }
+    let _ = threads;
+    None
+}
+
+fn peak(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
+    const TURNS: usize = 10_000_000;
+    let pass = || {
+        let start = Instant::now();
+        let flops: f64 = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| work(TURNS))).collect();
+            all.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
+        });
+        flops / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}
+
+/// Runs `turns` rounds of independent multiply-adds; returns the floating-point operations done.
+fn multiply_add(turns: usize) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f")]
+        fn wide(turns: usize) -> f64 {
+            let mut sums = [_mm512_set1_ps(1.0); 12];
+            let factor = black_box(_mm512_set1_ps(0.5));
+            for _ in 0..turns {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(*sum, factor, factor);
+                }
+            }
+            black_box(sums);
+            (turns * 12 * 16 * 2) as f64
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn narrow(turns: usize) -> f64 {
+            let mut sums = [_mm256_set1_ps(1.0); 12];
+            let factor = black_box(_mm256_set1_ps(0.5));
+            for _ in 0..turns {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(*sum, factor, factor);
+                }
+            }
+            black_box(sums);
+            (turns * 12 * 8 * 2) as f64
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has the feature.
+            return unsafe { wide(turns) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the machine has the features.
+            return unsafe { narrow(turns) };
+        }
+    }
+    let mut sums = [1.0f32; 32];
+    let factor = black_box(0.5f32);
+    for _ in 0..turns {
+        for sum in &mut sums {
+            *sum = *sum * factor + factor;
+        }
+    }
+    black_box(sums);
+    (turns * 32 * 2) as f64
+}
