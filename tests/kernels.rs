@@ -4,6 +4,7 @@
 mod common;
 
 use common::model::cast;
+use half::bf16;
 use ladle::{
     kernels::{
         AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError,
@@ -30,6 +31,19 @@ fn weight(dtype: Dtype, shape: [usize; 2], seed: u64) -> HostTensor {
     cast(&HostTensor::from_f32(&values, shape.to_vec()).unwrap(), dtype)
 }
 
+/// Every set of the machine, and the model of the dot products of bf16 where it takes few `products`.
+fn sets(products: usize) -> Vec<Isa> {
+    let model = (products < 60_000).then_some(Isa::PORTABLE_BF16);
+    Isa::available().iter().copied().chain(model).collect()
+}
+
+/// Inputs as a set takes them beside weights of `dtype`: rounded to bf16 where it multiplies pairs of
+/// bf16.
+fn taken(isa: Isa, dtype: Dtype, x: &[f32]) -> Vec<f32> {
+    let pairs = isa.has_bf16_dots() && dtype == Dtype::Bf16;
+    x.iter().map(|&x| if pairs { bf16::from_f32(x).to_f32() } else { x }).collect()
+}
+
 fn dtypes() -> impl Strategy<Value = Dtype> {
     prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
 }
@@ -49,7 +63,7 @@ proptest! {
         let w = weight(dtype, [outputs, inputs], seed);
         let (x, y) = (random(rows * inputs, !seed), random(rows * outputs, seed ^ 77));
         let wide = w.to_f32();
-        for &isa in Isa::available() {
+        for isa in sets(rows * inputs * outputs) {
             let kernels = CpuKernels::with_isa(2, isa);
             let product = |rows: std::ops::Range<usize>| {
                 let part = &x[rows.start * inputs..rows.end * inputs];
@@ -59,6 +73,7 @@ proptest! {
                 kernels.products(vec![Product { x: &x, weight: &w, onto }]).unwrap().remove(0)
             };
             let got = product(0..rows);
+            let x = taken(isa, dtype, &x);
             for (t, got) in got.data().chunks_exact(outputs).enumerate() {
                 for (o, got) in got.iter().enumerate() {
                     let x = &x[t * inputs..(t + 1) * inputs];
@@ -95,7 +110,7 @@ proptest! {
             ColumnScale { columns: split..ranks, term: Some(0), factor: -0.5 },
         ];
         let (wide, stored) = (b.to_f32(), panels(&b).unwrap());
-        for &isa in Isa::available() {
+        for isa in sets(rows * ranks * outputs) {
             let kernels = CpuKernels::with_isa(2, isa);
             let product = |rows: std::ops::Range<usize>| {
                 let part = |of: &[f32], width: usize| {
@@ -111,13 +126,17 @@ proptest! {
                 kernels.scaled_products(vec![product], Some(&c)).unwrap().remove(0)
             };
             let got = product(0..rows);
+            let scaled = |t: usize, r: usize| {
+                let (term, factor) = if r < split { (1, 2.0) } else { (0, -0.5) };
+                x[t * ranks + r] * (factor * c.values[t * 2 + term])
+            };
+            let scaled: Vec<f32> =
+                (0..rows * ranks).map(|i| scaled(i / ranks, i % ranks)).collect();
+            let x = taken(isa, dtype, &scaled);
             for (t, got) in got.data().chunks_exact(outputs).enumerate() {
                 for (o, got) in got.iter().enumerate() {
-                    let terms = (0..ranks).map(|r| {
-                        let (term, factor) = if r < split { (1, 2.0) } else { (0, -0.5) };
-                        let x = f64::from(x[t * ranks + r]) * f64::from(c.values[t * 2 + term]);
-                        x * factor * f64::from(wide[o * ranks + r])
-                    });
+                    let terms = (0..ranks)
+                        .map(|r| f64::from(x[t * ranks + r]) * f64::from(wide[o * ranks + r]));
                     let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
                     let expected = terms.sum::<f64>() + f64::from(y[t * outputs + o]);
                     let error = (f64::from(*got) - expected).abs();

@@ -25,6 +25,7 @@ enum Fault {
     UnsignedBytes,
     EvenPairFirst,
     SubnormalsKept,
+    ZippedBackwards,
 }
 
 const LANES: usize = Portable::LANES;
@@ -188,6 +189,14 @@ impl Bf16Dots for Wrong {
     unsafe fn pairs(self, p: *const bf16) -> Self::P {
         unsafe { Portable.pairs(p) }
     }
+    unsafe fn store_pairs(self, p: *mut bf16, v: Self::P) {
+        unsafe { Portable.store_pairs(p, v) }
+    }
+    unsafe fn zip(self, first: *const bf16, second: *const bf16) -> Self::P {
+        let swapped = self.is(Fault::ZippedBackwards);
+        let (first, second) = if swapped { (second, first) } else { (first, second) };
+        unsafe { Portable.zip(first, second) }
+    }
 }
 
 /// The operation that the self-check refuses `fault` for.
@@ -212,6 +221,7 @@ fn the_self_check_refuses_a_set_that_computes_one_operation_wrong() {
         (Fault::UnsignedBytes, "products of bytes"),
         (Fault::EvenPairFirst, "dot products of bf16"),
         (Fault::SubnormalsKept, "dot products of bf16"),
+        (Fault::ZippedBackwards, "pairs of bf16"),
     ] {
         assert_eq!(refused(fault), Some(operation), "{fault:?}");
     }

@@ -19,6 +19,7 @@ use ladle::{
         cpu::{CpuKernels, KvPool},
     },
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
+    simd::Isa,
     soup::Checkpoint,
     tokenizer::{TextDecoder, Tokenizer},
 };
@@ -67,9 +68,13 @@ fn checkpoint() -> &'static Checkpoint {
 }
 
 fn decoder() -> Decoder<HostTensor> {
+    decoder_of(|weight| weight)
+}
+
+fn decoder_of(cast: impl Fn(HostTensor) -> HostTensor) -> Decoder<HostTensor> {
     let config = ModelConfig::from_json(checkpoint().config()).expect("a configuration");
     Decoder::load(config, |name| {
-        checkpoint().get(name).map(Parameter::merged).ok_or(name.to_owned())
+        checkpoint().get(name).map(|w| Parameter::merged(cast(w))).ok_or(name.to_owned())
     })
     .expect("every tensor")
 }
@@ -205,6 +210,29 @@ fn smollm2_logits_are_within_a_thousandth_of_transformers() {
         let worst = differences.fold(0.0f32, |max, d| if d <= max { max } else { d });
         assert!(worst < 1e-3, "{} tokens: off by {worst}", ids.len());
         assert_eq!(u64::from(argmax(&logits)), case["argmax"].as_u64().expect("a token"));
+    }
+}
+
+/// Weights in bf16, multiplied with activations as they are and rounded to bf16.
+#[test]
+fn smollm2_logits_in_bf16_hardly_move_when_activations_are_rounded() {
+    if absent() || !Isa::chosen().has_bf16_dots() {
+        return;
+    }
+    let narrow = |weight: HostTensor| {
+        let shape = weight.shape().to_vec();
+        HostTensor::rounded(&weight.to_f32(), Dtype::Bf16, shape).expect("bf16")
+    };
+    let decoder = decoder_of(narrow);
+    let (exact, rounded) = (CpuKernels::default(), CpuKernels::with_isa(2, Isa::chosen()));
+    for case in fixture("logits.json.gz")["cases"].as_array().expect("cases") {
+        let ids: Vec<u32> = list(&case["ids"]);
+        let of = |kernels| Sequence::new(&decoder, kernels, ids.len()).feed(&ids);
+        let (exact, rounded) = (of(&exact), of(&rounded));
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>();
+        let error = square(&mut exact.iter().zip(&rounded).map(|(a, b)| a - b));
+        let share = (error / square(&mut exact.iter().copied())).sqrt();
+        assert!(share < 0.01, "{} tokens: {share} of the logits", ids.len());
     }
 }
 

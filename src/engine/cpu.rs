@@ -96,11 +96,12 @@ impl CpuBackend {
             Dtype::F32 => Dtype::F32,
             Dtype::F16 | Dtype::Bf16 | Dtype::Quantised(_) => Dtype::Bf16,
         });
+        let isa = options.isa.unwrap_or_else(Isa::chosen);
+        // Activations are as wide as the models of the soup: a bf16 part of a wide one is exact.
+        let isa = if plan.wide() { isa.without_bf16_dots() } else { isa };
+        let threads = options.threads.unwrap_or_else(default_threads);
         let passes = CpuPasses {
-            kernels: CpuKernels::with_isa(
-                options.threads.unwrap_or_else(default_threads),
-                options.isa.unwrap_or_else(Isa::chosen),
-            ),
+            kernels: CpuKernels::with_isa(threads, isa),
             cache: KvPool::new(kv_shape(&config, dtype, options.kv_bytes)?)?,
         };
         let identity = Identity { config, plan, digest: soup.digest.clone() };
@@ -124,7 +125,7 @@ impl Passes for CpuPasses {
     ) -> Result<Tensor, KernelError> {
         if batch.outputs.is_empty() {
             // A chunk in the middle of a prompt: only its keys and values are needed.
-            return decoder.hidden(&self.kernels, batch, &mut self.cache);
+            return decoder.outputs(&self.kernels, batch, &mut self.cache);
         }
         decoder.forward(&self.kernels, batch, &mut self.cache)
     }

@@ -260,6 +260,13 @@ impl SoupPlan {
         &self.terms
     }
 
+    /// Whether a full-rank matrix of any model is in f32 or f16.
+    pub fn wide(&self) -> bool {
+        let dense = self.tensors.iter().flat_map(|tensor| &tensor.dense);
+        let mut matrices = dense.filter(|term| term.tensor.shape().len() == 2);
+        matrices.any(|term| matches!(term.tensor.dtype(), Dtype::F32 | Dtype::F16))
+    }
+
     /// The first tensor with a quantised term, with its storage type.
     pub fn quantised(&self) -> Option<(&str, Dtype)> {
         self.tensors.iter().find_map(|tensor| {

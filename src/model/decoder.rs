@@ -111,6 +111,31 @@ impl<W: Clone> Decoder<W> {
         self.finish(k, &x, batch)
     }
 
+    /// [`Self::hidden`] for kernels that compute a row the same whatever the other rows: the last
+    /// layer is computed for the outputs alone as soon as all keys and values are stored.
+    pub fn outputs<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        batch: &Batch,
+        cache: &mut K::Cache,
+    ) -> Result<K::Tensor> {
+        let mut x = self.embed(k, batch)?;
+        let Some(last) = self.layers.len().checked_sub(1) else { return self.finish(k, &x, batch) };
+        for index in 0..last {
+            x = self.layer(k, index, x, batch, cache)?;
+        }
+        let attended = self.attend(k, last, &x, batch, cache)?;
+        let x = k.select_rows(&x, &batch.outputs)?;
+        if batch.outputs.is_empty() {
+            return Ok(x);
+        }
+        let attended = k.select_rows(&attended, &batch.outputs)?;
+        let (rows, eps) = (batch.outputs.len(), self.config.norm_eps);
+        let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
+        let x = self.add_mlp(k, last, x, &attended, (rows, c.as_ref()))?;
+        self.norm.rms_norm(k, &x, rows, eps, c.as_ref())
+    }
+
     /// The first part of [`Self::hidden`]: the embeddings of the batch's tokens, `[rows, hidden_size]`.
     pub fn embed<K: Kernels<Weight = W>>(&self, k: &K, batch: &Batch) -> Result<K::Tensor> {
         self.embedding.embed(k, &batch.tokens, batch.coefficients.as_ref())
@@ -125,9 +150,23 @@ impl<W: Clone> Decoder<W> {
         batch: &Batch,
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
+        let attended = self.attend(k, index, &x, batch, cache)?;
+        let rows = (batch.tokens.len(), batch.coefficients.as_ref());
+        self.add_mlp(k, index, x, &attended, rows)
+    }
+
+    /// What the rows of `x` attend to, `[rows, heads · head_dim]`.
+    fn attend<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        index: usize,
+        x: &K::Tensor,
+        batch: &Batch,
+        cache: &mut K::Cache,
+    ) -> Result<K::Tensor> {
         let (layer, eps) = (&self.layers[index], self.config.norm_eps);
         let (rows, c) = (batch.tokens.len(), batch.coefficients.as_ref());
-        let h = layer.input_norm.rms_norm(k, &x, rows, eps, c)?;
+        let h = layer.input_norm.rms_norm(k, x, rows, eps, c)?;
         let qkv = [layer.q.onto(None), layer.k.onto(None), layer.v.onto(None)];
         let [mut query, mut key, value] = linears(k, &h, qkv, rows, c)?;
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
@@ -137,10 +176,21 @@ impl<W: Clone> Decoder<W> {
         let query = k.rope(query, &batch.positions, &self.config.rope)?;
         let key = k.rope(key, &batch.positions, &self.config.rope)?;
         let shape = self.config.attention(index);
-        let attended = k.attention(query, key, value, index, shape, batch, cache)?;
-        let [x] = linears(k, &attended, [layer.o.onto(Some(x))], rows, c)?;
+        k.attention(query, key, value, index, shape, batch, cache)
+    }
 
-        let h = layer.post_norm.rms_norm(k, &x, rows, eps, c)?;
+    /// The second half of a layer, for rows of `x` and what they attend to.
+    fn add_mlp<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        index: usize,
+        x: K::Tensor,
+        attended: &K::Tensor,
+        (rows, c): (usize, Option<&RowCoefficients>),
+    ) -> Result<K::Tensor> {
+        let layer = &self.layers[index];
+        let [x] = linears(k, attended, [layer.o.onto(Some(x))], rows, c)?;
+        let h = layer.post_norm.rms_norm(k, &x, rows, self.config.norm_eps, c)?;
         let pair = [layer.gate.onto(None), layer.up.onto(None)];
         let [gate, up] = linears(k, &h, pair, rows, c)?;
         let h = k.swiglu(gate, &up)?;
@@ -170,14 +220,14 @@ impl<W: Clone> Decoder<W> {
         self.head.linear(k, hidden, coefficients)
     }
 
-    /// [`Self::hidden`] and [`Self::logits`] in one: `[outputs, vocab_size]`.
+    /// [`Self::outputs`] and [`Self::logits`] in one: `[outputs, vocab_size]`.
     pub fn forward<K: Kernels<Weight = W>>(
         &self,
         k: &K,
         batch: &Batch,
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
-        let hidden = self.hidden(k, batch, cache)?;
+        let hidden = self.outputs(k, batch, cache)?;
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
         self.logits(k, &hidden, c.as_ref())
     }

@@ -28,6 +28,14 @@ pub trait Bf16Dots: Copy + Send + Sync {
     /// # Safety
     /// `p` must be readable for 2 LANES values.
     unsafe fn pairs(self, p: *const bf16) -> Self::P;
+    /// Stores LANES pairs.
+    /// # Safety
+    /// `p` must be writable for 2 LANES values.
+    unsafe fn store_pairs(self, p: *mut bf16, v: Self::P);
+    /// LANES pairs of a value of `first` and one of `second`.
+    /// # Safety
+    /// Both must be readable for LANES values.
+    unsafe fn zip(self, first: *const bf16, second: *const bf16) -> Self::P;
 }
 
 /// Work that an instruction set compiles with its features. `run` must be `#[inline(always)]`.
@@ -131,6 +139,14 @@ impl Bf16Dots for Portable {
         // SAFETY: the caller's.
         unsafe { p.cast::<Self::P>().read() }
     }
+    unsafe fn store_pairs(self, p: *mut bf16, v: Self::P) {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<Self::P>().write(v) }
+    }
+    unsafe fn zip(self, first: *const bf16, second: *const bf16) -> Self::P {
+        // SAFETY: the caller's.
+        std::array::from_fn(|i| unsafe { [*first.add(i), *second.add(i)] })
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -168,6 +184,18 @@ mod x86 {
         #[inline(always)]
         unsafe fn pairs(self, p: *const bf16) -> __m512i {
             unsafe { _mm512_loadu_si512(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn store_pairs(self, p: *mut bf16, v: __m512i) {
+            unsafe { _mm512_storeu_si512(p.cast(), v) }
+        }
+        #[inline(always)]
+        unsafe fn zip(self, first: *const bf16, second: *const bf16) -> __m512i {
+            unsafe {
+                let [first, second] = [first, second]
+                    .map(|p| _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast::<__m256i>())));
+                _mm512_or_si512(first, _mm512_slli_epi32::<16>(second))
+            }
         }
     }
 }

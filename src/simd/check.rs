@@ -265,10 +265,12 @@ impl Bf16Work for Bf16Check {
             (b[2 * lane], b[2 * lane + 1]) = (bf16::ONE, bf16::ONE);
         }
         let s = d.vectors();
-        let mut out = [[0.0; LEN]; 2];
+        let (mut out, mut zipped) = ([[0.0; LEN]; 2], [bf16::ZERO; 2 * LEN]);
         for at in (0..LEN).step_by(D::S::LANES) {
             // SAFETY: LANES divides LEN.
             unsafe {
+                let [first, second] = [&a, &b].map(|v| v.as_ptr().add(at));
+                d.store_pairs(zipped.as_mut_ptr().add(2 * at), d.zip(first, second));
                 let [a, b] = [&a, &b].map(|v| d.pairs(v.as_ptr().add(2 * at)));
                 let sums = d.dot(s.load(start.as_ptr().add(at)), a, b);
                 s.store(out[0].as_mut_ptr().add(at), sums);
@@ -278,6 +280,7 @@ impl Bf16Work for Bf16Check {
         }
         let mut outcome = Outcome(Vec::new());
         outcome.floats("dot products of bf16", out.as_flattened());
+        outcome.0.push(("pairs of bf16", zipped.map(|v| u32::from(v.to_bits())).to_vec()));
         outcome
     }
 }

@@ -66,6 +66,7 @@ enum Set {
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon),
     Portable,
+    PortableBf16,
 }
 
 /// `LADLE_ISA` names no instruction set of this machine.
@@ -79,6 +80,9 @@ pub struct UnknownIsa {
 impl Isa {
     /// The set that every machine has.
     pub const PORTABLE: Self = Self(Set::Portable);
+    /// [`Isa::PORTABLE`] with the model of the instructions for dot products of bf16: slow, and never
+    /// chosen, so that kernels over them can be tried on any machine.
+    pub const PORTABLE_BF16: Self = Self(Set::PortableBf16);
 
     /// Every instruction set of this machine that passes its check, best first.
     pub fn available() -> &'static [Self] {
@@ -133,6 +137,7 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Set::Neon(_) => "neon",
             Set::Portable => "portable",
+            Set::PortableBf16 => "portable-bf16",
         }
     }
 
@@ -144,6 +149,17 @@ impl Isa {
             Set::Avx512Bf16(token) => Self(Set::Avx512(token.vectors())),
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Vnni(token) => Self(Set::Avx512(token.vectors())),
+            Set::PortableBf16 => Self::PORTABLE,
+            _ => self,
+        }
+    }
+
+    /// The best set that has the same vectors and products of bytes, and no dot products of bf16.
+    pub fn without_bf16_dots(self) -> Self {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(token) => Self(Set::Avx512Vnni(token.vnni())),
+            Set::PortableBf16 => Self::PORTABLE,
             _ => self,
         }
     }
@@ -175,7 +191,7 @@ impl Isa {
             Set::Avx2(token) => token.run(Floats(work)),
             #[cfg(target_arch = "aarch64")]
             Set::Neon(token) => token.run(Floats(work)),
-            Set::Portable => work.run(Portable),
+            Set::Portable | Set::PortableBf16 => work.run(Portable),
         }
     }
 
@@ -193,15 +209,16 @@ impl Isa {
             Set::Avx2(token) => token.run(OfBytes(work)),
             #[cfg(target_arch = "aarch64")]
             Set::Neon(token) => token.run(OfBytes(work)),
-            Set::Portable => work.run(Portable),
+            Set::Portable | Set::PortableBf16 => work.run(Portable),
         }
     }
 
-    /// Whether it has instructions for dot products of bf16.
+    /// Whether it multiplies in dot products of bf16.
     pub fn has_bf16_dots(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(_) => true,
+            Set::PortableBf16 => true,
             _ => false,
         }
     }

@@ -104,6 +104,12 @@ impl Lanes for Neon {
             asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags));
         }
     }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        unsafe {
+            asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags));
+        }
+    }
 }
 
 #[allow(clippy::undocumented_unsafe_blocks)]

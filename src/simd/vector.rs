@@ -64,6 +64,11 @@ pub trait Lanes: Copy + Send + Sync {
     fn prefetch(self, p: *const u8) {
         let _ = p;
     }
+    /// Requests the cache line of `p` for later: into the second-level cache, where the set can.
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        self.prefetch(p);
+    }
     /// Orders streamed stores before whatever publishes the values.
     #[inline(always)]
     fn fence(self) {}
@@ -196,6 +201,10 @@ impl<L: Lanes> Lanes for Twice<L> {
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         self.0.prefetch(p);
+    }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        self.0.prefetch_far(p);
     }
     #[inline(always)]
     fn fence(self) {

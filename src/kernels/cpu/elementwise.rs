@@ -58,6 +58,33 @@ pub(super) fn widen(w: &HostTensor, start: usize, out: &mut [f32]) {
     }
 }
 
+/// Multiplies columns of each row by the row's own factor, range by range.
+pub(super) struct ScaleColumns(pub(super) Vec<(Range<usize>, Vec<f32>)>);
+
+impl RowWise for ScaleColumns {
+    #[inline(always)]
+    fn run(&self, rows: Range<usize>, out: &mut [f32]) {
+        let width = out.len() / rows.len();
+        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+            for (columns, factors) in &self.0 {
+                out[columns.clone()].iter_mut().for_each(|x| *x *= factors[row]);
+            }
+        }
+    }
+}
+
+/// `out += x`.
+pub(super) struct Add<'a>(pub(super) &'a Tensor);
+
+impl RowWise for Add<'_> {
+    #[inline(always)]
+    fn run(&self, rows: Range<usize>, out: &mut [f32]) {
+        let width = self.0.width();
+        let x = &self.0.data()[rows.start * width..rows.end * width];
+        out.iter_mut().zip(x).for_each(|(out, x)| *out += x);
+    }
+}
+
 /// `out = x / √(mean(x²) + eps) · gain` over each group of `gain.width()` values.
 pub(super) struct RmsNorm<'a> {
     pub(super) x: &'a Tensor,

@@ -11,13 +11,13 @@
 use std::{cell::RefCell, ops::Range};
 
 use super::{
-    pool::Pool,
+    pool::{Pool, in_streams},
     shared::SharedMut,
     tensor::{LINE, Line, Recycler, Tensor, values_mut, zeroed},
-    tile::{LINE_BYTES, MicroTile, widen},
+    tile::{AHEAD_BYTES, LINE_BYTES, MicroTile, widen},
 };
 use crate::{
-    kernels::{Dtype, HostTensor},
+    kernels::{BlockType, Dtype, HostTensor},
     simd::{Element, Isa, Simd, Vectorised},
 };
 
@@ -40,9 +40,33 @@ pub(super) struct LinearJob<'a> {
     pub(super) fresh: bool,
 }
 
+/// What a product is computed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    /// Products of bytes, weights in blocks.
+    Bytes(BlockType),
+    /// Dot products of pairs of bf16.
+    Pairs,
+    /// Multiply-adds of f32.
+    Floats,
+}
+
+impl LinearJob<'_> {
+    /// How an instruction set does the product; `None` where there is nothing to sum.
+    pub(super) fn arithmetic(&self, isa: Isa) -> Option<Arithmetic> {
+        let empty = self.x.rows() == 0 || self.x.width() == 0 || self.y.width() == 0;
+        (!empty).then(|| match self.w.dtype() {
+            Dtype::Quantised(blocks) => Arithmetic::Bytes(blocks),
+            Dtype::Bf16 if isa.has_bf16_dots() => Arithmetic::Pairs,
+            _ => Arithmetic::Floats,
+        })
+    }
+}
+
 /// Independent products cut into tasks for one parallel region.
 pub(super) struct DenseProducts<'a> {
     isa: Isa,
+    threads: usize,
     packs: Vec<Pack<'a>>,
     grids: Vec<Grid<'a>>,
     /// Number of tasks.
@@ -50,8 +74,7 @@ pub(super) struct DenseProducts<'a> {
 }
 
 impl<'a> DenseProducts<'a> {
-    /// Packs the inputs of jobs and cuts them; jobs with quantised weights are left to
-    /// [`super::quantised`].
+    /// Packs the inputs of the jobs that are multiplied in f32, and cuts the jobs.
     pub(super) fn new(
         isa: Isa,
         pool: &Pool,
@@ -62,15 +85,10 @@ impl<'a> DenseProducts<'a> {
         let mut packs: Vec<Pack<'_>> = Vec::new();
         let mut grids: Vec<Grid<'_>> = Vec::with_capacity(jobs.len());
         let mut tasks = 0;
-        for job in jobs.iter_mut().filter(|job| job.w.dtype().blocks().is_none()) {
+        for job in jobs.iter_mut() {
+            let Some(Arithmetic::Floats) = job.arithmetic(isa) else { continue };
             let interleaved = job.w.dtype() == Dtype::Bf16;
             let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
-            if inputs == 0 && job.fresh {
-                job.y.data_mut().fill(0.0);
-            }
-            if rows == 0 || outputs == 0 || inputs == 0 {
-                continue;
-            }
             let pack = (interleaved || inputs % chunk != 0).then(|| {
                 let same = |p: &Pack<'_>| std::ptr::eq(p.x, job.x) && p.interleaved == interleaved;
                 packs.iter().position(same).unwrap_or_else(|| {
@@ -96,7 +114,7 @@ impl<'a> DenseProducts<'a> {
         for pack in &mut packs {
             pack.fill(isa, pool, chunk);
         }
-        Self { isa, packs, grids, tasks }
+        Self { isa, threads: pool.threads(), packs, grids, tasks }
     }
 
     /// Does one task. Every task must be run exactly once.
@@ -105,8 +123,9 @@ impl<'a> DenseProducts<'a> {
         let Some(index) = grids.iter().position(|grid| task < grid.end) else { return };
         let first = if index == 0 { 0 } else { grids[index - 1].end };
         let grid = &grids[index];
+        let task = in_streams(task - first, grid.end - first, self.threads);
         let x = grid.pack.map_or(grid.x, |pack| &packs[pack].packed);
-        SCRATCH.with_borrow_mut(|scratch| isa.run(grid.macro_tile(task - first, x, scratch)));
+        SCRATCH.with_borrow_mut(|scratch| isa.run(grid.macro_tile(task, x, scratch)));
     }
 }
 
@@ -264,8 +283,9 @@ impl MacroTile<'_> {
             let outs = first - self.outs.start..self.outs.len().min(first - self.outs.start + 4);
             for chunks in stretches.clone() {
                 let start = first * self.inputs + chunks.start * 2 * S::LANES;
-                // The weights of the next four outputs follow these.
-                let next = w.as_ptr().wrapping_add((first + 4) * self.inputs);
+                // The weights of the next outputs follow these.
+                let ahead = (4 * self.inputs).max(AHEAD_BYTES / size_of::<E>());
+                let next = w.as_ptr().wrapping_add(first * self.inputs + ahead);
                 // SAFETY: the outputs are rows of w, each of whole chunks.
                 unsafe {
                     let w = w.as_ptr().add(start);

@@ -9,7 +9,11 @@ use std::ops::Range;
 
 use memmap2::MmapMut;
 
-use crate::kernels::{Dtype, KV_BLOCK, KernelError, KvShape, Result, Stored};
+use super::{pool::Pool, tensor::Tensor};
+use crate::{
+    kernels::{Batch, Dtype, KV_BLOCK, KernelError, KvShape, Result, Stored},
+    simd::{Isa, Simd, Vectorised},
+};
 
 /// The cache of [`super::CpuKernels`].
 #[derive(Debug)]
@@ -86,18 +90,72 @@ impl<T: Stored> KvLayer<'_, T> {
         self.elements[self.place(block, head)].split_at(KV_BLOCK * self.head_dim)
     }
 
-    /// Stores the key and value rows `[kv_heads · head_dim]` of the token in `slot` of `block`.
-    pub(super) fn store(&mut self, block: u32, slot: usize, k: &[f32], v: &[f32]) {
-        let rows = k.chunks_exact(self.head_dim).zip(v.chunks_exact(self.head_dim));
-        for (head, (k, v)) in rows.enumerate() {
-            let place = self.place(block, head);
-            let (keys, values) = self.elements[place].split_at_mut(KV_BLOCK * self.head_dim);
-            for (key, &k) in keys[slot..].iter_mut().step_by(KV_BLOCK).zip(k) {
-                *key = T::narrow(k);
-            }
-            let slot = &mut values[slot * self.head_dim..(slot + 1) * self.head_dim];
-            for (value, &v) in slot.iter_mut().zip(v) {
-                *value = T::narrow(v);
+    /// Stores the key and value rows `[kv_heads · head_dim]` of a batch, whose blocks are the pool's.
+    pub(super) fn store(&mut self, isa: Isa, pool: &Pool, [k, v]: [&Tensor; 2], batch: &Batch) {
+        let layer = Places {
+            elements: self.elements.as_mut_ptr(),
+            first: self.first,
+            stride: self.stride,
+            head_dim: self.head_dim,
+        };
+        let store = |task: usize| {
+            let part = |part: usize| part * self.head_dim / PARTS;
+            let columns = part(task % PARTS)..part(task % PARTS + 1);
+            isa.run(StoreTask { layer: &layer, k, v, batch, head: task / PARTS, columns });
+        };
+        let tasks = k.width() / self.head_dim * PARTS;
+        // Storing a few rows is cheaper than waking a thread.
+        if k.rows() < 32 { (0..tasks).for_each(store) } else { pool.run(tasks, store) }
+    }
+}
+
+/// Columns of a head are stored in so many tasks.
+const PARTS: usize = 4;
+
+/// Where a layer's heads lie, for tasks that write different columns.
+struct Places<T> {
+    elements: *mut T,
+    first: usize,
+    stride: usize,
+    head_dim: usize,
+}
+
+// SAFETY: each task writes columns that no other one touches.
+unsafe impl<T: Stored> Sync for Places<T> {}
+
+/// Some columns of a head of all rows.
+struct StoreTask<'a, T> {
+    layer: &'a Places<T>,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    batch: &'a Batch,
+    head: usize,
+    columns: Range<usize>,
+}
+
+impl<T: Stored> Vectorised for StoreTask<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { layer: &Places { elements, first, stride, head_dim }, head, columns, .. } = self;
+        let size = KV_BLOCK * head_dim;
+        for segment in &self.batch.segments {
+            for (position, row) in (segment.cached..).zip(segment.rows.clone()) {
+                let block = segment.blocks[position / KV_BLOCK] as usize;
+                let (start, slot) = (first + block * stride + head * 2 * size, position % KV_BLOCK);
+                let from = row * self.k.width() + head * head_dim;
+                let [k, v] =
+                    [self.k, self.v].map(|t| &t.data()[from..from + head_dim][columns.clone()]);
+                for ((column, k), v) in columns.clone().zip(k).zip(v) {
+                    // SAFETY: the block is the pool's and the column the head's: inside the
+                    // elements, which are borrowed for the layer's life; the column is this task's.
+                    unsafe {
+                        let key = elements.add(start + column * KV_BLOCK + slot);
+                        key.write(T::narrow(*k));
+                        elements.add(start + size + slot * head_dim + column).write(T::narrow(*v));
+                    }
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! CPU kernels for serving: weights as stored (f32, f16, bf16, quantised), f32 activations and
-//! sums. Products with quantised weights round their inputs to bytes.
+//! sums. Products with quantised weights round their inputs to bytes; products with bf16 weights
+//! round theirs to bf16 where the instruction set multiplies in pairs of bf16.
 //!
 //! A row's result never depends on the other rows of its batch: each output element is summed in an
 //! order that only the weight's shape fixes, so batched and lone rows agree bit for bit.
@@ -9,6 +10,8 @@ mod elementwise;
 mod gemm;
 mod kv;
 mod low_rank;
+mod pair_tile;
+mod pairs;
 mod pool;
 mod quantised;
 mod shared;
@@ -23,8 +26,8 @@ pub use tensor::Tensor;
 
 use self::{pool::Pool, tensor::Recycler};
 use super::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError, Kernels, Product,
-    Result, Rope, RowCoefficients, ScaledProduct, Stored,
+    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
+    Rope, RowCoefficients, ScaledProduct,
     check::{self, fits, groups, matrix},
 };
 use crate::simd::Isa;
@@ -47,12 +50,14 @@ struct Angles {
 }
 
 impl CpuKernels {
-    /// Kernels that use `threads` threads, the caller's included (at least 1).
+    /// Kernels that use `threads` threads, the caller's included (at least 1), and take activations
+    /// as they are: products with bf16 weights are in f32.
     pub fn new(threads: usize) -> Self {
-        Self::with_isa(threads, Isa::chosen())
+        Self::with_isa(threads, Isa::chosen().without_bf16_dots())
     }
 
-    /// Kernels that use a chosen instruction set.
+    /// Kernels that use a chosen instruction set. One that multiplies in dot products of bf16 rounds
+    /// the inputs of products with bf16 weights.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         Self { isa, pool: Pool::new(threads), buffers: Arc::default(), angles: Mutex::default() }
     }
@@ -91,9 +96,12 @@ impl CpuKernels {
         let (outputs, inputs) = matrix("linear", w.shape())?;
         fits("linear", "width of the input", inputs, x.width())?;
         let fresh = onto.is_none();
-        let y = onto.unwrap_or_else(|| self.buffers.stale(x.rows(), outputs));
+        let mut y = onto.unwrap_or_else(|| self.buffers.stale(x.rows(), outputs));
         fits("linear", "width of the output", outputs, y.width())?;
         fits("linear", "rows of the output", x.rows(), y.rows())?;
+        if fresh && inputs == 0 {
+            y.data_mut().fill(0.0);
+        }
         Ok(gemm::LinearJob { x, w, y, fresh })
     }
 
@@ -101,12 +109,12 @@ impl CpuKernels {
     fn multiply(&self, jobs: &mut [gemm::LinearJob<'_>]) {
         let quantised =
             quantised::QuantisedProducts::new(self.isa, &self.pool, &self.buffers, jobs);
+        let pairs = pairs::PairProducts::new(self.isa, &self.pool, &self.buffers, jobs);
         let plain = gemm::DenseProducts::new(self.isa, &self.pool, &self.buffers, jobs);
-        self.pool.run(quantised.tasks + plain.tasks, |task| {
-            match task.checked_sub(quantised.tasks) {
-                None => quantised.run(task),
-                Some(task) => plain.run(task),
-            }
+        self.pool.run(quantised.tasks + pairs.tasks + plain.tasks, |task| {
+            let Some(task) = task.checked_sub(quantised.tasks) else { return quantised.run(task) };
+            let Some(task) = task.checked_sub(pairs.tasks) else { return pairs.run(task) };
+            plain.run(task)
         });
     }
 }
@@ -177,7 +185,7 @@ impl Kernels for CpuKernels {
             let x = self.scale_columns(x, scales, coefficients)?;
             jobs.push(low_rank::LowRankJob { x, b, y });
         }
-        low_rank::multiply(self.isa, &self.pool, &mut jobs);
+        low_rank::multiply(self.isa, &self.pool, &self.buffers, &mut jobs);
         Ok(jobs.into_iter().map(|job| job.y).collect())
     }
 
@@ -200,10 +208,8 @@ impl Kernels for CpuKernels {
 
     fn scale_rows(&self, mut x: Tensor, scale: &[f32]) -> Result<Tensor> {
         fits("scale_rows", "number of scales", x.rows(), scale.len())?;
-        let width = x.width();
-        for (row, scale) in x.data_mut().chunks_exact_mut(width).zip(scale) {
-            row.iter_mut().for_each(|x| *x *= scale);
-        }
+        let all = (0..x.width(), scale.to_vec());
+        elementwise::by_rows(self.isa, &self.pool, &mut x, &elementwise::ScaleColumns(vec![all]));
         Ok(x)
     }
 
@@ -214,28 +220,28 @@ impl Kernels for CpuKernels {
         coefficients: Option<&RowCoefficients>,
     ) -> Result<Tensor> {
         let op = "scale_columns";
-        let width = x.width();
+        let (rows, width) = (x.rows(), x.width());
+        let mut parts = Vec::with_capacity(scales.len());
         for ColumnScale { columns, term, factor } in scales {
             if columns.start > columns.end || columns.end > width {
                 let what = "end of a column range (at most)";
                 return Err(KernelError::Shape { op, what, expected: width, got: columns.end });
             }
-            let coefficients = match term {
-                None => None,
-                Some(term) => Some(coefficient_column(op, coefficients, *term, x.rows())?),
+            let mut scale = match term {
+                None => vec![1.0; rows],
+                Some(term) => coefficient_column(op, coefficients, *term, rows)?,
             };
-            for (t, row) in x.data_mut().chunks_exact_mut(width).enumerate() {
-                let scale = factor * coefficients.as_ref().map_or(1.0, |c| c[t]);
-                row[columns.clone()].iter_mut().for_each(|x| *x *= scale);
-            }
+            scale.iter_mut().for_each(|scale| *scale *= factor);
+            parts.push((columns.clone(), scale));
         }
+        elementwise::by_rows(self.isa, &self.pool, &mut x, &elementwise::ScaleColumns(parts));
         Ok(x)
     }
 
     fn add(&self, mut a: Tensor, b: &Tensor) -> Result<Tensor> {
         fits("add", "width of the right side", a.width(), b.width())?;
         fits("add", "rows of the right side", a.rows(), b.rows())?;
-        a.data_mut().iter_mut().zip(b.data()).for_each(|(a, b)| *a += b);
+        elementwise::by_rows(self.isa, &self.pool, &mut a, &elementwise::Add(b));
         Ok(a)
     }
 
@@ -285,12 +291,12 @@ impl Kernels for CpuKernels {
         match cache.shape().dtype {
             Dtype::Bf16 => {
                 let mut layer = cache.layer::<half::bf16>(layer);
-                store(&mut layer, &k, &v, batch);
+                layer.store(self.isa, &self.pool, [&k, &v], batch);
                 attention::attend(self.isa, &self.pool, &q, shape, batch, &layer, &mut out);
             }
             _ => {
                 let mut layer = cache.layer::<f32>(layer);
-                store(&mut layer, &k, &v, batch);
+                layer.store(self.isa, &self.pool, [&k, &v], batch);
                 attention::attend(self.isa, &self.pool, &q, shape, batch, &layer, &mut out);
             }
         }
@@ -349,17 +355,4 @@ fn coefficient_column(
     };
     fits(op, "number of coefficients", rows * terms, coefficients.values.len())?;
     Ok(coefficients.column(term))
-}
-
-/// Stores the keys and values of the batch's rows; `check::attention` has passed.
-fn store<T: Stored>(layer: &mut kv::KvLayer<'_, T>, k: &Tensor, v: &Tensor, batch: &Batch) {
-    let width = k.width();
-    for segment in &batch.segments {
-        for (index, row) in segment.rows.clone().enumerate() {
-            let position = segment.cached + index;
-            let (k, v) = (&k.data()[row * width..], &v.data()[row * width..]);
-            let block = segment.blocks[position / KV_BLOCK];
-            layer.store(block, position % KV_BLOCK, &k[..width], &v[..width]);
-        }
-    }
 }

@@ -19,6 +19,13 @@ const SPINS: u32 = 4_000;
 /// Low half of the state: chunks not yet claimed. High half: number of the region.
 const REMAINING: u64 = u32::MAX as u64;
 
+/// The place of chunk `index` of `chunks`, so that each of `threads` that take chunks in turn goes
+/// along a stretch of its own: what it prefetches past the end of a chunk is its next one.
+pub(super) fn in_streams(index: usize, chunks: usize, threads: usize) -> usize {
+    let (stream, place) = (index % threads, index / threads);
+    stream * (chunks / threads) + stream.min(chunks % threads) + place
+}
+
 /// A region in progress: `call(data, chunk)` for each chunk.
 #[derive(Clone, Copy)]
 struct Region {
@@ -209,6 +216,18 @@ mod tests {
                 });
                 assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn chunks_in_streams_are_each_taken_once() {
+        for (chunks, threads) in [(1, 1), (1, 4), (7, 1), (7, 2), (8, 3), (3, 5), (100, 7)] {
+            let mut places: Vec<_> =
+                (0..chunks).map(|index| in_streams(index, chunks, threads)).collect();
+            let next = places.iter().zip(&places[threads.min(chunks)..]);
+            assert!(next.into_iter().all(|(place, next)| place + 1 == *next));
+            places.sort_unstable();
+            assert!(places.into_iter().eq(0..chunks));
         }
     }
 

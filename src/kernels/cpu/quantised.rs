@@ -12,10 +12,11 @@
 use std::ops::Range;
 
 use super::{
-    gemm::LinearJob,
-    pool::Pool,
+    gemm::{Arithmetic, LinearJob},
+    pool::{Pool, in_streams},
     shared::SharedMut,
     tensor::{Recycler, Tensor},
+    tile::AHEAD_BYTES,
 };
 use crate::{
     kernels::{
@@ -32,12 +33,11 @@ const TASK_ROWS: usize = 192;
 /// Blocks of inputs (at most) between two visits to y: a group's weights of them stay in the
 /// first-level cache while all rows go by.
 const STRETCH: usize = 24;
-/// How far ahead of their use weights are prefetched, in bytes.
-const AHEAD: usize = 2048;
 
 /// Products cut into tasks.
 pub(super) struct QuantisedProducts<'a> {
     isa: Isa,
+    threads: usize,
     inputs: Vec<Rounded<'a>>,
     grids: Vec<Grid<'a>>,
     /// Number of tasks.
@@ -52,16 +52,11 @@ impl<'a> QuantisedProducts<'a> {
         buffers: &std::sync::Arc<Recycler>,
         jobs: &mut [LinearJob<'a>],
     ) -> Self {
-        let mut plan = Self { isa, inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
+        let threads = pool.threads();
+        let mut plan = Self { isa, threads, inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
         for job in jobs {
-            let Some(kind) = job.w.dtype().blocks() else { continue };
+            let Some(Arithmetic::Bytes(kind)) = job.arithmetic(isa) else { continue };
             let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
-            if inputs == 0 && job.fresh {
-                job.y.data_mut().fill(0.0);
-            }
-            if rows == 0 || outputs == 0 || inputs == 0 {
-                continue;
-            }
             let same = |r: &Rounded<'_>| std::ptr::eq(r.x, job.x) && r.zero == kind.zero();
             let input = plan.inputs.iter().position(same).unwrap_or_else(|| {
                 plan.inputs.push(Rounded::new(isa, pool, buffers, job.x, kind.zero()));
@@ -90,7 +85,8 @@ impl<'a> QuantisedProducts<'a> {
         let Some(index) = self.grids.iter().position(|grid| task < grid.end) else { return };
         let first = if index == 0 { 0 } else { self.grids[index - 1].end };
         let grid = &self.grids[index];
-        let (row, group) = ((task - first) % grid.row_tasks, (task - first) / grid.row_tasks);
+        let task = in_streams(task - first, grid.end - first, self.threads);
+        let (row, group) = (task % grid.row_tasks, task / grid.row_tasks);
         let step = grid.rows.div_ceil(grid.row_tasks);
         let groups = group * TASK_GROUPS..(grid.outputs / GROUP).min((group + 1) * TASK_GROUPS);
         let rows = row * step..grid.rows.min((row + 1) * step);
@@ -292,7 +288,7 @@ impl<const FOUR: bool, const MINIMA: bool> ByteTile for GroupTile<'_, FOUR, MINI
                     let at = (block * runs + run) * 4 * GROUP;
                     let codes = self.w.codes.as_ptr().add(at);
                     if R <= 2 {
-                        s.prefetch(codes.wrapping_add(AHEAD));
+                        s.prefetch_far(codes.wrapping_add(AHEAD_BYTES));
                     }
                     let x = block * QUANT_BLOCK / 4 + run;
                     for v in 0..V {

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use half::bf16;
+
 /// One cache line; the unit of allocation, so that rows of usual widths start on a line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -31,6 +33,19 @@ pub(super) fn values(lines: &[Line]) -> &[f32] {
 pub(super) fn values_mut(lines: &mut [Line]) -> &mut [f32] {
     // SAFETY: a Line is exactly LINE f32 without padding, and the borrow is exclusive.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE) }
+}
+
+/// A buffer of f32 as twice as many bf16.
+pub(super) fn brains(values: &[f32]) -> &[bf16] {
+    // SAFETY: an f32 has the size of two bf16, of which every pattern is a value.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), 2 * values.len()) }
+}
+
+/// A buffer of f32 as twice as many bf16, to write.
+pub(super) fn brains_mut(values: &mut [f32]) -> &mut [bf16] {
+    // SAFETY: an f32 has the size of two bf16, every pattern of either is a value, and the borrow is
+    // exclusive.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), 2 * values.len()) }
 }
 
 /// Freed buffers of each size class (powers of two lines).

@@ -4,6 +4,9 @@ use crate::simd::{Element, Simd};
 
 /// Bytes of a cache line.
 pub(super) const LINE_BYTES: usize = 64;
+/// How far ahead of their use (at least) weights are prefetched into the second-level cache, in
+/// bytes: longer than memory takes to answer at the rate of its bandwidth.
+pub(super) const AHEAD_BYTES: usize = 32 * 1024;
 
 /// A micro-tile: `y[i, j] += Σ x[i, ·] w[j, ·]`.
 pub(super) struct MicroTile<E> {
@@ -53,7 +56,7 @@ impl<E: Element> MicroTile<E> {
                 let (x, w) = (self.x.add(chunk * 2 * S::LANES), self.w.add(chunk * 2 * S::LANES));
                 for line in 0..AHEAD {
                     let line = chunk * AHEAD + line;
-                    s.prefetch(self.next.wrapping_add(line * LINE_BYTES));
+                    s.prefetch_far(self.next.wrapping_add(line * LINE_BYTES));
                 }
                 let mut wide = [s.splat(0.0); N];
                 for j in 0..N {
