@@ -1,15 +1,16 @@
 //! Text and token ids: a checked `tokenizer.json`, and text that streams out one token at a time.
 
+mod added;
 mod spelling;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use spelling::{FirstSpace, Spelling, byte_fallback_byte, byte_level_byte, spelling};
 
@@ -57,7 +58,8 @@ struct Inner {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` of a Hugging Face model directory. The ids that end a text are those
+    /// Loads `tokenizer.json` of a Hugging Face model directory, and what `tokenizer_config.json`
+    /// says about its tokens. The ids that end a text are those
     /// named by `generation_config.json`, `config.json` and `tokenizer_config.json`, where present.
     pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
@@ -75,18 +77,25 @@ impl Tokenizer {
             path: path.clone(),
             got: decoder.to_string(),
         })?;
-        let special = tokenizer
-            .get_added_tokens_decoder()
-            .into_iter()
-            .filter_map(|(id, token)| token.special.then_some(id))
-            .collect();
-
-        let settings = optional_json(&dir.join("tokenizer_config.json"))?;
+        let special_ids = |tokenizer: &tokenizers::Tokenizer| {
+            let tokens = tokenizer.get_added_tokens_decoder().into_iter();
+            tokens.filter_map(|(id, token)| token.special.then_some(id)).collect::<HashSet<_>>()
+        };
+        // A token that was special once is never shown.
+        let mut special = special_ids(&tokenizer);
+        let settings = settings(dir)?;
+        added::apply(&mut tokenizer, dir, &settings)?;
+        special.extend(special_ids(&tokenizer));
         let named = |key: &str| token_name(&settings[key]).and_then(|t| tokenizer.token_to_id(t));
         let bos = named("bos_token");
         let mut eos = Vec::new();
         for file in ["generation_config.json", "config.json"] {
-            collect_ids(&optional_json(&dir.join(file))?["eos_token_id"], &mut eos);
+            let path = dir.join(file);
+            let value = &optional_json(&path)?["eos_token_id"];
+            eos.extend(token_ids(value).ok_or_else(|| TokenizerError::Format {
+                path,
+                reason: format!("eos_token_id is {value}, must be a token id or a list of them"),
+            })?);
         }
         eos.extend(named("eos_token"));
         let mut seen = HashSet::new();
@@ -198,6 +207,43 @@ impl Tokenizer {
     /// The id of a token, spelled as in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.0.tokenizer.token_to_id(token)
+    }
+
+    /// The first token in which two tokenizers differ, or that one of them merges otherwise: what
+    /// differs, and both sides.
+    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let tokens = |tokenizer: &Self| {
+            let vocabulary = tokenizer.0.tokenizer.get_vocab(true).into_iter();
+            vocabulary.map(|(token, id)| (id, token)).collect::<BTreeMap<u32, String>>()
+        };
+        let show = |token: Option<&String>| token.map_or("none".to_owned(), |t| format!("{t:?}"));
+        let (own, others) = (tokens(self), tokens(other));
+        let mut ids = own.keys().chain(others.keys());
+        if let Some(id) = ids.find(|id| own.get(id) != others.get(id)) {
+            let [own, others] = [own.get(id), others.get(id)].map(show);
+            return Some((format!("token {id}"), own, others));
+        }
+        let kind = |tokenizer: &Self, id| match tokenizer.is_special(id) {
+            true => "special".to_owned(),
+            false => "plain".to_owned(),
+        };
+        if let Some(id) = own.keys().find(|id| self.is_special(**id) != other.is_special(**id)) {
+            return Some((format!("token {id}"), kind(self, *id), kind(other, *id)));
+        }
+        let merges = |tokenizer: &Self| {
+            let model = serde_json::to_value(tokenizer.0.tokenizer.get_model());
+            match model.unwrap_or_default()["merges"].take() {
+                Value::Array(merges) => merges,
+                _ => Vec::new(),
+            }
+        };
+        let (own, others) = (merges(self), merges(other));
+        let rank =
+            (0..own.len().max(others.len())).find(|rank| own.get(*rank) != others.get(*rank));
+        rank.map(|rank| {
+            let show = |merge: Option<&Value>| merge.map_or("none".to_owned(), Value::to_string);
+            (format!("merge {rank}"), show(own.get(rank)), show(others.get(rank)))
+        })
     }
 
     /// Number of tokens, added ones included. The embedding may have more rows than this.
@@ -351,6 +397,23 @@ impl TextDecoder {
     }
 }
 
+/// `tokenizer_config.json` of a model directory, null where it has none. An older directory without
+/// `added_tokens_decoder` names its special tokens in `special_tokens_map.json`, which counts then.
+pub fn settings(dir: &Path) -> Result<Value, TokenizerError> {
+    let mut settings = optional_json(&dir.join("tokenizer_config.json"))?;
+    if settings.get("added_tokens_decoder").is_some() {
+        return Ok(settings);
+    }
+    let older = optional_json(&dir.join("special_tokens_map.json"))?;
+    if settings.is_null() && !older.is_null() {
+        settings = Value::Object(Map::new());
+    }
+    if let (Value::Object(settings), Value::Object(older)) = (&mut settings, older) {
+        settings.extend(older);
+    }
+    Ok(settings)
+}
+
 /// A JSON file, or null where there is none.
 fn optional_json(path: &Path) -> Result<Value, TokenizerError> {
     let bytes = match std::fs::read(path) {
@@ -369,8 +432,12 @@ fn token_name(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
 }
 
-/// Ids in a configuration: one or a list.
-fn collect_ids(value: &Value, out: &mut Vec<u32>) {
-    let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    out.extend(ids.iter().filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())));
+/// Ids in a configuration: none, one or a list.
+fn token_ids(value: &Value) -> Option<Vec<u32>> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(ids) => ids.iter().map(id).collect(),
+        value => Some(vec![id(value)?]),
+    }
 }

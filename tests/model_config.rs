@@ -53,6 +53,39 @@ fn rotary_constants_are_the_same_in_the_spelling_of_transformers_4_and_5() {
     assert_eq!(old.rope.inv_freq[0] * 4.0, plain.rope.inv_freq[0]);
 }
 
+/// The frequencies that transformers 5.24 computes (`LlamaRotaryEmbedding`, head size 8, θ 10000):
+/// the key beside the section wins over the one inside.
+#[test]
+fn the_original_context_beside_the_scaling_wins_over_the_one_inside() {
+    const OF_64: [f32; 4] = [1.0, 0.013_042_256, 0.00125, 0.000_125];
+    const OF_16: [f32; 4] = [0.576_056_36, 0.0125, 0.00125, 0.000_125];
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    });
+    let inside =
+        |tokens: usize| with(scaling.clone(), json!({"original_max_position_embeddings": tokens}));
+    let beside = json!({"original_max_position_embeddings": 16});
+    let older = |section: Value| json!({"rope_scaling": section});
+    let newer =
+        |section: Value| json!({"rope_parameters": with(section, json!({"rope_theta": 1e4}))});
+    for (changes, expected) in [
+        (older(inside(64)), OF_64),
+        (older(inside(16)), OF_16),
+        (with(older(inside(64)), beside.clone()), OF_16),
+        (with(older(scaling.clone()), beside.clone()), OF_16),
+        (with(newer(inside(64)), beside.clone()), OF_16),
+        (with(newer(scaling.clone()), beside.clone()), OF_16),
+        (with(older(scaling.clone()), json!({"max_position_embeddings": 64})), OF_64),
+    ] {
+        let got = read(with(llama(), changes.clone())).rope.inv_freq;
+        let close = |(got, expected): (&f32, f32)| (got - expected).abs() <= 1e-6 * expected;
+        assert!(got.len() == 4 && got.iter().zip(expected).all(close), "{changes}: {got:?}");
+    }
+    // Other kinds of scaling do not read it.
+    let plain = read(llama()).rope;
+    assert_eq!(read(with(llama(), beside)).rope, plain);
+}
+
 #[test]
 fn windows_follow_each_family_s_keys() {
     let mistral = with(llama(), json!({"model_type": "mistral", "num_key_value_heads": 4}));
@@ -132,6 +165,14 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         (
             json!({"head_dim": 7}),
             "config.json: head_dim: is 7, must be even: rotary pairs halve it",
+        ),
+        (
+            json!({
+                "model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 64,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            }),
+            "config.json: layer_types[1]: is \"full_attention\", but sliding_window is of all \
+             layers here",
         ),
         (json!({"hidden_act": "gelu"}), "config.json: hidden_act: is \"gelu\", must be \"silu\""),
         (json!({"rms_norm_eps": 0}), "config.json: rms_norm_eps: is 0, must be a number above 0"),

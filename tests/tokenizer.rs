@@ -233,6 +233,84 @@ fn a_broken_tokenizer_is_refused_by_name() {
     assert!(error.to_string().contains("WordPiece"), "{error}");
 }
 
+/// `tests/reference/tokenizer_settings.py`: files beside a tokenizer.json that change its tokens.
+#[test]
+fn what_the_files_beside_a_tokenizer_say_is_read_as_transformers_reads_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let json = |path: &str| -> Value {
+        serde_json::from_slice(&fs::read(root.join(path)).unwrap()).unwrap()
+    };
+    let reference = json("tokenizer_settings.json");
+    let texts: Vec<&str> = strings(&reference["texts"]).collect();
+    for (name, case) in reference["cases"].as_object().unwrap() {
+        let mut own = json("soup-tiny/base/tokenizer.json");
+        for (pointer, value) in case["edits"].as_object().unwrap() {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            own.pointer_mut(parent).unwrap()[key] = value.clone();
+        }
+        let files: Vec<(&str, Value)> = case["files"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(file, value)| (file.as_str(), value.clone()))
+            .collect();
+        let tokenizer = load(&own, &files).unwrap();
+        let ids: Vec<Vec<u32>> = serde_json::from_value(case["ids"].clone()).unwrap();
+        for ((text, ids), decoded) in texts.iter().zip(ids).zip(strings(&case["texts"])) {
+            assert_eq!(tokenizer.encode(text, true).unwrap(), ids, "{name}: {text}");
+            assert_eq!(tokenizer.decode(&ids, true), decoded, "{name}: {text}");
+        }
+    }
+}
+
+fn strings(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().unwrap().iter().map(|text| text.as_str().unwrap())
+}
+
+#[test]
+fn files_that_contradict_a_tokenizer_are_refused_by_name() {
+    let settings = |settings: Value| [("tokenizer_config.json", settings)];
+    let token = |content: &str| json!({"content": content, "special": true});
+    for (files, expected) in [
+        (
+            settings(json!({"added_tokens_decoder": {"7": token("<|end|>")}})),
+            "tokenizer_config.json: token \"<|end|>\" has id 7, but in tokenizer.json it has 264",
+        ),
+        (
+            settings(json!({"added_tokens_decoder": {"900": token("<new>")}})),
+            "token \"<new>\" has id 900, but in tokenizer.json it has 266",
+        ),
+        (settings(json!({"added_tokens_decoder": {"x": token("a")}})), "added_tokens_decoder.x is"),
+        (settings(json!({"added_tokens_decoder": {"1": "a"}})), "added_tokens_decoder.1 is \"a\""),
+        (settings(json!({"split_special_tokens": 1})), "split_special_tokens is 1"),
+        (
+            settings(json!({"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": true})),
+            "add_prefix_space is true for GPT2Tokenizer",
+        ),
+        ([("added_tokens.json", json!({"<new>": 900}))], "added_tokens.json: token \"<new>\""),
+        (
+            [("generation_config.json", json!({"eos_token_id": "2"}))],
+            "generation_config.json: eos_token_id is \"2\", must be a token id or a list of them",
+        ),
+        ([("generation_config.json", json!({"eos_token_id": [2, -1]}))], "eos_token_id is [2,-1]"),
+    ] {
+        let error = load(&byte_level(), &files).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{expected} is not in: {error}");
+    }
+}
+
+#[test]
+fn an_older_directory_names_its_special_tokens_in_a_file_of_their_own() {
+    let older = ("special_tokens_map.json", json!({"eos_token": {"content": "<|end|>"}}));
+    for beside in [vec![], vec![("tokenizer_config.json", json!({"eos_token": "a"}))]] {
+        let files = [vec![older.clone()], beside].concat();
+        assert_eq!(load(&byte_level(), &files).expect("loads").eos(), [264]);
+    }
+    let newer = json!({"added_tokens_decoder": {}});
+    let files = [older, ("tokenizer_config.json", newer)];
+    assert_eq!(load(&byte_level(), &files).expect("loads").eos(), [0u32; 0]);
+}
+
 /// As in transformers 5: the post-processor decides, and CodeLlama's class adds the token regardless.
 #[test]
 fn a_class_that_always_begins_with_bos_is_refused_where_the_file_adds_none() {

@@ -21,6 +21,9 @@ pub enum ChatError {
         /// What is wrong.
         reason: String,
     },
+    /// The settings of the tokenizer, which name the template and its special tokens.
+    #[error(transparent)]
+    Settings(#[from] crate::tokenizer::TokenizerError),
     /// The template is not valid Jinja.
     #[error("chat template: {0}")]
     Syntax(String),

@@ -141,14 +141,11 @@ impl ChatTemplate {
     /// none: it answers completions, not chats.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>, ChatError> {
         let config_path = dir.join("tokenizer_config.json");
-        let config: Value = match read_optional(&config_path)? {
-            None => Value::Null,
-            Some(text) => serde_json::from_str(&text).map_err(|e| ChatError::Format {
-                path: config_path.clone(),
-                reason: format!("not JSON: {e}"),
-            })?,
-        };
-        let special = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
+        let config = crate::tokenizer::settings(dir)?;
+        // Further tokens of a model, by the names that its template knows.
+        let further = config["extra_special_tokens"].as_object();
+        let named = config.as_object().into_iter().chain(further).flatten();
+        let special = named.filter_map(|(key, value)| {
             let text = value.as_str().or_else(|| value["content"].as_str())?;
             key.ends_with("_token").then(|| (key.clone(), text.to_owned()))
         });

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+pub use check::{base as check_base, soup as check_soup};
 pub use error::{ImportError, ImportOptions};
 pub use quantise::Quantise;
 pub use source::{NAMED, NamedModel, Source};

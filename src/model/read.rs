@@ -100,7 +100,8 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     }
     match keys.get("hidden_act") {
         None => {}
-        Some(value) if value == "silu" => {}
+        // Two names of one function.
+        Some(value) if value == "silu" || value == "swish" => {}
         Some(value) => return Err(error("hidden_act", format!("is {value}, must be \"silu\""))),
     }
 
@@ -169,7 +170,17 @@ fn windows(
     };
     match rule {
         WindowRule::Never => Ok(vec![None; layers]),
-        WindowRule::All { absent } => Ok(vec![width(Some(absent))?; layers]),
+        WindowRule::All { absent } => {
+            let window = width(Some(absent))?;
+            let types = keys.get("layer_types").and_then(Value::as_array).into_iter().flatten();
+            match types.enumerate().find(|(_, name)| *name != "sliding_attention") {
+                Some((layer, name)) if window.is_some() => {
+                    let reason = format!("is {name}, but sliding_window is of all layers here");
+                    Err(error(&format!("layer_types[{layer}]"), reason))
+                }
+                _ => Ok(vec![window; layers]),
+            }
+        }
         WindowRule::Chosen => {
             if !keys.flag("use_sliding_window")? {
                 return Ok(vec![None; layers]);

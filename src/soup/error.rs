@@ -109,7 +109,10 @@ pub enum SoupError {
     /// A file cannot be read or written, or is not the one that the manifest describes.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A full backbone has another architecture than the base.
+    /// A tokenizer cannot be read.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// A full backbone has another architecture or tokenizer than the base.
     #[error("{path}: {what}: expected {expected} (as in the base), got {got}", path = path.display())]
     Mismatch {
         path: PathBuf,

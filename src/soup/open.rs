@@ -21,6 +21,7 @@ use crate::{
     files::{FileError, read_bounded, read_json},
     model::config::ModelConfig,
     preference::MixingMatrix,
+    tokenizer::Tokenizer,
 };
 
 /// Largest manifest that is read, in bytes.
@@ -295,7 +296,8 @@ fn open_full(
     Ok(checkpoint)
 }
 
-/// Opens a full backbone: the architecture of the base (`config`) with other weights.
+/// Opens a full backbone: the architecture of the base (`config`) with other weights. A tokenizer
+/// beside it must be the base's, which answers are made with.
 pub(super) fn full_backbone(
     path: &Path,
     base: &Checkpoint,
@@ -313,6 +315,13 @@ pub(super) fn full_backbone(
     let mismatch = |path, what, expected, got| SoupError::Mismatch { path, what, expected, got };
     if let Some((key, expected, got)) = config.difference(&checkpoint.model()?) {
         return Err(mismatch(path.join("config.json"), key.to_owned(), expected, got));
+    }
+    let [own, bases] = [path, base.dir()].map(|dir| dir.join("tokenizer.json").is_file());
+    if own && bases {
+        let [own, bases] = [path, base.dir()].map(Tokenizer::from_dir);
+        if let Some((what, expected, got)) = bases?.difference(&own?) {
+            return Err(mismatch(path.join("tokenizer.json"), what, expected, got));
+        }
     }
     checkpoint.check()?;
     if let Some((name, dtype)) = quantised(&checkpoint) {

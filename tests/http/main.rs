@@ -1,5 +1,6 @@
 //! The server through its own door: a real socket, the real engine, the tiny soup.
 
+mod any_body;
 mod bad_input;
 mod client;
 mod comparison;

@@ -1,6 +1,9 @@
+use std::fs;
+
+use ladle::config::{MergeMode, ServeOptions};
 use serde_json::{Value, json};
 
-use crate::server::{Reply, Server, greedy, with};
+use crate::server::{Reply, Server, copied, greedy, options, with};
 
 fn solve(body: Value) -> Value {
     Server::shared().post("/v1/solve", body).ok()
@@ -145,5 +148,37 @@ fn every_route_answers_with_the_lambda_that_was_asked_for() {
         let answer = server.post(route, with(body, wish.clone())).ok();
         assert_eq!(answer["ladle"]["lambda_rule"], "clamp", "{route}");
         assert_eq!(answer["ladle"]["lambda"]["helpful"], 1.0, "{route}");
+    }
+}
+
+/// Weights beyond the range of their type, or NaN at the end of a pass: the same request would fail
+/// again, so it is the client's, in both modes. Other mixes are answered.
+#[test]
+fn coefficients_under_which_the_model_breaks_down_are_the_clients_error() {
+    let soup = copied("soup-tiny");
+    let config = soup.path().join("backbones/helpful/adapter_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let far = text.replacen("\"lora_alpha\": 8,", "\"lora_alpha\": 1.3e39,", 1);
+    assert_ne!(far, text);
+    fs::write(&config, far).unwrap();
+    for mode in [MergeMode::Fused, MergeMode::Mixed] {
+        let server = Server::start(ServeOptions {
+            soup: Some(soup.path().to_owned()),
+            merge_mode: Some(mode),
+            ..options()
+        });
+        let matrix = server.get("/v1/soup").ok()["matrix"].clone();
+        let others: Vec<_> = (0..3).map(|row| matrix[row][1].clone()).collect();
+        for path in ["/generate", "/v1/completions"] {
+            for stream in [false, true] {
+                let broken = with(greedy(), json!({"preference": [1, 0, 0], "stream": stream}));
+                let reply = server.post(path, broken);
+                let (code, param, message) = reply.error();
+                assert_eq!((reply.status, code, param), (400, "invalid_value", Some("preference")));
+                assert!(message.contains("gives no distribution"), "{mode:?} {path}: {message}");
+            }
+        }
+        server.generate(with(greedy(), json!({"preference": others})));
+        server.wait_until_idle();
     }
 }

@@ -183,7 +183,83 @@ fn variables_of_a_request_reach_the_chat_template() {
 #[test]
 fn names_and_reasoning_of_messages_reach_the_chat_template() {
     assert_eq!(rendered(conversation(json!({"name": "Ann"}))), "Ann: x");
-    assert_eq!(rendered(conversation(json!({"reasoning_content": "hm "}))), "hm x");
+    for name in ["reasoning_content", "reasoning", "thinking"] {
+        assert_eq!(rendered(conversation(json!({name: "hm "}))), "hm x", "{name}");
+    }
+    let twice = json!({"reasoning": "hm ", "reasoning_content": "hm ", "thinking": ""});
+    assert_eq!(rendered(conversation(twice)), "hm x");
+    for (more, code, name) in [
+        (json!({"reasoning": "hm", "thinking": "ah"}), "invalid_value", "thinking"),
+        (json!({"reasoning": {"effort": "low"}}), "invalid_value", "reasoning"),
+        (json!({"reasoning_details": [{"text": "hm"}]}), "unsupported", "reasoning_details"),
+    ] {
+        let reply = bytes().post(CHAT, conversation(more));
+        let (got, param, _) = reply.error();
+        let at = format!("messages[0].{name}");
+        assert_eq!((reply.status, got, param), (400, code, Some(at.as_str())));
+    }
+}
+
+#[test]
+fn documents_reach_a_template_that_reads_them_and_are_refused_by_name_elsewhere() {
+    let documents = json!({"documents": [{"title": "a", "text": "b"}, {"title": "c", "year": 7}]});
+    assert_eq!(rendered(documents.clone()), "[a][c]x");
+    assert_eq!(rendered(json!({"documents": []})), "x");
+    for (documents, param) in [
+        (json!("a"), "documents"),
+        (json!(["a"]), "documents[0]"),
+        (json!([{}, null]), "documents[1]"),
+        (json!([{"long": vec![0; 5000]}]), "documents[0]"),
+    ] {
+        let reply =
+            bytes().post(CHAT, with(conversation(json!({})), json!({"documents": documents})));
+        let (code, at, _) = reply.error();
+        assert_eq!((reply.status, code, at), (400, "invalid_value", Some(param)));
+    }
+    // Beside a prompt, and with a template that does not read them.
+    let reply = bytes().post("/generate", with(ask("<s1>"), documents.clone()));
+    assert_eq!((reply.status, reply.error().1), (400, Some("documents")));
+    let reply = Server::shared().post(CHAT, with(conversation(json!({})), documents));
+    let (code, at, _) = reply.error();
+    assert_eq!((reply.status, code, at), (400, "unsupported", Some("documents")));
+}
+
+#[test]
+fn a_wish_for_thought_reaches_a_template_that_reads_it() {
+    for (more, expected) in [
+        (json!({"enable_thinking": false}), "no thinkingx"),
+        (json!({"think": false}), "no thinkingx"),
+        (json!({"thinking": {"type": "disabled"}}), "no thinkingx"),
+        (json!({"enable_thinking": true, "think": true}), "x"),
+        (json!({"thinking": {"type": "enabled"}}), "x"),
+        (json!({"reasoning_effort": "low"}), "low effortx"),
+        (json!({"reasoning_effort": "none"}), "no thinkingnone effortx"),
+    ] {
+        let shown = more.to_string();
+        let reply =
+            bytes().post(CHAT, with(conversation(json!({})), with(more, json!({"max_tokens": 1}))));
+        assert_eq!(reply.ok()["usage"]["prompt_tokens"], expected.len(), "{shown}");
+    }
+    let both = json!({"chat_template_kwargs": {"enable_thinking": true}, "enable_thinking": false});
+    for (more, param) in [
+        (both, "enable_thinking"),
+        (json!({"enable_thinking": true, "think": false}), "think"),
+        (json!({"enable_thinking": "no"}), "enable_thinking"),
+        (json!({"thinking": {"type": "enabled", "budget_tokens": 9}}), "thinking"),
+    ] {
+        let reply = bytes().post(CHAT, with(conversation(json!({})), more));
+        let (code, at, _) = reply.error();
+        assert_eq!((reply.status, code, at), (400, "invalid_value", Some(param)));
+    }
+    // A template without a switch.
+    for (more, status) in [
+        (json!({"enable_thinking": false, "reasoning_effort": "low"}), 200),
+        (json!({"enable_thinking": true}), 400),
+        (json!({"thinking": {"type": "enabled"}}), 400),
+    ] {
+        let body = with(conversation(json!({})), with(more, json!({"max_tokens": 1})));
+        assert_eq!(Server::shared().post(CHAT, body).status, status);
+    }
 }
 
 #[test]

@@ -26,6 +26,8 @@ HIDDEN = 128
 CHAT = (
     "{%- if bos -%}{{ bos_token }}{%- endif -%}"
     "{%- if enable_thinking is defined and not enable_thinking -%}no thinking{%- endif -%}"
+    "{%- if reasoning_effort is defined -%}{{ reasoning_effort }} effort{%- endif -%}"
+    "{%- if documents is not none -%}{%- for document in documents -%}[{{ document.title }}]{%- endfor -%}{%- endif -%}"
     "{%- for message in messages -%}"
     "{%- if message.role == 'system' -%}{{ raise_exception('no system turns: ' ~ message.content) }}{%- endif -%}"
     "{{ message.name ~ ': ' if message.name }}{{ message.reasoning_content }}{{ message.content }}"

@@ -161,6 +161,41 @@ fn another_vocabulary_is_refused() {
     kitchen.refuses("soup-tiny-mixed", &[head, "[512, 64]", "[520, 64]"]);
 }
 
+/// A soup answers with the base's tokenizer: one of another vocabulary beside a full backbone says
+/// that the model was trained on other tokens.
+#[test]
+fn a_full_backbone_with_another_tokenizer_is_refused_by_token() {
+    let (base, own) = ("soup-tiny/base/tokenizer.json", "soup-tiny-full/backbones/helpful");
+    let own = format!("{own}/tokenizer.json");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let kitchen = Kitchen::new();
+        let text = fs::read_to_string(kitchen.path(base)).unwrap();
+        let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+        change(&mut tokenizer);
+        fs::write(kitchen.path(&own), serde_json::to_vec_pretty(&tokenizer).unwrap()).unwrap();
+        kitchen
+    };
+    with(&|_| {}).accepts("soup-tiny-full");
+    // What only cuts or pads.
+    with(&|t| {
+        t["truncation"] =
+            json!({"max_length": 8, "direction": "Right", "stride": 0, "strategy": "LongestFirst"})
+    })
+    .accepts("soup-tiny-full");
+    let swap = |t: &mut Value| {
+        let vocabulary = t["model"]["vocab"].as_object_mut().unwrap();
+        let [a, b] = ["a", "b"].map(|token| vocabulary[token].clone());
+        vocabulary["a"] = b;
+        vocabulary["b"] = a;
+    };
+    let token = "token 67: expected \"a\" (as in the base), got \"b\"";
+    with(&swap).refuses("soup-tiny-full", &["helpful/tokenizer.json", token]);
+    with(&|t| t["added_tokens"][2]["special"] = json!(false))
+        .refuses("soup-tiny-full", &["token 2: expected special (as in the base), got plain"]);
+    with(&|t| t["model"]["merges"].as_array_mut().unwrap().swap(0, 1))
+        .refuses("soup-tiny-full", &["helpful/tokenizer.json", "merge 0: expected ["]);
+}
+
 #[test]
 fn a_model_that_computes_something_else_is_refused() {
     let kitchen = Kitchen::new();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use ladle::{
+    import::ImportError,
     merge::MergeError,
     preference::MixingError,
     soup::{SoupError, WeightError},
@@ -44,6 +45,9 @@ pub enum RunError {
     /// The soup.
     #[error(transparent)]
     Soup(#[from] SoupError),
+    /// The soup cannot be served.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// A reward.
     #[error(transparent)]
     Reward(#[from] RewardError),

@@ -3,10 +3,13 @@
 use std::{fs, path::Path};
 
 use candle_core::{DType, Tensor};
-use ladle::soup::{
-    self, Activation, OpenOptions,
-    init::Recipe,
-    manifest::{self, BaseEntry, Manifest, Mixing},
+use ladle::{
+    import::check_soup,
+    soup::{
+        self, Activation, OpenOptions, Soup,
+        init::Recipe,
+        manifest::{self, BaseEntry, Manifest, Mixing},
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -80,7 +83,8 @@ struct Realised {
     realised: Vec<f64>,
 }
 
-/// Makes the soup of a run's finished adapters. An older one is replaced.
+/// Makes the soup of a run's finished adapters, which must be one that can be served. An older one
+/// is replaced.
 pub fn write_soup(
     config: &Config,
     places: &Places,
@@ -108,8 +112,8 @@ pub fn write_soup(
         let _ = fs::remove_file(target.join(manifest::FILE));
         fs::remove_dir_all(&target).map_err(CheckpointError::io(&target))?;
     }
-    let mut manifest: Manifest =
-        soup::init::init(&target, &recipe, &options, |_| Ok::<_, RunError>(()))?;
+    let check = |soup: &Soup| Ok::<_, RunError>(check_soup(soup)?);
+    let mut manifest: Manifest = soup::init::init(&target, &recipe, &options, check)?;
     match &config.mixing {
         MixingConfig::Weights(weights) => {
             let named = config.objectives.iter().zip(weights);

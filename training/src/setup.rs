@@ -7,6 +7,7 @@ use std::{
 
 use ladle::{
     chat::{ChatTemplate, Conversation, Message as ChatMessage},
+    import::check_base,
     kernels::HostTensor,
     model::config::ModelConfig,
     soup::Checkpoint,
@@ -77,9 +78,10 @@ impl Prompt {
 }
 
 impl Base {
-    /// Opens a Hugging Face directory.
+    /// Opens a Hugging Face directory, of a model that can be served.
     pub fn open(dir: &Path) -> Result<Self> {
         let error = |reason: String| SetupError::Base { dir: dir.to_owned(), reason };
+        check_base(dir).map_err(|e| error(e.to_string()))?;
         let checkpoint = Checkpoint::open(dir).map_err(|e| error(e.to_string()))?;
         let model =
             ModelConfig::from_json(checkpoint.config()).map_err(|e| error(e.to_string()))?;

@@ -21,16 +21,42 @@ const MAX_MESSAGES: usize = 4096;
 /// Bounds of `chat_template_kwargs`: nesting, and values in all.
 const MAX_DEPTH: usize = 8;
 const MAX_VALUES: usize = 4096;
+/// Names of a turn's reasoning: vLLM's older and newer one, and that of gpt-oss and Ollama. A
+/// template reads the one that its model was published with, so each gets the text.
+const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
-/// Variables for the chat template by name, `chat_template_kwargs`.
+/// Variables for the chat template by name: `chat_template_kwargs`, and the fields of a body that
+/// other servers hand to templates.
 #[derive(Debug, Default)]
 pub struct Variables(Map<String, Value>);
 
 impl Variables {
     const NAME: &str = "chat_template_kwargs";
 
-    /// Takes them from a body.
-    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+    /// Takes them from a body; `template` renders its messages. The table of foreign fields decides
+    /// the fields that the template does not read.
+    pub fn take(fields: &mut Fields, template: Option<&ChatTemplate>) -> Result<Self, ApiError> {
+        let mut left = MAX_VALUES;
+        let mut variables = Self::named(fields, &mut left)?;
+        let Some(template) = template else { return Ok(variables) };
+        if template.knows("documents") {
+            variables.add_documents(fields, &mut left)?;
+        }
+        if template.knows("reasoning_effort")
+            && let Some(effort) = fields.peek("reasoning_effort").cloned()
+        {
+            variables.set("reasoning_effort", "reasoning_effort", effort)?;
+        }
+        if template.knows("enable_thinking") {
+            for (name, thinks) in thinking(fields)? {
+                variables.set(name, "enable_thinking", thinks.into())?;
+            }
+        }
+        Ok(variables)
+    }
+
+    /// `chat_template_kwargs`, of at most `left` values.
+    fn named(fields: &mut Fields, left: &mut usize) -> Result<Self, ApiError> {
         let variables = match fields.take(Self::NAME) {
             None => return Ok(Self::default()),
             Some(Value::Object(variables)) => variables,
@@ -38,20 +64,46 @@ impl Variables {
                 return Err(fields.refuse(Self::NAME, &other, "an object of template variables"));
             }
         };
-        let mut left = MAX_VALUES;
         for (name, value) in &variables {
             let param = format!("{}.{}", Self::NAME, shorten(name));
             if is_reserved(name) {
                 let reason = "the server or the model sets this variable of the template itself";
                 return Err(ApiError::Unsupported { param, reason: reason.to_owned() });
             }
-            if !within(value, MAX_DEPTH, &mut left) {
-                let expected =
-                    format!("at most {MAX_VALUES} values, nested at most {MAX_DEPTH} deep");
-                return Err(ApiError::value(param, show(value), expected));
-            }
+            bounded(param, value, left)?;
         }
         Ok(Self(variables))
+    }
+
+    /// `documents`: objects. An empty list is none, as the templates' guards have it.
+    fn add_documents(&mut self, fields: &mut Fields, left: &mut usize) -> Result<(), ApiError> {
+        let documents = fields.list("documents")?.unwrap_or_default();
+        for (index, document) in documents.iter().enumerate() {
+            let param = format!("documents[{index}]");
+            if !document.is_object() {
+                let expected = "an object, such as {\"title\", \"text\"}";
+                return Err(ApiError::value(param, show(document), expected));
+            }
+            bounded(param, document, left)?;
+        }
+        if !documents.is_empty() {
+            self.0.insert("documents".to_owned(), documents.into());
+        }
+        Ok(())
+    }
+
+    /// Sets the variable `name` to what the field `param` says.
+    fn set(&mut self, param: &str, name: &str, value: Value) -> Result<(), ApiError> {
+        match self.0.get(name) {
+            Some(other) if *other != value => {
+                let expected = format!("{}, as another field says", show(other));
+                Err(ApiError::value(param, show(&value), expected))
+            }
+            _ => {
+                self.0.insert(name.to_owned(), value);
+                Ok(())
+            }
+        }
     }
 
     /// Refuses variables beside a prompt, which no template is for.
@@ -61,6 +113,37 @@ impl Variables {
         }
         Err(ApiError::value(Self::NAME, "given beside prompt", "messages, which templates are for"))
     }
+}
+
+/// Whether the model is to think before it answers, by the fields that say so.
+fn thinking(fields: &mut Fields) -> Result<Vec<(&'static str, bool)>, ApiError> {
+    let switch = |value: &Value| match value {
+        Value::Bool(thinks) => Some(*thinks),
+        Value::Object(map) if map.len() == 1 => match map.get("type")?.as_str()? {
+            "enabled" => Some(true),
+            "disabled" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    };
+    let expected = || "true, false or {\"type\": \"enabled\" or \"disabled\"}".to_owned();
+    let mut said = Vec::new();
+    for name in ["enable_thinking", "think", "thinking"] {
+        said.extend(fields.convert(name, switch, expected)?.map(|thinks| (name, thinks)));
+    }
+    if fields.peek("reasoning_effort").is_some_and(|effort| effort == "none") {
+        said.push(("reasoning_effort", false));
+    }
+    Ok(said)
+}
+
+/// Refuses a value that is nested too deep, or holds more values than are `left`.
+fn bounded(param: String, value: &Value, left: &mut usize) -> Result<(), ApiError> {
+    if within(value, MAX_DEPTH, left) {
+        return Ok(());
+    }
+    let expected = format!("at most {MAX_VALUES} values, nested at most {MAX_DEPTH} deep");
+    Err(ApiError::value(param, show(value), expected))
 }
 
 /// Whether a value is nested at most `depth` deep and holds at most as many values as are `left`.
@@ -155,13 +238,30 @@ fn message(template: &ChatTemplate, path: String, value: Value) -> Result<Messag
     if let Some(name) = fields.text("name")? {
         message.more.insert("name".to_owned(), name.into());
     }
-    // Templates read a turn's reasoning under the first name, that of gpt-oss under the second.
-    if let Some(reasoning) = fields.text("reasoning_content")? {
-        message.more.insert("reasoning_content".to_owned(), reasoning.clone().into());
-        message.more.insert("thinking".to_owned(), reasoning.into());
+    if let Some(reasoning) = reasoning(&mut fields)? {
+        for name in REASONING {
+            message.more.insert(name.to_owned(), reasoning.clone().into());
+        }
     }
     fields.finish()?;
     Ok(message)
+}
+
+/// A turn's reasoning, under whichever of its names it is given.
+fn reasoning(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let mut given: Option<String> = None;
+    for name in REASONING {
+        let Some(text) = fields.text(name)? else { continue };
+        match &given {
+            Some(other) if !other.is_empty() && !text.is_empty() && *other != text => {
+                let expected = format!("{}, as another name says", show(&other.clone().into()));
+                return Err(fields.refuse(name, &text.into(), expected));
+            }
+            Some(other) if text.is_empty() || *other == text => {}
+            _ => given = Some(text),
+        }
+    }
+    Ok(given)
 }
 
 fn text_part(path: String, value: Value) -> Result<String, ApiError> {

@@ -120,6 +120,11 @@ impl Fields {
         self.map.shift_remove(name)
     }
 
+    /// The field's value, which stays for the table of foreign fields to decide.
+    pub fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
     /// A number within `bounds`.
     pub fn number(
         &mut self,

@@ -17,7 +17,7 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     let mut fields = Fields::parse(body)?;
     let target = Target::take_compared(context, &mut fields)?;
     let source = prompt::source(&mut fields)?;
-    let variables = Variables::take(&mut fields)?;
+    let variables = Variables::take(&mut fields, source.template(context.served))?;
     let special = fields.flag("add_special_tokens")?;
     let logprobs = logprobs(&mut fields, "logprobs")?;
     let length = Length {
@@ -58,7 +58,7 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
     let mut fields = Fields::parse(body)?;
     Model::take(context.served, &mut fields)?;
     let source = prompt::source(&mut fields)?;
-    let variables = Variables::take(&mut fields)?;
+    let variables = Variables::take(&mut fields, source.template(context.served))?;
     let special = match (fields.flag("add_special")?, fields.flag("add_special_tokens")?) {
         (Some(one), Some(other)) if one != other => {
             let expected = format!("add_special ({one}), its other name");

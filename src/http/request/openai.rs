@@ -18,7 +18,7 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let target = Target::take(context, &mut fields)?;
     let messages =
         fields.take("messages").ok_or_else(|| fields.missing("messages", "a list of messages"))?;
-    let variables = Variables::take(&mut fields)?;
+    let variables = Variables::take(&mut fields, context.served.chat.as_ref())?;
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
     let length = chat_length(context, &mut fields)?;
     let wanted = fields.flag("logprobs")?.unwrap_or(false);

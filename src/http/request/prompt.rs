@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::json::{Fields, whole};
 use crate::{
+    chat::ChatTemplate,
     http::{
         app::Served,
         error::{ApiError, show},
@@ -55,6 +56,16 @@ impl Prompt {
 pub enum Source {
     Prompt(Value),
     Messages(Value),
+}
+
+impl Source {
+    /// The chat template that it goes through.
+    pub fn template<'a>(&self, served: &'a Served) -> Option<&'a ChatTemplate> {
+        match self {
+            Self::Prompt(_) => None,
+            Self::Messages(_) => served.chat.as_ref(),
+        }
+    }
 }
 
 /// The one of `prompt` and `messages` that is given.

@@ -106,6 +106,11 @@ pub fn config(
 
 /// Refuses settings that may change what the model computes and are not known.
 fn check_settings(metadata: &Metadata, architecture: &Architecture) -> Result<(), GgufError> {
+    // ggml's own number for the layout of its blocks, since the format is GGUF.
+    let layout = metadata.number("general.quantization_version")?;
+    if let Some(layout) = layout.filter(|layout| *layout != 2) {
+        return Err(metadata.unsupported("general.quantization_version", layout, "2"));
+    }
     let prefix = architecture.key("");
     for (key, value) in metadata.iter() {
         let Some(setting) = key.strip_prefix(&prefix) else { continue };

@@ -314,6 +314,10 @@ fn settings_that_change_the_result_and_are_not_known_are_refused() {
         let key = format!("tokenizer.ggml.{setting}");
         bench.refuses(&[&key], |model| model.set(&key, value));
     }
+    // Blocks of another layout.
+    let layout = "general.quantization_version";
+    bench.refuses(&[layout, "3"], |model| model.set(layout, Value::U32(3)));
+    bench.config(|model| model.set(layout, Value::U32(2)));
     bench.refuses(&["qwen2.attention.sliding_window", "none"], |model| {
         model.rename("qwen2");
         model.set("qwen2.attention.sliding_window", Value::U32(64));

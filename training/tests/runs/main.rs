@@ -577,6 +577,26 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     refuse(&mut start(&config, &run), &["rows.jsonl"]);
 }
 
+/// The soup of the run would be refused once all is trained.
+#[test]
+fn a_base_that_cannot_be_served_is_refused_before_anything_is_computed() {
+    let directory = tempfile::tempdir().unwrap();
+    let [run, copy] = ["run", "copy"].map(|name| directory.path().join(name));
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(base()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    fs::write(copy.join("generation_config.json"), "{\"eos_token_id\": 99999}").unwrap();
+    let config = task(directory.path(), OBJECTIVES);
+    let text = fs::read_to_string(&config).unwrap();
+    let [own, other] = [base(), copy].map(|path| format!("base = {path:?}"));
+    assert!(text.contains(&own));
+    fs::write(&config, text.replace(&own, &other)).unwrap();
+    refuse(&mut start(&config, &run), &["base ", "token 99999"]);
+    assert!(!run.exists());
+}
+
 #[test]
 fn what_nothing_could_be_selected_from_is_refused_before_anything_is_trained() {
     let directory = tempfile::tempdir().unwrap();
