@@ -85,7 +85,7 @@ impl Judge<'_> {
         let spans = self.rewards.spans(&texts)?;
         let baselines = self.totals(&self.rewards.score(&baselines)?)?;
         let mean = |reward: &Vec<Option<Vec<SpanScore>>>| {
-            let judged: Vec<f64> = reward.iter().flatten().map(total).collect();
+            let judged: Vec<f64> = reward.iter().flatten().map(|spans| total(spans)).collect();
             (!judged.is_empty()).then(|| judged.iter().sum::<f64>() / judged.len() as f64)
         };
         let raw: Vec<Option<f64>> = spans.iter().map(mean).collect();
@@ -115,7 +115,7 @@ impl Judge<'_> {
         }
         if self.config.balance.strategy == Strategy::Gdpo {
             let totals = |reward: &Vec<Option<Vec<SpanScore>>>| {
-                reward.iter().map(|spans| spans.as_ref().map(total)).collect()
+                reward.iter().map(|spans| spans.as_deref().map(total)).collect()
             };
             let rewards: Vec<Vec<Option<f64>>> = spans.iter().map(totals).collect();
             // The advantage of the whole response, at its last token, with nothing to compare to.
@@ -147,6 +147,6 @@ impl Judge<'_> {
 }
 
 /// The reward of a response: the sum over its parts.
-fn total(spans: &Vec<SpanScore>) -> f64 {
+fn total(spans: &[SpanScore]) -> f64 {
     spans.iter().map(|span| span.score).sum()
 }
