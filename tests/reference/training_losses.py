@@ -204,6 +204,33 @@ def gdpo(generator, objectives, prompts, samples):
     }
 
 
+def modpo(generator, objectives, samples, own, beta):
+    """MODPO's loss, summed over the pairs best-worst, second best-second worst, ... by the own reward, with
+    autograd for the weights: d loss/d log π of a response."""
+    rewards = torch.randn(samples, objectives, generator=generator, dtype=torch.float64)
+    weights = torch.rand(objectives, generator=generator, dtype=torch.float64) + 0.1
+    weights = weights / weights.sum()
+    reference = torch.randn(samples, generator=generator, dtype=torch.float64) - 20
+    log_probs = (reference + torch.randn(samples, generator=generator, dtype=torch.float64)).requires_grad_()
+    order = sorted(range(samples), key=lambda i: -rewards[i, own].item())
+    ratio = log_probs - reference
+    loss = 0.0
+    for better, worse in zip(order[: samples // 2], order[::-1], strict=False):
+        gap = rewards[better] - rewards[worse]
+        margin = (weights * gap).sum() - weights[own] * gap[own]
+        m = (beta * ratio[better] - beta * ratio[worse] - margin) / weights[own]
+        loss = loss - torch.nn.functional.logsigmoid(m)
+    loss.backward()
+    return {
+        "own": own,
+        "beta": beta,
+        "weights": listed(weights),
+        "rewards": rewards.tolist(),
+        "log_ratios": listed(ratio),
+        "gradient": listed(log_probs.grad),
+    }
+
+
 def main():
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(SEED)
@@ -225,6 +252,7 @@ def main():
         "advantages": [advantages(generator, g, lam) for g, lam in ((1.0, 0.95), (0.9, 0.5))],
         "drbo": [drbo(generator, 3, s, norm, d, 40, 5, low=low, lead=lead) for s, norm, d, low, lead in cases],
         "gdpo": [gdpo(generator, *shape) for shape in ((1, 2, 2), (3, 4, 8))],
+        "modpo": [modpo(generator, *shape) for shape in ((1, 2, 0, 0.1), (3, 8, 1, 0.5), (2, 5, 0, 2.0))],
     }
     print(json.dumps(result))
 

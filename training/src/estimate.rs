@@ -79,7 +79,7 @@ impl Estimate {
         let (epochs, greedy) = match rl.algorithm {
             Algorithm::Ppo => (rl.epochs as f64, 0.0),
             Algorithm::ReMax => (1.0, 1.0 / rollout.samples as f64),
-            Algorithm::Rloo => (1.0, 0.0),
+            Algorithm::Rloo | Algorithm::Modpo => (1.0, 0.0),
         };
         let responses = rl.steps as f64 * rl.batch as f64;
         for policy in config.policies() {

@@ -32,6 +32,8 @@ pub struct Response {
     pub sequence: Sequence,
     /// The response as it was sampled.
     pub rollout: Rollout,
+    /// Its standardised rewards.
+    pub standardised: Vec<Option<f64>>,
     /// Weighted rewards at their tokens.
     pub scores: Vec<TokenScore>,
     /// Baseline of the total: the total of the greedy response to the same prompt (ReMax), or the mean
@@ -111,7 +113,10 @@ impl Judge<'_> {
             let prompt = prompt_of(index).tokens.clone();
             let sequence = Sequence { prompt, response: rollout.tokens.clone() };
             let baseline = baselines.get(index / samples).copied().unwrap_or(0.0);
-            responses.push(Response { sequence, rollout, scores, baseline });
+            let raw: Vec<Option<f64>> =
+                spans.iter().map(|reward| reward[index].as_ref().map(total)).collect();
+            let standardised = self.standardiser.apply_present(&raw)?;
+            responses.push(Response { sequence, rollout, standardised, scores, baseline });
         }
         if self.config.balance.strategy == Strategy::Gdpo {
             let totals = |reward: &Vec<Option<Vec<SpanScore>>>| {

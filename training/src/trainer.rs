@@ -23,6 +23,7 @@ use crate::{
         advantage::{gae, log_ratio, token_rewards, whiten},
         balance::{Balance, Standardiser, Update},
         lora::Policy,
+        modpo::Pairing,
         packing::{Sequence, micro_batches, pack},
         ppo::KlController,
         remax::remax_advantages,
@@ -235,9 +236,15 @@ impl<'a> Trainer<'a> {
         let reference = self.reference(&sequences, rollout.temperature)?;
         let eta = self.state.kl.coefficient;
         let (mut batch, mut total_kl) = (Vec::with_capacity(sequences.len()), 0.0);
-        for (response, reference) in judged.responses.iter().zip(&reference) {
-            let kl = log_ratio(&response.rollout.log_probs, reference)?;
-            total_kl += kl.iter().map(|&kl| f64::from(kl)).sum::<f64>();
+        let ratios = judged.responses.iter().zip(&reference);
+        let ratios = ratios.map(|(r, reference)| log_ratio(&r.rollout.log_probs, reference));
+        let ratios = ratios.collect::<std::result::Result<Vec<_>, _>>()?;
+        let paired = match rl.algorithm {
+            Algorithm::Modpo => self.paired(judged, &ratios),
+            _ => vec![0.0; ratios.len()],
+        };
+        for ((response, kl), paired) in judged.responses.iter().zip(ratios).zip(paired) {
+            total_kl += sum(&kl);
             let (values, gae) = match rl.algorithm {
                 Algorithm::Ppo => {
                     let values = self.value_head.host_values(&response.rollout.hidden)?;
@@ -252,6 +259,7 @@ impl<'a> Trainer<'a> {
                     advantages.iter_mut().for_each(|a| *a = a.clamp(-limit, limit));
                     (Vec::new(), (advantages, Vec::new()))
                 }
+                Algorithm::Modpo => (Vec::new(), (vec![paired as f32; kl.len()], Vec::new())),
             };
             batch.push(Experience {
                 sequence: response.sequence.clone(),
@@ -270,6 +278,22 @@ impl<'a> Trainer<'a> {
             }
         }
         Ok((batch, total_kl / sequences.len().max(1) as f64))
+    }
+
+    /// MODPO's weights of the responses, from their log-ratios to θ_sft.
+    fn paired(&self, judged: &Judged, ratios: &[Vec<f32>]) -> Vec<f64> {
+        let Config { rl, rollout, .. } = self.task.config;
+        let weights = self.state.balance.weights();
+        let largest = (0..weights.len()).max_by(|a, b| weights[*a].total_cmp(&weights[*b]));
+        let own = self.task.column.as_ref().map_or(largest.unwrap_or(0), |column| column.own);
+        let pairing = Pairing { own, weights, beta: rl.kl };
+        let groups = judged.responses.chunks(rollout.samples).zip(ratios.chunks(rollout.samples));
+        let each = groups.flat_map(|(group, ratios)| {
+            let rewards: Vec<_> = group.iter().map(|r| r.standardised.as_slice()).collect();
+            let ratios: Vec<f64> = ratios.iter().map(|ratio| sum(ratio)).collect();
+            pairing.weights(&rewards, &ratios)
+        });
+        each.collect()
     }
 
     /// Log-probabilities of the responses under θ_sft, nats.
@@ -367,6 +391,10 @@ impl<'a> Trainer<'a> {
         tensors.extend(self.updater.values.tensors());
         Ok(checkpoint::save(&self.task.layout.state(self.task.name), &tensors, &self.state)?)
     }
+}
+
+fn sum(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value)).sum()
 }
 
 /// A sampler with room for the configured prompts and responses.

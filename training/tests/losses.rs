@@ -9,6 +9,7 @@ use ladle_training::rl::{
         AdvantageError, TokenScore, gae, log_ratio, rewards_to_go, token_at, token_rewards, whiten,
     },
     gdpo::gdpo_advantages,
+    modpo::Pairing,
     ppo::{KlController, Loss, LossError, Tokens, policy_loss, value_loss},
     remax::{remax_advantages, remax_loss},
 };
@@ -167,6 +168,27 @@ fn gdpo_advantages_are_those_of_trl() {
         let with = [&weights[..], &[1.0]].concat();
         assert_eq!(gdpo_advantages(&rewards, &with, samples), got);
         close(&got, &numbers(&case["advantages"]), 1e-9);
+    }
+}
+
+#[test]
+fn modpo_weights_are_the_gradient_of_its_loss() {
+    for case in reference("losses.json")["modpo"].as_array().unwrap() {
+        let (own, beta) = (case["own"].as_u64().unwrap() as usize, case["beta"].as_f64().unwrap());
+        let weights = numbers(&case["weights"]);
+        let rewards: Vec<Vec<Option<f64>>> = rows(&case["rewards"])
+            .into_iter()
+            .map(|rewards| rewards.into_iter().map(Some).collect())
+            .collect();
+        let rewards: Vec<&[Option<f64>]> = rewards.iter().map(Vec::as_slice).collect();
+        let pairing = Pairing { own, weights: &weights, beta };
+        let got = pairing.weights(&rewards, &numbers(&case["log_ratios"]));
+        let negative: Vec<f64> = got.iter().map(|weight| -weight).collect();
+        close(&negative, &numbers(&case["gradient"]), 1e-9);
+        // Equal answers order nothing.
+        let tied = vec![rewards[0]; rewards.len()];
+        let none = pairing.weights(&tied, &numbers(&case["log_ratios"]));
+        assert!(none.iter().all(|weight| *weight == 0.0));
     }
 }
 

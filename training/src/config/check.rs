@@ -129,8 +129,9 @@ impl Config {
         if rl.batch % rollout.samples != 0 {
             return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
         }
-        if rl.algorithm == Algorithm::Rloo && rollout.samples < 2 {
-            let expected = "at least 2 with algorithm rloo";
+        let in_groups = matches!(rl.algorithm, Algorithm::Rloo | Algorithm::Modpo);
+        if in_groups && rollout.samples < 2 {
+            let expected = "at least 2 with algorithm rloo or modpo";
             return Err(value_error("rollout.samples", rollout.samples, expected));
         }
         if self.mixing == MixingConfig::Identity(false) {
@@ -142,6 +143,20 @@ impl Config {
             {
                 let expected = "one weight of at least 0 per objective, not all 0";
                 return Err(value_error("mixing.weights", format!("{weights:?}"), expected));
+            }
+        }
+        if rl.algorithm == Algorithm::Modpo {
+            if rl.kl <= 0.0 {
+                let expected = "a number above 0 with algorithm modpo, whose β it is";
+                return Err(value_error("rl.kl", rl.kl, expected));
+            }
+            if rl.kl_target > 0.0 {
+                let expected = "0 with algorithm modpo, whose β stays as it is";
+                return Err(value_error("rl.kl_target", rl.kl_target, expected));
+            }
+            if self.balance.strategy != Strategy::Average {
+                let expected = "average with algorithm modpo";
+                return Err(value_error("balance.strategy", self.balance.strategy, expected));
             }
         }
         if self.balance.strategy == Strategy::Gdpo && rl.algorithm != Algorithm::Rloo {

@@ -76,6 +76,9 @@ pub enum Algorithm {
     /// Baseline from the other responses to the same prompt, no value model (REINFORCE
     /// leave-one-out: Ahmadian et al. 2024).
     Rloo,
+    /// DPO on pairs of responses to one prompt, ordered by the policy's own reward, with a margin from
+    /// the other rewards (MODPO: Zhou et al. 2023); `rl.kl` is its β, and there is no other penalty.
+    Modpo,
 }
 
 impl std::fmt::Display for Algorithm {
@@ -84,6 +87,7 @@ impl std::fmt::Display for Algorithm {
             Self::Ppo => "PPO",
             Self::ReMax => "ReMax",
             Self::Rloo => "RLOO",
+            Self::Modpo => "MODPO",
         })
     }
 }

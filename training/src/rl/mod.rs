@@ -5,6 +5,7 @@ pub mod balance;
 pub mod gdpo;
 pub mod log_probs;
 pub mod lora;
+pub mod modpo;
 pub mod packing;
 pub mod ppo;
 pub mod remax;

@@ -93,7 +93,7 @@ impl Updater {
         // REINFORCE's gradient holds for the sampling policy only: one update with the whole batch.
         let (epochs, size) = match rl.algorithm {
             Algorithm::Ppo => (rl.epochs, rl.minibatch),
-            Algorithm::ReMax | Algorithm::Rloo => (1, batch.len()),
+            Algorithm::ReMax | Algorithm::Rloo | Algorithm::Modpo => (1, batch.len()),
         };
         let mut rng = generator(order.0, Purpose::Minibatches, order.1);
         let mut noise = generator(order.0, Purpose::Dropout, order.1);
@@ -165,7 +165,7 @@ impl Updater {
             let mask = Tensor::ones_like(&scored.values)?;
             let advantages = column(|e| &e.advantages)?;
             let loss = match algorithm {
-                Algorithm::ReMax | Algorithm::Rloo => {
+                Algorithm::ReMax | Algorithm::Rloo | Algorithm::Modpo => {
                     let each = Tokens::over(&mask, responses)?;
                     let loss = remax_loss(&scored.values, &advantages, &each)?;
                     sum.policy_loss += loss.value;

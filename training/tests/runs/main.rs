@@ -369,13 +369,14 @@ fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
 /// A bandit in language: a response earns 1 by its first token alone, so the optimum of each
 /// backbone (B = I) is to say it always.
 fn reaches_the_optimum(algorithm: &str, seed: u64) {
+    let kl = if algorithm == "modpo" { 0.1 } else { 0.0 };
     let directory = tempfile::tempdir().unwrap();
     let settings = format!(
         r#"
 seed = {seed}
 lora = {{ rank = 4, alpha = 8.0 }}
 rollout = {{ max_new_tokens = 1, slots = 32, samples = 4 }}
-rl = {{ algorithm = "{algorithm}", steps = 40, batch = 32, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = 0.0, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
+rl = {{ algorithm = "{algorithm}", steps = 40, batch = 32, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = {kl}, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
 mixing = {{ identity = true }}
 [[objectives]]
 name = "vowels"
@@ -403,6 +404,15 @@ fn backbones_reach_a_known_optimum_over_five_seeds() {
                     reaches_the_optimum(algorithm, seed);
                 }
             });
+        }
+    });
+}
+
+#[test]
+fn pairs_with_a_margin_reach_a_known_optimum() {
+    thread::scope(|scope| {
+        for seed in 1..=2 {
+            scope.spawn(move || reaches_the_optimum("modpo", seed));
         }
     });
 }
@@ -524,7 +534,7 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 17] = [
+    let cases: [(&str, &[&str]); 19] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
@@ -541,6 +551,14 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
         ("mixing = { identity = false }", &["mixing.identity is false", "true"]),
         ("mixing = { weights = [1.0] }", &["mixing.weights is [1.0]", "one weight"]),
         ("mixing = { weights = [1.0, -1.0] }", &["mixing.weights is [1.0, -1.0]", "at least 0"]),
+        (
+            "rl = { algorithm = \"modpo\", kl = 0.0 }\nrollout = { samples = 2 }",
+            &["rl.kl is 0", "β"],
+        ),
+        (
+            "rl = { algorithm = \"modpo\" }\nrollout = { samples = 2 }",
+            &["rl.kl_target is 3", "modpo"],
+        ),
         ("balance = { strategy = \"gdpo\" }", &["rl.algorithm is PPO", "rloo", "gdpo"]),
     ];
     for (settings, parts) in cases {
