@@ -114,7 +114,7 @@ impl Judge<'_> {
             let sequence = Sequence { prompt, response: rollout.tokens.clone() };
             let baseline = baselines.get(index / samples).copied().unwrap_or(0.0);
             let raw: Vec<Option<f64>> =
-                spans.iter().map(|reward| reward[index].as_ref().map(total)).collect();
+                spans.iter().map(|reward| reward[index].as_deref().map(total)).collect();
             let standardised = self.standardiser.apply_present(&raw)?;
             responses.push(Response { sequence, rollout, standardised, scores, baseline });
         }
