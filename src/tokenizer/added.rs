@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::{TokenizerError, optional_json};
+use super::files::{TokenizerError, optional_json};
 
 /// Names of special tokens in `tokenizer_config.json`.
 const NAMED: [&str; 7] =
