@@ -16,7 +16,7 @@ import sys
 RS, BONE, CLAMPED, CHOSEN = "rewarded soup", "bone soup (nominal)", "bone soup (clamped)", ", chosen α"
 OWN = f"{BONE} of b06-own"
 # Evaluation and baseline of every comparison.
-COMPARISONS = [("long", RS), ("long", RS + CHOSEN), ("long", BONE), ("short", RS), ("short", RS + CHOSEN), ("kl", RS), ("factors", OWN), ("factors", RS), ("greedy", RS), ("plain", RS)]
+COMPARISONS = [("long", RS), ("long", RS + CHOSEN), ("long", BONE), ("short", RS), ("short", RS + CHOSEN), ("middle", RS), ("middle", RS + CHOSEN), ("kl", RS), ("factors", OWN), ("factors", RS), ("greedy", RS), ("plain", RS)]
 # The oracles that no method of the comparison was trained as: name ends, run and backbone.
 ORACLES = ("of half", "of b08")
 
@@ -197,7 +197,7 @@ def figures(work, fronts, out):
     matplotlib.rcParams.update({"svg.hashsalt": "ladle", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
-    shown_names = [name for name in ("short", "long", "kl") if fronts[name]]
+    shown_names = [name for name in ("short", "middle", "long", "kl") if fronts[name]]
     if shown_names:
         figure, axes = pyplot.subplots(1, len(shown_names), figsize=(4.2 * len(shown_names), 3.8), layout="constrained", squeeze=False)
         for axis, name in zip(axes[0], shown_names):
@@ -238,7 +238,7 @@ def main():
         (out / "tables.md").write_text("\n".join(text) + "\n")
         print(f"tables: {out}/tables.md")
         return
-    names = ["long", "short", "kl", "factors", "greedy", "plain"]
+    names = ["long", "short", "middle", "kl", "factors", "greedy", "plain"]
     fronts = {name: work.fronts(name) for name in names}
     gains = {comparison: work.aggregate(*comparison) for comparison in COMPARISONS}
     text = ["# Tables", "", ", ".join(f"{name}: {len(fronts[name])} seeds" for name in names), ""]
