@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use ladle::{
     import::check_soup,
     soup::{
-        self, Activation, OpenOptions, Soup,
+        self, OpenOptions, Soup,
         init::Recipe,
         manifest::{self, BaseEntry, Manifest, Mixing},
     },
@@ -103,7 +103,7 @@ pub fn write_soup(
         objectives: names.clone().collect(),
         backbones: names.map(|name| (name.clone(), layout.adapter(&name))).collect(),
         mixing,
-        activation: Activation::All,
+        activation: config.lora.activation,
     };
     let options = OpenOptions { base: Some(places.base.clone()), verify_digests: false };
     let target = layout.soup();

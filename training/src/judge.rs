@@ -110,8 +110,12 @@ impl Judge<'_> {
                     scores.push(TokenScore { token, score: weight * span.score / std });
                 }
             }
-            let prompt = prompt_of(index).tokens.clone();
-            let sequence = Sequence { prompt, response: rollout.tokens.clone() };
+            let prompt = prompt_of(index);
+            let sequence = Sequence {
+                prompt: prompt.tokens.clone(),
+                response: rollout.tokens.clone(),
+                active_from: prompt.active_from(self.config.lora.activation),
+            };
             let baseline = baselines.get(index / samples).copied().unwrap_or(0.0);
             let raw: Vec<Option<f64>> =
                 spans.iter().map(|reward| reward[index].as_deref().map(total)).collect();

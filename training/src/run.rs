@@ -161,7 +161,7 @@ impl Run {
             return Ok(read_toml(&path)?);
         }
         let (config, base) = (&self.config, &self.base);
-        let adapters: Vec<_> = sft.into_iter().collect();
+        let adapters: Vec<_> = sft.into_iter().map(|sft| (sft, None)).collect();
         let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;
         let seed = draw::derive(config.seed, Purpose::Standardise);
         let chosen = draw::batch(seed, self.train.len(), config.rl.standardise_on, 0);

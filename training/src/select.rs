@@ -235,7 +235,9 @@ fn soup(
             backbone.iter().map(|(module, factor)| (module.clone(), scale(factor))).collect()
         })
         .collect();
-    let adapters: Vec<_> = sft.into_iter().chain(&scaled).collect();
+    let term = run.config.lora.term();
+    let scaled = scaled.iter().map(|adapter| (adapter, term));
+    let adapters: Vec<_> = sft.into_iter().map(|sft| (sft, None)).chain(scaled).collect();
     let decoder = rollout::decoder(&run.base.model, &run.base.weights, &adapters);
     Ok(decoder.map_err(RunError::from)?)
 }
@@ -250,7 +252,7 @@ fn answer(
     let requests: Vec<Request> = prompts
         .iter()
         .zip(0..)
-        .map(|(prompt, stream)| Request::drawn(&prompt.tokens, stream))
+        .map(|(prompt, stream)| prompt.request(run.config.lora.activation, stream))
         .collect();
     let seed = draw::derive(run.config.seed, Purpose::Validation);
     let sampling = trainer::sampling(&run.base, &run.config, seed, false);

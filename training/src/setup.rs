@@ -6,11 +6,11 @@ use std::{
 };
 
 use ladle::{
-    chat::{ChatTemplate, Conversation, Message as ChatMessage},
+    chat::{ChatTemplate, Conversation, Message as ChatMessage, generation_prompt},
     import::check_base,
     kernels::HostTensor,
     model::config::ModelConfig,
-    soup::Checkpoint,
+    soup::{Activation, ActiveFrom, Checkpoint},
     tokenizer::{TextDecoder, Tokenizer},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     config::{DataConfig, DataFormat},
     data::{self, Example, general::Columns, prompt::PromptTemplate},
     rewards::{Judges, Sample},
-    rl::rollout::Rollout,
+    rl::rollout::{Request, Rollout},
     weights,
 };
 
@@ -61,9 +61,27 @@ pub struct Prompt {
     pub example: Example,
     /// Which rewards judge responses to it.
     pub judges: Judges,
+    /// Position of the generation prompt, which opens the response; `None` without a chat template.
+    pub opening: Option<usize>,
 }
 
 impl Prompt {
+    /// First row that adapters of the given activation act on; `None`: every row.
+    pub fn active_from(&self, activation: Activation) -> Option<usize> {
+        let from = match activation {
+            Activation::All => ActiveFrom::Start,
+            Activation::Answer => ActiveFrom::GenerationPrompt,
+        };
+        // Only invocation tokens can be missing from a prompt.
+        from.position(&self.tokens, self.opening).ok().flatten()
+    }
+
+    /// A response to be drawn from random stream number `stream`.
+    pub fn request(&self, activation: Activation, stream: u64) -> Request {
+        let active_from = self.active_from(activation);
+        Request { active_from, ..Request::drawn(&self.tokens, stream) }
+    }
+
     /// The sample that rewards score, for a response to this prompt.
     pub fn sample(&self, response: String, finished: bool) -> Sample {
         Sample {
@@ -110,6 +128,20 @@ impl Base {
         self.tokenizer.encode(&text, false).map_err(|e| e.to_string())
     }
 
+    /// Where the generation prompt begins in the prompt `tokens` of an example.
+    fn opening(
+        &self,
+        example: &Example,
+        tokens: &[u32],
+    ) -> std::result::Result<Option<usize>, String> {
+        let Some(chat) = &self.chat else { return Ok(None) };
+        let messages = example.messages.iter().map(chat_message).collect();
+        let turns = chat.render(&Conversation { messages, ..Conversation::default() });
+        let turns = self.tokenizer.encode(&turns.map_err(|e| e.to_string())?, false);
+        let turns = turns.map_err(|e| e.to_string())?;
+        Ok(Some(generation_prompt::start(tokens, &turns)))
+    }
+
     /// The tokens of a written response, end of sequence included.
     pub fn response(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
         let mut tokens = self.tokenizer.encode(text, false).map_err(|e| e.to_string())?;
@@ -135,7 +167,8 @@ impl Base {
                 long += 1;
                 continue;
             }
-            prompts.push(Prompt { tokens, example, judges: judges.clone() });
+            let opening = self.opening(&example, &tokens).map_err(named)?;
+            prompts.push(Prompt { tokens, example, judges: judges.clone(), opening });
         }
         if prompts.is_empty() {
             let limit = config.max_prompt_tokens;

@@ -120,7 +120,8 @@ impl Task<'_> {
                 .response(reference)
                 .map_err(|reason| RunError::Text { row: prompt.example.id.clone(), reason })?;
             if response.len() <= self.sft.max_response_tokens {
-                sequences.push(Sequence { prompt: prompt.tokens.clone(), response });
+                let prompt = prompt.tokens.clone();
+                sequences.push(Sequence { prompt, response, active_from: None });
             }
         }
         Ok(sequences)

@@ -190,9 +190,10 @@ impl<'a> Trainer<'a> {
 
     /// Samples every prompt, and with ReMax answers it greedily once.
     fn respond(&mut self, prompts: &[&Prompt]) -> Result<(Vec<Rollout>, Vec<Rollout>)> {
-        let Config { rollout, rl, .. } = self.task.config;
+        let Config { rollout, rl, lora, .. } = self.task.config;
         let factors = self.policy.lora()?;
-        let adapters: Vec<_> = self.task.start.sft.into_iter().chain([&factors]).collect();
+        let sft = self.task.start.sft.into_iter().map(|sft| (sft, None));
+        let adapters: Vec<_> = sft.chain([(&factors, lora.term())]).collect();
         let base = self.task.start.base;
         let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;
         let first = self.state.step * rl.batch as u64;
@@ -200,15 +201,12 @@ impl<'a> Trainer<'a> {
             .iter()
             .flat_map(|prompt| std::iter::repeat_n(prompt, rollout.samples))
             .zip(first..)
-            .map(|(prompt, stream)| Request::drawn(&prompt.tokens, stream))
+            .map(|(prompt, stream)| prompt.request(lora.activation, stream))
             .collect();
         let sampled = requests.len();
         if rl.algorithm == Algorithm::ReMax {
-            let greedy = |prompt: &&Prompt| Request {
-                prompt: prompt.tokens.clone(),
-                greedy: true,
-                stream: 0,
-            };
+            let greedy =
+                |prompt: &&Prompt| Request { greedy: true, ..prompt.request(lora.activation, 0) };
             requests.extend(prompts.iter().map(greedy));
         }
         let seed = draw::derive(self.task.seed, Purpose::Tokens);

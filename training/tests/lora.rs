@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use candle_core::{Device, Tensor, backprop::GradStore, safetensors::load};
-use ladle::{kernels::HostTensor, model::config::ModelConfig};
+use ladle::{kernels::HostTensor, model::config::ModelConfig, soup::Activation};
 use ladle_training::{
     optimizer::{AdamW, AdamWConfig, learning_rate},
     rl::{
@@ -26,6 +26,10 @@ fn reference() -> Reference {
 }
 
 fn reference_with(dropout: f64) -> Reference {
+    reference_of(LoraConfig { dropout, ..LoraConfig::default() })
+}
+
+fn reference_of(lora: LoraConfig) -> Reference {
     let directory =
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/lora-training");
     let read = |name: &str| load(directory.join(name), &Device::Cpu).unwrap();
@@ -41,7 +45,7 @@ fn reference_with(dropout: f64) -> Reference {
         .collect();
     let settings = json("reference.json");
     let model = ModelConfig::from_json(&json("config.json")).unwrap();
-    let lora = LoraConfig { rank: 4, alpha: 8.0, dropout, ..LoraConfig::default() };
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..lora };
     let policy = Policy::new(&model, &weights, &lora, &Device::Cpu, 0).unwrap();
     let values: BTreeMap<_, _> = read("reference.safetensors").into_iter().collect();
     policy.restore(&values).unwrap();
@@ -50,7 +54,11 @@ fn reference_with(dropout: f64) -> Reference {
     };
     let sequences = settings["sequences"].as_array().unwrap().iter();
     let sequences = sequences
-        .map(|s| Sequence { prompt: tokens(&s["prompt"]), response: tokens(&s["response"]) })
+        .map(|s| Sequence {
+            prompt: tokens(&s["prompt"]),
+            response: tokens(&s["response"]),
+            active_from: None,
+        })
         .collect();
     Reference { policy, values, settings, sequences }
 }
@@ -107,7 +115,7 @@ fn a_shared_prompt_gives_the_log_probs_and_gradients_of_separate_ones() {
     let prompt = reference.sequences[0].prompt.clone();
     let sequences: Vec<Sequence> = reference.sequences[..3]
         .iter()
-        .map(|s| Sequence { prompt: prompt.clone(), response: s.response.clone() })
+        .map(|s| Sequence { prompt: prompt.clone(), ..s.clone() })
         .collect();
     let run = |batches: &[&[Sequence]]| {
         let (mut all, mut sums) = (Vec::new(), Vec::<Vec<f32>>::new());
@@ -234,5 +242,49 @@ fn adamw_with_clipping_and_decay_follows_torch() {
     for (name, var) in reference.policy.variables() {
         let expected = reference.expected(&format!("after.{name}"));
         assert_close(&name, &values(var.as_tensor()), &expected, 2e-4);
+    }
+}
+
+/// Against PEFT's aLoRA (tests/reference/make_lora_training_answer.py, float64).
+#[test]
+fn adapters_that_are_active_on_the_answer_learn_what_peft_gives_activated_lora() {
+    let lora = LoraConfig { activation: Activation::Answer, ..LoraConfig::default() };
+    let mut reference = reference_of(lora);
+    let directory =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/lora-training");
+    let answer = load(directory.join("answer.safetensors"), &Device::Cpu).unwrap();
+    let from: Vec<i64> = answer["from"].to_vec1().unwrap();
+    for (sequence, from) in reference.sequences.iter_mut().zip(from) {
+        sequence.active_from = Some(from as usize);
+    }
+    let mean = |log_probs: &Tensor| log_probs.mean_all().unwrap().neg().unwrap();
+    for recompute in [false, true] {
+        reference.policy = reference.policy.recomputing(recompute);
+        let (out, grads) = reference.run(&pack(&reference.sequences), 0.7, mean);
+        let expected = values(&answer["log_probs"]);
+        assert_close("log_probs", &values(&out.values), &expected, 5e-5);
+        for (name, var) in reference.policy.variables() {
+            let expected = values(&answer[&format!("grad.{name}")]);
+            let largest = expected.iter().fold(1e-3f32, |max, g| max.max(g.abs()));
+            let got = values(grads.get(&var).unwrap());
+            assert_close(&name, &got, &expected, 2e-4 * largest.max(1e-2));
+        }
+    }
+    // Responses that share their prompt's rows, and one that does not: the same gradient.
+    let first = reference.sequences[1].clone();
+    let other = Sequence { response: vec![9, 8, 7], ..first.clone() };
+    let (shared, together) = reference.run(&pack(&[first.clone(), other.clone()]), 1.0, mean);
+    let (one, alone) = reference.run(&pack(std::slice::from_ref(&first)), 1.0, mean);
+    let (two, apart) = reference.run(&pack(std::slice::from_ref(&other)), 1.0, mean);
+    let separate = [values(&one.values), values(&two.values)].concat();
+    assert_close("shared", &values(&shared.values), &separate, 2e-5);
+    let share = |sequence: &Sequence| {
+        sequence.response.len() as f32 / (first.response.len() + other.response.len()) as f32
+    };
+    for (name, var) in reference.policy.variables() {
+        let parts = values(alone.get(&var).unwrap()).into_iter();
+        let parts = parts.zip(values(apart.get(&var).unwrap()));
+        let sum: Vec<f32> = parts.map(|(a, b)| a * share(&first) + b * share(&other)).collect();
+        assert_close(&name, &values(together.get(&var).unwrap()), &sum, 1e-5);
     }
 }

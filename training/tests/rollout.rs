@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use candle_core::{Device, Tensor};
+use ladle::soup::Activation;
 use ladle_training::{
     rl::{
         lora::{LoraConfig, Policy},
@@ -21,8 +22,8 @@ fn base() -> Base {
 }
 
 /// A policy whose adapters do something.
-fn policy(base: &Base) -> Policy {
-    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+fn policy(base: &Base, activation: Activation) -> Policy {
+    let lora = LoraConfig { rank: 4, alpha: 8.0, activation, ..LoraConfig::default() };
     let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 3).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let drawn = policy.variables().into_iter().map(|(name, var)| {
@@ -34,17 +35,23 @@ fn policy(base: &Base) -> Policy {
     policy
 }
 
-/// Four samples of each of three prompts, one of them shorter than a cache block.
-fn requests() -> Vec<Request> {
+/// Four samples of each of three prompts, one of them shorter than a cache block. Adapters that are
+/// active on the answer are so from the prompt's last four tokens on.
+fn requests(activation: Activation) -> Vec<Request> {
     let prompts: [Vec<u32>; 3] =
         [(3..43).collect(), (5..12).collect(), (9..42).map(|t| t * 2).collect()];
     let each = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, 4)).zip(0..);
-    each.map(|(prompt, stream)| Request { prompt: prompt.clone(), greedy: false, stream }).collect()
+    let request = |(prompt, stream): (&Vec<u32>, u64)| Request {
+        active_from: (activation == Activation::Answer).then_some(prompt.len() - 4),
+        ..Request::drawn(prompt, stream)
+    };
+    each.map(request).collect()
 }
 
 fn sample(base: &Base, policy: &Policy, requests: &[Request], slots: usize) -> Vec<Rollout> {
     let factors = policy.lora().unwrap();
-    let decoder = decoder(&base.model, &base.weights, &[&factors]).unwrap();
+    let decoder =
+        decoder(&base.model, &base.weights, &[(&factors, policy.config().term())]).unwrap();
     let mut sampler = Sampler::new(&base.model, 2, slots, 60).unwrap();
     let sampling = Sampling {
         temperature: 0.8,
@@ -58,14 +65,22 @@ fn sample(base: &Base, policy: &Policy, requests: &[Request], slots: usize) -> V
 
 #[test]
 fn log_probs_of_rollouts_are_those_of_the_trained_network() {
+    [Activation::All, Activation::Answer].into_iter().for_each(rollouts_equal_the_network);
+}
+
+fn rollouts_equal_the_network(activation: Activation) {
     let base = base();
-    let policy = policy(&base);
-    let requests = requests();
+    let policy = policy(&base, activation);
+    let requests = requests(activation);
     let rollouts = sample(&base, &policy, &requests, 12);
     let sequences: Vec<Sequence> = requests
         .iter()
         .zip(&rollouts)
-        .map(|(r, o)| Sequence { prompt: r.prompt.clone(), response: o.tokens.clone() })
+        .map(|(r, o)| Sequence {
+            prompt: r.prompt.clone(),
+            response: o.tokens.clone(),
+            active_from: r.active_from,
+        })
         .collect();
     let packed = pack(&sequences);
     let hidden = policy.hidden(&packed.batch).unwrap();
@@ -88,8 +103,8 @@ fn log_probs_of_rollouts_are_those_of_the_trained_network() {
 #[test]
 fn a_rollout_is_the_same_alone_in_company_and_with_a_shared_prompt() {
     let base = base();
-    let policy = policy(&base);
-    let requests = requests();
+    let policy = policy(&base, Activation::Answer);
+    let requests = requests(Activation::Answer);
     let together = sample(&base, &policy, &requests, 12);
     // Fewer slots than responses to one prompt: some find its blocks filled, some fill them anew.
     assert_eq!(together, sample(&base, &policy, &requests, 3));

@@ -102,6 +102,10 @@ impl Config {
                 return Err(value_error(&targets, target, expected));
             }
         }
+        if self.sft.as_ref().is_some_and(|sft| !sft.lora.activation.is_default()) {
+            let expected = "left out: θ_sft computes prompts and answers";
+            return Err(value_error("sft.lora.activation", "answer", expected));
+        }
         if self.sft.as_ref().is_some_and(|sft| sft.lora.shared.is_some()) {
             let expected = "left out: there is one supervised adapter";
             return Err(value_error("sft.lora.shared", "given", expected));

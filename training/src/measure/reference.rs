@@ -65,7 +65,8 @@ impl Reference {
         for (row, responses) in missing {
             let prompt = prompts.iter().find(|prompt| prompt.example.id == row);
             let Some(prompt) = prompt.map(|prompt| &prompt.tokens) else { continue };
-            let sequence = |response| Sequence { prompt: prompt.clone(), response };
+            let sequence =
+                |response| Sequence { prompt: prompt.clone(), response, active_from: None };
             let sequences: Vec<Sequence> = responses.into_iter().map(sequence).collect();
             let mut scored = Vec::with_capacity(sequences.len());
             for part in micro_batches(&sequences, run.config.rl.rows) {

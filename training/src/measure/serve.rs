@@ -8,7 +8,7 @@ use ladle::{
         self, CpuBackend, CpuOptions, EngineConfig, EngineHandle, Event, FinishReason,
         GenerateRequest,
     },
-    soup::{OpenOptions as SoupOptions, Soup, manifest},
+    soup::{Activation, OpenOptions as SoupOptions, Soup, manifest},
 };
 
 use super::{
@@ -110,11 +110,16 @@ impl Judge<'_> {
             coefficients: weights.to_vec(),
             reason,
         };
+        let activation = match engine.bounds().answer_only {
+            true => Activation::Answer,
+            false => Activation::All,
+        };
         let mut running = Vec::with_capacity(missing.len());
         for (prompt, seed) in missing {
             let longest = self.subject.config.rollout.max_new_tokens;
             let coefficients = asked.model.coefficients.clone();
             let mut request = GenerateRequest::new(prompt.tokens.clone(), coefficients, longest);
+            request.active_from = prompt.active_from(activation);
             request.combine = asked.model.combine.clone();
             request.sampling.temperature = self.temperature as f32;
             request.sampling.seed = Some(*seed);

@@ -18,7 +18,7 @@ use ladle::{
         linear::{Dense, LowRank, Parameter},
         names::{self, TARGETS},
     },
-    soup::LoraModule,
+    soup::{Activation, LoraModule},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -48,9 +48,21 @@ pub struct LoraConfig {
     /// their own share no subspace, so negative merging coefficients cannot cancel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<bool>,
+    /// The rows that the adapters act on: all, or those of the answer with what introduces it
+    /// (`docs/algorithms.md` §2.4).
+    #[serde(skip_serializing_if = "Activation::is_default")]
+    pub activation: Activation,
 }
 
 impl LoraConfig {
+    /// The term of the adapters among the coefficients of a row; none: they act on every row alike.
+    pub fn term(&self) -> Option<usize> {
+        match self.activation {
+            Activation::All => None,
+            Activation::Answer => Some(0),
+        }
+    }
+
     /// Whether all backbones of a soup start from the same A.
     pub fn shared(&self) -> bool {
         self.shared.unwrap_or(true)
@@ -60,7 +72,8 @@ impl LoraConfig {
 impl Default for LoraConfig {
     fn default() -> Self {
         let targets = TARGETS.map(str::to_owned).to_vec();
-        Self { rank: 64, alpha: 128.0, targets, dropout: 0.0, shared: None }
+        let activation = Activation::All;
+        Self { rank: 64, alpha: 128.0, targets, dropout: 0.0, shared: None, activation }
     }
 }
 
@@ -200,7 +213,7 @@ impl Policy {
             let module = name.strip_suffix(".weight")?;
             let factor = factors.iter().find(|factor| factor.module == module)?;
             let columns = 0..config.rank;
-            let scales = vec![ColumnScale { columns, term: None, factor: scale as f32 }];
+            let scales = vec![ColumnScale { columns, term: config.term(), factor: scale as f32 }];
             let (down, up) = (factor.down.as_tensor().clone(), factor.up.as_tensor().clone());
             Some(LowRank { down, up, scales })
         };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ladle::kernels::{Batch, Segment};
+use ladle::kernels::{Batch, RowCoefficients, Segment};
 
 /// A prompt and the response whose tokens are scored; neither is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Sequence {
     pub prompt: Vec<u32>,
     /// Response tokens as they were sampled (or written), end of sequence included.
     pub response: Vec<u32>,
+    /// First row that the policy's adapters act on, where they are active on the answer only.
+    pub active_from: Option<usize>,
 }
 
 impl Sequence {
@@ -40,6 +42,7 @@ pub struct Packed {
 /// segment without outputs that each response continues (`cached`).
 pub fn pack(sequences: &[Sequence]) -> Packed {
     let mut packed = Packed::default();
+    let mut active = Vec::new();
     for group in sequences.chunk_by(|a, b| a.prompt == b.prompt) {
         let shared = match group {
             [first, _, ..] => first.shareable(),
@@ -47,11 +50,13 @@ pub fn pack(sequences: &[Sequence]) -> Packed {
         };
         if shared > 0 {
             packed.segment(0, group[0].prompt.iter().copied().take(shared));
+            active.resize(packed.batch.tokens.len(), group[0].active_from);
         }
         for sequence in group {
-            let Sequence { prompt, response } = sequence;
+            let Sequence { prompt, response, active_from } = sequence;
             let tokens = prompt.iter().chain(response).copied().take(sequence.rows());
             packed.segment(shared, tokens.skip(shared));
+            active.resize(packed.batch.tokens.len(), *active_from);
             let end = packed.batch.tokens.len();
             packed.batch.outputs.extend(end - response.len()..end);
             let first = packed.targets.len();
@@ -59,7 +64,19 @@ pub fn pack(sequences: &[Sequence]) -> Packed {
             packed.spans.push(first..packed.targets.len());
         }
     }
+    packed.batch.coefficients = coefficients(&packed.batch.positions, &active);
     packed
+}
+
+/// The coefficient of the policy's adapters in rows at `positions` of sequences that they are active
+/// on from `active` on: 0 before, 1 from there on (`docs/algorithms.md` §2.4). None where they are
+/// active on every row of all sequences.
+pub fn coefficients(positions: &[u32], active: &[Option<usize>]) -> Option<RowCoefficients> {
+    active.iter().any(Option::is_some).then(|| {
+        let rows = positions.iter().zip(active);
+        let on = |(&position, from): (&u32, &Option<usize>)| position as usize >= from.unwrap_or(0);
+        RowCoefficients { terms: 1, values: rows.map(|row| f32::from(u8::from(on(row)))).collect() }
+    })
 }
 
 impl Packed {
@@ -103,7 +120,7 @@ mod tests {
     use super::*;
 
     fn sequence(prompt: &[u32], response: &[u32]) -> Sequence {
-        Sequence { prompt: prompt.to_vec(), response: response.to_vec() }
+        Sequence { prompt: prompt.to_vec(), response: response.to_vec(), active_from: None }
     }
 
     #[test]
@@ -127,6 +144,19 @@ mod tests {
         assert_eq!(packed.targets, [5, 6, 7]);
         let cached: Vec<_> = packed.batch.segments.iter().map(|s| s.cached).collect();
         assert_eq!(cached, [0, 3, 3]);
+    }
+
+    #[test]
+    fn adapters_that_are_active_on_the_answer_have_no_weight_in_the_rows_before() {
+        let from = |at, s: Sequence| Sequence { active_from: Some(at), ..s };
+        let same = [
+            from(2, sequence(&[1, 2, 3, 4], &[5])),
+            from(2, sequence(&[1, 2, 3, 4], &[6, 7])),
+            from(0, sequence(&[8], &[9])),
+        ];
+        let values = pack(&same).batch.coefficients.unwrap().values;
+        assert_eq!(values, [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert!(pack(&[sequence(&[1, 2], &[3])]).batch.coefficients.is_none());
     }
 
     #[test]

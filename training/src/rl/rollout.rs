@@ -23,6 +23,7 @@ use ladle::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::packing::coefficients;
 use crate::weights::Lora;
 
 /// Why sampling stopped.
@@ -64,6 +65,8 @@ type Result<T> = std::result::Result<T, RolloutError>;
 pub struct Request {
     /// Prompt tokens, at least one.
     pub prompt: Vec<u32>,
+    /// First row that the policy's adapters act on, where they are active on the answer only.
+    pub active_from: Option<usize>,
     /// Take the most likely token instead of a drawn one.
     pub greedy: bool,
     /// Number of the random stream; equal streams draw equal numbers.
@@ -73,7 +76,7 @@ pub struct Request {
 impl Request {
     /// A response to be drawn from random stream number `stream`.
     pub fn drawn(prompt: &[u32], stream: u64) -> Self {
-        Self { prompt: prompt.to_vec(), greedy: false, stream }
+        Self { prompt: prompt.to_vec(), active_from: None, greedy: false, stream }
     }
 }
 
@@ -106,19 +109,23 @@ pub struct Sampling {
     pub keep_hidden: bool,
 }
 
+/// An adapter with its term among the coefficients of a row; without one it acts on every row.
+pub type Adapted<'a> = (&'a Lora, Option<usize>);
+
 /// A decoder over host tensors: the base, and per module the sum of the given adapters.
 pub fn decoder(
     model: &ModelConfig,
     weights: &BTreeMap<String, HostTensor>,
-    adapters: &[&Lora],
+    adapters: &[Adapted<'_>],
 ) -> Result<Decoder<HostTensor>> {
     Decoder::load(model.clone(), |name| {
         let weight = weights.get(name).cloned();
         let weight = weight.ok_or_else(|| RolloutError::Missing(name.to_owned()))?;
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let loras = adapters.iter().filter_map(|adapter| adapter.get(module));
-        let terms: Vec<_> =
-            loras.map(|lora| LowRankTerm { lora: lora.clone(), term: None }).collect();
+        let term = |&(adapter, term): &Adapted<'_>| {
+            Some(LowRankTerm { lora: adapter.get(module)?.clone(), term })
+        };
+        let terms: Vec<_> = adapters.iter().filter_map(term).collect();
         let low_rank = if terms.is_empty() {
             None
         } else {
@@ -262,9 +269,10 @@ impl Sampler {
 }
 
 /// The rows of one step: the newest token of every running sequence, the whole prompt of a new one.
-fn step(active: &[Active], requests: &[Request], rollouts: &[Rollout]) -> Batch {
+fn step(sequences: &[Active], requests: &[Request], rollouts: &[Rollout]) -> Batch {
     let mut batch = Batch::default();
-    for sequence in active {
+    let mut active = Vec::new();
+    for sequence in sequences {
         let (request, rollout) = (&requests[sequence.index], &rollouts[sequence.index]);
         let all = request.prompt.iter().chain(&rollout.tokens).skip(sequence.cached);
         let start = batch.tokens.len();
@@ -276,7 +284,9 @@ fn step(active: &[Active], requests: &[Request], rollouts: &[Rollout]) -> Batch 
         let blocks = [sequence.prompt.as_slice(), &sequence.blocks].concat();
         batch.segments.push(Segment { rows: start..end, cached, blocks });
         batch.outputs.push(end - 1);
+        active.resize(end, request.active_from);
     }
+    batch.coefficients = coefficients(&batch.positions, &active);
     batch
 }
 
