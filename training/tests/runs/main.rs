@@ -1,5 +1,6 @@
 //! Whole runs of the binary on a tiny model: interrupted ones, known optima, bad input.
 
+mod answer_only;
 mod taken_up;
 mod types;
 

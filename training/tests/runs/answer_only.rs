@@ -1,0 +1,68 @@
+//! Runs whose adapters are active on the answer only.
+
+use std::fs;
+
+use ladle::soup::{Activation, ActiveFrom, OpenOptions, Soup};
+use serde_json::Value;
+
+use super::{OBJECTIVES, command, killed_and_whole, refuse, start, succeed, task};
+
+#[test]
+fn a_killed_run_with_adapters_on_the_answer_ends_with_the_weights_of_an_undisturbed_one() {
+    killed_and_whole(
+        &format!(
+            r#"
+lora = {{ rank = 4, alpha = 8.0, activation = "answer" }}
+sft = {{ epochs = 1, batch = 8, lora = {{ rank = 4, alpha = 8.0 }} }}
+rollout = {{ max_new_tokens = 6, slots = 8, samples = 2 }}
+rl = {{ algorithm = "rloo", steps = 6, batch = 8, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 2 }}
+{OBJECTIVES}"#
+        ),
+        3,
+    );
+}
+
+#[test]
+fn a_run_with_adapters_on_the_answer_leaves_such_a_soup_and_is_evaluated_as_it_is_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        r#"
+lora = {{ rank = 2, alpha = 4.0, activation = "answer" }}
+sft = {{ epochs = 1, batch = 8, lora = {{ rank = 2, alpha = 4.0 }} }}
+rollout = {{ max_new_tokens = 4 }}
+rl = {{ steps = 2, batch = 8, minibatch = 8, epochs = 1, learning_rate = 5e-2, standardise_on = 4 }}
+{OBJECTIVES}"#
+    );
+    let (config, run) = (task(directory.path(), &settings), directory.path().join("run"));
+    succeed(&mut start(&config, &run));
+    let options = OpenOptions { base: None, verify_digests: true };
+    let soup = Soup::open(&run.join("soup"), &options).unwrap();
+    assert_eq!(soup.manifest.activation, Activation::Answer);
+    assert_eq!(soup.active_from, ActiveFrom::GenerationPrompt);
+
+    let out = directory.path().join("evaluated");
+    let mut evaluate = command();
+    evaluate.arg("evaluate").arg(&run).arg("--out").arg(&out).arg("--data").arg(directory.path());
+    succeed(evaluate.args(["--prompts", "3", "--grid", "3", "--alphas", "0"]));
+    let front = fs::read_to_string(out.join("front.json")).unwrap();
+    let front: Value = serde_json::from_str(&front).unwrap();
+    let methods = front["methods"].as_array().unwrap().iter();
+    let names: Vec<&str> = methods.map(|m| m["method"].as_str().unwrap()).collect();
+    assert!(names.contains(&"θ_sft") && names.contains(&"bone soup (nominal)"), "{names:?}");
+}
+
+#[test]
+fn a_supervised_adapter_on_the_answer_alone_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    for (settings, parts) in [
+        (
+            "sft = { epochs = 1, lora = { rank = 2, alpha = 4.0, activation = \"answer\" } }",
+            ["sft.lora.activation", "θ_sft computes prompts and answers"],
+        ),
+        ("lora = { activation = \"prompt\" }", ["activation", "`all` or `answer`"]),
+    ] {
+        let config = task(directory.path(), &format!("{settings}\n{OBJECTIVES}"));
+        refuse(&mut start(&config, &run), &parts);
+    }
+}
