@@ -37,6 +37,7 @@ fn sequences(inputs: &BTreeMap<String, Tensor>, shape: &str) -> (Vec<Sequence>, 
         let split = |tokens: Vec<u32>| Sequence {
             prompt: tokens[..1].to_vec(),
             response: tokens[1..].to_vec(),
+            active_from: None,
         };
         return (whole.map(split).collect(), None);
     }
@@ -45,7 +46,11 @@ fn sequences(inputs: &BTreeMap<String, Tensor>, shape: &str) -> (Vec<Sequence>, 
     let prompts = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, samples));
     let sequences = prompts
         .zip(&responses)
-        .map(|(prompt, response)| Sequence { prompt: prompt.clone(), response: response.clone() })
+        .map(|(prompt, response)| Sequence {
+            prompt: prompt.clone(),
+            response: response.clone(),
+            active_from: None,
+        })
         .collect();
     (sequences, Some(inputs["advantages"].to_vec1().expect("advantages")))
 }
