@@ -199,20 +199,24 @@ def figures(work, fronts, out):
 
     shown_names = [name for name in ("short", "middle", "long", "kl") if fronts[name]]
     if shown_names:
-        figure, axes = pyplot.subplots(1, len(shown_names), figsize=(4.2 * len(shown_names), 3.8), layout="constrained", squeeze=False)
+        figure, axes = pyplot.subplots(1, len(shown_names), figsize=(4.2 * len(shown_names), 4.6), layout="constrained", squeeze=False)
+        looks, handles = {}, {}
         for axis, name in zip(axes[0], shown_names):
-            for (method, found), marker in zip(methods(fronts[name]).items(), "*os^DvPXd<>h"):
+            for method, found in methods(fronts[name]).items():
+                # A chosen α differs by panel; a method looks the same in all.
+                label = f"{method.split(', α')[0]}, chosen α" if ", α" in method else method
+                marker, color = looks.setdefault(label, ("*os^DvPXd<>h"[len(looks) % 12], f"C{len(looks) % 10}"))
                 points = [list(zip(*(p["standardised"] for p in m["points"]))) for m in found]
                 x, y = ([statistics.mean(values) for values in zip(*(p[k] for p in points))] for k in (0, 1))
                 if method == "θ_sft":
                     x, y = x[:1], y[:1]
-                axis.plot(x, y, marker=marker, markersize=5, linewidth=0.8, label=method)
+                handles[label] = axis.plot(x, y, marker=marker, color=color, markersize=5, linewidth=0.8)[0]
             axis.set_title(f"{name}, mean of {len(fronts[name])} seeds", fontsize=9)
             first, second = (o["name"] for o in fronts[name][0]["objectives"])
             axis.set_xlabel(f"{first}, σ")
             axis.set_ylabel(f"{second}, σ")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=6)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7)
         figure.savefig(out / "fronts.svg", metadata={"Date": None})
     runs = sorted(path for path in work.directory.glob("runs/seed*/*/metrics/*/metrics.jsonl") if path.parent.name != "sft")
     if runs:
@@ -222,9 +226,12 @@ def figures(work, fronts, out):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             keys = [key for key in ("reward/faithful", "reward/brief", "kl") if rows and key in rows[0]]
             for axis, key in zip(axes[names.index(path.parts[-4])], keys):
-                axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=0.8, color={"faithful": "C0", "brief": "C1"}.get(path.parent.name, "C2"))
+                color = {"faithful": "C0", "brief": "C1"}.get(path.parent.name, "C2")
+                axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=0.8, color=color)
                 axis.set_title(f"{path.parts[-4]}: {key}", fontsize=8)
                 axis.grid(alpha=0.3)
+        lines = [pyplot.Line2D([], [], color=color) for color in ("C0", "C1", "C2")]
+        figure.legend(lines, ["backbone faithful", "backbone brief", "others"], loc="outside lower center", ncols=3, fontsize=8)
         figure.savefig(out / "curves.svg", metadata={"Date": None})
 
 
