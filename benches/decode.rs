@@ -7,7 +7,7 @@
 
 mod machine;
 
-use std::{hint::black_box, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
 use ladle::{
     kernels::{
@@ -116,10 +116,17 @@ fn measure(
     let bytes: usize =
         config.tensors().iter().filter_map(|(name, shape)| stored(name, shape).bytes(shape)).sum();
     let mut random = Random(1);
-    let shapes: std::collections::BTreeMap<_, _> = config.tensors().into_iter().collect();
+    let all = config.tensors();
+    let weights = machine::placed(
+        &all.iter()
+            .map(|(name, shape)| random.tensor(stored(name, shape), shape))
+            .collect::<Vec<_>>(),
+    );
+    let names = all.iter().map(|(name, _)| name.as_str());
+    let weights: BTreeMap<_, _> = names.zip(weights).collect();
     let decoder = Decoder::load(config.clone(), |name| {
-        let shape = shapes[name].clone();
-        let mut parameter = Parameter::merged(random.tensor(stored(name, &shape), &shape));
+        let shape = weights[name].shape().to_vec();
+        let mut parameter = Parameter::merged(weights[name].clone());
         if let (true, [out, inputs]) = (mixed && name.contains("proj"), shape.as_slice()) {
             parameter.low_rank = Some(LowRank {
                 down: random.tensor(plain, &[RANKS, *inputs]),

@@ -1,6 +1,9 @@
 //! What the machine can do, measured in the run that it is compared with.
 
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, sync::Arc, time::Instant};
+
+use ladle::kernels::HostTensor;
+use memmap2::MmapMut;
 
 /// The processor, as the system names it.
 pub fn processor() -> String {
@@ -13,9 +16,44 @@ pub fn processor() -> String {
     format!("{} family {} model {}", part("model name"), part("cpu family"), part("model\t"))
 }
 
+/// Memory on huge pages, where the system has them. Merged weights have them, and the system keeps
+/// files in large pages of its own: small ones read at two thirds to nine tenths.
+fn huge(bytes: usize) -> MmapMut {
+    let memory = MmapMut::map_anon(bytes.max(1)).expect("memory");
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage); // only a hint
+    memory
+}
+
+/// Copies of tensors where weights lie when they are served: one after the other.
+pub fn placed(tensors: &[HostTensor]) -> Vec<HostTensor> {
+    let ends: Vec<usize> = tensors
+        .iter()
+        .scan(0usize, |end, tensor| {
+            *end = end.next_multiple_of(64) + tensor.bytes().len();
+            Some(*end)
+        })
+        .collect();
+    let mut memory = huge(ends.last().copied().unwrap_or(0));
+    let ranges: Vec<_> =
+        ends.iter().zip(tensors).map(|(end, tensor)| end - tensor.bytes().len()..*end).collect();
+    for (range, tensor) in ranges.iter().zip(tensors) {
+        memory[range.clone()].copy_from_slice(tensor.bytes());
+    }
+    let memory = Arc::new(memory);
+    let view = |(range, tensor): (_, &HostTensor)| {
+        HostTensor::new(memory.clone(), range, tensor.dtype(), tensor.shape().to_vec())
+            .expect("a tensor of the same size")
+    };
+    ranges.into_iter().zip(tensors).map(view).collect()
+}
+
 /// Bytes per second that all threads together read from memory.
 pub fn read_bandwidth(threads: usize) -> f64 {
-    let memory = vec![1u64; 1 << 25];
+    let mut memory = huge(1 << 28);
+    memory.fill(1);
+    // SAFETY: maps are aligned to pages, and every pattern is a number.
+    let (_, memory, _) = unsafe { memory.align_to::<u64>() };
     let pass = || {
         let start = Instant::now();
         std::thread::scope(|scope| {

@@ -38,17 +38,7 @@ fn main() {
             let one =
                 HostTensor::rounded(&vec![0.01; outputs * inputs], dtype, vec![outputs, inputs])
                     .expect("a tensor");
-            let weights: Vec<_> = (0..BYTES / bytes)
-                .map(|_| {
-                    HostTensor::new(
-                        std::sync::Arc::new(one.bytes().to_vec()),
-                        0..bytes,
-                        dtype,
-                        vec![outputs, inputs],
-                    )
-                    .expect("a tensor")
-                })
-                .collect();
+            let weights = machine::placed(&vec![one; BYTES / bytes]);
             for &isa in Isa::available().iter().filter(|isa| isa.name().starts_with("avx512")) {
                 let peak = pairs.filter(|_| isa.has_bf16_dots() && dtype == Dtype::Bf16);
                 let peak = peak.unwrap_or(floats);
