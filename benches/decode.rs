@@ -1,7 +1,7 @@
 //! Prefill and decode speed of the CPU kernels on random weights in bf16, f32 and quantised, beside
 //! what the machine's memory and arithmetic allow in the same run.
 //!
-//! `cargo bench --bench decode [-- THREADS] [--shape NAME] [--dtype NAME]`, default all cores, the
+//! `cargo bench --bench decode [-- THREADS] [--shape NAME] [--dtype NAME] [--mode merged]`; all cores, the
 //! shape of SmolLM2-135M (others: `qwen2.5-0.5b`, `qwen2.5-1.5b`) and every dtype; `LADLE_ISA` sets
 //! the instruction set. Prints one JSON object.
 
@@ -54,6 +54,10 @@ fn main() {
         }
         let peak = pairs.filter(|_| dtype == Dtype::Bf16).unwrap_or(peak);
         for mixed in [false, true] {
+            let mode = if mixed { "mixed" } else { "merged" };
+            if option("--mode").is_some_and(|wanted| wanted != mode) {
+                continue;
+            }
             runs.extend(measure(&kernels, &config, dtype, mixed, [bandwidth, peak]));
         }
     }
