@@ -1,0 +1,104 @@
+//! Training reaches optima that are known.
+
+use super::*;
+
+/// Reward of objective `name` in the last steps of backbone `backbone`.
+fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
+    let steps = recorded(run, backbone, &format!("reward/{name}"));
+    steps[steps.len() - 5..].iter().sum::<f64>() / 5.0
+}
+
+/// A bandit in language: a response earns 1 by its first token alone, so the optimum of each
+/// backbone (B = I) is to say it always.
+fn reaches_the_optimum(algorithm: &str, seed: u64) {
+    let kl = if algorithm == "modpo" { 0.1 } else { 0.0 };
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        r#"
+seed = {seed}
+lora = {{ rank = 4, alpha = 8.0 }}
+rollout = {{ max_new_tokens = 1, slots = 32, samples = 4 }}
+rl = {{ algorithm = "{algorithm}", steps = 40, batch = 32, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = {kl}, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
+mixing = {{ identity = true }}
+[[objectives]]
+name = "vowels"
+reward = {{ kind = "regex", pattern = "^ ?[aeiou]" }}
+[[objectives]]
+name = "others"
+reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
+"#
+    );
+    let config = task(directory.path(), &settings);
+    let run = directory.path().join("run");
+    succeed(start(&config, &run).env("RAYON_NUM_THREADS", "1"));
+    for name in ["vowels", "others"] {
+        let reward = reached(&run, name, name);
+        assert!(reward > 0.9, "{algorithm}, seed {seed}, {name}: {reward}");
+    }
+}
+
+#[test]
+fn backbones_reach_a_known_optimum_over_five_seeds() {
+    thread::scope(|scope| {
+        for seed in 1..=5 {
+            scope.spawn(move || {
+                for algorithm in ["ppo", "remax", "rloo"] {
+                    reaches_the_optimum(algorithm, seed);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn pairs_with_a_margin_reach_a_known_optimum() {
+    thread::scope(|scope| {
+        for seed in 1..=2 {
+            scope.spawn(move || reaches_the_optimum("modpo", seed));
+        }
+    });
+}
+
+/// One policy without B for two rewards of which a response earns one or the other by its first
+/// token: a weight of 3 to 1 makes the first reward's token the only optimum, whatever the strategy.
+fn one_policy_reaches_the_optimum(strategy: &str, seed: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        r#"
+seed = {seed}
+lora = {{ rank = 4, alpha = 8.0 }}
+rollout = {{ max_new_tokens = 1, slots = 32, samples = 8 }}
+rl = {{ algorithm = "rloo", steps = 40, batch = 32, learning_rate = 2e-2, kl = 0.0, kl_target = 0.0, standardise_on = 64, checkpoint_every = 100 }}
+balance = {{ strategy = "{strategy}", every = 10 }}
+mixing = {{ weights = [3.0, 0.1] }}
+[[objectives]]
+name = "vowels"
+reward = {{ kind = "regex", pattern = "^ ?[aeiou]" }}
+[[objectives]]
+name = "others"
+reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
+"#
+    );
+    let config = task(directory.path(), &settings);
+    let run = directory.path().join("run");
+    succeed(start(&config, &run).env("RAYON_NUM_THREADS", "1"));
+    let reward = reached(&run, "policy", "vowels");
+    assert!(reward > 0.9, "{strategy}, seed {seed}: {reward}");
+    // It opens as a soup of one backbone, and has no matrix of two.
+    let soup = Soup::open(&run.join("soup"), &OpenOptions::default()).unwrap();
+    assert_eq!(soup.mixing.rows(), [[1.0]]);
+    assert!(soup.manifest.objectives[0].description.contains(strategy));
+    refuse(
+        command().arg("select-alpha").arg(&run).arg("--data").arg(directory.path()),
+        &["mixing.weights", "one policy has no B"],
+    );
+}
+
+#[test]
+fn one_policy_with_preset_weights_reaches_a_known_optimum_by_every_strategy() {
+    thread::scope(|scope| {
+        for (strategy, seed) in ["average", "inverse", "delta", "gdpo"].into_iter().zip(1..) {
+            scope.spawn(move || one_policy_reaches_the_optimum(strategy, seed));
+        }
+    });
+}
