@@ -46,8 +46,20 @@ impl<W> Parameter<W> {
         self.rest.is_empty() && self.first.term.is_none()
     }
 
-    fn dense(&self, index: usize) -> Option<&Dense<W>> {
-        if index == 0 { Some(&self.first) } else { self.rest.get(index - 1) }
+    /// The full-rank terms that a product is made of: all but those whose coefficient is 0 in every
+    /// row. Adding their zeros would change no value.
+    fn acting(&self, coefficients: Option<&RowCoefficients>) -> Vec<&Dense<W>> {
+        let all = || std::iter::once(&self.first).chain(&self.rest);
+        let acting: Vec<_> = all().filter(|dense| acts(coefficients, dense.term)).collect();
+        if acting.is_empty() { all().collect() } else { acting }
+    }
+
+    /// The low-rank terms, unless the coefficients of all of them are 0 in every row.
+    fn acting_low_rank(&self, coefficients: Option<&RowCoefficients>) -> Option<&LowRank<W>> {
+        let any = |low_rank: &&LowRank<W>| {
+            low_rank.scales.iter().any(|scale| acts(coefficients, scale.term))
+        };
+        self.low_rank.as_ref().filter(any)
     }
 
     /// Σ over the dense terms of `coefficient(t) · f(weight)`, `[rows, width]`.
@@ -144,31 +156,33 @@ pub fn linears<K: Kernels, const N: usize>(
     let weights = layers.each_ref().map(|layer| layer.weight);
     let biases = layers.each_ref().map(|layer| layer.bias);
     let mut sums = layers.map(|layer| layer.onto);
+    let dense = weights.map(|parameter| parameter.acting(coefficients));
+    let low_rank = weights.map(|parameter| parameter.acting_low_rank(coefficients));
     let mut downs = Vec::new();
     let mut scaled: Vec<(usize, K::Tensor)> = Vec::new();
-    let rounds = weights.iter().map(|p| 1 + p.rest.len()).max().unwrap_or(0);
+    let rounds = dense.iter().map(Vec::len).max().unwrap_or(0);
     for round in 0..rounds {
-        for term in weights.iter().filter_map(|p| p.dense(round)?.term) {
+        for term in dense.iter().filter_map(|terms| terms.get(round)?.term) {
             if !scaled.iter().any(|(known, _)| *known == term) {
                 let x = k.scale_rows(x.clone(), &column(coefficients, term)?)?;
                 scaled.push((term, x));
             }
         }
         let mut products = Vec::with_capacity(2 * N);
-        for (parameter, sum) in weights.iter().zip(&mut sums) {
-            if let Some(Dense { weight, term }) = parameter.dense(round) {
+        for (terms, sum) in dense.iter().zip(&mut sums) {
+            if let Some(Dense { weight, term }) = terms.get(round) {
                 let known = scaled.iter().find(|(known, _)| Some(*known) == *term);
                 let x = known.map_or(x, |(_, x)| x);
                 products.push(Product { x, weight, onto: sum.take() });
             }
         }
         if round == 0 {
-            let low_rank = weights.iter().filter_map(|p| p.low_rank.as_ref());
+            let low_rank = low_rank.iter().flatten();
             products.extend(low_rank.map(|l| Product { x, weight: &l.down, onto: None }));
         }
         let mut results = k.products(products)?.into_iter();
-        for (parameter, sum) in weights.iter().zip(&mut sums) {
-            if parameter.dense(round).is_some() {
+        for (terms, sum) in dense.iter().zip(&mut sums) {
+            if terms.get(round).is_some() {
                 *sum = results.next();
             }
         }
@@ -177,14 +191,14 @@ pub fn linears<K: Kernels, const N: usize>(
     if !downs.is_empty() {
         let mut downs = downs.into_iter();
         let mut products = Vec::with_capacity(N);
-        for (parameter, sum) in weights.iter().zip(&mut sums) {
-            let Some(LowRank { up: weight, scales, .. }) = &parameter.low_rank else { continue };
+        for (low_rank, sum) in low_rank.iter().zip(&mut sums) {
+            let Some(LowRank { up: weight, scales, .. }) = low_rank else { continue };
             let (Some(x), Some(onto)) = (downs.next(), sum.take()) else { continue };
             products.push(ScaledProduct { x, scales, weight, onto });
         }
         let mut results = k.scaled_products(products, coefficients)?.into_iter();
-        for (parameter, sum) in weights.iter().zip(&mut sums) {
-            if parameter.low_rank.is_some() {
+        for (low_rank, sum) in low_rank.iter().zip(&mut sums) {
+            if low_rank.is_some() {
                 *sum = results.next();
             }
         }
@@ -199,6 +213,17 @@ pub fn linears<K: Kernels, const N: usize>(
     let got = out.len();
     let what = "number of results";
     out.try_into().map_err(|_| KernelError::Shape { op: "products", what, expected: N, got })
+}
+
+/// Whether a term has a coefficient other than 0 in some row. One that the rows do not have is left
+/// for [`column`] to refuse.
+fn acts(coefficients: Option<&RowCoefficients>, term: Option<usize>) -> bool {
+    match (coefficients, term) {
+        (Some(c), Some(term)) if term < c.terms => {
+            c.values.iter().skip(term).step_by(c.terms).any(|&value| value != 0.0)
+        }
+        _ => true,
+    }
 }
 
 /// The coefficient of `term` in every row.

@@ -171,3 +171,22 @@ fn adapters_of_another_storage_type_than_each_other_are_stacked_exactly() {
         assert_same("mixed storage", &logits(&mixed, Some(&plan), &[(&tokens, &c)]), &merged);
     }
 }
+
+/// A pass leaves out the terms whose coefficients are 0 in all of its rows.
+#[test]
+fn rows_are_the_same_to_the_bit_whichever_terms_the_others_need() {
+    let tokens: Vec<u32> = (0..20).map(|i| (i * 17) % 50).collect();
+    let other: Vec<u32> = (0..9).map(|i| (i * 7 + 3) % 50).collect();
+    for (name, soup) in soups() {
+        let plan = plan(&soup);
+        let mixed = mixed_decoder(&plan, soup.config.clone()).unwrap();
+        let everything = c(&[0.3, 0.5, -0.4]);
+        for values in [[0.0; 3], [1.0, 0.0, 0.0], [0.0, 0.6, 0.4], [0.2, 0.0, 0.0]] {
+            let own = c(&values);
+            let alone = logits(&mixed, Some(&plan), &[(&tokens, &own)]);
+            let sequences: [(&[u32], &Coefficients); 2] = [(&tokens, &own), (&other, &everything)];
+            let beside = logits(&mixed, Some(&plan), &sequences);
+            assert_eq!(alone, beside[..alone.len()], "{name} at {values:?}");
+        }
+    }
+}
