@@ -1,20 +1,17 @@
 //! Text and token ids: a checked `tokenizer.json`, and text that streams out one token at a time.
 
-mod added;
+mod compare;
 mod files;
+mod settings;
 mod spelling;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fmt,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashSet, fmt, path::Path, sync::Arc};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use files::TokenizerError;
 use files::optional_json;
+pub use settings::read as settings;
 use spelling::{FirstSpace, Spelling, byte_fallback_byte, byte_level_byte, spelling};
 
 /// A loaded tokenizer; clones share it.
@@ -55,8 +52,8 @@ impl Tokenizer {
         };
         // A token that was special once is never shown.
         let mut special = special_ids(&tokenizer);
-        let settings = settings(dir)?;
-        added::apply(&mut tokenizer, dir, &settings)?;
+        let settings = settings::read(dir)?;
+        settings::apply(&mut tokenizer, dir, &settings)?;
         special.extend(special_ids(&tokenizer));
         let named = |key: &str| token_name(&settings[key]).and_then(|t| tokenizer.token_to_id(t));
         let bos = named("bos_token");
@@ -181,43 +178,6 @@ impl Tokenizer {
         self.0.tokenizer.token_to_id(token)
     }
 
-    /// The first token in which two tokenizers differ, or that one of them merges otherwise: what
-    /// differs, and both sides.
-    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
-        let tokens = |tokenizer: &Self| {
-            let vocabulary = tokenizer.0.tokenizer.get_vocab(true).into_iter();
-            vocabulary.map(|(token, id)| (id, token)).collect::<BTreeMap<u32, String>>()
-        };
-        let show = |token: Option<&String>| token.map_or("none".to_owned(), |t| format!("{t:?}"));
-        let (own, others) = (tokens(self), tokens(other));
-        let mut ids = own.keys().chain(others.keys());
-        if let Some(id) = ids.find(|id| own.get(id) != others.get(id)) {
-            let [own, others] = [own.get(id), others.get(id)].map(show);
-            return Some((format!("token {id}"), own, others));
-        }
-        let kind = |tokenizer: &Self, id| match tokenizer.is_special(id) {
-            true => "special".to_owned(),
-            false => "plain".to_owned(),
-        };
-        if let Some(id) = own.keys().find(|id| self.is_special(**id) != other.is_special(**id)) {
-            return Some((format!("token {id}"), kind(self, *id), kind(other, *id)));
-        }
-        let merges = |tokenizer: &Self| {
-            let model = serde_json::to_value(tokenizer.0.tokenizer.get_model());
-            match model.unwrap_or_default()["merges"].take() {
-                Value::Array(merges) => merges,
-                _ => Vec::new(),
-            }
-        };
-        let (own, others) = (merges(self), merges(other));
-        let rank =
-            (0..own.len().max(others.len())).find(|rank| own.get(*rank) != others.get(*rank));
-        rank.map(|rank| {
-            let show = |merge: Option<&Value>| merge.map_or("none".to_owned(), Value::to_string);
-            (format!("merge {rank}"), show(own.get(rank)), show(others.get(rank)))
-        })
-    }
-
     /// Number of tokens, added ones included. The embedding may have more rows than this.
     pub fn vocab_size(&self) -> usize {
         self.0.tokenizer.get_vocab_size(true)
@@ -270,10 +230,12 @@ impl Tokenizer {
                     out.push(byte);
                 }
             }
-            Spelling::SentencePiece(_) => match byte_fallback_byte(&token) {
-                Some(byte) => out.push(byte),
-                None => out.extend_from_slice(token.replace('▁', " ").as_bytes()),
-            },
+            Spelling::SentencePiece { byte_fallback, .. } => {
+                match byte_fallback.then(|| byte_fallback_byte(&token)).flatten() {
+                    Some(byte) => out.push(byte),
+                    None => out.extend_from_slice(token.replace('▁', " ").as_bytes()),
+                }
+            }
         }
     }
 }
@@ -300,7 +262,7 @@ impl TextDecoder {
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
         let first_space = match tokenizer.0.spelling {
             Spelling::ByteLevel => FirstSpace::Kept,
-            Spelling::SentencePiece(first_space) => first_space,
+            Spelling::SentencePiece { first_space, .. } => first_space,
         };
         Self { tokenizer: tokenizer.clone(), skip_special, first_space, pending: Vec::new() }
     }
@@ -367,23 +329,6 @@ impl TextDecoder {
         self.pending.drain(..taken);
         text
     }
-}
-
-/// `tokenizer_config.json` of a model directory, null where it has none. An older directory without
-/// `added_tokens_decoder` names its special tokens in `special_tokens_map.json`, which counts then.
-pub fn settings(dir: &Path) -> Result<Value, TokenizerError> {
-    let mut settings = optional_json(&dir.join("tokenizer_config.json"))?;
-    if settings.get("added_tokens_decoder").is_some() {
-        return Ok(settings);
-    }
-    let older = optional_json(&dir.join("special_tokens_map.json"))?;
-    if settings.is_null() && !older.is_null() {
-        settings = Value::Object(Map::new());
-    }
-    if let (Value::Object(settings), Value::Object(older)) = (&mut settings, older) {
-        settings.extend(older);
-    }
-    Ok(settings)
 }
 
 /// A token in `tokenizer_config.json`: its text, or an object that carries it.

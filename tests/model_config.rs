@@ -174,6 +174,18 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
             "config.json: layer_types[1]: is \"full_attention\", but sliding_window is of all \
              layers here",
         ),
+        (
+            json!({"rope_theta": 1e300}),
+            "config.json: rope_theta, rope_scaling or rope_parameters: the frequency of pair 1 is 0",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 1e-45}}),
+            "config.json: rope_theta, rope_scaling or rope_parameters: the frequency of pair 0 is inf",
+        ),
+        (
+            json!({"is_causal": false}),
+            "config.json: is_causal: is not true, but attention to later tokens is not served",
+        ),
         (json!({"hidden_act": "gelu"}), "config.json: hidden_act: is \"gelu\", must be \"silu\""),
         (json!({"rms_norm_eps": 0}), "config.json: rms_norm_eps: is 0, must be a number above 0"),
         (

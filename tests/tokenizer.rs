@@ -233,6 +233,54 @@ fn a_broken_tokenizer_is_refused_by_name() {
     assert!(error.to_string().contains("WordPiece"), "{error}");
 }
 
+#[test]
+fn a_decoder_means_what_its_steps_say_or_is_refused() {
+    let space = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+    let [bytes, fuse] = ["ByteFallback", "Fuse"].map(|kind| json!({"type": kind}));
+    let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
+    let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true});
+    let with = |steps: &[&Value]| {
+        let mut json = sentence_piece();
+        json["decoder"] = match steps {
+            [only] => (*only).clone(),
+            steps => json!({"type": "Sequence", "decoders": steps}),
+        };
+        json
+    };
+    // Ids of é in bytes between words, and of a run of spaces.
+    let texts = ["a th é.", "\u{4}", "  a  th", " th"];
+    for steps in [
+        &[&space, &bytes, &fuse, &strip][..],
+        &[&space, &bytes, &fuse],
+        &[&bytes, &fuse, &space],
+        &[&space, &fuse],
+        &[&metaspace("always")],
+        &[&metaspace("never")],
+        &[&metaspace("first"), &bytes],
+        &[&bytes, &metaspace("always"), &fuse],
+    ] {
+        let json = with(steps);
+        let tokenizer = load(&json, &[]).expect("loads");
+        for text in texts {
+            let ids = tokenizer.encode(text, false).expect("encodes");
+            let expected = reference(&json).decode(&ids, true).expect("decodes");
+            let (_, whole) = streamed(&tokenizer, &ids, true);
+            assert_eq!(whole, expected, "{steps:?}: {text:?}");
+        }
+    }
+    for steps in [
+        &[&bytes, &fuse][..],
+        &[&space, &strip],
+        &[&space, &fuse, &bytes],
+        &[&fuse, &metaspace("always")],
+        &[&space, &bytes, &fuse, &json!({"type": "Strip", "content": " ", "start": 2, "stop": 0})],
+        &[&json!({"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": true})],
+    ] {
+        let error = load(&with(steps), &[]).expect_err("another decoder").to_string();
+        assert!(error.contains("decoder") && error.contains("not supported"), "{error}");
+    }
+}
+
 /// `tests/reference/tokenizer_settings.py`: files beside a tokenizer.json that change its tokens.
 #[test]
 fn what_the_files_beside_a_tokenizer_say_is_read_as_transformers_reads_it() {
@@ -292,6 +340,8 @@ fn files_that_contradict_a_tokenizer_are_refused_by_name() {
             [("generation_config.json", json!({"eos_token_id": "2"}))],
             "generation_config.json: eos_token_id is \"2\", must be a token id or a list of them",
         ),
+        (settings(json!(["bos_token"])), "tokenizer_config.json: is not a JSON object"),
+        ([("special_tokens_map.json", json!(5))], "special_tokens_map.json: is not a JSON object"),
         ([("generation_config.json", json!({"eos_token_id": [2, -1]}))], "eos_token_id is [2,-1]"),
     ] {
         let error = load(&byte_level(), &files).expect_err(expected).to_string();

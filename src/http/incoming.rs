@@ -87,7 +87,8 @@ async fn read(
     }
     for coding in headers.get_all(CONTENT_ENCODING) {
         let coding = String::from_utf8_lossy(coding.as_bytes());
-        if coding.split(',').any(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
+        let mut codings = coding.split(',').map(str::trim).filter(|coding| !coding.is_empty());
+        if codings.any(|coding| !coding.eq_ignore_ascii_case("identity")) {
             return Err(ApiError::ContentEncoding { got: shorten(&coding) });
         }
     }

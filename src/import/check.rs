@@ -12,10 +12,11 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
-/// Checks a base model: configuration, every tensor, tokenizer, chat template, and that they fit.
+/// Checks a base model: configuration, every tensor and value, tokenizer, chat template, and that they fit.
 pub fn base(dir: &Path) -> Result<(), ImportError> {
     let mut checkpoint = Checkpoint::open(dir)?;
     let config = checkpoint.check()?;
+    checkpoint.verify_finite()?;
     texts(dir, &config)?;
     let alone = Ingredients {
         base: checkpoint.tensors(),

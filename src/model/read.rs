@@ -98,6 +98,9 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
             return Err(error(key, "quantised and mixture-of-experts checkpoints are not served"));
         }
     }
+    if keys.get("is_causal").is_some_and(|causal| *causal != true) {
+        return Err(error("is_causal", "is not true, but attention to later tokens is not served"));
+    }
     match keys.get("hidden_act") {
         None => {}
         // Two names of one function.

@@ -89,7 +89,13 @@ pub(super) fn rope(
             return Err(inside(error("rope_type", reason)));
         }
     }
-    Ok(Rope { inv_freq, scale: 1.0 })
+    match inv_freq.iter().position(|frequency| !frequency.is_finite() || *frequency <= 0.0) {
+        None => Ok(Rope { inv_freq, scale: 1.0 }),
+        Some(pair) => {
+            let reason = format!("the frequency of pair {pair} is {}", inv_freq[pair]);
+            Err(error("rope_theta, rope_scaling or rope_parameters", reason))
+        }
+    }
 }
 
 /// Llama 3's scaling of rotary frequencies: wavelengths above `original / low` are stretched by

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     error::WeightError,
     header::TensorSpec,
-    weights::{WeightFile, same_values, write_safetensors},
+    weights::{WeightFile, check_finite, same_values, write_safetensors},
 };
 use crate::{
     files::{FileError, read_json, write_json},
@@ -114,6 +114,14 @@ impl Checkpoint {
             }
             None => Ok(config),
         }
+    }
+
+    /// Refuses NaN and infinities. Reads every weight.
+    pub fn verify_finite(&self) -> Result<(), WeightError> {
+        let tensors = self.tensors.iter();
+        check_finite(
+            tensors.map(|(name, tensor)| (self.file_of(name), name.clone(), tensor)).collect(),
+        )
     }
 
     /// Makes the head of a tied model a tensor of its own, with the embedding's memory.

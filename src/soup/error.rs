@@ -112,7 +112,7 @@ pub enum SoupError {
     /// A tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
-    /// A full backbone has another architecture or tokenizer than the base.
+    /// A full backbone has another architecture than the base, or a tuned model another tokenizer.
     #[error("{path}: {what}: expected {expected} (as in the base), got {got}", path = path.display())]
     Mismatch {
         path: PathBuf,

@@ -16,7 +16,7 @@ use super::{
         self, BackboneEntry, BackboneKind, BaseEntry, Extrapolation, Manifest, ManifestError,
         Mixing, Objective, SftEntry,
     },
-    open::{OpenOptions, Soup, base_dir, full_backbone},
+    open::{OpenOptions, Soup, base_dir, full_backbone, same_tokenizer},
     weights::WeightFile,
 };
 use crate::files::{self, FileError, Staging};
@@ -108,7 +108,8 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
     let mut copied = Vec::new();
     // The sources are checked before they are copied, so that errors name the paths that were given.
     let adapter = |from: &Path, sft: Option<&Adapter>| {
-        Adapter::open(from).and_then(|adapter| adapter.fit(&base_model, sft, &config))
+        same_tokenizer(from, &base_model, config.vocab_size)?;
+        Ok::<_, SoupError>(Adapter::open(from)?.fit(&base_model, sft, &config)?)
     };
     let sft = recipe.sft.as_deref().map(|from| adapter(from, None)).transpose()?;
     if let Some(from) = &recipe.sft {

@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
     digest::Parts,
     error::{SoupError, WeightError},
     manifest::{self, BackboneKind, BaseEntry, BaseSource, Manifest},
-    weights::{WeightFile, first_non_finite},
+    weights::{WeightFile, check_finite},
 };
 use crate::{
     files::{FileError, read_bounded, read_json},
@@ -104,6 +103,7 @@ impl Soup {
         let mut config = base.check()?;
         let root = fs::canonicalize(dir).map_err(FileError::at(dir))?;
         let adapter = |path: &Path, sft: Option<&Adapter>| {
+            same_tokenizer(path, &base, config.vocab_size)?;
             Ok::<_, SoupError>(open_adapter(&root, path)?.fit(&base, sft, &config)?)
         };
         let sft = manifest.sft.as_ref().map(|sft| adapter(&root.join(&sft.path), None));
@@ -176,30 +176,18 @@ impl Soup {
         self.sft.iter().chain(backbones)
     }
 
+    /// Refuses NaN and infinities in the base and in what the soup adds.
     fn verify_finite(&self) -> Result<(), SoupError> {
+        self.base.verify_finite()?;
+        for backbone in &self.backbones {
+            if let Backbone::Full(checkpoint) = backbone {
+                checkpoint.verify_finite()?;
+            }
+        }
         let adapters = self.adapters().flat_map(|adapter| {
             adapter.tensors().map(|(name, tensor)| (adapter.file().path.clone(), name, tensor))
         });
-        let full = self.backbones.iter().filter_map(|backbone| match backbone {
-            Backbone::Full(checkpoint) => Some(checkpoint),
-            Backbone::Adapter(_) => None,
-        });
-        let full = full.flat_map(|checkpoint| {
-            let named = checkpoint.tensors().iter();
-            named.map(|(name, tensor)| (checkpoint.file_of(name), name.clone(), tensor))
-        });
-        let tensors: Vec<_> = adapters.chain(full).collect();
-        tensors.into_par_iter().try_for_each(|(path, name, tensor)| {
-            match first_non_finite(tensor) {
-                None => Ok(()),
-                Some(position) => Err(SoupError::Weights(WeightError::Tensor {
-                    path,
-                    tensor: name,
-                    expected: "finite values".to_owned(),
-                    got: format!("NaN or infinity at element {position}"),
-                })),
-            }
-        })
+        Ok(check_finite(adapters.collect())?)
     }
 }
 
@@ -296,8 +284,23 @@ fn open_full(
     Ok(checkpoint)
 }
 
-/// Opens a full backbone: the architecture of the base (`config`) with other weights. A tokenizer
-/// beside it must be the base's, which answers are made with.
+/// Refuses a model that was tuned with other tokens than the base's, which answers are made with. A
+/// directory without a tokenizer says nothing. `rows` are those of the embedding.
+pub(super) fn same_tokenizer(dir: &Path, base: &Checkpoint, rows: usize) -> Result<(), SoupError> {
+    let file = |dir: &Path| dir.join("tokenizer.json");
+    if !file(dir).is_file() || !file(base.dir()).is_file() {
+        return Ok(());
+    }
+    let [own, bases] = [dir, base.dir()].map(Tokenizer::from_dir);
+    match bases?.difference(&own?, rows) {
+        None => Ok(()),
+        Some((what, expected, got)) => {
+            Err(SoupError::Mismatch { path: file(dir), what, expected, got })
+        }
+    }
+}
+
+/// Opens a full backbone: the architecture and the tokens of the base (`config`), other weights.
 pub(super) fn full_backbone(
     path: &Path,
     base: &Checkpoint,
@@ -316,13 +319,7 @@ pub(super) fn full_backbone(
     if let Some((key, expected, got)) = config.difference(&checkpoint.model()?) {
         return Err(mismatch(path.join("config.json"), key.to_owned(), expected, got));
     }
-    let [own, bases] = [path, base.dir()].map(|dir| dir.join("tokenizer.json").is_file());
-    if own && bases {
-        let [own, bases] = [path, base.dir()].map(Tokenizer::from_dir);
-        if let Some((what, expected, got)) = bases?.difference(&own?) {
-            return Err(mismatch(path.join("tokenizer.json"), what, expected, got));
-        }
-    }
+    same_tokenizer(path, base, config.vocab_size)?;
     checkpoint.check()?;
     if let Some((name, dtype)) = quantised(&checkpoint) {
         let (file, what) = (checkpoint.file_of(&name), format!("tensor {name}"));

@@ -16,6 +16,7 @@ use std::{
 };
 
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::{SafeTensors, tensor::Metadata};
 
 use super::{
@@ -151,6 +152,19 @@ pub fn first_non_finite(tensor: &HostTensor) -> Option<usize> {
         return values.iter().position(|value| !value.is_finite());
     }
     tensor.as_f16()?.iter().position(|value| !value.is_finite())
+}
+
+/// Refuses NaN and infinities in tensors, each with its file and name.
+pub fn check_finite(tensors: Vec<(PathBuf, String, &HostTensor)>) -> Result<(), WeightError> {
+    tensors.into_par_iter().try_for_each(|(path, tensor, values)| match first_non_finite(values) {
+        None => Ok(()),
+        Some(position) => Err(WeightError::Tensor {
+            path,
+            tensor,
+            expected: "finite values".to_owned(),
+            got: format!("NaN or infinity at element {position}"),
+        }),
+    })
 }
 
 /// Whether two tensors have the same shape and values, whatever their storage types.

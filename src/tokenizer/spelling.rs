@@ -7,8 +7,12 @@ use serde_json::Value;
 pub enum Spelling {
     /// One character a byte, in GPT-2's printable alphabet.
     ByteLevel,
-    /// `▁` for a space, `<0xNN>` for a byte that has no token of its own.
-    SentencePiece(FirstSpace),
+    /// `▁` for a space.
+    SentencePiece {
+        first_space: FirstSpace,
+        /// `<0xNN>` stands for a byte that has no token of its own.
+        byte_fallback: bool,
+    },
 }
 
 /// What becomes of the space that encoding put before a text, when the text is decoded.
@@ -53,24 +57,30 @@ pub fn spelling(decoder: &Value) -> Option<Spelling> {
     {
         return Some(Spelling::ByteLevel);
     }
-    let mut first_space = FirstSpace::Kept;
-    let mut sentence_piece = false;
+    let (mut first_space, mut byte_fallback) = (FirstSpace::Kept, false);
+    let (mut spaces, mut fused) = (false, false);
     for step in steps {
         match step["type"].as_str()? {
-            "Replace" if step["pattern"]["String"] == "▁" && step["content"] == " " => {}
-            "ByteFallback" => sentence_piece = true,
-            "Fuse" => {}
-            "Metaspace" if step["replacement"] == "▁" => {
-                sentence_piece = true;
+            "Replace" if step["pattern"]["String"] == "▁" && step["content"] == " " => {
+                spaces = true;
+            }
+            // These read token by token, so what follows `Fuse` would mean something else.
+            "ByteFallback" if !fused => byte_fallback = true,
+            "Metaspace" if !fused && step["replacement"] == "▁" => {
+                spaces = true;
                 if step["prepend_scheme"] != "never" {
                     first_space = FirstSpace::AllDropped;
                 }
             }
-            "Strip" if step["content"] == " " && step["start"] == 1 && step["stop"] == 0 => {
-                first_space = FirstSpace::OneDropped;
-            }
+            "Fuse" => fused = true,
+            "Strip" if fused && strips_one_space(step) => first_space = FirstSpace::OneDropped,
             _ => return None,
         }
     }
-    sentence_piece.then_some(Spelling::SentencePiece(first_space))
+    spaces.then_some(Spelling::SentencePiece { first_space, byte_fallback })
+}
+
+/// Whether a step drops one space at the beginning.
+fn strips_one_space(step: &Value) -> bool {
+    step["content"] == " " && step["start"] == 1 && step["stop"] == 0
 }

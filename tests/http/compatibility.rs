@@ -376,6 +376,7 @@ fn an_encoded_body_is_refused_by_the_name_of_its_encoding() {
     }
     assert_eq!(ask(&["identity"]).status, 200);
     assert_eq!(ask(&["Identity"]).status, 200);
+    assert_eq!(ask(&[""]).status, 200);
 }
 
 /// Whether a chunk comes with the first token is seen by what it says was used so far.
@@ -529,6 +530,7 @@ fn a_model_id_with_a_preference_is_a_model() {
         ("soup-tiny:1,2", "expected 3, one per objective"),
         ("soup-tiny:helpful=-1", "a finite number"),
         ("soup-tiny:", "a preset"),
+        ("%ff", "UTF-8"),
     ] {
         let reply = server.get(&format!("/v1/models/{id}"));
         assert_eq!((reply.status, reply.error().0), (404, "model_not_found"), "{id}");

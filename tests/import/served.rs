@@ -55,7 +55,19 @@ fn recipe(base: &Path) -> Recipe {
 
 #[test]
 fn what_cannot_be_served_is_neither_imported_nor_made_a_soup_of() {
-    let cases: [(&str, &dyn Fn(&Path)); 8] = [
+    let cases: [(&str, &dyn Fn(&Path)); 9] = [
+        ("model.norm.weight: expected finite values, got NaN", &|dir| {
+            let path = dir.join("model.safetensors");
+            let mut bytes = fs::read(&path).expect("weights");
+            let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().expect("8")));
+            let header = 8 + header.expect("a length");
+            let tensors: Value = serde_json::from_slice(&bytes[8..header]).expect("JSON");
+            let norm = &tensors["model.norm.weight"];
+            assert_eq!(norm["dtype"], "F32");
+            let start = norm["data_offsets"][0].as_u64().expect("an offset") as usize + header;
+            bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+            fs::write(path, bytes).expect("written");
+        }),
         ("model.layers.2.", &|dir| edit(dir, "config.json", "num_hidden_layers", json!(3))),
         ("model.layers.1.", &|dir| edit(dir, "config.json", "num_hidden_layers", json!(1))),
         ("rope_type", &|dir| {

@@ -161,39 +161,48 @@ fn another_vocabulary_is_refused() {
     kitchen.refuses("soup-tiny-mixed", &[head, "[512, 64]", "[520, 64]"]);
 }
 
-/// A soup answers with the base's tokenizer: one of another vocabulary beside a full backbone says
-/// that the model was trained on other tokens.
+/// A soup answers with the base's tokenizer: another one beside a tuned model says that the model was
+/// trained on other tokens.
 #[test]
-fn a_full_backbone_with_another_tokenizer_is_refused_by_token() {
-    let (base, own) = ("soup-tiny/base/tokenizer.json", "soup-tiny-full/backbones/helpful");
-    let own = format!("{own}/tokenizer.json");
-    let with = |change: &dyn Fn(&mut Value)| {
-        let kitchen = Kitchen::new();
-        let text = fs::read_to_string(kitchen.path(base)).unwrap();
-        let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
-        change(&mut tokenizer);
-        fs::write(kitchen.path(&own), serde_json::to_vec_pretty(&tokenizer).unwrap()).unwrap();
-        kitchen
-    };
-    with(&|_| {}).accepts("soup-tiny-full");
-    // What only cuts or pads.
-    with(&|t| {
-        t["truncation"] =
-            json!({"max_length": 8, "direction": "Right", "stride": 0, "strategy": "LongestFirst"})
-    })
-    .accepts("soup-tiny-full");
-    let swap = |t: &mut Value| {
-        let vocabulary = t["model"]["vocab"].as_object_mut().unwrap();
-        let [a, b] = ["a", "b"].map(|token| vocabulary[token].clone());
-        vocabulary["a"] = b;
-        vocabulary["b"] = a;
-    };
-    let token = "token 67: expected \"a\" (as in the base), got \"b\"";
-    with(&swap).refuses("soup-tiny-full", &["helpful/tokenizer.json", token]);
-    with(&|t| t["added_tokens"][2]["special"] = json!(false))
-        .refuses("soup-tiny-full", &["token 2: expected special (as in the base), got plain"]);
-    with(&|t| t["model"]["merges"].as_array_mut().unwrap().swap(0, 1))
-        .refuses("soup-tiny-full", &["helpful/tokenizer.json", "merge 0: expected ["]);
+fn a_model_that_was_tuned_with_another_tokenizer_is_refused_by_token() {
+    for (soup, dir) in [
+        ("soup-tiny-full", "soup-tiny-full/backbones/helpful"),
+        ("soup-tiny", "soup-tiny/backbones/helpful"),
+    ] {
+        let own = format!("{dir}/tokenizer.json");
+        let with = |change: &dyn Fn(&mut Value)| {
+            let kitchen = Kitchen::new();
+            let text = fs::read_to_string(kitchen.path("soup-tiny/base/tokenizer.json")).unwrap();
+            let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+            change(&mut tokenizer);
+            let text = serde_json::to_vec_pretty(&tokenizer).unwrap();
+            fs::write(kitchen.path(&own), text).unwrap();
+            kitchen
+        };
+        with(&|_| {}).accepts(soup);
+        // What only cuts a text, and a token for which the embedding has no row.
+        let cut = json!({
+            "max_length": 8, "direction": "Right", "stride": 0, "strategy": "LongestFirst",
+        });
+        with(&|t| t["truncation"] = cut.clone()).accepts(soup);
+        let padding = json!({
+            "id": 512, "content": "[PAD]", "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false,
+        });
+        with(&|t| t["added_tokens"].as_array_mut().unwrap().push(padding.clone())).accepts(soup);
+        let swap = |t: &mut Value| {
+            let vocabulary = t["model"]["vocab"].as_object_mut().unwrap();
+            let [a, b] = ["a", "b"].map(|token| vocabulary[token].clone());
+            vocabulary["a"] = b;
+            vocabulary["b"] = a;
+        };
+        let token = "token 67: expected \"a\" (as in the base), got \"b\"";
+        with(&swap).refuses(soup, &["helpful/tokenizer.json", token]);
+        with(&|t| t["added_tokens"][2]["special"] = json!(false))
+            .refuses(soup, &["token 2: expected special (as in the base), got plain"]);
+        with(&|t| t["model"]["merges"].as_array_mut().unwrap().swap(0, 1))
+            .refuses(soup, &["helpful/tokenizer.json", "merge 0: expected ["]);
+    }
 }
 
 #[test]

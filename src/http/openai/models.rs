@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use serde_json::{Value, json};
 
@@ -34,9 +34,13 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> 
 /// One of them, or the soup with any preference that it understands (`NAME:helpful=0.7,brief=0.3`).
 pub async fn get(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let served = app.served()?;
+    let Path(id) = id.map_err(|rejection| ApiError::Model {
+        name: "(not UTF-8)".to_owned(),
+        reason: rejection.body_text(),
+    })?;
     let model = Model::of_path(served, &id)?;
     Ok(Json(describe(served, &model.id)))
 }

@@ -1,4 +1,4 @@
-//! What `tokenizer_config.json` and older files beside it say about tokens of `tokenizer.json`.
+//! `tokenizer_config.json` and older files beside it: what they say about tokens of `tokenizer.json`.
 //!
 //! `transformers` applies them when it loads a tokenizer, so that a text has other tokens than
 //! `tokenizer.json` alone would give it.
@@ -15,6 +15,30 @@ const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// Lists of further special tokens, under the names of transformers 5 and 4.
 const LISTS: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
+
+/// `tokenizer_config.json` of a model directory, null where it has none. An older directory without
+/// `added_tokens_decoder` names its special tokens in `special_tokens_map.json`, which counts then.
+pub fn read(dir: &Path) -> Result<Value, TokenizerError> {
+    let object = |name: &str| {
+        let path = dir.join(name);
+        match optional_json(&path)? {
+            value @ (Value::Null | Value::Object(_)) => Ok(value),
+            _ => Err(TokenizerError::Format { path, reason: "is not a JSON object".to_owned() }),
+        }
+    };
+    let mut settings = object("tokenizer_config.json")?;
+    if settings.get("added_tokens_decoder").is_some() {
+        return Ok(settings);
+    }
+    let older = object("special_tokens_map.json")?;
+    if settings.is_null() && !older.is_null() {
+        settings = Value::Object(Map::new());
+    }
+    if let (Value::Object(settings), Value::Object(older)) = (&mut settings, older) {
+        settings.extend(older);
+    }
+    Ok(settings)
+}
 
 /// Adds the tokens that `settings`, the `tokenizer_config.json` of `dir`, adds, gives tokens the
 /// properties that it gives them, and splits special tokens of texts where it says so.
