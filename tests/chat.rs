@@ -158,6 +158,30 @@ fn the_template_comes_from_either_file_of_a_model() {
     assert!(error.to_string().contains("tokenizer_config.json"), "{error}");
 }
 
+/// The texts that transformers 5.24 makes of these files.
+#[test]
+fn special_tokens_of_every_file_reach_the_template() {
+    let template = "{{ image_token }}|{{ bos_token }}|{{ eos_token }}";
+    let older = json!({"bos_token": {"content": "<b>"}, "eos_token": "<end>"});
+    for (config, older, expected) in [
+        (json!({"extra_special_tokens": {"image_token": "<i>"}}), Value::Null, "<i>||<e>"),
+        (json!({}), older.clone(), "|<b>|<end>"),
+        (json!({"added_tokens_decoder": {}}), older, "||<e>"),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = config;
+        config["chat_template"] = template.into();
+        config["eos_token"] = "<e>".into();
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).expect("written");
+        if !older.is_null() {
+            let path = dir.path().join("special_tokens_map.json");
+            fs::write(path, older.to_string()).expect("written");
+        }
+        let template = ChatTemplate::from_dir(dir.path()).expect("readable").expect("a template");
+        assert_eq!(template.render(&user("x")).expect("renders"), expected, "{config}");
+    }
+}
+
 #[test]
 fn every_construct_means_what_it_means_in_transformers() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/chat_constructs.json.gz");
