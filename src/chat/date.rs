@@ -9,8 +9,8 @@ use jiff::{
     tz::TimeZone,
 };
 
-/// `time` by `format`, with the flags of glibc (`%-d`). What is no directive is written as it
-/// stands, as glibc does.
+/// `time` by `format`, with the flags of glibc (`%-d`). Text that is not a directive is copied
+/// unchanged, as in glibc.
 pub fn strftime(time: SystemTime, format: &str) -> Result<String, jiff::Error> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let timestamp = jiff::Timestamp::try_from(time)?;
@@ -20,7 +20,8 @@ pub fn strftime(time: SystemTime, format: &str) -> Result<String, jiff::Error> {
     BrokenDownTime::from(date).to_string_with_config(&config, format)
 }
 
-/// Python's own directives: `%f` are microseconds, and a time without zone has no `%z` and `%Z`.
+/// Replaces directives: `%f` by microseconds (Python's own), `%s` by seconds, `%z` and `%Z` by
+/// nothing, because Python's time has no zone.
 fn without_own_directives(format: &str, since: Duration) -> String {
     let mut out = String::with_capacity(format.len());
     let mut characters = format.chars();

@@ -1,4 +1,4 @@
-//! What is wrong with a template or a conversation.
+//! Errors of chat templates and of the conversations that they render.
 
 use std::{io, path::PathBuf};
 
@@ -8,17 +8,15 @@ pub enum ChatError {
     /// A file cannot be read.
     #[error("{path}: {source}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
         source: io::Error,
     },
-    /// A file is not what it should be.
+    /// The content of a file is invalid.
     #[error("{path}: {reason}")]
     Format {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
     /// The settings of the tokenizer, which name the template and its special tokens.
@@ -33,10 +31,10 @@ pub enum ChatError {
     /// The template itself refuses the conversation (`raise_exception`).
     #[error("the model's chat template refuses these messages: {0}")]
     Refused(String),
-    /// The rendering takes too many instructions, works or writes too much.
+    /// The rendering exceeds its bound on instructions, work or output.
     #[error("the chat template exceeds its limit of {limit}")]
     Limit {
-        /// What was exceeded, with its unit.
+        /// The exceeded bound, with its unit.
         limit: String,
     },
     /// The template fails on these messages.

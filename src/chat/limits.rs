@@ -1,4 +1,4 @@
-//! Bounds of one rendering: a template that runs long or floods is stopped, and the conversation is
+//! Bounds of one rendering: a template that exceeds one is stopped, and the conversation is
 //! refused.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,12 +11,12 @@ pub const MAX_INSTRUCTIONS: u64 = 10_000_000;
 const MAX_WORK: usize = 1 << 30;
 /// Longest rendering in bytes beyond what the messages themselves hold.
 const MAX_OVERHEAD: usize = 16 << 20;
-/// Operations on fewer bytes are paid for by their instruction.
+/// Operations on fewer bytes count as their instruction alone.
 const FREE: usize = 64;
 /// The variable that holds the budget. No template can name it.
 pub const VARIABLE: &str = " budget";
 
-/// What one rendering has used.
+/// The budget of one rendering, and what is used of it.
 #[derive(Debug)]
 pub struct Budget {
     work: AtomicUsize,
@@ -35,12 +35,12 @@ impl Budget {
     }
 }
 
-/// The source of an error about a bound that was exceeded.
+/// Source of the error about an exceeded bound.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Exceeded(pub String);
 
-/// Pays for an operation that reads or writes `bytes`.
+/// Charges an operation that reads or writes `bytes`.
 pub fn work(state: &State, bytes: usize) -> Result<(), Error> {
     if bytes < FREE {
         return Ok(());
@@ -48,7 +48,7 @@ pub fn work(state: &State, bytes: usize) -> Result<(), Error> {
     spend(state, bytes, |budget| (&budget.work, MAX_WORK, "bytes of work"))
 }
 
-/// Pays for `bytes` of output.
+/// Charges `bytes` of output.
 pub fn output(state: &State, bytes: usize) -> Result<(), Error> {
     spend(state, bytes, |budget| (&budget.written, budget.limit, "bytes"))
 }

@@ -34,9 +34,9 @@ mod python;
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
+    /// `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,
-    /// What is said: text, or a list of parts. Absent where a turn has none.
+    /// Text, or a list of parts; absent where a turn has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
     /// Other keys that templates read, such as `tool_calls`.
@@ -51,7 +51,7 @@ impl Message {
     }
 }
 
-/// What is said in a turn.
+/// Content of a turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Content {
@@ -80,10 +80,10 @@ impl Content {
     }
 }
 
-/// What a template is rendered with.
+/// Input of a rendering.
 #[derive(Debug, Clone, Default)]
 pub struct Conversation {
-    /// The turns.
+    /// Turns, oldest first.
     pub messages: Vec<Message>,
     /// Whether the prompt ends where the assistant's answer begins.
     pub add_generation_prompt: bool,
@@ -184,8 +184,8 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// Renders a turn of text and one of parts, to learn which of them come through. A template that
-    /// names a filter, test or function that does not exist is refused.
+    /// Renders a turn of text and one of parts, to find which forms of content reach the prompt. A
+    /// template that names a filter, test or function that does not exist is refused.
     fn probe(&self) -> Result<Takes, ChatError> {
         const MARK: &str = "ladle-probe";
         let shows = |content: Content| {
@@ -236,8 +236,8 @@ impl ChatTemplate {
         self.render_at(conversation, SystemTime::now())
     }
 
-    /// [`render`](Self::render) for templates that write the date, at a given time (in UTC: an
-    /// answer does not depend on where the server stands).
+    /// [`render`](Self::render) for templates that write the date, at a given time. The date is in
+    /// UTC, so that an answer does not depend on where the server stands.
     pub fn render_at(
         &self,
         conversation: &Conversation,
@@ -267,7 +267,8 @@ impl ChatTemplate {
             ..minijinja::Value::from(Serde(&self.special)),
             ..absent,
         };
-        // The values of a template are dropped within, and its code is not ours.
+        // A panic while the template runs, or while its values are dropped, is an error of the
+        // rendering.
         let rendered = catch_unwind(AssertUnwindSafe(|| self.program.run(&self.environment, root)));
         let rendered =
             rendered.map_err(|_| ChatError::Render("it fails on these messages".to_owned()))?;
@@ -275,7 +276,7 @@ impl ChatTemplate {
     }
 }
 
-/// What went wrong in a rendering.
+/// The error of a failed rendering.
 fn refusal(error: &Error) -> ChatError {
     let mut source = error.source();
     while let Some(inner) = source {

@@ -162,7 +162,7 @@ fn relocate(instruction: &mut Instruction<'_>, starts: &[u32]) {
     }
 }
 
-/// Refuses what Jinja has and this renderer does not.
+/// Refuses features of Jinja that this renderer does not implement.
 fn refuse_unsupported<'a, 'source: 'a>(
     instructions: impl Iterator<Item = &'a Instruction<'source>> + Clone,
 ) -> Result<(), ChatError> {

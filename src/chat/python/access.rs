@@ -62,7 +62,7 @@ pub fn item(value: &Value, key: &Value) -> Result<Value, Error> {
     }
 }
 
-/// The position that an index means; negative ones count from the end.
+/// Position of an index; negative indices count from the end.
 fn index(key: &Value, length: impl Fn() -> usize) -> Option<usize> {
     if !key.is_integer() && key.kind() != ValueKind::Bool {
         return None;
@@ -138,7 +138,7 @@ fn sliced<T: Clone>(
     Ok(taken)
 }
 
-/// A method that is named and not called: true, defined and callable.
+/// A method that is named but not called: true, defined and callable.
 #[derive(Debug)]
 struct Method {
     of: Value,
@@ -159,7 +159,7 @@ impl Object for Method {
     }
 }
 
-/// Whether the value is callable.
+/// Whether the value is a method, and so callable.
 pub fn is_method(value: &Value) -> bool {
     value.downcast_object_ref::<Method>().is_some()
 }

@@ -7,7 +7,7 @@ use minijinja::{
 
 use super::values::{error, type_name};
 
-/// What a method or filter was called with.
+/// Arguments of one call of a method or filter.
 pub struct Arguments<'a> {
     function: &'a str,
     values: &'a [Value],
@@ -20,13 +20,13 @@ impl<'a> Arguments<'a> {
         Self { function, values, named }
     }
 
-    /// The arguments of a call as minijinja passes them on: named ones as a last value.
+    /// The arguments of a call as minijinja passes them: named ones in the last value.
     pub fn split(function: &'a str, values: &'a [Value]) -> Result<Self, Error> {
         let (values, named) = from_args(values)?;
         Ok(Self { function, values, named })
     }
 
-    /// What was called.
+    /// Name of the called method or filter.
     pub fn function(&self) -> &str {
         self.function
     }
@@ -58,7 +58,7 @@ impl<'a> Arguments<'a> {
         self.required(0, "value")
     }
 
-    /// A string, if given; None is taken for not given.
+    /// A string, if given; None counts as absent.
     pub fn text(&self, index: usize, name: &str) -> Result<Option<String>, Error> {
         match self.get(index, name) {
             None => Ok(None),
@@ -76,7 +76,7 @@ impl<'a> Arguments<'a> {
         self.text(index, name)?.ok_or_else(missing)
     }
 
-    /// An integer, if given; None is taken for not given.
+    /// An integer, if given; None counts as absent.
     pub fn integer(&self, index: usize, name: &str) -> Result<Option<i64>, Error> {
         match self.get(index, name) {
             None => Ok(None),
@@ -88,12 +88,12 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// A truth value; `false` if not given.
+    /// A truth value; `false` if absent.
     pub fn flag(&self, index: usize, name: &str) -> bool {
         self.get(index, name).is_some_and(|value| value.is_true())
     }
 
-    /// Refuses arguments that were not asked for: more than `most` positional ones, other names.
+    /// Refuses more than `most` positional arguments, and names that were not read.
     pub fn finish(&self, most: usize) -> Result<(), Error> {
         if self.values.len() > most {
             let (function, count) = (self.function, self.values.len());

@@ -15,17 +15,17 @@ use super::{
     values::{Dict, error, iterate, pairs},
 };
 
-/// The source of an error that `raise_exception` made.
+/// Source of the error that `raise_exception` raises.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Raised(pub String);
 
-/// Whether a function has this name.
+/// Whether `name` is a global function.
 pub fn is_function(name: &str) -> bool {
     matches!(name, "cycler" | "dict" | "joiner" | "namespace" | "raise_exception" | "range")
 }
 
-/// Registers the functions, and no others.
+/// Registers the functions, and removes those that Jinja does not have.
 pub fn install(environment: &mut Environment<'static>) {
     environment.remove_global("debug");
     environment.add_function("range", range);
@@ -48,7 +48,7 @@ pub fn install(environment: &mut Environment<'static>) {
     });
 }
 
-/// Items that come one after another, again and again.
+/// `cycler`: its items in turn, cyclically.
 #[derive(Debug)]
 struct Cycler {
     items: Vec<Value>,
@@ -87,7 +87,7 @@ impl Object for Cycler {
     }
 }
 
-/// Nothing when it is called first, a separator afterwards.
+/// `joiner`: empty text at the first call, the separator at every later one.
 #[derive(Debug)]
 struct Joiner {
     separator: Value,

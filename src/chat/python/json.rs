@@ -14,7 +14,7 @@ use super::{
 struct Style {
     ascii: bool,
     sort: bool,
-    /// What each level is indented by; none: all on one line.
+    /// Indentation of each level; `None` puts everything on one line.
     indent: Option<String>,
     between_items: String,
     after_key: String,

@@ -15,10 +15,10 @@ use crate::chat::limits;
 const OF_LISTS: &[&str] = &["copy", "count", "index"];
 const OF_TUPLES: &[&str] = &["count", "index"];
 const OF_DICTS: &[&str] = &["copy", "get", "items", "keys", "values"];
-/// What the sandbox refuses to do to a list.
+/// Methods that change a list, which the sandbox forbids.
 const CHANGE_LISTS: &[&str] =
     &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
-/// What the sandbox refuses to do to a dict.
+/// Methods that change a dict, which the sandbox forbids.
 const CHANGE_DICTS: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
 
 /// Whether values of this type have the method.

@@ -1,4 +1,4 @@
-//! What Python does to the values of a template: operators, attributes, methods, filters, tests
+//! Python's semantics for the values of a template: operators, attributes, methods, filters, tests
 //! and functions, as `transformers` gives them to chat templates (Jinja's
 //! `ImmutableSandboxedEnvironment`).
 
@@ -37,7 +37,7 @@ pub const METHODS_LEFT_OUT: &[&str] =
 /// Variables of Jinja that are not implemented.
 pub const VARIABLES_LEFT_OUT: &[&str] = &["lipsum", "varargs", "kwargs"];
 
-/// Gives an environment Python's meaning of all values.
+/// Installs Python's semantics in an environment.
 pub fn install(environment: &mut Environment<'static>) {
     environment.set_formatter(print);
     environment.set_unknown_method_callback(methods::call);

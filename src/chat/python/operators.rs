@@ -12,7 +12,7 @@ use super::{
 };
 use crate::chat::limits;
 
-/// Longest string or list that `*` may make.
+/// Longest string (in bytes) or list (in items) that `*` may make.
 const MAX_REPEATED: usize = 16 << 20;
 /// Deepest nesting of lists and mappings that a template may build: values are walked and dropped
 /// recursively.
@@ -52,7 +52,7 @@ pub fn install(environment: &mut Environment<'static>) {
     environment.add_function("assign", assign);
 }
 
-/// A number of Python: `True` and `False` count as 1 and 0.
+/// A Python number; `True` and `False` count as 1 and 0.
 #[derive(Clone, Copy)]
 enum Number {
     Integer(i128),
@@ -116,7 +116,7 @@ pub fn add(state: &mut State, a: &Value, b: &Value) -> Result<Value, Error> {
         (ValueKind::String, ValueKind::String) => {
             let (left, right) = (a.as_str().unwrap_or_default(), b.as_str().unwrap_or_default());
             limits::work(state, left.len() + right.len())?;
-            // A string marked safe is `Markup`: what is added to it is escaped.
+            // A string marked safe is `Markup`, which escapes what is added to it.
             if a.is_safe() == b.is_safe() {
                 let joined = [left, right].concat();
                 return Ok(if a.is_safe() {
@@ -225,7 +225,7 @@ fn negative(a: &Value) -> Result<Value, Error> {
     }
 }
 
-/// `a ~ b`: both as strings.
+/// `a ~ b`: the operands as strings, joined.
 fn concatenate(state: &mut State, a: &Value, b: &Value) -> Result<Value, Error> {
     let joined = text::str(a) + &text::str(b);
     limits::work(state, joined.len())?;

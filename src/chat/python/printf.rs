@@ -40,7 +40,7 @@ pub fn format(state: &mut State, format: &str, values: &Value) -> Result<Value, 
         }
         limits::work(state, out.len())?;
     }
-    // Lists and mappings may hold more than is asked for.
+    // Lists and mappings may hold more values than the format uses.
     let exact = is_tuple(values.mapping)
         || matches!(
             values.mapping.kind(),
@@ -169,7 +169,7 @@ impl Field {
     }
 }
 
-/// Digits, or `*`: the next value.
+/// A width or precision: digits, or `*` for the next value.
 fn number(characters: &mut Peekable<Chars>, values: &mut Values) -> Result<Option<i64>, Error> {
     if characters.next_if_eq(&'*').is_some() {
         let value = values.take(None)?;

@@ -12,7 +12,7 @@ use super::{
     values::{error, is_tuple, iterate, type_name},
 };
 
-/// The methods.
+/// Names of the methods.
 pub const METHODS: &[&str] = &[
     "capitalize",
     "casefold",
@@ -56,7 +56,7 @@ pub const METHODS: &[&str] = &[
     "upper",
     "zfill",
 ];
-/// Widest padding.
+/// Largest width of padded text, in characters.
 const MAX_WIDTH: i64 = 1 << 16;
 
 /// Calls a method of `text`.
@@ -143,7 +143,7 @@ fn predicate(text: &str, method: &str) -> Option<bool> {
     })
 }
 
-/// A character in upper case, of several only the first: `ß` becomes `Ss`.
+/// A character in upper case; where that is several characters, only the first: `ß` becomes `Ss`.
 fn title_case(character: char) -> impl Iterator<Item = char> {
     let mut upper = character.to_uppercase();
     upper.next().into_iter().chain(upper.flat_map(char::to_lowercase))
@@ -348,7 +348,7 @@ fn words(text: &str, most: usize, from_right: bool) -> Vec<&str> {
     parts
 }
 
-/// The lines of a text, by all line ends that Python knows.
+/// The lines of a text, split at all line ends of Python's `splitlines`.
 pub fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let ends = |c: char| {
         matches!(

@@ -1,4 +1,4 @@
-//! Jinja's tests (`value is name`). Those that are not here are minijinja's.
+//! Jinja's tests (`value is name`). Tests that are not defined here are minijinja's.
 
 use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
@@ -7,7 +7,7 @@ use super::{
     values::{is_dict, type_name},
 };
 
-/// Registers the tests of Jinja, and no others.
+/// Registers the tests, and removes those that Jinja does not have.
 pub fn install(environment: &mut Environment<'static>) {
     for name in ["startingwith", "endingwith", "safe", "int"] {
         environment.remove_test(name);

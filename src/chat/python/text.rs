@@ -77,7 +77,8 @@ fn write(value: &Value, out: &mut String) {
     }
 }
 
-/// The shortest decimal form that reads back as the same number, `1e-05` and `1e+16` in exponents.
+/// The shortest decimal form that reads back as the same number; exponents are written as in
+/// `1e-05` and `1e+16`.
 pub fn float(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();
@@ -96,7 +97,7 @@ pub fn float(number: f64) -> String {
     }
 }
 
-/// A string in quotes: single ones unless it holds single and no double ones.
+/// The string in single quotes, or in double quotes if it holds single and no double ones.
 fn quote(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
@@ -135,7 +136,7 @@ pub fn is_printable(character: char) -> bool {
     escaped == 2
 }
 
-/// A string with the characters that mean something in HTML as entities.
+/// The string with HTML's special characters replaced by entities.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('>', "&gt;")

@@ -1,4 +1,4 @@
-//! Kinds of values, and their items.
+//! Types of values, and their items.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ pub fn is_tuple(value: &Value) -> bool {
     value.is_tuple() || value.downcast_object_ref::<Group>().is_some()
 }
 
-/// Refuses what cannot be a key of a dict or an item of a set.
+/// Refuses unhashable values, which cannot be keys of a dict or items of a set.
 pub fn check_hashable(value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Seq if is_tuple(value) => iterate(value)?.iter().try_for_each(check_hashable),
@@ -87,8 +87,8 @@ pub fn check_hashable(value: &Value) -> Result<(), Error> {
     }
 }
 
-/// The items that a loop over `value` sees: characters, list items, keys; nothing where it is
-/// undefined.
+/// The items that a loop over `value` sees: characters, list items, keys; an undefined value has
+/// none.
 pub fn iterate(value: &Value) -> Result<Vec<Value>, Error> {
     match value.kind() {
         ValueKind::String => {

@@ -12,12 +12,12 @@ use crate::chat::python::{
     values::{Group, check_hashable, error, is_dict, iterate, pairs, type_name, undefined},
 };
 
-/// What Python's generators are: items that can be looped over once.
+/// Stands for a Python generator: items that can be iterated once.
 fn generator(items: Vec<Value>) -> Value {
     Value::make_one_shot_iterator(items.into_iter())
 }
 
-/// The items of a value that filters by item take: none of what counts as false.
+/// The items of a value for filters over items; a false value has none.
 fn items_if_any(value: &Value) -> Result<Vec<Value>, Error> {
     if value.is_true() { iterate(value) } else { Ok(Vec::new()) }
 }
@@ -53,7 +53,7 @@ fn ignoring_case(value: &Value) -> Value {
     }
 }
 
-/// Sorts stably by a key that is computed once an item.
+/// Sorts stably by a key that is computed once per item.
 fn order_by<T: Clone>(
     items: &mut Vec<T>,
     reverse: bool,
@@ -92,7 +92,8 @@ pub fn sort(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
         Some(paths) => paths.split(',').map(|path| Some(Value::from(path.trim()))).collect(),
         None => vec![attribute],
     };
-    // Keys are lists, so that equal ones are never ordered.
+    // Keys are lists: comparing lists orders only the first unequal items, so equal values of an
+    // unordered type are accepted.
     order_by(&mut items, reverse, |item| {
         let keys = paths.iter().map(|path| sort_key(item, path, case_sensitive));
         Ok(Value::from(keys.collect::<Result<Vec<_>, _>>()?))

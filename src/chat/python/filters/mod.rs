@@ -11,7 +11,7 @@ use crate::chat::limits;
 mod lists;
 mod scalars;
 
-/// A filter: its value is the first argument.
+/// A filter; the value that it is applied to is its first argument.
 type Filter = fn(&mut State, &Arguments) -> Result<Value, Error>;
 
 const FILTERS: &[(&str, Filter)] = &[
@@ -63,7 +63,7 @@ const FILTERS: &[(&str, Filter)] = &[
     ("wordcount", scalars::word_count),
 ];
 
-/// Registers the filters of Jinja, and no others.
+/// Registers the filters, and removes those that Jinja does not have.
 pub fn install(environment: &mut Environment<'static>) {
     for name in ["bool", "chain", "lines", "pprint", "split", "urlencode", "zip"] {
         environment.remove_filter(name);
@@ -81,7 +81,7 @@ pub fn install(environment: &mut Environment<'static>) {
     }
 }
 
-/// The bytes that an operation on a value touches, roughly.
+/// Approximate number of bytes that an operation on a value touches.
 fn size(value: &Value) -> usize {
     match value.as_str() {
         Some(text) => text.len(),

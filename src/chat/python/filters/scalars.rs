@@ -16,7 +16,7 @@ pub fn attr(_: &mut State, arguments: &Arguments) -> Result<Value, Error> {
     let (value, name) = (arguments.value()?, arguments.required(1, "name")?);
     arguments.finish(2)?;
     match value.kind() {
-        // Only attributes, not the items of a dict.
+        // `attr` reads attributes, not the items of a dict.
         ValueKind::Map if is_dict(&value) => {
             let found = access::attribute(&value, &name)?;
             Ok(if access::is_method(&found) { found } else { Value::UNDEFINED })
