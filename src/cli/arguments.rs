@@ -12,7 +12,7 @@ use ladle::{
     soup::{OpenOptions, Soup},
 };
 
-/// Where imported models are, and whether the network may be used.
+/// The store of imported models that the options name.
 pub fn store(options: &StoreOptions) -> anyhow::Result<Store> {
     let models_dir = options
         .models_dir
@@ -27,7 +27,7 @@ pub fn open(soup: &Path, base: Option<PathBuf>, options: &StoreOptions) -> anyho
     Ok(store(options)?.open(soup, OpenOptions { base, verify_digests: true })?)
 }
 
-/// What a command line asks for; left out, the soup's default counts.
+/// Preference, extrapolation and rule of a command line; the soup's defaults stand for absent ones.
 pub struct Chosen<'a> {
     /// A preference as text.
     pub preference: Option<&'a str>,

@@ -68,7 +68,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     print_json(&Solved::new(&menu, &solution))
 }
 
-/// The tokens that open an answer under the base's chat template, where it has one that says.
+/// The tokens with which the base's chat template opens an answer; `None` without a template, or
+/// where they depend on the turn before.
 fn generation_prompt(soup: &Soup) -> anyhow::Result<Option<Vec<u32>>> {
     let Some(template) = ChatTemplate::from_dir(&soup.base_dir)? else { return Ok(None) };
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;

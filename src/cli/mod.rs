@@ -51,7 +51,7 @@ pub fn program() -> clap::Command {
     complete(Cli::command())
 }
 
-/// Parses the command line; ends the process with help or an error where it should.
+/// Parses the command line. Help and errors end the process.
 pub fn parse() -> Cli {
     let matches = program().get_matches();
     if let Some(("serve", serve)) = matches.subcommand() {

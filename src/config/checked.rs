@@ -62,7 +62,7 @@ pub struct ServeConfig {
     pub max_context: Option<usize>,
     pub limits: RequestLimits,
     pub drain_timeout: Duration,
-    /// Empty: no key is asked for.
+    /// Empty: requests need no key.
     pub api_keys: Vec<ApiKey>,
     pub allow_origin: Vec<String>,
     pub log: String,
@@ -72,7 +72,7 @@ pub struct ServeConfig {
 impl ServeOptions {
     /// Fills in defaults and checks every bound.
     pub fn check(self) -> Result<ServeConfig, OptionError> {
-        // Bodies are held in memory: above a gibibyte it is almost certainly a typo.
+        // Bodies are held in memory; a limit above a gibibyte is taken for a typo.
         let max_body = self.max_body().0;
         if !(1024..=1 << 30).contains(&max_body) {
             return Err(OptionError::Value {

@@ -1,4 +1,4 @@
-//! Environment variables beside those of the options.
+//! Environment variables that are not options.
 
 /// A variable that both programs read.
 pub struct Variable {
@@ -12,7 +12,7 @@ const fn variable(name: &'static str, meaning: &'static str, default: &'static s
     Variable { name, meaning, default }
 }
 
-/// All of them.
+/// All variables.
 pub const VARIABLES: [Variable; 9] = [
     variable(
         "LADLE_HOME",

@@ -1,20 +1,20 @@
-//! Why options don't make a configuration.
+//! Errors of options.
 
 use std::path::PathBuf;
 
-/// Why options don't make a configuration.
+/// Errors of options.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionError {
     #[error("{path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    /// The configuration file is no TOML.
+    /// The configuration file is not TOML.
     #[error("{path}: {message}")]
     Syntax {
         path: PathBuf,
-        /// The parser's, with line and column.
+        /// Message of the parser, with line and column.
         message: String,
     },
-    /// A key or a value of the configuration file is not right.
+    /// A key or a value of the configuration file is invalid.
     #[error("{path}, line {line}: {message}")]
     Key { path: PathBuf, line: usize, message: String },
     /// A value is out of its bounds.

@@ -1,5 +1,5 @@
-//! What both programs make of their command lines: parsing, error text, man pages, completions, and
-//! the tables of options in `docs/`.
+//! Command lines of both programs: parsing, error text, man pages, completions, and the tables of
+//! options in `docs/`.
 
 use std::{
     error::Error,
@@ -16,7 +16,7 @@ use super::environment;
 /// Prints why a program failed, and gives its exit code.
 pub fn exit<E: AsRef<dyn Error + Send + Sync>>(outcome: Result<(), E>) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    // A closed stderr leaves nobody to tell.
+    // An error of stderr itself cannot be reported.
     let _ = writeln!(io::stderr(), "error: {}", explain(error.as_ref()));
     ExitCode::FAILURE
 }
@@ -35,8 +35,8 @@ pub fn explain(error: &dyn Error) -> String {
     text
 }
 
-/// A program's command line as its users get it: its help lists the environment, and values such as
-/// `-0.5` are taken where a value is due.
+/// Completes a program's command: its help lists the environment, and values such as `-0.5` are
+/// accepted as values of arguments.
 pub fn complete(command: Command) -> Command {
     with_negative_numbers(command).after_help(environment::help())
 }
@@ -74,7 +74,7 @@ pub enum Pages {
     },
 }
 
-/// Why a page was not made.
+/// Why a page was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
     #[error("{}: {source}", path.display())]
@@ -86,7 +86,7 @@ pub enum PageError {
 }
 
 impl Pages {
-    /// Makes what is asked for from the program's command.
+    /// Generates the output from the program's command.
     pub fn run(self, mut program: Command) -> Result<(), PageError> {
         let name = program.get_name().to_owned();
         match self {
@@ -115,7 +115,7 @@ impl Pages {
 const BEGIN: &str = "<!-- options: ";
 const END: &str = "<!-- end of options -->";
 
-/// Stands in a marker for the table of environment variables.
+/// Name of the table of environment variables in a marker.
 const ENVIRONMENT: &str = "environment";
 
 /// The page with the text between `<!-- options: COMMAND… -->` and `<!-- end of options -->`
@@ -149,7 +149,7 @@ fn refreshed(page: &str, program: &mut Command) -> Result<String, String> {
     Ok(fresh)
 }
 
-/// What a command is for, how it is called, and a row for each argument.
+/// A command's purpose and usage, and a row for each argument.
 fn table(command: &mut Command) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let usage = command.render_usage().to_string().replace("Usage: ", "");

@@ -48,7 +48,7 @@ struct Layers {
     patterns: Vec<Regex>,
 }
 
-/// Largest rank that is believed.
+/// Largest accepted rank.
 const MAX_RANK: u64 = 1 << 20;
 
 impl LoraConfig {

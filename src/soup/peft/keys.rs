@@ -6,7 +6,6 @@ use serde_json::Value;
 /// A key of `adapter_config.json`.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// Its name.
     pub name: &'static str,
     /// Which values are accepted.
     pub rule: Rule,
@@ -17,13 +16,13 @@ pub struct Key {
 /// Which values of a key are accepted.
 #[derive(Debug, Clone, Copy)]
 pub enum Rule {
-    /// All that can be parsed; they decide the function.
+    /// Every value that can be parsed; it decides the function.
     Served,
     /// All: the key plays no part in what the trained adapter computes.
     Ignored,
     /// These JSON texts, and an absent or null key.
     Only(&'static [&'static str]),
-    /// None but an absent key, null, false, `[]` and `{}`.
+    /// Only an absent key, null, false, `[]` and `{}`.
     Unset,
 }
 
@@ -42,7 +41,7 @@ impl Rule {
         }
     }
 
-    /// What would be accepted, for messages.
+    /// The accepted values, for error messages.
     pub fn expected(self) -> String {
         match self {
             Self::Served | Self::Ignored => "any value".to_owned(),
