@@ -129,7 +129,7 @@ pub enum Command {
     Pages(Pages),
 }
 
-/// The program's whole command line; what is logged can be said anywhere on it.
+/// The program's command line; the options of logging are accepted after any command.
 pub fn program() -> clap::Command {
     complete(Cli::command().mut_args(|arg| arg.global(true)))
 }
@@ -182,7 +182,8 @@ pub struct Sweep {
     pub seeds: Vec<u64>,
 }
 
-/// A preference on the command line (a type of its own, for clap reads a `Vec` as a repeated value).
+/// A preference on the command line; a type of its own, because clap reads a `Vec` as a repeated
+/// value.
 #[derive(Debug, Clone)]
 pub struct Weights(pub Vec<f64>);
 

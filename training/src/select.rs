@@ -32,13 +32,13 @@ use crate::{
 /// Why nothing could be selected.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
-    /// A run stopped.
+    /// Error of a run.
     #[error(transparent)]
     Run(#[from] RunError),
     /// The measure cannot be computed.
     #[error(transparent)]
     Front(#[from] FrontError),
-    /// A point of the grid that is no preference.
+    /// A point of the grid is not a preference.
     #[error(transparent)]
     Preference(#[from] PreferenceError),
     /// There are no validation prompts.
@@ -50,17 +50,17 @@ pub enum SelectError {
     /// None of the validation prompts is of a type that a reward judges.
     #[error("--prompts: {0} judges none of the validation prompts chosen, expected more of them")]
     Unjudged(String),
-    /// There is no α to compare.
+    /// `--alphas` is empty.
     #[error("--alphas names none, expected at least one")]
     NoAlphas,
-    /// None of them is to be answered.
+    /// No validation prompt is to be answered.
     #[error("--prompts is 0, expected at least 1")]
     NoPrompts,
 }
 
 type Result<T> = std::result::Result<T, SelectError>;
 
-/// Candidates with their scores, for people.
+/// Candidates with their scores, for display.
 pub struct Table {
     name: &'static str,
     score: &'static str,
@@ -79,8 +79,8 @@ impl fmt::Display for Table {
     }
 }
 
-/// Updates of a trial of a β, the first of the whole run: a fifth (Bone Soups §3.2), but at least 20,
-/// before which nothing has been learned that could be compared.
+/// Updates of a trial of a β, the first of the whole run: a fifth (Bone Soups §3.2), but at least
+/// 20, because fewer teach too little to compare.
 pub fn trial_steps(steps: u64) -> u64 {
     (steps / 5).max(20).min(steps)
 }
@@ -147,7 +147,7 @@ pub fn alphas(run: &Run, alphas: &[f64], prompts: usize) -> Result<AlphaTable> {
     Ok(AlphaTable { scalar, own, score })
 }
 
-/// What the extrapolations reached.
+/// Scores of the extrapolations.
 pub struct AlphaTable {
     scalar: Table,
     own: Vec<(String, f64)>,
@@ -170,7 +170,7 @@ impl fmt::Display for AlphaTable {
     }
 }
 
-/// What a choice needs, asked for before anything is trained.
+/// Checks that a choice is possible, before anything is trained.
 fn check(run: &Run, prompts: usize) -> Result<()> {
     match prompts {
         _ if run.aim.matrix().is_none() => Err(SelectError::OnePolicy),
@@ -186,8 +186,8 @@ fn preferences(run: &Run) -> Vec<Vec<f64>> {
     grid(n, if n == 2 { 10 } else { 4 })
 }
 
-/// Mean standardised rewards of the soup over the grid, one row a preference; the same prompts and
-/// random numbers for all.
+/// Mean standardised rewards of the soup over the grid, one row per preference; the same prompts
+/// and random numbers for all.
 fn front(
     run: &Run,
     standardiser: &Standardiser,
@@ -220,7 +220,7 @@ fn solve(mixing: &MixingMatrix, weights: &[f64], alpha: &Alpha) -> Result<Coeffi
     Ok(mixing.solve(&preference, alpha).coefficients)
 }
 
-/// θ_sft + Σ cᵢ Δᵢ, nothing merged: each backbone's scale times its coefficient.
+/// θ_sft + Σ cᵢ Δᵢ without a merge: each backbone's scale is multiplied by its coefficient.
 fn soup(
     run: &Run,
     sft: Option<&Lora>,

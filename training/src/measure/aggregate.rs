@@ -1,5 +1,5 @@
-//! `aggregate`: several evaluations of one comparison, each of another training seed, put together:
-//! means and spread over the seeds, and paired differences with intervals over seeds and prompts.
+//! `aggregate`: combines evaluations of one comparison, each of another training seed: means and
+//! spread over the seeds, and paired differences with intervals over seeds and prompts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,44 +23,41 @@ use crate::{
     },
 };
 
-/// Why evaluations cannot be put together.
+/// Why evaluations cannot be combined.
 #[derive(Debug, thiserror::Error)]
 pub enum AggregateError {
-    /// A file.
+    /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] CheckpointError),
     /// `samples.csv` cannot be read.
     #[error(transparent)]
     Samples(#[from] DataError),
-    /// `front.json` is none of this program.
+    /// `front.json` does not have this program's format.
     #[error("{path}: {reason}")]
     Front {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
         reason: String,
     },
-    /// Too few of them.
+    /// Fewer than two evaluations.
     #[error("{0} evaluations, expected at least 2, one for each training seed")]
     Few(usize),
-    /// Two evaluations are not of one comparison.
+    /// Two evaluations are not of the same comparison.
     #[error("{path}: {what} differ from those of {first}")]
     Differ {
-        /// One of them.
+        /// The evaluation that differs.
         path: PathBuf,
-        /// Another one.
+        /// The evaluation that it is compared with.
         first: PathBuf,
-        /// What differs.
         what: &'static str,
     },
-    /// The baseline is not in all of them.
+    /// An evaluation lacks the baseline.
     #[error("{path}: no method {name:?}; it has {known}")]
     Baseline {
-        /// The evaluation.
         path: PathBuf,
         /// The baseline.
         name: String,
-        /// The methods there are.
+        /// Methods of the evaluation.
         known: String,
     },
 }
@@ -70,9 +67,7 @@ type Result<T> = std::result::Result<T, AggregateError>;
 /// A mean over training seeds, with the standard deviation between them (over n − 1).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// Mean.
     pub mean: f64,
-    /// Standard deviation.
     pub deviation: f64,
 }
 
@@ -92,9 +87,8 @@ pub struct Row {
     pub method: String,
     /// Testing reward over the grid.
     pub testing: Option<Spread>,
-    /// By region of the simplex.
+    /// Testing reward by region of the simplex.
     pub regions: BTreeMap<&'static str, Spread>,
-    /// Hypervolume.
     pub hypervolume: Option<Spread>,
     /// Mean gap to the oracles.
     pub oracle_gap: Option<Spread>,
@@ -102,14 +96,14 @@ pub struct Row {
     pub gains: BTreeMap<&'static str, Interval>,
 }
 
-/// What the evaluations say together.
+/// The combined result of the evaluations.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Aggregate {
-    /// Training seeds.
+    /// Number of training seeds.
     pub seeds: usize,
-    /// Answers of each point and seed.
+    /// Number of answers of each point and training seed.
     pub answers: usize,
-    /// What is compared with.
+    /// Method that the others are compared with.
     pub baseline: String,
     /// The methods that all evaluations have.
     pub rows: Vec<Row>,
@@ -120,15 +114,15 @@ pub struct Aggregate {
 /// A point's answers: testing rewards by row and sampling seed.
 type Answers = BTreeMap<(String, String), f64>;
 
-/// One evaluation.
+/// An evaluation, read from its directory.
 struct Evaluated {
     path: PathBuf,
     front: FrontFile,
-    /// By method, one a preference of the grid.
+    /// By method, one entry per preference of the grid.
     values: BTreeMap<String, Vec<Answers>>,
 }
 
-/// Puts the evaluations in `directories` together.
+/// Combines the evaluations in `directories`.
 pub fn aggregate(directories: &[PathBuf], baseline: &str) -> Result<Aggregate> {
     if directories.len() < 2 {
         return Err(AggregateError::Few(directories.len()));
@@ -158,7 +152,7 @@ pub fn aggregate(directories: &[PathBuf], baseline: &str) -> Result<Aggregate> {
     })
 }
 
-/// What a method is called whose α each evaluation chose for itself.
+/// Suffix of the name of a method whose α each evaluation chose itself.
 const CHOSEN: &str = ", chosen α";
 
 impl Evaluated {
@@ -294,8 +288,8 @@ fn row(all: &[Evaluated], name: String, baseline: &str) -> Row {
     }
 }
 
-/// By how much the answers of a method are better than the baseline's, mean over the preferences
-/// that are `inside`; one number an answer, in one order for all evaluations.
+/// Gain of each answer of a method over the baseline's, mean over the preferences that are
+/// `inside`; one number per answer, in the same order for all evaluations.
 fn differences(
     one: &Evaluated,
     name: &str,

@@ -23,13 +23,13 @@ use crate::{
 
 type Result<T> = std::result::Result<T, CheckpointError>;
 
-/// Which rows an answer is to.
+/// Part of the data that a prompt belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
-    /// Those that choices are made on.
+    /// Rows that choices are made on.
     Validation,
-    /// Those that are reported.
+    /// Rows that results are reported on.
     Test,
 }
 
@@ -44,19 +44,19 @@ pub struct Answer {
     pub logits: bool,
     /// Seed of the sampling.
     pub seed: u64,
-    /// Which rows the prompt is of.
+    /// Part of the data that the prompt belongs to.
     pub part: Part,
     /// Id of the prompt.
     pub row: String,
-    /// Its text.
+    /// Text of the answer.
     pub response: String,
-    /// Its tokens, end of sequence included.
+    /// Token ids, end of sequence included.
     pub tokens: Vec<u32>,
     /// log π of the tokens under the model that gave them at T = 1, nats.
     pub log_prob: f64,
-    /// Whether it ended by itself.
+    /// Whether it ended before the limit on its length.
     pub finished: bool,
-    /// One an objective; none of a reward that does not judge its type of task.
+    /// One per objective; `None` where the reward does not judge the prompt's type of task.
     pub rewards: Vec<Option<f64>>,
 }
 
@@ -81,16 +81,14 @@ pub fn weights(model: &Model) -> (bool, &[f64]) {
     }
 }
 
-/// What is asked of one model of a soup: prompts of one part under every seed.
+/// A request to one model of a soup: prompts of one part under every seed.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
     /// Digest of the soup.
     pub soup: &'a str,
-    /// The model.
     pub model: &'a Model,
-    /// Which rows the prompts are.
+    /// Part of the data that the prompts belong to.
     pub part: Part,
-    /// The prompts.
     pub prompts: &'a [&'a Prompt],
     /// Seeds of the sampling.
     pub seeds: &'a [u64],
@@ -109,14 +107,15 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// All answers so far.
+/// The answers of an evaluation so far, kept in a file.
 pub struct Book {
     lines: Lines<Answer>,
     known: BTreeMap<Key, BTreeMap<(Part, String, u64), Answer>>,
 }
 
 impl Book {
-    /// Reads the whole lines of the file; a line that a kill cut short is dropped.
+    /// Reads the complete lines of the file; a line that a killed process left incomplete is
+    /// dropped.
     pub fn open(path: &Path) -> Result<Self> {
         let (lines, answers) = Lines::open(path)?;
         let mut book = Self { lines, known: BTreeMap::new() };
@@ -137,7 +136,7 @@ impl Book {
         Ok(())
     }
 
-    /// What has no answer yet.
+    /// The prompts and seeds without an answer.
     pub fn missing<'a>(&self, asked: &Asked<'a>) -> Vec<(&'a Prompt, u64)> {
         let known = self.known.get(&asked.key());
         let answered = |(prompt, seed): &(&Prompt, u64)| {
@@ -163,7 +162,8 @@ pub struct Lines<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Lines<T> {
-    /// Opens a file and reads its whole lines; one that a kill cut short is dropped.
+    /// Opens a file and reads its complete lines; one that a killed process left incomplete is
+    /// dropped.
     pub fn open(path: &Path) -> Result<(Self, Vec<T>)> {
         let io = |error| CheckpointError::io(path)(error);
         let bytes = match fs::read(path) {

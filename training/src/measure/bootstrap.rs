@@ -19,8 +19,8 @@ pub struct Interval {
 }
 
 /// The interval of the mean of `differences[seed][prompt]` (equally many prompts in every seed):
-/// seeds and prompts are resampled with replacement, independently of each other, as all seeds
-/// answer the same prompts. `None` of no differences.
+/// seeds and prompts are resampled with replacement, independently of each other, because all seeds
+/// answer the same prompts. `None` without differences.
 pub fn crossed(differences: &[Vec<f64>], resamples: usize, seed: u64) -> Option<Interval> {
     let (seeds, prompts) = (differences.len(), differences.first()?.len());
     if prompts == 0 || differences.iter().any(|row| row.len() != prompts) {

@@ -1,4 +1,4 @@
-//! How the methods of an evaluation stand to each other: paired gains, gaps to the oracles, regimes.
+//! Comparison of an evaluation's methods: paired gains, gaps to the oracles, regimes.
 
 use super::{
     answers::Answer,
@@ -13,13 +13,13 @@ use crate::rl::balance::Standardiser;
 
 /// A measured method with the answers behind it.
 pub struct Swept<'a> {
-    /// What was measured over the grid.
+    /// Measurements over the grid.
     pub front: MethodFront,
-    /// Which of the evaluated runs it serves.
+    /// Index of the run that it serves.
     pub run: usize,
     /// Answers of every point of the grid, in one order of prompts and seeds.
     pub answers: Vec<Vec<&'a Answer>>,
-    /// Points at the preferences of the columns; empty where it was not asked.
+    /// Points at the preferences of the columns; empty where the method did not answer them.
     pub extra: Vec<Point>,
 }
 
@@ -31,7 +31,7 @@ pub fn compare(
     standardiser: &Standardiser,
 ) -> (Vec<MethodFront>, Vec<Oracle>) {
     let of_kind = |kind: Kind| swept.iter().position(|s| s.front.kind == Some(kind));
-    // Of single policies the first one.
+    // The first of the single policies.
     let baseline = of_kind(Kind::Rewarded).or_else(|| of_kind(Kind::Policy));
     let gains: Vec<Option<Gain>> = swept
         .iter()

@@ -10,16 +10,16 @@ use super::{
 pub struct Candidate {
     /// The candidate's β or α.
     pub value: f64,
-    /// Mean rewards, one row a preference of the grid.
+    /// Mean rewards, one row per preference of the grid.
     pub solutions: Vec<Vec<f64>>,
 }
 
 /// The candidates compared.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
-    /// Place of the best in the list.
+    /// Index of the best candidate.
     pub best: usize,
-    /// Score of each, in order.
+    /// Score of each candidate, in order.
     pub scores: Vec<f64>,
 }
 

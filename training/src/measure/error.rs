@@ -10,19 +10,19 @@ use crate::{checkpoint::CheckpointError, error::RunError, rewards::RewardError};
 /// Why an evaluation stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
-    /// A run, its data or its base.
+    /// Error of a run, its data or its base.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// A file.
+    /// Error of a file.
     #[error(transparent)]
     File(#[from] CheckpointError),
-    /// A reward.
+    /// Error of a reward.
     #[error(transparent)]
     Reward(#[from] RewardError),
-    /// The metrics.
+    /// Error of the metrics.
     #[error(transparent)]
     Front(#[from] FrontError),
-    /// A point of the sweep that is no preference.
+    /// A point of the sweep is not a preference.
     #[error(transparent)]
     Preference(#[from] PreferenceError),
     /// A soup cannot be opened or served.
@@ -30,7 +30,6 @@ pub enum EvaluateError {
     Soup {
         /// The soup's directory.
         path: PathBuf,
-        /// Why.
         reason: String,
     },
     /// The engine gave no answer.
@@ -40,10 +39,9 @@ pub enum EvaluateError {
         row: String,
         /// c over the backbones.
         coefficients: Vec<f64>,
-        /// Why.
         reason: String,
     },
-    /// What is asked for cannot be compared.
+    /// The runs or settings cannot be compared.
     #[error("{0}")]
     Settings(String),
 }

@@ -37,11 +37,11 @@ use crate::{
 
 type Result<T> = std::result::Result<T, EvaluateError>;
 
-/// What an evaluation found.
+/// Result of an evaluation.
 pub struct Evaluation {
     /// Points and metrics of all methods.
     pub front: FrontFile,
-    /// Answers to some prompts.
+    /// Example answers for the report.
     pub shown: Vec<Shown>,
 }
 
@@ -90,7 +90,7 @@ pub fn evaluate(
     Ok(Evaluation { front, shown })
 }
 
-/// From answers to points.
+/// Turns answers into points.
 struct Measuring<'a> {
     sweep: &'a Sweep<'a>,
     book: &'a Book,
@@ -133,7 +133,7 @@ impl<'a> Measuring<'a> {
         Ok(point.map_err(RunError::from)?)
     }
 
-    /// θ_sft and every method that was asked.
+    /// Points of θ_sft and of every method that was asked.
     fn methods(&self, answered: &Answered) -> Result<Vec<Swept<'a>>> {
         let sweep = self.sweep;
         let grid = &sweep.settings.fixed.preferences;
@@ -186,8 +186,8 @@ fn samples(swept: &[Swept<'_>], objectives: &[String]) -> String {
 /// Prompts whose answers the report shows.
 const SHOWN: usize = 4;
 
-/// What θ_sft, and the first method at the corners of the simplex and in its middle, answered to the
-/// first prompts under the first seed.
+/// Answers to the first prompts under the first seed: those of θ_sft, and of the first method at
+/// the corners and in the middle of the simplex.
 fn shown(
     swept: &[Swept<'_>],
     prompts: &[&Prompt],
@@ -227,8 +227,8 @@ fn shown(
     each.collect()
 }
 
-/// Writes how the answers are made, or checks that the directory holds the same evaluation. Answers
-/// name their soup, so other runs and methods may join later; prompts and decoding must stay.
+/// Writes the settings of the answers, or checks that the directory has the same ones. Answers name
+/// their soup, so other runs and methods may join later; prompts and decoding must stay.
 fn claim(out: &Path, fixed: &Fixed) -> Result<()> {
     let path = out.join("evaluation.toml");
     let text = to_toml(&path, fixed)?;

@@ -3,35 +3,31 @@
 
 use std::cmp::Ordering;
 
-/// What is wrong with a front.
+/// Why a front cannot be measured.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum FrontError {
     /// Points of different dimension.
     #[error("point {index} of {name} has {got} objectives, expected {expected}")]
     Dimension {
-        /// Which points.
+        /// Name of the set of points.
         name: &'static str,
-        /// Which of them.
         index: usize,
-        /// Objectives expected.
         expected: usize,
-        /// Its objectives.
+        /// Number of its objectives.
         got: usize,
     },
     /// A coordinate that is not finite.
     #[error("point {index} of {name} holds {value}")]
     NotFinite {
-        /// Which points.
+        /// Name of the set of points.
         name: &'static str,
-        /// Which of them.
         index: usize,
-        /// The coordinate.
         value: f64,
     },
-    /// Nothing to measure.
+    /// A set of points is empty.
     #[error("there are no {name}")]
     Empty {
-        /// Which points.
+        /// Name of the set of points.
         name: &'static str,
     },
     /// Preferences and solutions differ in number.
@@ -44,7 +40,7 @@ pub enum FrontError {
     },
 }
 
-/// Checks that points are finite and of one dimension, which it gives.
+/// Checks that points are finite and of one dimension; returns the dimension.
 fn check(name: &'static str, points: &[Vec<f64>]) -> Result<usize, FrontError> {
     let expected = points.first().map_or(0, Vec::len);
     if expected == 0 {

@@ -34,7 +34,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in the order of a report.
+    /// All methods, in the order of a report.
     pub const ALL: [Self; 8] = [
         Self::Bone,
         Self::Realised,
@@ -46,12 +46,12 @@ impl Kind {
         Self::Policy,
     ];
 
-    /// Whether a grid of α is searched for it.
+    /// Whether a grid of α is searched for the method.
     pub fn extrapolates(self) -> bool {
         matches!(self, Self::Bone | Self::Realised | Self::Rewarded)
     }
 
-    /// What it is, for a reader of a report.
+    /// Description for readers of a report.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Bone => "λ = B⁻¹μ with the B that was asked for",
@@ -71,7 +71,7 @@ impl Kind {
 pub struct Model {
     /// c over the backbones and θ_sft; for logits, that of θ_sft alone.
     pub coefficients: Coefficients,
-    /// Weights or logits.
+    /// Whether weights or logits are combined.
     pub combine: Combine,
 }
 
@@ -95,9 +95,8 @@ impl Model {
 pub struct Method {
     /// Its name in the report, with α where that is not 0.
     pub name: String,
-    /// What it does.
     pub kind: Kind,
-    /// Which of the evaluated runs it serves.
+    /// Index of the run that it serves.
     pub run: usize,
     /// Extrapolation.
     pub alpha: f64,
@@ -135,19 +134,17 @@ impl Method {
 /// A method that is not evaluated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Its name.
     pub method: String,
-    /// Why.
     pub reason: String,
 }
 
-/// What of a run decides its methods.
+/// The parts of a run that decide its methods.
 pub struct Trained<'a> {
-    /// Which of the evaluated runs it is.
+    /// Index of the run.
     pub run: usize,
     /// Tells methods of one name apart: empty for the subject.
     pub label: &'a str,
-    /// B; none of a single policy.
+    /// B; `None` of a single policy.
     pub nominal: Option<&'a MixingMatrix>,
     /// Whether B is the identity: one reward a backbone.
     pub identity: bool,
@@ -158,7 +155,7 @@ pub struct Trained<'a> {
 }
 
 impl Trained<'_> {
-    /// The methods of `kinds` that the run serves, at α = 0, and those that it cannot.
+    /// The methods of `kinds` that the run serves, at α = 0, and those that it cannot serve.
     pub fn methods(&self, kinds: &[Kind], taken: &[Method]) -> (Vec<Method>, Vec<LeftOut>) {
         let (mut methods, mut left_out) = (Vec::new(), Vec::new());
         let Some(nominal) = self.nominal else {
@@ -217,7 +214,8 @@ impl Trained<'_> {
     }
 }
 
-/// Refuses a realised B whose λ would leave the hull of what was trained by far.
+/// Refuses an ill-conditioned realised B, whose λ would lie far outside the hull of the trained
+/// backbones.
 fn well_conditioned(matrix: MixingMatrix) -> Result<MixingMatrix, String> {
     let condition = matrix.condition();
     if condition <= MAX_REALISED_CONDITION {

@@ -1,5 +1,5 @@
 //! Small plots as inline SVG: scatter and line charts, and ternary maps. Colours are CSS classes of
-//! the page (`s0`, `s1` …), so that light and dark need no second drawing.
+//! the page (`s0`, `s1` …), so that one drawing serves light and dark pages.
 
 use std::fmt::Write;
 
@@ -22,7 +22,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// A number for people: four significant digits, no trailing zeros.
+/// A number for display: four significant digits, no trailing zeros.
 pub fn number(x: f64) -> String {
     if x == 0.0 || !x.is_finite() {
         return format!("{x}");
@@ -44,13 +44,13 @@ pub fn number(x: f64) -> String {
 pub enum Mark {
     /// A line through the points.
     Line,
-    /// A dot a point.
+    /// A dot at each point.
     Dots,
     /// Both.
     LineAndDots,
 }
 
-/// A point with what a pointer over it reads.
+/// A point with its tooltip.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dot {
     /// Abscissa.
@@ -177,7 +177,7 @@ fn frame(svg: &mut String, x: &Axis, y: &Axis, x_title: &str, y_title: &str) {
     );
 }
 
-/// A marker whose shape differs from colour to colour, for those who see no colours.
+/// A marker whose shape depends on the colour, for readers who cannot tell the colours apart.
 pub fn marker(svg: &mut String, colour: usize, x: f64, y: f64, label: &str) {
     let shape = match colour % 4 {
         0 => format!(r#"<circle cx="{x:.1}" cy="{y:.1}" r="4""#),
@@ -215,7 +215,7 @@ pub fn ternary(
         format!(r#"<svg viewBox="0 0 340 350" role="img" aria-label="{title} over preferences">"#);
     let (side, left) = (240.0, 50.0);
     let height = side * 3f64.sqrt() / 2.0;
-    // How many steps the grid has along a side decides the size of a cell.
+    // The number of grid steps along a side decides the size of a cell.
     let rows = ((8.0 * finite().count() as f64 + 1.0).sqrt() - 3.0) / 2.0;
     let radius = (side / rows.max(1.0) * 0.5).clamp(3.0, 24.0);
     let top = 24.0 + radius;
@@ -256,7 +256,8 @@ fn legend(svg: &mut String, low: f64, high: f64) {
     );
 }
 
-/// Dark blue over green to yellow: even in lightness, and readable without red and green.
+/// Dark blue over green to yellow: uniform in lightness, and readable without telling red from
+/// green.
 fn ramp(share: f64) -> String {
     const STOPS: [[f64; 3]; 5] = [
         [68.0, 1.0, 84.0],

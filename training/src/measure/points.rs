@@ -1,4 +1,4 @@
-//! From the answers of one point of a sweep to its figures. Pure.
+//! Figures of one point of a sweep, from its answers. Pure.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ use crate::{
 pub struct Point {
     /// μ, normalised, in the order of the objectives.
     pub preference: Vec<f64>,
-    /// λ of the preference; none for θ_sft.
+    /// λ of the preference; `None` for θ_sft.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lambda: Option<Vec<f64>>,
     /// Mean reward of every objective over prompts and seeds, in its own unit.
@@ -30,7 +30,7 @@ pub struct Point {
     pub kl: Option<f64>,
     /// Whether θ_sft is at least as good in every reward and better in one.
     pub dominated: bool,
-    /// What the answers look like.
+    /// Statistics of the answers' text.
     pub text: Text,
 }
 
@@ -41,16 +41,16 @@ impl Point {
     }
 }
 
-/// What answers look like, beside their rewards.
+/// Statistics of the text of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Text {
     /// Mean number of words.
     pub words: f64,
-    /// Share that ended by themselves.
+    /// Share that ended before the limit on their length.
     pub finished: f64,
     /// Distinct pairs of neighbouring words over all such pairs.
     pub distinct_2: f64,
-    /// Mean ROUGE-L F-measure against the best reference; none without references.
+    /// Mean ROUGE-L F-measure against the best reference; `None` without references.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rouge_l: Option<f64>,
 }

@@ -1,4 +1,4 @@
-//! log π_sft of answers: what the KL of a model to θ_sft is estimated from.
+//! log π_sft of answers, from which the KL of a model to θ_sft is estimated.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,8 +37,8 @@ struct Scored {
 pub struct Reference(HashMap<(String, Vec<u32>), f64>);
 
 impl Reference {
-    /// Scores the answers to `prompts`; what the file at `path` has is not scored again, the rest is
-    /// added to it. Answers to one prompt share its rows, whichever model gave them.
+    /// Scores the answers to `prompts` that the file at `path` lacks, and adds them to it. Answers
+    /// to one prompt share its rows, whichever model gave them.
     pub fn of(
         run: &Run,
         prompts: &[&Prompt],
@@ -99,7 +99,7 @@ impl Reference {
     }
 }
 
-/// θ_sft as the frozen network of training, without anything that learns.
+/// θ_sft as the frozen network of training, without trainable parameters.
 fn policy(run: &Run) -> Result<Policy, RunError> {
     let frozen = match run.sft()? {
         None => run.base.weights.clone(),

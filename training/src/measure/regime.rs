@@ -1,4 +1,5 @@
-//! In which regime a soup is: whether B⁻¹μ can pay, and what to change where it cannot. Pure.
+//! The regime of a soup: whether B⁻¹μ can improve its front, and what to change where it cannot.
+//! Pure.
 
 use nalgebra::{DMatrix, DVector};
 
@@ -33,7 +34,7 @@ impl Region {
     }
 }
 
-/// What the regime of one method's sweep follows from.
+/// The figures that decide the regime of one method's sweep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sweep {
     /// R² of the standardised rewards as a linear function of λ; `None` where they do not vary.
@@ -60,7 +61,7 @@ pub struct Corner {
     pub dominated: bool,
 }
 
-/// The lines that tell a user what the sweep means, at least one.
+/// Conclusions from the sweep, for a user: at least one line.
 pub fn verdicts(sweep: &Sweep) -> Vec<String> {
     let mut lines = Vec::new();
     for Corner { objective, kl, backbone_kl, dominated } in &sweep.corners {

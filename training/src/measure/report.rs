@@ -1,5 +1,5 @@
-//! The report that a person reads: one HTML file without any reference to the outside, with the
-//! metrics, the front, the maps over preferences, curves of training and samples; light and dark.
+//! The report as one self-contained HTML file, light and dark: the metrics, the front, the maps
+//! over preferences, curves of training and samples.
 
 use super::{
     front::non_dominated,
@@ -20,19 +20,18 @@ pub struct Curve {
     pub series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-/// A response to show.
+/// Responses to one prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shown {
-    /// The prompt, or the part of it worth reading.
+    /// The prompt, or an excerpt of it.
     pub prompt: String,
     /// `(preference or method, response)`.
     pub responses: Vec<(String, String)>,
 }
 
-/// All that the report says.
+/// Content of the report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// Heading.
     pub title: String,
     /// Facts of the run as `(name, value)`: base, data, seeds, command, versions.
     pub facts: Vec<(String, String)>,
@@ -40,7 +39,6 @@ pub struct Report {
     pub front: FrontFile,
     /// Curves of training, in the order to show.
     pub curves: Vec<Curve>,
-    /// Samples.
     pub samples: Vec<Shown>,
 }
 
@@ -138,7 +136,7 @@ impl Report {
         page.push_str("</ul>");
     }
 
-    /// What the methods are.
+    /// Descriptions of the methods.
     fn meanings(&self) -> String {
         let present = |kind: &Kind| self.front.methods.iter().find(|m| m.kind == Some(*kind));
         let lines = Kind::ALL.iter().filter_map(|kind| {

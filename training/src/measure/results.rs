@@ -16,15 +16,15 @@ use super::{
 /// Version of the file's layout.
 pub const FORMAT: u32 = 2;
 
-/// Where hypervolumes are measured from, in σ below θ_sft's sampled mean.
+/// Reference point of hypervolumes, in every objective: σ above θ_sft's sampled mean.
 pub const REFERENCE: f64 = -0.5;
 
-/// An objective as it was measured.
+/// An objective with the scale of its reward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Objective {
     /// Name, as in the soup.
     pub name: String,
-    /// What 1 of its reward is.
+    /// Unit of its reward.
     pub unit: String,
     /// Mean reward of θ_sft's sampled training responses: 0 σ.
     pub mean: f64,
@@ -49,7 +49,7 @@ pub struct Metrics {
     pub spacing: f64,
 }
 
-/// Mean testing reward by region of the simplex, in σ; none where the grid has no such point.
+/// Mean testing reward by region of the simplex, in σ; `None` where the grid has no point in it.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Regions {
     /// All weight on one objective.
@@ -60,10 +60,10 @@ pub struct Regions {
     pub interior: Option<f64>,
 }
 
-/// By how much the testing reward differs from the baseline's, in σ, paired by prompt.
+/// Difference of the testing reward to the baseline's, in σ, paired by prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gain {
-    /// The baseline.
+    /// Name of the baseline.
     pub over: String,
     /// Over the whole grid.
     pub all: Interval,
@@ -76,11 +76,11 @@ pub struct Gain {
 pub struct MethodFront {
     /// E.g. `bone soup (nominal)`, `rewarded soup, α = 0.25`.
     pub method: String,
-    /// What it does; none for θ_sft.
+    /// `None` for θ_sft.
     pub kind: Option<Kind>,
     /// Extrapolation.
     pub alpha: f64,
-    /// One a preference, in the order of the grid.
+    /// One per preference, in the order of the grid.
     pub points: Vec<Point>,
     /// Metrics of the points, in σ.
     pub metrics: Metrics,
@@ -90,11 +90,11 @@ pub struct MethodFront {
     pub regions: Regions,
     /// R² of the rewards as a linear function of λ.
     pub r_squared: Option<f64>,
-    /// Against Rewarded Soup, where that is compared.
+    /// Gain over the baseline, where one is compared.
     pub gain: Option<Gain>,
-    /// Mean gap Σ μᵢ(oracle − method) over the oracles that are no backbone of the method's own.
+    /// Mean gap Σ μᵢ(oracle − method) over the oracles that are not backbones of the method itself.
     pub oracle_gap: Option<f64>,
-    /// What the sweep means, for a user.
+    /// Conclusions from the sweep, for a user.
     pub verdicts: Vec<String>,
 }
 
@@ -109,16 +109,15 @@ pub struct Oracle {
     pub gaps: Vec<(String, f64)>,
 }
 
-/// How α was chosen.
+/// The choice of α for one method, on validation prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Selected {
-    /// The method.
     pub method: String,
-    /// Candidates.
+    /// Candidate values.
     pub alphas: Vec<f64>,
     /// Mean testing reward of each on validation prompts, in σ.
     pub scores: Vec<f64>,
-    /// The best one.
+    /// The chosen value.
     pub best: f64,
 }
 
@@ -129,7 +128,7 @@ pub struct FrontFile {
     pub format: u32,
     /// The objectives, in the order of every vector here.
     pub objectives: Vec<Objective>,
-    /// Where hypervolumes are measured from, in the rewards' own units.
+    /// Reference point of hypervolumes, in the rewards' own units.
     pub reference_point: Vec<f64>,
     /// The largest controllability that the grid allows.
     pub controllability_ceiling: f64,
@@ -143,14 +142,14 @@ pub struct FrontFile {
     pub methods: Vec<MethodFront>,
     /// Policies trained for single preferences.
     pub oracles: Vec<Oracle>,
-    /// How α was chosen.
+    /// The choices of α.
     pub selected: Vec<Selected>,
     /// Methods that could not be evaluated.
     pub left_out: Vec<LeftOut>,
 }
 
 impl FrontFile {
-    /// Where hypervolumes are measured from, in the rewards' own units.
+    /// Reference point of hypervolumes, in the rewards' own units.
     pub fn reference(objectives: &[Objective]) -> Vec<f64> {
         objectives.iter().map(|o| o.mean + REFERENCE * o.std).collect()
     }

@@ -1,4 +1,4 @@
-//! The soup of a run behind the merge and the engine that users are served by.
+//! Answers of a run's soup, made by the merge and the engine that serve users.
 
 use std::path::PathBuf;
 
@@ -21,13 +21,11 @@ type Result<T> = std::result::Result<T, EvaluateError>;
 
 /// A finished run's soup, open.
 pub struct Served<'a> {
-    /// The run.
     pub run: &'a Run,
-    /// What tells its methods from those of other runs.
+    /// Tells its methods from those of other runs.
     pub label: String,
     /// The soup's directory.
     pub path: PathBuf,
-    /// The soup.
     pub soup: Soup,
 }
 
@@ -82,16 +80,16 @@ fn unfinished(run: &Run) -> String {
     format!("the run has no finished soup ({missing}); `train-backbones resume {root}` makes it")
 }
 
-/// What every answer is made and judged by.
+/// Sampling and rewards, the same for all answers.
 pub struct Judge<'a> {
-    /// The run whose rewards judge, and whose longest answer all have.
+    /// The run whose rewards judge the answers, and whose limit bounds their length.
     pub subject: &'a Run,
     /// Sampling temperature; 0 is greedy.
     pub temperature: f64,
 }
 
 impl Judge<'_> {
-    /// Answers what has no answer yet in `book`, all at once, and scores it.
+    /// Answers everything that `book` lacks, all at once, and scores the answers.
     pub fn ask(&self, engine: &EngineHandle, asked: &Asked<'_>, book: &mut Book) -> Result<()> {
         let missing = book.missing(asked);
         let answers = self.answer(engine, asked, &missing)?;

@@ -1,13 +1,13 @@
-//! How an evaluation is made.
+//! Settings of an evaluation.
 
 use serde::{Deserialize, Serialize};
 
 use super::{methods::Kind, regime::Region};
 
-/// How to evaluate.
+/// Settings of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// What may not change while an evaluation is taken up again.
+    /// Settings that a resumed evaluation must keep.
     pub fixed: Fixed,
     /// Extrapolations that are tried on validation prompts; 0 is always one.
     pub alphas: Vec<f64>,
@@ -34,7 +34,7 @@ pub struct Fixed {
 const FEWEST: usize = 3;
 
 impl Settings {
-    /// Refuses settings that nothing could be compared with, and normalises the preferences.
+    /// Refuses settings that leave nothing to compare, and normalises the preferences.
     pub fn checked(mut self, objectives: usize) -> Result<Self, String> {
         let Fixed { prompts, dev_prompts, temperature, seeds, preferences } = &mut self.fixed;
         if *prompts == 0 || *dev_prompts == 0 {

@@ -1,4 +1,4 @@
-//! The report of an evaluation: its front, the curves of the training that led there, samples.
+//! The report of an evaluation: its front, the curves of its training, samples.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{config::MixingConfig, run::Run};
 
-/// Puts the report of a run's evaluation together.
+/// Makes the report of a run's evaluation.
 pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
     let config = &run.config;
     let mixing = match &config.mixing {
@@ -46,7 +46,7 @@ pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
     }
 }
 
-/// One plot a measured quantity, one line a backbone.
+/// One plot per measured quantity, with one line per backbone.
 fn curves(run: &Run) -> Vec<Curve> {
     let objectives = run.config.objectives.iter().zip(run.rewards.iter());
     let rewards = objectives.map(|(objective, reward)| {
@@ -67,7 +67,7 @@ fn curves(run: &Run) -> Vec<Curve> {
     rewards.chain(others).map(curve).collect()
 }
 
-/// `(step, value)` of one key of a metrics file; what is not there is left out.
+/// `(step, value)` of one key of a metrics file; lines without the key are left out.
 fn points(path: &Path, key: &str) -> Vec<(f64, f64)> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

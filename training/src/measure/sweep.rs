@@ -1,4 +1,4 @@
-//! What an evaluation asks: every method of every run, over the grid of preferences.
+//! The requests of an evaluation: every method of every run, over the grid of preferences.
 
 use ladle::engine::EngineHandle;
 
@@ -28,7 +28,6 @@ type Result<T> = std::result::Result<T, EvaluateError>;
 pub struct Other {
     /// Tells its methods from others of the same name.
     pub label: String,
-    /// The run.
     pub run: Run,
     /// Only its backbones count, as policies trained for their columns of B.
     pub oracle: bool,
@@ -39,40 +38,37 @@ pub struct Other {
 pub struct Column {
     /// Run and backbone.
     pub name: String,
-    /// Which of the evaluated runs.
+    /// Index of the run.
     pub run: usize,
-    /// Which of its backbones.
+    /// Index of the backbone in it.
     pub backbone: usize,
-    /// The column.
+    /// The column of B.
     pub preference: Vec<f64>,
 }
 
 /// A method with the preferences that it answers: the grid, then those of the columns.
 pub struct Planned {
-    /// The method.
     pub method: Method,
-    /// What it answers.
     pub preferences: Vec<Vec<f64>>,
 }
 
-/// What was asked.
+/// The methods that were asked.
 #[derive(Default)]
 pub struct Answered {
     /// The methods, in the order of the report.
     pub planned: Vec<Planned>,
-    /// How α was chosen.
+    /// The choices of α.
     pub selected: Vec<Selected>,
 }
 
-/// Everything that an evaluation works with.
+/// Inputs of an evaluation.
 pub struct Sweep<'a> {
     /// The run whose rewards and scale judge.
     pub subject: &'a Run,
     /// Its soup first, then the others'.
     pub served: Vec<Served<'a>>,
-    /// How to evaluate.
     pub settings: Settings,
-    /// Prompts that are reported.
+    /// Prompts that results are reported on.
     pub test: Vec<&'a Prompt>,
     /// Frozen scale of the rewards.
     pub standardiser: Standardiser,
@@ -118,12 +114,12 @@ impl<'a> Sweep<'a> {
         Ok(Self { subject, served, settings, test, standardiser, methods, left_out, columns })
     }
 
-    /// θ_sft.
+    /// The model θ_sft.
     pub fn start(&self) -> Model {
         Model::sft(self.served[0].backbones())
     }
 
-    /// What is asked of a model about the test prompts.
+    /// The request of the test prompts to a model.
     pub fn asked<'s>(&'s self, run: usize, model: &'s Model) -> Asked<'s> {
         let (soup, prompts) = (self.served[run].soup.digest.as_str(), self.test.as_slice());
         Asked { soup, model, part: Part::Test, prompts, seeds: &self.settings.fixed.seeds }
@@ -134,7 +130,7 @@ impl<'a> Sweep<'a> {
         Model::backbone(column.backbone, self.served[column.run].backbones())
     }
 
-    /// Answers everything that has no answer yet in `book`, one engine at a time.
+    /// Answers everything that `book` lacks, one engine at a time.
     pub fn ask(&self, book: &mut Book) -> Result<Answered> {
         let temperature = self.settings.fixed.temperature;
         let judge = Judge { subject: self.subject, temperature };
@@ -224,7 +220,8 @@ fn means(answers: &[&Answer], objectives: usize) -> Vec<f64> {
     (0..objectives).map(|j| mean(&series(j))).collect()
 }
 
-/// The backbones whose rewards had one fixed weight each, at these weights.
+/// The backbones trained with fixed weights of the rewards, each at the preference of those
+/// weights.
 fn columns_of(run: usize, soup: &Served<'_>) -> Vec<Column> {
     if soup.run.config.balance.strategy != Strategy::Average {
         return Vec::new();
