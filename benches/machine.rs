@@ -25,7 +25,7 @@ fn huge(bytes: usize) -> MmapMut {
     memory
 }
 
-/// Copies of tensors where weights lie when they are served: one after the other.
+/// Copies of tensors, laid out in memory as served weights are: one after the other.
 pub fn placed(tensors: &[HostTensor]) -> Vec<HostTensor> {
     let ends: Vec<usize> = tensors
         .iter()

@@ -1,8 +1,8 @@
 //! Files and directories that are written whole or not at all, JSON on disk, SHA-256.
 //!
-//! Whatever the program keeps goes through [`write()`], [`write_with`] or [`Staging`]: temporary
-//! name beside the target, fsync, rename, fsync of the directory. A reader finds the old content or
-//! the new one at every instant of a kill.
+//! All files that the program keeps are written by [`write()`], [`write_with`] or [`Staging`]:
+//! temporary name beside the target, fsync, rename, fsync of the directory. Whenever the program is
+//! killed, a reader finds the old content or the new one.
 
 mod staging;
 

@@ -144,7 +144,7 @@ pub struct Sampled {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Logits that are no distribution.
+/// Logits that do not make a distribution.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SampleError {
     /// A logit is NaN or +∞.

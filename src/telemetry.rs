@@ -268,7 +268,7 @@ pub enum LogError {
     Filter {
         /// The filter given.
         filter: String,
-        /// What the parser said.
+        /// Message of the parser.
         reason: String,
     },
     /// The process already has a subscriber.

@@ -135,7 +135,7 @@ fn one<D: Device>(
     let compare = |mode: &str, got: Vec<f32>, expected: Vec<f32>| {
         let size = expected.iter().map(|x| x.abs()).fold(0.0, f32::max);
         let off = got.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        // A NaN stays the worst: it compares false with everything.
+        // A NaN stays the maximum; comparisons alone would drop it.
         let larger = |max: f32, d| if d <= max || max.is_nan() { max } else { d };
         let worst = off.fold(0.0, larger) / size;
         let shape = (model.heads, model.kv_heads, model.head_dim);

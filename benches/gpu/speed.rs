@@ -1,4 +1,5 @@
-//! How fast: merges, decoding, and the first token of preferences that nobody asked for before.
+//! Speed of merges, of decoding, and of the first token of preferences that were not asked for
+//! before.
 
 use std::{
     path::Path,
@@ -70,7 +71,7 @@ pub fn lease<D: Device>(
     merged(backend, c).unwrap()
 }
 
-/// The same where the merge may be refused.
+/// As [`lease`], but a refused merge is an error.
 pub fn merged<D: Device>(
     backend: &mut CudaBackend<D>,
     c: &Coefficients,

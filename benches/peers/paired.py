@@ -13,7 +13,7 @@ import machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INPUTS = ROOT / "benches/peers/lora_update_torch.py"
-# A measured value by the end of its name: whether more of it is better.
+# Whether more is better, by the suffix of a measured value's name.
 MEASURES = {"tok_s": True, "merge_ms": False, "forward_s": False, "backward_s": False}
 
 

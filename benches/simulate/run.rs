@@ -207,7 +207,7 @@ impl<'a> Simulation<'a> {
                 self.counts.refused += usize::from(counted);
                 continue;
             }
-            // The load is sampled without seeds: nobody repeats it.
+            // The load is sampled without seeds, so its requests are not repeatable.
             let keys = vec![ModelKey::of(&request.c)];
             let wanted = Wanted { keys, from: 0, repeatable: false };
             let lanes = self.models.enter(&self.slots, wanted, None);

@@ -2,11 +2,11 @@
 //! cache.
 //!
 //! A block holds the keys and values of [`BlockPool::block_tokens`] consecutive tokens of one
-//! sequence. Sequences grow by taking another block; nothing is ever copied. A full block is named by
-//! a [`BlockHash`] that covers the soup and *all* tokens up to its end, each with the c and the
-//! execution mode that computed its row ([`Chain`]), so equal names mean equal contents to the bit,
-//! and what another preference computed can never match. Named blocks without holders stay for reuse until space is needed; the longest unused is
-//! evicted first.
+//! sequence. Sequences grow by taking another block; blocks are never copied. A full block is named
+//! by a [`BlockHash`] that covers the soup and *all* tokens up to its end, each with the c and the
+//! execution mode that computed its row ([`Chain`]). Equal names therefore mean equal contents to
+//! the bit, and a block that another preference computed never matches. Named blocks without
+//! holders stay for reuse until space is needed; the longest unused is evicted first.
 
 use std::collections::{BTreeMap, HashMap};
 

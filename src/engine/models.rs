@@ -165,8 +165,8 @@ pub struct Models<B: Backend> {
 }
 
 impl<B: Backend> Models<B> {
-    /// No models yet. `prompts` computes the rows before the backbones are active, where they are so
-    /// on the answer only.
+    /// No models yet. `prompts` computes the rows before the backbones are active; it is given
+    /// where they are active on the answer only.
     pub fn new(mode: MergeMode, digest: String, cost: CostModel, prompts: Option<Prompts>) -> Self {
         Self {
             mode,

@@ -39,7 +39,7 @@ struct Answer {
     choices: Vec<OneOfSeveral>,
 }
 
-/// A choice beside others, of a comparison with what it was solved to.
+/// One of several choices; in a comparison with the solution of its preference.
 #[derive(Debug, Serialize)]
 struct OneOfSeveral {
     index: usize,
@@ -109,7 +109,7 @@ struct StartOfOne {
     echo: Echo,
 }
 
-/// The native stream: `start` (of a comparison one for each preference), one `token` per piece of
+/// The native stream: `start` (in a comparison one for each preference), one `token` per piece of
 /// text, `done` with the whole answer, or `error`.
 struct Native {
     choices: Vec<Choice>,

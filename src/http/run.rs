@@ -66,7 +66,7 @@ pub struct Run {
     prompt_only: bool,
     submitted: Instant,
     seconds: f64,
-    /// Of all choices, or of a comparison each one's.
+    /// The solution of all choices, or in a comparison of each one.
     solved: Vec<Solved>,
     soup: SoupId,
 }
@@ -182,7 +182,7 @@ impl Run {
         self.solved.len() > 1
     }
 
-    /// What is known of the model so far, of a comparison the first one's; with timings once all
+    /// What is known of the model so far (in a comparison, of the first one), with timings once all
     /// choices are complete.
     pub fn echo(&self) -> Echo {
         self.echo_over(0, &self.choices)

@@ -98,7 +98,7 @@ pub enum PlanError {
         expected: Vec<usize>,
         got: Vec<usize>,
     },
-    /// A tensor that the model has no use for.
+    /// A tensor that is not part of the model.
     #[error("{owner}: {tensor} is no tensor of the model")]
     LeftOver {
         owner: String,

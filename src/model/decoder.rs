@@ -155,7 +155,7 @@ impl<W: Clone> Decoder<W> {
         self.add_mlp(k, index, x, &attended, rows)
     }
 
-    /// What the rows of `x` attend to, `[rows, heads · head_dim]`.
+    /// Output of attention for the rows of `x`, `[rows, heads · head_dim]`.
     fn attend<K: Kernels<Weight = W>>(
         &self,
         k: &K,
@@ -179,7 +179,7 @@ impl<W: Clone> Decoder<W> {
         k.attention(query, key, value, index, shape, batch, cache)
     }
 
-    /// The second half of a layer, for rows of `x` and what they attend to.
+    /// The second half of a layer, for rows of `x` and their output of attention.
     fn add_mlp<K: Kernels<Weight = W>>(
         &self,
         k: &K,

@@ -107,7 +107,7 @@ impl std::str::FromStr for LambdaRule {
     }
 }
 
-/// What names a rule.
+/// The names of the rules, for error messages.
 pub(super) const RULES: &str = "\"exact\" (λ = B⁻¹μ) or \"clamp\" (its projection on the simplex)";
 
 /// What a preference was solved to.

@@ -69,8 +69,8 @@ impl ActiveFrom {
         }
     }
 
-    /// What a soup's `activation` and the invocation tokens that its adapters name, in the order of the
-    /// backbones, come to. All of them name the same tokens, or none does.
+    /// The first active row by a soup's `activation` and its adapters' invocation tokens, in the
+    /// order of the backbones. All adapters name the same tokens, or none does.
     pub fn agreed(
         activation: Activation,
         adapters: &[Option<&[u32]>],
@@ -98,9 +98,9 @@ impl ActiveFrom {
 /// An adapter whose invocation tokens are not those of its soup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disagreement {
-    /// Its index among the adapters.
+    /// Index among the adapters.
     pub adapter: usize,
-    /// What would have been right.
+    /// The invocation tokens that would be right.
     pub expected: String,
 }
 

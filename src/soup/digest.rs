@@ -25,11 +25,11 @@ pub fn of_files<'a>(
     files.into_par_iter().map(|file| (key(root, file), sha256(file.bytes()))).collect()
 }
 
-/// What identifies a soup.
+/// The parts that identify a soup.
 pub(super) struct Parts<'a> {
     /// `soup.toml`, parsed.
     pub manifest: &'a Manifest,
-    /// `soup.toml` as it stands.
+    /// The text of `soup.toml`.
     pub text: &'a str,
     /// The soup's directory.
     pub dir: &'a Path,

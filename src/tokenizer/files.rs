@@ -11,10 +11,10 @@ pub enum TokenizerError {
     #[error("{path}: {source}")]
     Read {
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// A file of the tokenizer is not what it should be.
+    /// The content of a file of the tokenizer is invalid.
     #[error("{path}: {reason}")]
     Format { path: PathBuf, reason: String },
     /// The decoder turns tokens into text in a way that cannot be streamed token by token.
@@ -30,7 +30,7 @@ pub enum TokenizerError {
     Encode {
         /// Length of the text.
         bytes: usize,
-        /// What the tokenizer said.
+        /// Message of the tokenizer.
         reason: String,
     },
 }

@@ -74,7 +74,7 @@ pub fn apply(
         known.insert(token.content.clone(), token.clone());
     }
 
-    // What has no place in the vocabulary stays text: a padding token, as a rule.
+    // A token that is not in the vocabulary stays text; it is usually a padding token.
     let named = NAMED.iter().filter_map(|name| special(&settings[*name], &known));
     let named = named.filter(|token| tokenizer.token_to_id(&token.content).is_some());
     let lists = LISTS.iter().flat_map(|name| match &settings[*name] {

@@ -15,10 +15,10 @@ pub enum Spelling {
     },
 }
 
-/// What becomes of the space that encoding put before a text, when the text is decoded.
+/// How decoding treats the space that encoding put before a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FirstSpace {
-    /// It stays: encoding puts none.
+    /// It stays, because encoding puts none.
     Kept,
     /// One space is dropped (decoder `Strip`).
     OneDropped,

@@ -19,12 +19,12 @@ pub enum Aim {
 pub struct Column<'a> {
     /// B.
     pub mixing: &'a MixingMatrix,
-    /// Its column, and the objective whose weight stays the largest.
+    /// Index of the column, and of the objective whose weight stays the largest in it.
     pub own: usize,
 }
 
 impl Aim {
-    /// Reads it from a configuration; B must have a row and a column per objective.
+    /// Reads the aim from a configuration; B must have a row and a column per objective.
     pub fn of(config: &Config) -> Result<Self, RunError> {
         let n = config.objectives.len();
         let mixing = match &config.mixing {
@@ -44,7 +44,7 @@ impl Aim {
         Ok(Self::Backbones(mixing))
     }
 
-    /// B; none of a single policy.
+    /// B; `None` of a single policy.
     pub fn matrix(&self) -> Option<&MixingMatrix> {
         match self {
             Self::Backbones(mixing) => Some(mixing),
@@ -52,7 +52,7 @@ impl Aim {
         }
     }
 
-    /// The column of policy `index`; none of a single policy.
+    /// The column of policy `index`; `None` of a single policy.
     pub fn column(&self, index: usize) -> Option<Column<'_>> {
         self.matrix().map(|mixing| Column { mixing, own: index })
     }

@@ -59,7 +59,7 @@ pub struct Prompt {
     /// Tokens up to where the response begins.
     pub tokens: Vec<u32>,
     pub example: Example,
-    /// Which rewards judge responses to it.
+    /// The rewards that judge responses to it.
     pub judges: Judges,
     /// Position of the generation prompt, which opens the response; `None` without a chat template.
     pub opening: Option<usize>,

@@ -33,8 +33,8 @@ pub struct Variables(Map<String, Value>);
 impl Variables {
     const NAME: &str = "chat_template_kwargs";
 
-    /// Takes them from a body; `template` renders its messages. The table of foreign fields decides
-    /// the fields that the template does not read.
+    /// Takes the variables from a body; `template` renders its messages. Fields that the template
+    /// does not read are left for the table of foreign fields.
     pub fn take(fields: &mut Fields, template: Option<&ChatTemplate>) -> Result<Self, ApiError> {
         let mut left = MAX_VALUES;
         let mut variables = Self::named(fields, &mut left)?;
@@ -75,7 +75,7 @@ impl Variables {
         Ok(Self(variables))
     }
 
-    /// `documents`: objects. An empty list is none, as the templates' guards have it.
+    /// `documents`: objects. An empty list counts as absent, as in the templates' guards.
     fn add_documents(&mut self, fields: &mut Fields, left: &mut usize) -> Result<(), ApiError> {
         let documents = fields.list("documents")?.unwrap_or_default();
         for (index, document) in documents.iter().enumerate() {

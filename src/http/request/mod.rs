@@ -49,7 +49,7 @@ pub struct Checked {
     pub requests: Vec<GenerateRequest>,
     /// Choices per prompt.
     pub n: usize,
-    /// What all choices were solved to, or of a comparison each one.
+    /// The solution of all choices, or in a comparison of each one.
     pub solutions: Vec<Solution>,
     /// The model id as asked for, else the soup's name.
     pub model: String,
@@ -133,8 +133,8 @@ impl Model {
     }
 }
 
-/// What is to answer: a model id, and the λ and c that its request's preference is solved to, or of a
-/// comparison each preference.
+/// The model that answers: its id, and the λ and c that the request's preference, or in a
+/// comparison each preference, is solved to.
 pub struct Target {
     model: String,
     solutions: Vec<Solution>,
@@ -163,7 +163,7 @@ impl Target {
         Ok(Self { model: model.id, solutions: vec![solution] })
     }
 
-    /// As [`Self::take`], or takes `preferences`, several to compare, in place of the one.
+    /// As [`Self::take`]; a body with `preferences` gives several to compare instead of one.
     fn take_compared(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
         let Some(value) = fields.take("preferences") else { return Self::take(context, fields) };
         let Context { served, limits, .. } = context;

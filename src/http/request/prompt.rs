@@ -22,7 +22,7 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// The field it came from.
     pub param: &'static str,
-    /// Position of the generation prompt, of messages whose backbones become active there.
+    /// Position of the generation prompt, for messages where the backbones become active there.
     pub opening: Option<usize>,
     text: Option<String>,
 }
@@ -33,7 +33,7 @@ impl Prompt {
         self.text.clone().unwrap_or_else(|| tokenizer.decode(&self.ids, false))
     }
 
-    /// The position from which the backbones of the soup act on the answer; none: on every token.
+    /// The position from which the backbones of the soup act; `None` where they act on every token.
     pub fn active_from(&self, served: &Served) -> Result<Option<usize>, ApiError> {
         served.active_from.position(&self.ids, self.opening).map_err(|error| ApiError::Value {
             param: self.param.into(),
@@ -59,7 +59,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The chat template that it goes through.
+    /// The chat template that renders it.
     pub fn template<'a>(&self, served: &'a Served) -> Option<&'a ChatTemplate> {
         match self {
             Self::Prompt(_) => None,

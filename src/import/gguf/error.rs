@@ -11,7 +11,7 @@ pub enum GgufError {
     #[error("{path}: {source}")]
     Read {
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
     /// The file is not GGUF, or is damaged.

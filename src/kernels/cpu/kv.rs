@@ -109,7 +109,7 @@ impl<T: Stored> KvLayer<'_, T> {
     }
 }
 
-/// Columns of a head are stored in so many tasks.
+/// Number of tasks that the columns of a head are divided among.
 const PARTS: usize = 4;
 
 /// Where a layer's heads lie, for tasks that write different columns.

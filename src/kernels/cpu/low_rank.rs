@@ -126,7 +126,7 @@ impl Panel<'_> {
         self.panel * values..(self.panel + 1) * values
     }
 
-    /// Adds to all rows, at most `height` at a time: in y, or in a buffer where y has not the whole
+    /// Adds to all rows, at most `height` at a time: in y, or in a buffer where y ends within the
     /// panel.
     #[inline(always)]
     fn tiles(&self, height: usize, work: &impl PanelSums) {

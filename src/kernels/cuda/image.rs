@@ -23,8 +23,9 @@ type Program = *mut c_void;
 type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type GetBytes = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 
-/// What is used of NVRTC. Not cudarc's bindings, which take a library by its name alone, and an
-/// unversioned one of the system before that of [`LIBRARY_PATH`](super::LIBRARY_PATH).
+/// The functions of NVRTC. cudarc's bindings are not used, because they take a library by its name
+/// alone and prefer an unversioned one of the system to that of
+/// [`LIBRARY_PATH`](super::LIBRARY_PATH).
 struct Nvrtc {
     create: unsafe extern "C" fn(
         *mut Program,

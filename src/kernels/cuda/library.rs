@@ -25,7 +25,7 @@ pub fn directories() -> Vec<PathBuf> {
         .unwrap_or_default()
 }
 
-/// The system's words where it gave any: libloading's own are only which call failed.
+/// The system's message where it gave one; libloading's own names only the call that failed.
 fn reason(error: &libloading::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
@@ -48,7 +48,7 @@ impl Library {
                 Err(reason) => first = first.or(Some(reason)),
             }
         }
-        // The system's words begin with the name.
+        // The system's message begins with the name.
         let (name, reason) = (names[0], first.unwrap_or_default());
         let reason = reason.strip_prefix(name).unwrap_or(&reason).trim_start_matches(": ");
         let (library, reason) = (name.to_owned(), reason.to_owned());

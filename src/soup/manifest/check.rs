@@ -172,8 +172,8 @@ impl Manifest {
         self.objectives.iter().map(|objective| objective.name.as_str())
     }
 
-    /// The matrix that maps μ to λ. Training may have moved the columns of the realised one so close to
-    /// each other that it cannot be solved: it is refused where it is to be.
+    /// The matrix that maps μ to λ. Training may have moved the columns of the realised one too
+    /// close to each other to solve with it, so it is refused only where it is the mapping.
     pub fn mixing(&self) -> Result<MixingMatrix, ManifestError> {
         let n = self.objectives.len();
         let of_size = |key, rows: &[Vec<f64>]| {

@@ -107,7 +107,7 @@ pub struct DataConfig {
     /// Documents put into a prompt, for format `alce` (5: ALCE's vanilla setting).
     #[serde(default = "DataConfig::documents")]
     pub documents: usize,
-    /// Rows with a longer prompt are left out, in tokens (they are counted in the log).
+    /// Longest prompt in tokens; rows with a longer one are left out, and counted in the log.
     #[serde(default = "DataConfig::max_prompt_tokens")]
     pub max_prompt_tokens: usize,
 }

@@ -16,7 +16,7 @@ pub struct Override {
 impl FromStr for Override {
     type Err = String;
 
-    /// Reads `rl.steps=40`. What is no TOML value is taken as a string, so that
+    /// Reads `rl.steps=40`. Text that is not a TOML value is taken as a string, so that
     /// `base=models/mine` needs no quotes.
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, value) = text.split_once('=').ok_or("expected KEY=VALUE, as in rl.steps=40")?;

@@ -58,7 +58,7 @@ pub struct Sample {
     pub references: Vec<String>,
     /// The other data of the example.
     pub fields: Map<String, Value>,
-    /// Which rewards judge it.
+    /// The rewards that judge it.
     #[serde(skip)]
     pub judges: Judges,
 }
@@ -245,7 +245,7 @@ impl RewardSet {
     }
 }
 
-/// What `judge` says of the samples that the reward judges; none of the others.
+/// Results of `judge` on the samples that the reward judges; `None` for the others.
 fn of_judged<T>(
     reward: &dyn Reward,
     samples: &[Sample],

@@ -1,7 +1,8 @@
 //! Per-token rewards, generalised advantage estimation and whitening.
 //!
-//! Functions take one response at a time, without padding; inputs and outputs are f32, sums f64. Token t of a response is the t-th *sampled* token; `log_probs[t]`, `values[t]` and
-//! `rewards[t]` belong to the state before that token was chosen.
+//! Functions take one response at a time, without padding; inputs and outputs are f32, sums f64.
+//! Token t of a response is the t-th *sampled* token; `log_probs[t]`, `values[t]` and `rewards[t]`
+//! belong to the state before that token was chosen.
 
 use serde::{Deserialize, Serialize};
 

@@ -120,8 +120,8 @@ pub enum Strategy {
     /// z = W·x̂ with x = the change of R̄ since the last update: objectives that still move gain
     /// weight.
     Delta,
-    /// They don't either: each reward is normalised among the responses to one prompt before it is
-    /// weighed ([`super::gdpo`]).
+    /// Fixed weights, of rewards that are normalised among the responses to one prompt
+    /// ([`super::gdpo`]).
     Gdpo,
 }
 
