@@ -99,7 +99,7 @@ fn sets<'a>(fast: &'a Merger, merge: &'a dyn Fn(&Merger)) -> Vec<Variant<'a>> {
     variants
 }
 
-/// How many times slower than the best each other instruction set is.
+/// Slowdown of each other instruction set relative to the best.
 fn slower(times: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, f64> {
     let others = Isa::available().iter().map(Isa::to_string);
     let ratio = |name: String| {

@@ -13,7 +13,7 @@ use ladle::{
     soup::LoraModule,
 };
 
-/// What the backbones are.
+/// Kind of the backbones.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// LoRA adapters of this rank on every linear layer.
@@ -57,8 +57,8 @@ pub fn config(
     }
 }
 
-/// Random values of which every tensor shows a window of its own, so that a soup of many gigabytes
-/// needs little host memory; on the device each is a copy of its own.
+/// Random values, of which each tensor is a window, so that a soup of many gigabytes needs little
+/// host memory; on the device each tensor is a separate copy.
 pub struct Pool {
     dtype: Dtype,
     random: Bytes,

@@ -26,7 +26,7 @@ use crate::{
     policy::{Plan, Policy, System},
 };
 
-/// What came out. Times in milliseconds; `[p50, p99]`.
+/// Results of a simulation. Times in milliseconds; `[p50, p99]`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
     /// Generated tokens per second.

@@ -11,7 +11,7 @@ use crate::{
     preference::ModelKey,
 };
 
-/// What a loaded soup is.
+/// Facts of a loaded soup.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     /// Logits per row.
@@ -31,7 +31,7 @@ pub struct Facts {
     pub merged_models: usize,
     /// Whether it computes per-row coefficients.
     pub mixes: bool,
-    /// What passes and merges cost.
+    /// Costs of passes and merges.
     pub footprint: Footprint,
 }
 

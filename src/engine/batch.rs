@@ -59,7 +59,7 @@ impl Forward {
         batch.positions.extend((lane.start as u32..).take(lane.tokens.len()));
         let rows = first..first + lane.tokens.len();
         match batch.segments.last_mut() {
-            // Another model goes on where the one before ends: rows of one segment.
+            // A model that takes over where the one before ends extends the same segment.
             Some(last)
                 if last.blocks == lane.blocks && last.cached + last.rows.len() == lane.start =>
             {

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::preference::ModelKey;
 
-/// What every request must fit, known once the model is loaded.
+/// Limits of every request, known once the model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Token ids are below this.
@@ -135,7 +135,7 @@ pub enum EngineState {
     Stopped,
 }
 
-/// What the worker thread receives.
+/// Messages to the worker thread.
 pub(super) enum Message {
     /// Requests that belong together, in order.
     Submit(Vec<Submission>),
@@ -195,7 +195,7 @@ impl EngineHandle {
         Self { messages, shared }
     }
 
-    /// What a request must fit.
+    /// Limits of a request.
     pub fn bounds(&self) -> &Bounds {
         &self.shared.bounds
     }

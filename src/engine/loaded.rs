@@ -22,7 +22,7 @@ use crate::{
 pub trait Passes: Send + 'static {
     /// A weight on the device.
     type Weight: Clone + Send + Sync + 'static;
-    /// What makes merged models for it.
+    /// Builder of its merged models.
     type Builder: Build<Key = ModelKey, Value = MergedModel<Self::Weight>>;
     /// Logits of one pass.
     type Logits;
@@ -51,7 +51,7 @@ pub struct Loaded<P: Passes> {
     soup: Identity,
 }
 
-/// What a soup is on every device.
+/// The parts of a soup that are the same on every device.
 pub(super) struct Identity {
     pub config: ModelConfig,
     pub plan: SoupPlan,

@@ -55,18 +55,18 @@ pub struct Lanes {
     pub keys: Vec<ModelKey>,
     /// The first row that they compute; θ_sft computes those before.
     pub from: usize,
-    /// How they are executed, from the first token to the last.
+    /// Their mode of execution, from the first token to the last.
     pub mode: Mode,
     /// Whether the request can be repeated.
     pub repeatable: bool,
 }
 
-/// What computes the rows before the backbones are active: θ_sft, for all requests alike.
+/// The model of the rows before the backbones are active: θ_sft, the same for all requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompts {
     /// θ_sft.
     pub key: ModelKey,
-    /// How it is executed.
+    /// Its mode of execution.
     pub mode: Mode,
     /// Its term values.
     pub terms: Vec<f32>,
@@ -88,7 +88,7 @@ impl Prompts {
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepModel {
     pub key: ModelKey,
-    /// How it is executed.
+    /// Its mode of execution.
     pub mode: Mode,
     /// Token rows.
     pub rows: usize,
@@ -110,7 +110,7 @@ struct Model<Lease, Ticket> {
 }
 
 impl<Lease, Ticket> Model<Lease, Ticket> {
-    /// What became of its merge; `None` while it is under way, and without one.
+    /// Result of its merge; `None` while the merge is under way, and without a merge.
     fn outcome<B>(&self, backend: &B) -> Option<Result<Lease, EngineError>>
     where
         B: Backend<Lease = Lease, Ticket = Ticket>,
@@ -147,7 +147,7 @@ pub enum Readiness {
 pub struct Models<B: Backend> {
     mode: MergeMode,
     digest: String,
-    /// Where the backbones are active on the answer only.
+    /// The model of the prompt, where the backbones are active on the answer only.
     prompts: Option<Prompts>,
     /// Ordered, so that equal histories give equal decisions.
     entries: BTreeMap<ModelKey, Model<B::Lease, B::Ticket>>,

@@ -1,4 +1,4 @@
-//! What goes into device memory: a pure decision over sizes.
+//! Division of device memory: a pure decision over sizes.
 
 use crate::{config::MergeMode, merge::device::Sources};
 

@@ -1,4 +1,4 @@
-//! What runs in the next step: a pure plan from the queue and the budgets.
+//! The plan of the next step: a pure function of the queue and the budgets.
 //!
 //! A sequence is its tokens (prompt and answer so far) and how many of them are `computed`, that
 //! is, have keys and values in the cache. What is not computed is *pending*: one token when
@@ -77,7 +77,7 @@ pub struct Item {
     pub range: Range<usize>,
 }
 
-/// What to do in a step.
+/// Plan of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepPlan {
     /// Rows to compute, decoding sequences first.

@@ -1,4 +1,4 @@
-//! What the engine counts, as plain values: telemetry and tests read them.
+//! Counts of the engine, as plain values that telemetry and tests read.
 
 use std::time::Duration;
 

@@ -48,7 +48,7 @@ impl StepModels {
         list[slot].promotable += promotable;
     }
 
-    /// Distinct coefficients, whatever the mode.
+    /// Distinct coefficients, over both modes.
     fn distinct(&self) -> usize {
         self.list.iter().map(|model| &model.key).collect::<HashSet<_>>().len()
     }
@@ -65,7 +65,7 @@ struct Part<'a> {
     mode: Mode,
 }
 
-/// What the logits of one request gave.
+/// Result of the logits of one request.
 struct Outcome {
     id: SeqId,
     sampled: Option<Result<Sampled, SampleError>>,

@@ -1,4 +1,4 @@
-//! What the handlers share: the served soup once it is loaded, limits, keys and metrics.
+//! State that the handlers share: the served soup once it is loaded, limits, keys and metrics.
 
 use std::sync::{
     Arc, OnceLock,
@@ -100,7 +100,7 @@ impl App {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Refuses new work from now on; what runs goes on.
+    /// Refuses new work from now on; running requests continue.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }

@@ -40,7 +40,7 @@ pub struct SoupId {
     pub digest: String,
 }
 
-/// What every answer says about the model that gave it.
+/// Facts about the model that every answer reports.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Echo {
     #[serde(flatten)]
@@ -59,7 +59,7 @@ pub struct Echo {
 pub struct Run {
     app: Arc<App>,
     events: SelectAll<BoxStream<'static, (usize, Event)>>,
-    /// What came before and with the first token, not yet delivered.
+    /// Events up to the first token, not yet delivered.
     begun: VecDeque<(usize, Event)>,
     choices: Vec<Progress>,
     n: usize,

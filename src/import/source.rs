@@ -1,4 +1,4 @@
-//! What can be imported, and the id that it is kept under.
+//! Sources of imports, and the ids that models are kept under.
 
 use std::path::{Path, PathBuf};
 

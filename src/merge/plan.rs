@@ -47,7 +47,7 @@ pub enum Ingredient<'a> {
     Full(&'a Tensors),
 }
 
-/// What an adapter changes.
+/// The tensors that an adapter changes.
 #[derive(Clone, Copy)]
 pub struct Change<'a> {
     /// Low-rank changes by module path.

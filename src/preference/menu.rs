@@ -10,7 +10,7 @@ use super::{
     solve::{Alpha, AlphaError, LambdaRule, RULES, Solution},
 };
 
-/// What a request may choose from.
+/// The choices of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Menu {
     /// Names of the objectives, in the order of the rows of B.
@@ -108,7 +108,7 @@ impl Menu {
     }
 }
 
-/// What was solved, as every answer echoes it.
+/// The solution, as every answer echoes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Solved {
     /// μ by objective, normalised.

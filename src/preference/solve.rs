@@ -110,7 +110,7 @@ impl std::str::FromStr for LambdaRule {
 /// The names of the rules, for error messages.
 pub(super) const RULES: &str = "\"exact\" (λ = B⁻¹μ) or \"clamp\" (its projection on the simplex)";
 
-/// What a preference was solved to.
+/// The solution of a preference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Solution {
     /// μ, normalised.

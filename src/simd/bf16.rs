@@ -40,7 +40,7 @@ pub trait Bf16Dots: Copy + Send + Sync {
 
 /// Work that an instruction set compiles with its features. `run` must be `#[inline(always)]`.
 pub trait Bf16Work {
-    /// What the work gives.
+    /// Result of the work.
     type Output;
     /// Does the work.
     fn run<D: Bf16Dots>(self, d: D) -> Self::Output;
@@ -121,7 +121,7 @@ fn flush_tiny(rounded: f32, a: f64, b: f64) -> f32 {
     if sum < edge || sum == edge && error < 0.0 { 0f32.copysign(rounded) } else { rounded }
 }
 
-/// The model stands in where there is no instruction: right, but slow.
+/// The model replaces a missing instruction: correct, but slow.
 impl Bf16Dots for Portable {
     type S = Self;
     type P = [[bf16; 2]; Self::LANES];

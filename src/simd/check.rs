@@ -15,7 +15,7 @@ use super::{
 /// Values that each operation is tried on: whole vectors of every set.
 const LEN: usize = 64;
 
-/// What a set gives, operation by operation, as bits.
+/// Results of a set, operation by operation, as bits.
 pub struct Outcome(Vec<(&'static str, Vec<u32>)>);
 
 /// An operation whose bits differ from the portable set's.

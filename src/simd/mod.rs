@@ -244,7 +244,7 @@ impl Isa {
     }
 }
 
-/// What the checks of the portable set give.
+/// Results of the checks on the portable set.
 struct Outcomes {
     vectors: Outcome,
     bytes: Outcome,

@@ -109,7 +109,7 @@ pub trait Simd: Lanes {
 /// Work that an instruction set compiles with its features. `run` must be `#[inline(always)]`: its
 /// body then lands in the one function of a token that has the features.
 pub trait Vectorised {
-    /// What the work gives.
+    /// Result of the work.
     type Output;
     /// Does the work.
     fn run<S: Simd>(self, s: S) -> Self::Output;
@@ -117,7 +117,7 @@ pub trait Vectorised {
 
 /// Work for one token, of whatever kind: what a token compiles with its features.
 pub(super) trait Run<T> {
-    /// What the work gives.
+    /// Result of the work.
     type Output;
     /// Does the work; `#[inline(always)]`, as [`Vectorised::run`].
     fn run(self, token: T) -> Self::Output;

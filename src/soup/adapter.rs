@@ -164,12 +164,12 @@ impl Adapter {
         Ok(Self { dir, modules, saved, copies, tie, config, document, file })
     }
 
-    /// Where it was opened.
+    /// The directory that it was opened from.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// `adapter_config.json` as it stands.
+    /// `adapter_config.json` as parsed.
     pub fn document(&self) -> &Value {
         &self.document
     }

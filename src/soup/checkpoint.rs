@@ -140,12 +140,12 @@ impl Checkpoint {
         }
     }
 
-    /// Where it was opened.
+    /// The directory that it was opened from.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// `config.json` as it stands.
+    /// `config.json` as parsed.
     pub fn config(&self) -> &Value {
         &self.config
     }

@@ -38,7 +38,7 @@ pub struct Inspection {
     pub objectives: Vec<Objective>,
     /// Backbones, in the order of the columns of B.
     pub backbones: Vec<WeightSet>,
-    /// Which matrix maps μ to λ.
+    /// The matrix that maps μ to λ.
     pub mapping: Mapping,
     /// Rows of that matrix.
     pub matrix: Vec<Vec<f64>>,
@@ -54,7 +54,7 @@ pub struct Inspection {
     pub presets: BTreeMap<String, BTreeMap<String, f64>>,
     /// Whether a measured front lies beside the manifest.
     pub front: bool,
-    /// How the backbones lie to each other.
+    /// Distances and angles of the backbones.
     pub geometry: Geometry,
 }
 

@@ -25,7 +25,7 @@ pub struct Manifest {
     pub format: u32,
     /// Name that the soup is served under.
     pub name: String,
-    /// What it is for.
+    /// Purpose of the soup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Preset that a request without a preference gets; without it, equal weights.
@@ -77,7 +77,7 @@ pub struct BaseEntry {
     pub sha256: BTreeMap<String, String>,
 }
 
-/// Where a base is to be found.
+/// Location of a base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BaseSource {
     /// A Hugging Face directory.
@@ -106,7 +106,7 @@ pub struct SftEntry {
 pub struct Objective {
     /// Name that requests use.
     pub name: String,
-    /// What a person reads.
+    /// Description for people.
     #[serde(default)]
     pub description: String,
     /// Smallest and largest reward, in the reward's own unit.
@@ -122,11 +122,11 @@ pub struct BackboneEntry {
     pub name: String,
     /// Its directory inside the soup.
     pub path: PathBuf,
-    /// What is in there.
+    /// Content of the directory.
     pub kind: BackboneKind,
 }
 
-/// What a backbone's directory holds.
+/// Content of a backbone's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackboneKind {
@@ -149,7 +149,7 @@ pub struct Mixing {
     /// Rows of B̃, the weights that training really used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub realised: Option<Vec<Vec<f64>>>,
-    /// Which of the two maps μ to λ.
+    /// The one of the two that maps μ to λ.
     #[serde(default)]
     pub mapping: Mapping,
     /// How λ follows from the inverse for requests that do not say.
@@ -157,7 +157,7 @@ pub struct Mixing {
     pub lambda: LambdaRule,
 }
 
-/// Which matrix maps μ to λ.
+/// Choice of the matrix that maps μ to λ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mapping {

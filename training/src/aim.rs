@@ -9,7 +9,7 @@ use crate::{
 
 /// What the policies of a run are trained for.
 pub enum Aim {
-    /// Backbones of a soup, one a column of B.
+    /// Backbones of a soup, one per column of B.
     Backbones(MixingMatrix),
     /// One policy, with these pre-set weights W of the rewards.
     Policy(Vec<f64>),

@@ -100,7 +100,7 @@ fn train(run: &Run, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// How to evaluate a run.
+/// Settings of an evaluation.
 fn settings(sweep: &Sweep, run: &Run) -> Settings {
     let preferences = match sweep.preferences.as_slice() {
         [] => front::grid(run.config.objectives.len(), sweep.grid.into()),

@@ -52,7 +52,7 @@ pub struct Run {
     pub test: Vec<Prompt>,
     /// The objectives' rewards.
     pub rewards: RewardSet,
-    /// What its policies are trained for.
+    /// The aim of its policies.
     pub aim: Aim,
 }
 

@@ -100,7 +100,7 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Starts the backbone, or goes on from its state on disk.
+    /// Starts the backbone, or resumes it from its state on disk.
     pub fn new(task: BackboneTask<'a>) -> Result<Self> {
         let (config, base) = (task.config, task.start.base);
         let factors = draw::derive(task.factors, Purpose::Factors);

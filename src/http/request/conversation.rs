@@ -92,7 +92,7 @@ impl Variables {
         Ok(())
     }
 
-    /// Sets the variable `name` to what the field `param` says.
+    /// Sets the variable `name` to the value of the field `param`.
     fn set(&mut self, param: &str, name: &str, value: Value) -> Result<(), ApiError> {
         match self.0.get(name) {
             Some(other) if *other != value => {
@@ -186,7 +186,7 @@ pub fn prompt(
         .collect::<Result<Vec<_>, _>>()?;
     let conversation =
         Conversation { messages, add_generation_prompt: true, variables: variables.0 };
-    // Whatever the template says to these messages, they are what it cannot take.
+    // An error of the template here means that it cannot render these messages.
     let refuse = |error: ChatError| ApiError::Value {
         param: "messages".into(),
         message: format!("messages: {error}"),

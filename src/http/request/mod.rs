@@ -34,7 +34,7 @@ const MAX_MODEL_ID: usize = 4096;
 /// Header with a preference, for clients that can add no field.
 pub const PREFERENCE_HEADER: &str = "x-preference";
 
-/// What a request is checked against.
+/// The context that a request is checked against.
 pub struct Context<'a> {
     pub served: &'a Served,
     pub limits: &'a RequestLimits,

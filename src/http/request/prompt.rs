@@ -12,7 +12,7 @@ use crate::{
     tokenizer::{Tokenizer, TokenizerError},
 };
 
-/// What a prompt of `/v1/completions` may be.
+/// The forms of a prompt of `/v1/completions`.
 pub const FORMS: &str = "a string, a list of token ids, or a list of either";
 
 /// A tokenised prompt.
@@ -52,7 +52,7 @@ impl Prompt {
     }
 }
 
-/// What to continue.
+/// The text or conversation to continue.
 pub enum Source {
     Prompt(Value),
     Messages(Value),

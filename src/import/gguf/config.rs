@@ -12,12 +12,12 @@ use crate::model::config::ModelConfig;
 /// Rotary base where the metadata names none.
 const FREQ_BASE: f32 = 10_000.0;
 
-/// What the tensors say of the configuration.
+/// Settings of the configuration that follow from the tensors.
 #[derive(Debug)]
 pub struct Found {
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// There is no head of its own.
+    /// The file has no separate output head.
     pub tied: bool,
     /// There are biases on q, k and v.
     pub qkv_bias: bool,

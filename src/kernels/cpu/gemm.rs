@@ -40,7 +40,7 @@ pub(super) struct LinearJob<'a> {
     pub(super) fresh: bool,
 }
 
-/// What a product is computed with.
+/// The arithmetic of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arithmetic {
     /// Products of bytes, weights in blocks.
@@ -52,7 +52,7 @@ pub(super) enum Arithmetic {
 }
 
 impl LinearJob<'_> {
-    /// How an instruction set does the product; `None` where there is nothing to sum.
+    /// The arithmetic of the product on an instruction set; `None` where there is nothing to sum.
     pub(super) fn arithmetic(&self, isa: Isa) -> Option<Arithmetic> {
         let empty = self.x.rows() == 0 || self.x.width() == 0 || self.y.width() == 0;
         (!empty).then(|| match self.w.dtype() {

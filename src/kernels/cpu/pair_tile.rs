@@ -16,7 +16,7 @@ pub(super) struct PairTile {
     /// Whether the sums replace what `y` holds.
     pub(super) fresh: bool,
     pub(super) chunks: usize,
-    /// Where to prefetch from meanwhile.
+    /// Address to prefetch from meanwhile.
     pub(super) next: *const u8,
 }
 

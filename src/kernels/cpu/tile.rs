@@ -17,7 +17,7 @@ pub(super) struct MicroTile<E> {
     pub(super) y: *mut f32,
     pub(super) ldy: usize,
     pub(super) chunks: usize,
-    /// Where to prefetch from meanwhile.
+    /// Address to prefetch from meanwhile.
     pub(super) next: *const u8,
 }
 

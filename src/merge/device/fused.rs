@@ -106,7 +106,7 @@ struct Arguments {
     beyond: u64,
 }
 
-/// What changes from merge to merge.
+/// The arguments that change from merge to merge.
 #[derive(Clone, Copy)]
 struct Target {
     /// The coefficients on the device, one per term.

@@ -245,7 +245,7 @@ impl Manifest {
         }
     }
 
-    /// What requests may choose from.
+    /// The choices of requests.
     pub fn menu(&self) -> Result<Menu, ManifestError> {
         let [min, max] = self.extrapolation.bounds;
         let preset = |name: &String| Some((name.clone(), self.preset(name)?.weights().to_vec()));

@@ -1,4 +1,4 @@
-//! What a configuration must satisfy before anything is opened.
+//! Checks of a configuration, before anything is opened.
 
 use ladle::{model::names::TARGETS, soup::manifest::is_name};
 

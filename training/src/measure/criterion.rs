@@ -1,11 +1,11 @@
-//! Which candidate β or α is the best, from what each reached on validation prompts.
+//! The choice of the best β or α, from the rewards of each candidate on validation prompts.
 
 use super::{
     front::{FrontError, hypervolume},
     results::REFERENCE,
 };
 
-/// What one candidate reached on the validation prompts.
+/// Rewards of one candidate on the validation prompts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     /// The candidate's β or α.

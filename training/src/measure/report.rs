@@ -16,7 +16,7 @@ pub struct Curve {
     pub title: String,
     /// Unit of the ordinate.
     pub unit: String,
-    /// `(name, [(step, value)])`, one a backbone.
+    /// `(name, [(step, value)])`, one per backbone.
     pub series: Vec<(String, Vec<(f64, f64)>)>,
 }
 

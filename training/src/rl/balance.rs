@@ -36,7 +36,7 @@ pub enum BalanceError {
         name: &'static str,
         /// Index in the vector.
         index: usize,
-        /// What was found.
+        /// The value found.
         value: f64,
         expected: &'static str,
     },

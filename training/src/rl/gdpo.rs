@@ -2,7 +2,7 @@
 //! to one prompt before the rewards are weighed and added, so that none of them is drowned by
 //! another's scale.
 
-/// What is added to a standard deviation (TRL's).
+/// ε that is added to a standard deviation (TRL's value).
 const EPSILON: f64 = 1e-4;
 
 /// Advantages of whole responses, from `rewards[objective][response]` in groups of `samples`

@@ -1,7 +1,7 @@
 //! MODPO (Zhou et al. 2023, arXiv 2310.03708; `docs/algorithms.md` §6.5): DPO on pairs that one reward
 //! orders, with a margin from the other rewards. The pairs are responses of the policy to one prompt.
 
-/// What one policy's pairs are made by.
+/// Constants of one policy's pairs.
 pub struct Pairing<'a> {
     /// The reward that orders a pair.
     pub own: usize,
