@@ -11,7 +11,7 @@ use crate::{
     preference::ModelKey,
 };
 
-/// Facts of a loaded soup.
+/// Properties of a loaded soup.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     /// Logits per row.

@@ -1,6 +1,7 @@
 //! A parameter of the decoder: merged (one matrix), or a per-row mixture of the terms of a soup.
-//! With coefficients `c(t)` of row t, a linear layer is `y_t = Σᵢ cᵢ(t) Wᵢ x_t + Σⱼ cⱼ(t) sⱼ Bⱼ Aⱼ
-//! x_t` (`docs/algorithms.md` §2.2), and no weight is materialised.
+//! With coefficients `c(t)` of row t, a linear layer is
+//! `y_t = Σᵢ cᵢ(t) Wᵢ x_t + Σⱼ cⱼ(t) sⱼ Bⱼ Aⱼ x_t` (`docs/algorithms.md` §2.2), and no weight is
+//! materialised.
 
 use crate::kernels::{
     ColumnScale, KernelError, Kernels, Product, Result, RowCoefficients, ScaledProduct,

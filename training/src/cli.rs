@@ -129,7 +129,7 @@ pub enum Command {
     Pages(Pages),
 }
 
-/// The program's command line; the options of logging are accepted after any command.
+/// The program's command line; the options of logging are accepted before and after any command.
 pub fn program() -> clap::Command {
     complete(Cli::command().mut_args(|arg| arg.global(true)))
 }

@@ -16,7 +16,7 @@ use super::{
 /// Version of the file's layout.
 pub const FORMAT: u32 = 2;
 
-/// Reference point of hypervolumes, in every objective: σ above θ_sft's sampled mean.
+/// Reference point of hypervolumes, in every objective: σ from θ_sft's sampled mean.
 pub const REFERENCE: f64 = -0.5;
 
 /// An objective with the scale of its reward.
