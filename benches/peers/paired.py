@@ -84,10 +84,14 @@ def main():
                         result = json.loads(done.stdout)
                         report["runs"].append({"round": round_, "side": commits[side], "bench": bench,
                                                "load_before": load, "result": result})
+                        out.write_text(json.dumps(report, indent=1) + "\n")
                         for path, value in measures(result, (bench, *extra[2:3])):
                             seen.setdefault(path, ([], []))[side].append(value)
                     print(bench, *extra[2:3], f"round {round_ + 1} of {options.rounds}", flush=True)
     for path, (before, after) in seen.items():
+        if not (before and after):
+            print(f"{' / '.join(path):60} measured on one side alone")
+            continue
         # How many times as fast the later one is, a pair each round.
         pairs = [a / b if MEASURES[path[-1]] else b / a for b, a in zip(before, after)]
         ratio = {"speed_after_over_before": round(statistics.median(pairs), 3), "pairs": [round(p, 3) for p in pairs]}
