@@ -20,6 +20,7 @@ enum Fault {
     EvenForOdd,
     HalvesTruncated,
     BrainsTruncated,
+    PairsSwapped,
     LaneLeftOut,
     BytesSaturate,
     UnsignedBytes,
@@ -79,6 +80,19 @@ impl Lanes for Wrong {
         }
         unsafe { Portable.store_bf16::<STREAM>(p, v) }
     }
+    unsafe fn load_bf16_even(self, p: *const bf16) -> V {
+        unsafe { Portable.load_bf16_even(p) }
+    }
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> V {
+        let even = self.is(Fault::EvenForOdd);
+        unsafe { if even { Portable.load_bf16_even(p) } else { Portable.load_bf16_odd(p) } }
+    }
+    unsafe fn store_bf16_even_odd<const STREAM: bool>(self, p: *mut bf16, mut v: [V; 2]) {
+        if self.is(Fault::PairsSwapped) {
+            v.swap(0, 1);
+        }
+        unsafe { Portable.store_bf16_even_odd::<STREAM>(p, v) }
+    }
 }
 
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -91,13 +105,6 @@ impl Simd for Wrong {
     }
     fn fma(self, a: V, b: V, c: V) -> V {
         if self.is(Fault::FmaWithoutAddend) { Portable.mul(a, b) } else { Portable.fma(a, b, c) }
-    }
-    unsafe fn load_bf16_even(self, p: *const bf16) -> V {
-        unsafe { Portable.load_bf16_even(p) }
-    }
-    unsafe fn load_bf16_odd(self, p: *const bf16) -> V {
-        let even = self.is(Fault::EvenForOdd);
-        unsafe { if even { Portable.load_bf16_even(p) } else { Portable.load_bf16_odd(p) } }
     }
     unsafe fn load_even_odd(self, p: *const f32) -> [V; 2] {
         unsafe { Portable.load_even_odd(p) }
@@ -213,9 +220,10 @@ fn the_self_check_refuses_a_set_that_computes_one_operation_wrong() {
     assert_eq!(refused(Fault::None), None);
     for (fault, operation) in [
         (Fault::FmaWithoutAddend, "products of f32"),
-        (Fault::EvenForOdd, "products of pairs"),
+        (Fault::EvenForOdd, "streamed stores of pairs"),
         (Fault::HalvesTruncated, "streamed stores of f16"),
         (Fault::BrainsTruncated, "streamed stores of bf16"),
+        (Fault::PairsSwapped, "streamed stores of pairs"),
         (Fault::LaneLeftOut, "products of f32"),
         (Fault::BytesSaturate, "products of bytes"),
         (Fault::UnsignedBytes, "products of bytes"),

@@ -116,6 +116,7 @@ fn lanes<L: Lanes>(l: L, outcome: &mut Outcome) {
     let (mut f, mut h, mut b) =
         (Aligned([0f32; LEN]), Aligned([f16::ZERO; LEN]), Aligned([bf16::ZERO; LEN]));
     let (mut h2, mut b2) = ([f16::ZERO; LEN], [bf16::ZERO; LEN]);
+    let (mut pairs, mut pairs2) = (Aligned([bf16::ZERO; LEN]), [bf16::ZERO; LEN]);
     for at in (0..LEN).step_by(L::LANES) {
         // SAFETY: LANES divides LEN, and the streamed arrays are aligned to 64 bytes.
         unsafe {
@@ -132,6 +133,18 @@ fn lanes<L: Lanes>(l: L, outcome: &mut Outcome) {
             l.store_bf16::<false>(b2.as_mut_ptr().add(at), v);
         }
     }
+    let [even, odd] =
+        [0, 1].map(|odd| std::array::from_fn::<_, { LEN / 2 }, _>(|i| edges[2 * i + odd]));
+    for at in (0..LEN).step_by(2 * L::LANES) {
+        // SAFETY: 2 LANES divide LEN, and the streamed array is aligned to 64 bytes.
+        unsafe {
+            let from = brains.as_ptr().add(at);
+            let both = [l.load_bf16_even(from), l.load_bf16_odd(from)];
+            l.store_bf16_even_odd::<true>(pairs.0.as_mut_ptr().add(at), both);
+            let both = [&even, &odd].map(|half| l.load(half.as_ptr().add(at / 2)));
+            l.store_bf16_even_odd::<false>(pairs2.as_mut_ptr().add(at), both);
+        }
+    }
     l.fence();
     l.prefetch(x.as_ptr().cast());
     outcome.floats("sums", &out[0]);
@@ -141,7 +154,12 @@ fn lanes<L: Lanes>(l: L, outcome: &mut Outcome) {
     for (operation, values) in [("streamed stores of f16", h.0), ("stores of f16", h2)] {
         outcome.0.push((operation, values.map(|v| u32::from(v.to_bits())).to_vec()));
     }
-    for (operation, values) in [("streamed stores of bf16", b.0), ("stores of bf16", b2)] {
+    for (operation, values) in [
+        ("streamed stores of bf16", b.0),
+        ("stores of bf16", b2),
+        ("streamed stores of pairs", pairs.0),
+        ("stores of pairs", pairs2),
+    ] {
         outcome.0.push((operation, values.map(|v| u32::from(v.to_bits())).to_vec()));
     }
 }

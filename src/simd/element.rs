@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::{
     portable::{narrow_bf16, narrow_f16, widen_bf16, widen_f16},
-    vector::{Lanes, Simd},
+    vector::Lanes,
 };
 
 /// A storage type of weights, keys and values.
@@ -33,17 +33,28 @@ pub unsafe trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` must be readable for 2 LANES values.
     #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
+    unsafe fn first<L: Lanes>(l: L, p: *const Self) -> L::V {
         // SAFETY: the caller's.
-        unsafe { Self::load(s, p) }
+        unsafe { Self::load(l, p) }
     }
     /// The other LANES values.
     /// # Safety
     /// `p` must be readable for 2 LANES values.
     #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
+    unsafe fn second<L: Lanes>(l: L, p: *const Self) -> L::V {
         // SAFETY: the caller's.
-        unsafe { Self::load(s, p.add(S::LANES)) }
+        unsafe { Self::load(l, p.add(L::LANES)) }
+    }
+    /// Rounds and stores 2 LANES values: those of [`Element::first`], those of [`Element::second`].
+    /// # Safety
+    /// As [`Element::store`], for 2 LANES values.
+    #[inline(always)]
+    unsafe fn store_both<L: Lanes, const STREAM: bool>(l: L, p: *mut Self, v: [L::V; 2]) {
+        // SAFETY: the caller's.
+        unsafe {
+            Self::store::<L, STREAM>(l, p, v[0]);
+            Self::store::<L, STREAM>(l, p.add(L::LANES), v[1]);
+        }
     }
 }
 
@@ -122,14 +133,19 @@ unsafe impl Element for bf16 {
     }
     /// The even-numbered values: a shift widens them.
     #[inline(always)]
-    unsafe fn first<S: Simd>(s: S, p: *const Self) -> S::V {
+    unsafe fn first<L: Lanes>(l: L, p: *const Self) -> L::V {
         // SAFETY: the caller's.
-        unsafe { s.load_bf16_even(p) }
+        unsafe { l.load_bf16_even(p) }
     }
     /// The odd-numbered values: a mask widens them.
     #[inline(always)]
-    unsafe fn second<S: Simd>(s: S, p: *const Self) -> S::V {
+    unsafe fn second<L: Lanes>(l: L, p: *const Self) -> L::V {
         // SAFETY: the caller's.
-        unsafe { s.load_bf16_odd(p) }
+        unsafe { l.load_bf16_odd(p) }
+    }
+    #[inline(always)]
+    unsafe fn store_both<L: Lanes, const STREAM: bool>(l: L, p: *mut Self, v: [L::V; 2]) {
+        // SAFETY: the caller's.
+        unsafe { l.store_bf16_even_odd::<STREAM>(p, v) }
     }
 }

@@ -89,14 +89,26 @@ impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16, v: float32x4_t) {
+        unsafe { vst1_u16(p.cast(), vshrn_n_u32::<16>(rounded_bf16(v))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_even(self, p: *const bf16) -> float32x4_t {
+        unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vld1q_u32(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> float32x4_t {
         unsafe {
-            let bits = vreinterpretq_u32_f32(v);
-            let even = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
-            let rounded = vaddq_u32(bits, vaddq_u32(even, vdupq_n_u32(0x7fff)));
-            let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
-            let kept = vbslq_u32(vceqq_f32(v, v), rounded, quiet);
-            vst1_u16(p.cast(), vshrn_n_u32::<16>(kept));
+            let pairs = vld1q_u32(p.cast());
+            vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff_0000)))
         }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_even_odd<const STREAM: bool>(
+        self,
+        p: *mut bf16,
+        [even, odd]: [float32x4_t; 2],
+    ) {
+        unsafe { vst1q_u32(p.cast(), vsriq_n_u32::<16>(rounded_bf16(odd), rounded_bf16(even))) }
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
@@ -126,17 +138,6 @@ impl Simd for Neon {
         unsafe { vfmaq_f32(c, a, b) }
     }
     #[inline(always)]
-    unsafe fn load_bf16_even(self, p: *const bf16) -> float32x4_t {
-        unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vld1q_u32(p.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_odd(self, p: *const bf16) -> float32x4_t {
-        unsafe {
-            let pairs = vld1q_u32(p.cast());
-            vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff_0000)))
-        }
-    }
-    #[inline(always)]
     unsafe fn load_even_odd(self, p: *const f32) -> [float32x4_t; 2] {
         unsafe {
             let float32x4x2_t(even, odd) = vld2q_f32(p);
@@ -150,5 +151,20 @@ impl Simd for Neon {
             let sums = vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d));
             vst1q_f32(p, vaddq_f32(vld1q_f32(p), sums));
         }
+    }
+}
+
+/// The rounded bf16 values in the high halves of four words; NaN stays NaN.
+/// # Safety
+/// NEON was detected.
+#[inline(always)]
+unsafe fn rounded_bf16(v: float32x4_t) -> uint32x4_t {
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = vreinterpretq_u32_f32(v);
+        let even = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+        let rounded = vaddq_u32(bits, vaddq_u32(even, vdupq_n_u32(0x7fff)));
+        let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+        vbslq_u32(vceqq_f32(v, v), rounded, quiet)
     }
 }

@@ -70,6 +70,21 @@ impl Lanes for Portable {
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16, v: Self::V) {
         unsafe { p.cast::<[u16; WIDE]>().write(each(|i| narrow_bf16(v[i]))) }
     }
+    #[inline(always)]
+    unsafe fn load_bf16_even(self, p: *const bf16) -> Self::V {
+        let v = unsafe { p.cast::<[u16; 2 * WIDE]>().read() };
+        each(|i| widen_bf16(v[2 * i]))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> Self::V {
+        let v = unsafe { p.cast::<[u16; 2 * WIDE]>().read() };
+        each(|i| widen_bf16(v[2 * i + 1]))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_even_odd<const STREAM: bool>(self, p: *mut bf16, v: [Self::V; 2]) {
+        let narrow = std::array::from_fn(|i| narrow_bf16(v[i % 2][i / 2]));
+        unsafe { p.cast::<[u16; 2 * WIDE]>().write(narrow) }
+    }
 }
 
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -86,16 +101,6 @@ impl Simd for Portable {
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         // Two roundings: f32::mul_add is a library call where there is no such instruction.
         each(|i| a[i] * b[i] + c[i])
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_even(self, p: *const bf16) -> Self::V {
-        let v = unsafe { p.cast::<[u16; 2 * WIDE]>().read() };
-        each(|i| widen_bf16(v[2 * i]))
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_odd(self, p: *const bf16) -> Self::V {
-        let v = unsafe { p.cast::<[u16; 2 * WIDE]>().read() };
-        each(|i| widen_bf16(v[2 * i + 1]))
     }
     #[inline(always)]
     unsafe fn load_even_odd(self, p: *const f32) -> [Self::V; 2] {

@@ -47,17 +47,18 @@ pub trait Lanes: Copy + Send + Sync {
     /// # Safety
     /// `p` must be writable for LANES values, and aligned to their size when `STREAM`.
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16, v: Self::V);
-    /// [`Lanes::store_bf16`] of two vectors, one after the other.
+    /// The even-numbered of 2 LANES values, widened: cheaper than neighbours.
+    /// # Safety
+    /// `p` must be readable for 2 LANES values.
+    unsafe fn load_bf16_even(self, p: *const bf16) -> Self::V;
+    /// The odd-numbered of 2 LANES values, widened.
+    /// # Safety
+    /// `p` must be readable for 2 LANES values.
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> Self::V;
+    /// [`Lanes::store_bf16`] of the even-numbered and the odd-numbered of 2 LANES values.
     /// # Safety
     /// `p` must be writable for 2 LANES values, and aligned to their size when `STREAM`.
-    #[inline(always)]
-    unsafe fn store_bf16_pair<const STREAM: bool>(self, p: *mut bf16, v: [Self::V; 2]) {
-        // SAFETY: the caller's.
-        unsafe {
-            self.store_bf16::<STREAM>(p, v[0]);
-            self.store_bf16::<STREAM>(p.add(Self::LANES), v[1]);
-        }
-    }
+    unsafe fn store_bf16_even_odd<const STREAM: bool>(self, p: *mut bf16, v: [Self::V; 2]);
 
     /// Requests the cache line of `p`, which may be any address.
     #[inline(always)]
@@ -88,14 +89,6 @@ pub trait Simd: Lanes {
     fn sixteen(self) -> Self::Sixteen;
     /// `a · b + c`.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The even-numbered of 2 LANES values, widened: cheaper than neighbours.
-    /// # Safety
-    /// `p` must be readable for 2 LANES values.
-    unsafe fn load_bf16_even(self, p: *const bf16) -> Self::V;
-    /// The odd-numbered of 2 LANES values, widened.
-    /// # Safety
-    /// `p` must be readable for 2 LANES values.
-    unsafe fn load_bf16_odd(self, p: *const bf16) -> Self::V;
     /// 2 LANES values: the even-numbered, then the odd-numbered.
     /// # Safety
     /// `p` must be readable for 2 LANES values.
@@ -196,7 +189,32 @@ impl<L: Lanes> Lanes for Twice<L> {
     #[inline(always)]
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16, v: Self::V) {
         // SAFETY: the caller's.
-        unsafe { self.0.store_bf16_pair::<STREAM>(p, v) }
+        unsafe {
+            self.0.store_bf16::<STREAM>(p, v[0]);
+            self.0.store_bf16::<STREAM>(p.add(L::LANES), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_even(self, p: *const bf16) -> Self::V {
+        // SAFETY: the caller's.
+        unsafe { [self.0.load_bf16_even(p), self.0.load_bf16_even(p.add(2 * L::LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> Self::V {
+        // SAFETY: the caller's.
+        unsafe { [self.0.load_bf16_odd(p), self.0.load_bf16_odd(p.add(2 * L::LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_even_odd<const STREAM: bool>(
+        self,
+        p: *mut bf16,
+        [even, odd]: [Self::V; 2],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            self.0.store_bf16_even_odd::<STREAM>(p, [even[0], odd[0]]);
+            self.0.store_bf16_even_odd::<STREAM>(p.add(2 * L::LANES), [even[1], odd[1]]);
+        }
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {

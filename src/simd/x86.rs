@@ -122,13 +122,35 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16, v: __m512) {
         unsafe {
-            let bits = _mm512_castps_si512(v);
-            let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let half = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
-            let rounded = _mm512_add_epi32(bits, half);
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-            let kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
-            put256::<STREAM>(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept)));
+            let words = _mm512_srli_epi32::<16>(rounded_bf16_512(v));
+            put256::<STREAM>(p.cast(), _mm512_cvtepi32_epi16(words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_even(self, p: *const bf16) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> __m512 {
+        unsafe {
+            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p.cast()), high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_even_odd<const STREAM: bool>(
+        self,
+        p: *mut bf16,
+        [even, odd]: [__m512; 2],
+    ) {
+        unsafe {
+            let even = _mm512_srli_epi32::<16>(rounded_bf16_512(even));
+            let v = _mm512_mask_blend_epi16(0xaaaa_aaaa, even, rounded_bf16_512(odd));
+            if STREAM {
+                _mm512_stream_si512(p.cast(), v);
+            } else {
+                _mm512_storeu_si512(p.cast(), v);
+            }
         }
     }
     #[inline(always)]
@@ -157,17 +179,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_even(self, p: *const bf16) -> __m512 {
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(p.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_odd(self, p: *const bf16) -> __m512 {
-        unsafe {
-            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p.cast()), high))
-        }
     }
     #[inline(always)]
     unsafe fn load_even_odd(self, p: *const f32) -> [__m512; 2] {
@@ -250,17 +261,32 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16, v: __m256) {
         unsafe {
-            let words = rounded_bf16(v);
+            let words = _mm256_srli_epi32::<16>(rounded_bf16_256(v));
             let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             put128::<STREAM>(p.cast(), _mm_packus_epi32(low, high));
         }
     }
     #[inline(always)]
-    unsafe fn store_bf16_pair<const STREAM: bool>(self, p: *mut bf16, v: [__m256; 2]) {
+    unsafe fn load_bf16_even(self, p: *const bf16) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_odd(self, p: *const bf16) -> __m256 {
         unsafe {
-            // The pack works within 128-bit halves; the permutation puts the quarters in order.
-            let packed = _mm256_packus_epi32(rounded_bf16(v[0]), rounded_bf16(v[1]));
-            put256::<STREAM>(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p.cast()), high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_even_odd<const STREAM: bool>(
+        self,
+        p: *mut bf16,
+        [even, odd]: [__m256; 2],
+    ) {
+        unsafe {
+            let even = _mm256_srli_epi32::<16>(rounded_bf16_256(even));
+            let v = _mm256_blend_epi16::<0b1010_1010>(even, rounded_bf16_256(odd));
+            put256::<STREAM>(p.cast(), v);
         }
     }
     #[inline(always)]
@@ -289,17 +315,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_even(self, p: *const bf16) -> __m256 {
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(p.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_odd(self, p: *const bf16) -> __m256 {
-        unsafe {
-            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p.cast()), high))
-        }
     }
     #[inline(always)]
     unsafe fn load_even_odd(self, p: *const f32) -> [__m256; 2] {
@@ -338,11 +353,27 @@ impl Simd for Avx2 {
     }
 }
 
-/// The rounded bf16 values in the low halves of eight words; NaN stays NaN.
+/// The rounded bf16 values in the high halves of sixteen words; NaN stays NaN.
+/// # Safety
+/// AVX-512 F was detected.
+#[inline(always)]
+unsafe fn rounded_bf16_512(v: __m512) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let half = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
+        let rounded = _mm512_add_epi32(bits, half);
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000))
+    }
+}
+
+/// The rounded bf16 values in the high halves of eight words; NaN stays NaN.
 /// # Safety
 /// AVX2 was detected.
 #[inline(always)]
-unsafe fn rounded_bf16(v: __m256) -> __m256i {
+unsafe fn rounded_bf16_256(v: __m256) -> __m256i {
     // SAFETY: the caller's.
     unsafe {
         let bits = _mm256_castps_si256(v);
@@ -351,7 +382,7 @@ unsafe fn rounded_bf16(v: __m256) -> __m256i {
         let rounded = _mm256_add_epi32(bits, half);
         let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
-        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+        _mm256_blendv_epi8(rounded, quiet, nan)
     }
 }
 

@@ -71,10 +71,12 @@ impl StorageRange {
         sum.abs() >= self.limit || sum.is_nan()
     }
 
-    /// NaN in the lanes whose sum may lie outside the range, else 0.
+    /// NaN in the lanes where one of two sums may lie outside the range, else 0. One that lies
+    /// outside is infinite once stretched, and so is what is added to it, or NaN.
     #[inline(always)]
-    pub fn test<L: Lanes>(self, l: L, sums: L::V) -> L::V {
-        l.mul(l.mul(sums, l.splat(self.stretch)), l.splat(0.0))
+    pub fn test<L: Lanes>(self, l: L, a: L::V, b: L::V) -> L::V {
+        let stretch = l.splat(self.stretch);
+        l.mul(l.add(l.mul(a, stretch), l.mul(b, stretch)), l.splat(0.0))
     }
 
     /// Whether a lane is NaN.

@@ -31,8 +31,7 @@ impl<E: Element> Round<'_, E> {
             while i + STEP <= len {
                 let (from, to) = (self.sums.as_ptr().add(i), out.add(i));
                 let (low, high) = (l.load(from), l.load(from.add(LANES)));
-                tests = l.add(tests, self.limits.test(l, low));
-                tests = l.add(tests, self.limits.test(l, high));
+                tests = l.add(tests, self.limits.test(l, low, high));
                 E::store::<L, STREAM>(l, to, low);
                 E::store::<L, STREAM>(l, to.add(LANES), high);
                 i += STEP;

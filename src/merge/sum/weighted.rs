@@ -82,17 +82,14 @@ impl<E: Element, const N: usize> WeightedSum<'_, E, N> {
                         l.prefetch(line.wrapping_add(64));
                     }
                 }
-                let mut low = l.mul(E::load(l, sources[0].add(i)), c[0]);
-                let mut high = l.mul(E::load(l, sources[0].add(i + LANES)), c[0]);
+                let mut first = l.mul(E::first(l, sources[0].add(i)), c[0]);
+                let mut second = l.mul(E::second(l, sources[0].add(i)), c[0]);
                 for k in 1..N {
-                    low = l.add(low, l.mul(E::load(l, sources[k].add(i)), c[k]));
-                    high = l.add(high, l.mul(E::load(l, sources[k].add(i + LANES)), c[k]));
+                    first = l.add(first, l.mul(E::first(l, sources[k].add(i)), c[k]));
+                    second = l.add(second, l.mul(E::second(l, sources[k].add(i)), c[k]));
                 }
-                tests = l.add(tests, self.limits.test(l, low));
-                tests = l.add(tests, self.limits.test(l, high));
-                let to = out.add(i);
-                E::store::<L, STREAM>(l, to, low);
-                E::store::<L, STREAM>(l, to.add(LANES), high);
+                tests = l.add(tests, self.limits.test(l, first, second));
+                E::store_both::<L, STREAM>(l, out.add(i), [first, second]);
                 i += STEP;
             }
             *self.outside |= StorageRange::any(l, tests);
