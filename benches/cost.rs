@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     let threads = option("--threads").map(|n| n.parse()).transpose().context("--threads")?;
     let models_dir = default_models_dir().context("set LADLE_HOME")?;
     let store = Store { models_dir, offline: true };
-    let soup = store.open(&dir, OpenOptions { base: None, verify_digests: true })?;
+    let soup = store.open(&dir, OpenOptions { verify_digests: true, ..OpenOptions::default() })?;
 
     let modes = [MergeMode::Fused, MergeMode::Mixed];
     let mut runs = Vec::new();

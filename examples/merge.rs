@@ -15,7 +15,7 @@ use ladle::{
 pub fn merge(soup: &Path, preference: &str, out: &Path) -> Result<(), Box<dyn Error>> {
     let models_dir = default_models_dir().ok_or("set LADLE_HOME or HOME")?;
     let store = Store { models_dir, offline: false };
-    let soup = store.open(soup, OpenOptions { base: None, verify_digests: true })?;
+    let soup = store.open(soup, OpenOptions { verify_digests: true, ..OpenOptions::default() })?;
     let menu = soup.manifest.menu()?;
     let preference = menu.preference("preference", Form::from_text("preference", preference)?)?;
     let solution = soup.mixing.solve_by(menu.default_rule, &preference, &menu.default_alpha);

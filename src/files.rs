@@ -7,8 +7,9 @@
 mod staging;
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io::{self, BufWriter, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -117,6 +118,28 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
         return Err(FileError::TooLong { path: path.to_owned(), limit, got });
     }
     fs::read(path).map_err(FileError::at(path))
+}
+
+/// A file as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub path: PathBuf,
+    /// Device, inode, length, and the time of the last write in seconds and nanoseconds.
+    stamp: (u64, u64, u64, i64, i64),
+}
+
+impl Seen {
+    /// `path`, of which an open file says `metadata`.
+    pub fn new(path: &Path, metadata: &Metadata) -> Self {
+        let m = metadata;
+        let stamp = (m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec());
+        Self { path: path.to_owned(), stamp }
+    }
+
+    /// Whether another file, or none, has its place now, or it was written to.
+    pub fn changed(&self) -> bool {
+        !fs::metadata(&self.path).is_ok_and(|now| Self::new(&self.path, &now) == *self)
+    }
 }
 
 /// Where ladle keeps what it fetches and makes: `LADLE_HOME`, by default `ladle` in the user's cache

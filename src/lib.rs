@@ -28,7 +28,7 @@
 //!
 //! let models_dir = default_models_dir().ok_or("set LADLE_HOME or HOME")?;
 //! let store = Store { models_dir, offline: true };
-//! let options = OpenOptions { base: None, verify_digests: true };
+//! let options = OpenOptions { verify_digests: true, ..OpenOptions::default() };
 //! let soup = store.open(Path::new("backbones"), options)?;
 //! let menu = soup.manifest.menu()?;
 //! let form = Form::from_text("preference", "faithful=0.3,brief=0.7")?;
@@ -53,6 +53,7 @@ pub mod files;
 pub mod http;
 pub mod import;
 pub mod kernels;
+pub mod memory;
 pub mod merge;
 pub mod model;
 pub mod preference;

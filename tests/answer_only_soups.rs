@@ -60,7 +60,8 @@ fn edit(path: &Path, change: impl FnOnce(String) -> String) {
 fn open_copy(dir: &Path, name: &str) -> Result<Soup, String> {
     let base = if name == "soup-tiny-mixed" { name } else { "soup-tiny" };
     let base = Some(fixture(base).join("base"));
-    Soup::open(dir, &OpenOptions { base, verify_digests: true }).map_err(|e| e.to_string())
+    Soup::open(dir, &OpenOptions { base, verify_digests: true, ..OpenOptions::default() })
+        .map_err(|e| e.to_string())
 }
 
 fn open(name: &str) -> (Soup, TempDir) {

@@ -29,7 +29,7 @@ const MODES: [MergeMode; 3] = [MergeMode::Auto, MergeMode::Fused, MergeMode::Mix
 
 fn open(name: &str) -> Soup {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-    let options = OpenOptions { base: None, verify_digests: true };
+    let options = OpenOptions { verify_digests: true, ..OpenOptions::default() };
     Soup::open(&dir, &options).unwrap()
 }
 

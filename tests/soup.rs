@@ -136,6 +136,39 @@ fn the_digest_tells_soups_apart() {
     assert_ne!(digests[0], Soup::open(dir.path(), &options()).unwrap().digest);
 }
 
+#[test]
+fn tokenizer_template_and_configurations_are_part_of_the_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in SOUPS {
+        copy_tree(&fixture(name), &dir.path().join(name));
+    }
+    let digest = |soup: &str| Soup::open(&dir.path().join(soup), &options()).unwrap().digest;
+    let (adapters, full) = (digest("soup-tiny"), digest("soup-tiny-full"));
+    let mut seen = vec![adapters];
+    let base = dir.path().join("soup-tiny/base");
+    for (file, text) in [
+        ("chat_template.jinja", "{{ messages[0].content }}"),
+        ("chat_template.jinja", "{{ messages[0].content }}\n"),
+        ("generation_config.json", r#"{"eos_token_id": 3}"#),
+        ("tokenizer_config.json", r#"{"clean_up_tokenization_spaces": false}"#),
+    ] {
+        fs::write(base.join(file), text).unwrap();
+        seen.push(digest("soup-tiny"));
+    }
+    let tokenizer = base.join("tokenizer.json");
+    let text = fs::read_to_string(&tokenizer).unwrap();
+    fs::write(&tokenizer, format!("{text} ")).unwrap();
+    seen.push(digest("soup-tiny"));
+    let different: std::collections::BTreeSet<_> = seen.iter().collect();
+    assert_eq!(different.len(), seen.len(), "{seen:?}");
+
+    let config = dir.path().join("soup-tiny-full/backbones/brief/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let longer = "\"max_position_embeddings\": 512";
+    fs::write(&config, text.replace("\"max_position_embeddings\": 256", longer)).unwrap();
+    assert_ne!(full, digest("soup-tiny-full"));
+}
+
 fn recipe() -> Recipe {
     let tiny = fixture("soup-tiny");
     Recipe {

@@ -24,7 +24,8 @@ pub fn store(options: &StoreOptions) -> anyhow::Result<Store> {
 
 /// Opens a soup, with its digests checked.
 pub fn open(soup: &Path, base: Option<PathBuf>, options: &StoreOptions) -> anyhow::Result<Soup> {
-    Ok(store(options)?.open(soup, OpenOptions { base, verify_digests: true })?)
+    Ok(store(options)?
+        .open(soup, OpenOptions { base, verify_digests: true, ..OpenOptions::default() })?)
 }
 
 /// Preference, extrapolation and rule of a command line; the soup's defaults stand for absent ones.

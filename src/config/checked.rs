@@ -10,7 +10,7 @@ use std::{
 use super::{
     error::OptionError,
     options::ServeOptions,
-    values::{ApiKey, LogFormat, MergeMode, Processor},
+    values::{ApiKey, LogFormat, MergeMode, Processor, Residence},
 };
 
 /// Bounds on what a request may ask for; `None` and units as in [`ServeOptions`].
@@ -44,6 +44,7 @@ pub struct ServeConfig {
     pub models_dir: Option<PathBuf>,
     pub offline: bool,
     pub verify: bool,
+    pub weights: Residence,
     pub merge_mode: MergeMode,
     pub pin: Vec<String>,
     pub device: Processor,
@@ -100,6 +101,7 @@ impl ServeOptions {
             models_dir: self.store.models_dir.clone(),
             offline: self.store.offline(),
             verify: self.verify(),
+            weights: self.weights(),
             merge_mode: self.merge_mode(),
             device: self.device(),
             device_memory: self.device_memory.map(|bytes| bytes.0),

@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use serde::Deserialize;
 
-use super::{ApiKey, ByteSize, LogFormat, MergeMode, Processor};
+use super::{ApiKey, ByteSize, LogFormat, MergeMode, Processor, Residence};
 
 /// Defines groups of options, which are `None` where they are not given.
 ///
@@ -100,6 +100,9 @@ options! {
         /// Check the sha256 of every weight file at the start.
         #[arg(long, env = "LADLE_VERIFY", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         verify: bool = "true",
+        /// Where the weights of the base and of full backbones lie.
+        #[arg(long, env = "LADLE_WEIGHTS", value_name = "WHERE")]
+        weights: Residence = "copied",
         /// How preferences are executed.
         #[arg(long, env = "LADLE_MERGE_MODE", value_name = "MODE")]
         merge_mode: MergeMode = "auto",

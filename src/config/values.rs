@@ -29,6 +29,26 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where weight files lie once they are opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Residence {
+    /// In memory of the process, in huge pages where the system gives them: nothing that is done to
+    /// the files reaches it.
+    Copied,
+    /// In the page cache, shared with other processes; a file that is shortened ends the process.
+    #[default]
+    Mapped,
+}
+
+impl FromStr for Residence {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        clap::ValueEnum::from_str(text, false)
+    }
+}
+
 impl FromStr for MergeMode {
     type Err = String;
 

@@ -1,4 +1,4 @@
-//! A soup served on the CPU: the mapped weights, one decoder for all c over them, the cache of
+//! A soup served on the CPU: its weights, one decoder for all c over them, the cache of
 //! merged models, and the key/value memory.
 
 use super::{
@@ -57,7 +57,7 @@ impl Default for CpuOptions {
 /// A soup on the CPU.
 pub type CpuBackend = Loaded<CpuPasses>;
 
-/// Passes over the mapped weights, or over merged ones.
+/// Passes over the soup's weights, or over merged ones.
 pub struct CpuPasses {
     kernels: CpuKernels,
     cache: KvPool,
@@ -75,13 +75,7 @@ impl CpuBackend {
         };
         let mixed = match merge_mode {
             MergeMode::Fused => None,
-            MergeMode::Auto | MergeMode::Mixed => {
-                let decoder = mixed_decoder(&plan, config.clone())?;
-                // The decoder holds stacked copies of the adapters; their files are read again only
-                // for merges.
-                soup.adapters().for_each(|adapter| adapter.file().release());
-                Some(decoder)
-            }
+            MergeMode::Auto | MergeMode::Mixed => Some(mixed_decoder(&plan, config.clone())?),
         };
         let merged = Merged::open(merge_mode, options.on_cache_event.clone(), |on_event| {
             let fused = FusedOptions {

@@ -1,7 +1,7 @@
 //! State that the handlers share: the served soup once it is loaded, limits, keys and metrics.
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -13,6 +13,7 @@ use crate::{
     chat::ChatTemplate,
     config::{RequestLimits, ServeConfig},
     engine::EngineHandle,
+    files::Seen,
     preference::{Menu, MixingMatrix},
     soup::ActiveFrom,
     telemetry::Telemetry,
@@ -38,12 +39,29 @@ pub struct Served {
     pub description: Value,
     /// When it was loaded, seconds since 1970.
     pub created: u64,
+    /// Its weight files, without those that were found changed since they were loaded.
+    pub unchanged: Mutex<Vec<Seen>>,
 }
 
 impl Served {
     /// Longest prompt and answer together, in tokens.
     pub fn context(&self) -> usize {
         self.context_of(1)
+    }
+
+    /// Logs which files were changed on disk since they were loaded, each once.
+    pub fn look_at_files(&self) {
+        let mut unchanged = self.unchanged.lock().unwrap_or_else(PoisonError::into_inner);
+        unchanged.retain(|file| {
+            let changed = file.changed();
+            if changed {
+                tracing::warn!(
+                    path = %file.path.display(),
+                    "changed on disk: what was loaded is served until the server is restarted"
+                );
+            }
+            !changed
+        });
     }
 
     /// The same for a request that decodes its sequence `lanes` times side by side.

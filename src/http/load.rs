@@ -1,7 +1,7 @@
 //! From a configuration to a running soup.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -53,7 +53,12 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         models_dir: config.models_dir.clone().or_else(default_models_dir).ok_or(LoadError::Home)?,
         offline: config.offline,
     };
-    let options = OpenOptions { base: config.base.clone(), verify_digests: config.verify };
+    let options = OpenOptions {
+        base: config.base.clone(),
+        verify_digests: config.verify,
+        residence: config.weights,
+        ..OpenOptions::default()
+    };
     let soup = store.open(&config.soup, options)?;
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
     let chat = ChatTemplate::from_dir(&soup.base_dir)?;
@@ -79,6 +84,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         chat,
         description: Value::Null,
         created: now.as_secs(),
+        unchanged: Mutex::new(soup.seen()),
     };
     description["context"] = served.context().into();
     description["chat"] = served.chat.is_some().into();

@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, sync::oneshot};
 use tower_http::cors::AllowOrigin;
 
 use super::{
-    app::App,
+    app::{App, Served},
     connection,
     load::{LoadError, load},
     router::router,
@@ -17,7 +17,7 @@ use crate::{
     telemetry::{LogError, Telemetry, init_logs},
 };
 
-/// Interval at which samples of histograms are folded.
+/// Interval at which samples of histograms are folded and served files are looked at.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Time for connections to close after the engine has stopped.
 const GRACE: Duration = Duration::from_secs(5);
@@ -88,18 +88,12 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let telemetry = Arc::new(Telemetry::new());
-    let app = Arc::new(App::new(&config, telemetry.clone()));
+    let app = Arc::new(App::new(&config, telemetry));
     let routes = router(app.clone(), origins(&config.allow_origin)?);
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening");
 
-    let upkeep = tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(UPKEEP);
-        loop {
-            ticks.tick().await;
-            telemetry.upkeep();
-        }
-    });
+    let upkeep = tokio::spawn(upkeep(app.clone()));
     let (close, closed) = oneshot::channel();
     // Fails only if the sender was dropped: then the server shuts down as well.
     let connections = connection::serve(listener, routes, async { _ = closed.await });
@@ -123,6 +117,19 @@ pub async fn serve(
     let outcome = serving.await;
     upkeep.abort();
     outcome
+}
+
+/// What is done every now and then.
+async fn upkeep(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        app.telemetry.upkeep();
+        let app = app.clone();
+        let look = move || app.served().map(Served::look_at_files);
+        // A look that panics is no reason to stop looking.
+        let _ = tokio::task::spawn_blocking(look).await;
+    }
 }
 
 /// From loading to the end of draining.

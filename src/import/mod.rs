@@ -287,16 +287,25 @@ impl Store {
     /// imported first; a base's path is relative to the working directory.
     pub fn init(&self, dir: &Path, recipe: &Recipe) -> Result<Manifest, StoreError> {
         let base = self.base(Path::new(""), &base_source(dir, &recipe.base)?)?;
-        let options = OpenOptions { base: Some(base), verify_digests: true };
+        let options =
+            OpenOptions { base: Some(base), verify_digests: true, ..OpenOptions::default() };
         init(dir, recipe, &options, |soup| Ok(check::soup(soup)?))
     }
 
-    /// Opens a soup as [`Soup::open`] does; a base that its options do not name is found here.
+    /// Opens a soup as [`Soup::open`] does; a base that its options do not name is found here, and
+    /// one that they name stands in for the soup's own. Where digests are checked, what an import
+    /// recorded of the base and the soup does not pin is checked as well.
     pub fn open(&self, dir: &Path, options: OpenOptions) -> Result<Soup, StoreError> {
-        let base = match &options.base {
-            Some(base) => base.clone(),
-            None => self.base(dir, &base_source(dir, &read_manifest(dir)?.1.base)?)?,
+        let (base, other_base) = match &options.base {
+            Some(base) => (base.clone(), true),
+            None => (self.base(dir, &base_source(dir, &read_manifest(dir)?.1.base)?)?, false),
         };
-        Ok(Soup::open(dir, &OpenOptions { base: Some(base), ..options })?)
+        let options = OpenOptions { base: Some(base), other_base, ..options };
+        let soup = Soup::open(dir, &options)?;
+        if options.verify_digests {
+            let pinned = &soup.manifest.base.sha256;
+            record::verify(&soup.base_dir, |name| !other_base && pinned.contains_key(name))?;
+        }
+        Ok(soup)
     }
 }

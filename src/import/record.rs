@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::error::ImportError;
-use crate::files::{FileError, file_sha256, read_json, write_json};
+use crate::files::{FileError, check_sha256, file_sha256, read_json, write_json};
 
 /// File name of the record.
 const RECORD: &str = "ladle.json";
@@ -38,7 +38,7 @@ pub struct FileRecord {
 
 impl Record {
     /// The record of an imported model; `None` where `dir` has none, or has lost files that it
-    /// names (by presence and size: digests are what `ladle inspect` is for).
+    /// names (by presence and size; [`verify`] compares digests).
     pub fn read(dir: &Path) -> Result<Option<Self>, ImportError> {
         let path = dir.join(RECORD);
         let record: Self = match read_json(&path) {
@@ -77,6 +77,17 @@ impl Record {
         let record = Self { format: 1, source, version, dtype, files };
         Ok(write_json(&dir.join(RECORD), &record)?)
     }
+}
+
+/// Compares the files of an imported model, but those that are `known`, with the digests that its
+/// import recorded. A directory without a record has nothing to compare with.
+pub(super) fn verify(dir: &Path, known: impl Fn(&str) -> bool) -> Result<(), ImportError> {
+    let Some(record) = Record::read(dir)? else { return Ok(()) };
+    let unknown = record.files.iter().filter(|(name, _)| !known(name));
+    for (name, file) in unknown {
+        check_sha256(&dir.join(name), &file.sha256)?;
+    }
+    Ok(())
 }
 
 /// An import for people.

@@ -9,7 +9,7 @@ use std::{
 use memmap2::MmapMut;
 
 use super::plan::SoupPlan;
-use crate::kernels::Dtype;
+use crate::{kernels::Dtype, memory};
 
 /// Alignment of every tensor in a slab: a cache line, and the widest vector register.
 const ALIGN: usize = 64;
@@ -112,8 +112,7 @@ impl SlabPool {
     /// A pool of at most `limit` slabs of `bytes` each; nothing is mapped yet.
     pub fn new(bytes: usize, limit: usize) -> Self {
         let state = Mutex::new(State { free: Vec::new(), mapped: 0 });
-        // A map of no bytes is refused by the system.
-        Self(Arc::new(Slabs { bytes: bytes.max(1), limit, state }))
+        Self(Arc::new(Slabs { bytes, limit, state }))
     }
 
     /// A slab: one that was given back, else a new one. What a recycled slab holds is left over.
@@ -132,7 +131,7 @@ impl SlabPool {
         };
         let map = match recycled {
             Some(map) => map,
-            None => map(bytes).map_err(|source| {
+            None => memory::huge(bytes).map_err(|source| {
                 self.0.lock().mapped -= 1;
                 SlabError::Map { bytes, source }
             })?,
@@ -155,14 +154,6 @@ impl Slabs {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn map(bytes: usize) -> io::Result<MmapMut> {
-    let map = MmapMut::map_anon(bytes)?;
-    // Advice: without huge pages the merge is slower, not wrong.
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(memmap2::Advice::HugePage);
-    Ok(map)
 }
 
 /// Memory for one merged model; dropping it gives it back to its pool.

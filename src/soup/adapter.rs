@@ -16,6 +16,7 @@ use super::{
     weights::{WeightFile, same_values},
 };
 use crate::{
+    config::Residence,
     kernels::HostTensor,
     model::{
         config::ModelConfig,
@@ -83,7 +84,8 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Opens `dir` and checks the adapter alone; [`Adapter::fit`] checks it against a base.
+    /// Opens `dir` and checks the adapter alone; [`Adapter::fit`] checks it against a base. Its
+    /// weights are copied: they are few.
     pub fn open(dir: &Path) -> Result<Self, WeightError> {
         let path = dir.join(WEIGHTS);
         if !path.is_file() {
@@ -95,7 +97,7 @@ impl Adapter {
             });
         }
         let (config, document) = LoraConfig::open(&dir.join(CONFIG))?;
-        let (file, tensors) = WeightFile::open(&path)?;
+        let (file, tensors) = WeightFile::open_as(&path, Residence::Copied)?;
         let mut factors: BTreeMap<String, [Option<HostTensor>; 2]> = BTreeMap::new();
         let mut saved = BTreeMap::new();
         let mut copies = BTreeSet::new();

@@ -13,6 +13,7 @@ use super::{
     weights::{WeightFile, check_finite, same_values, write_safetensors},
 };
 use crate::{
+    config::Residence,
     files::{FileError, read_json, write_json},
     kernels::HostTensor,
     model::{
@@ -45,7 +46,7 @@ const EXPECTED: &str = "model.safetensors or model.safetensors.index.json";
 const CONVERT: &str = "python -c \"from transformers import AutoModelForCausalLM as M; \
                        M.from_pretrained('IN').save_pretrained('OUT')\"";
 
-/// A checkpoint whose tensors are views of memory maps, under their Hugging Face names.
+/// A checkpoint whose tensors are views of its files' bytes, under their Hugging Face names.
 pub struct Checkpoint {
     dir: PathBuf,
     config: Value,
@@ -54,10 +55,16 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens `dir`: reads `config.json`, maps every weight file and checks every header.
+    /// Maps the weights of `dir`, as [`Self::open_as`] does.
     pub fn open(dir: &Path) -> Result<Self, WeightError> {
+        Self::open_as(dir, Residence::Mapped)
+    }
+
+    /// Opens `dir`: reads `config.json`, maps or copies every weight file and checks every header.
+    pub fn open_as(dir: &Path, residence: Residence) -> Result<Self, WeightError> {
+        let single_file = dir.join(SINGLE).is_file();
         let (files, tensors) =
-            if dir.join(SINGLE).is_file() { single(dir)? } else { sharded(dir)? };
+            if single_file { single(dir, residence)? } else { sharded(dir, residence)? };
         let config = read_json(&dir.join("config.json"))?;
         let mut checkpoint = Self { dir: dir.to_owned(), config, files, tensors };
         checkpoint.leave_out_strangers();
@@ -185,12 +192,12 @@ impl Checkpoint {
 
 type Opened = (Vec<WeightFile>, BTreeMap<String, HostTensor>);
 
-fn single(dir: &Path) -> Result<Opened, WeightError> {
-    let (file, tensors) = WeightFile::open(&dir.join(SINGLE))?;
+fn single(dir: &Path, residence: Residence) -> Result<Opened, WeightError> {
+    let (file, tensors) = WeightFile::open_as(&dir.join(SINGLE), residence)?;
     Ok((vec![file], tensors.into_iter().collect()))
 }
 
-fn sharded(dir: &Path) -> Result<Opened, WeightError> {
+fn sharded(dir: &Path, residence: Residence) -> Result<Opened, WeightError> {
     let path = dir.join(INDEX);
     if !path.is_file() {
         let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt"];
@@ -231,7 +238,7 @@ fn sharded(dir: &Path) -> Result<Opened, WeightError> {
         if !shard_path.is_file() {
             return Err(refuse("weight_map", "files that exist", format!("{shard} (absent)")));
         }
-        let (file, held) = WeightFile::open(&shard_path)?;
+        let (file, held) = WeightFile::open_as(&shard_path, residence)?;
         for (tensor, view) in held {
             let at = map.get(&tensor).and_then(Value::as_str);
             if at != Some(shard) {

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{checkpoint::Checkpoint, error::SoupError, manifest::Manifest, weights::WeightFile};
-use crate::files::{hex, same_digest, sha256};
+use super::{checkpoint::Checkpoint, error::SoupError, weights::WeightFile};
+use crate::files::{file_sha256, hex, same_digest, sha256};
 
 /// The key of `file` in the manifest: its path relative to `root`, with `/`.
 pub fn key(root: &Path, file: &WeightFile) -> String {
@@ -25,17 +25,28 @@ pub fn of_files<'a>(
     files.into_par_iter().map(|file| (key(root, file), sha256(file.bytes()))).collect()
 }
 
+/// The files beside the base's weights and configuration that decide what is answered.
+const TEXTS: [&str; 5] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
 /// The parts that identify a soup.
 pub(super) struct Parts<'a> {
-    /// `soup.toml`, parsed.
-    pub manifest: &'a Manifest,
     /// The text of `soup.toml`.
     pub text: &'a str,
+    /// The digests that it lists for the soup's weight files.
+    pub listed: &'a BTreeMap<String, String>,
+    /// Those of the base's.
+    pub pinned: &'a BTreeMap<String, String>,
     /// The soup's directory.
     pub dir: &'a Path,
     /// The weight files in it.
     pub own: Vec<&'a WeightFile>,
-    /// The settings of its adapters.
+    /// The settings of its adapters and full backbones.
     pub settings: Vec<&'a Value>,
     /// The base's directory.
     pub base_dir: &'a Path,
@@ -47,12 +58,10 @@ impl Parts<'_> {
     /// digests are those of the files' bytes.
     pub fn check(&self, verify: bool) -> Result<(), SoupError> {
         let base: Vec<_> = self.base.files().iter().collect();
-        let listed = &self.manifest.sha256;
-        let pinned = &self.manifest.base.sha256;
-        no_stray("sha256", self.dir, &self.own, listed)?;
-        no_stray("base.sha256", self.base_dir, &base, pinned)?;
+        no_stray("sha256", self.dir, &self.own, self.listed)?;
+        no_stray("base.sha256", self.base_dir, &base, self.pinned)?;
         let key_of = |file: &WeightFile| key(self.dir, file);
-        if let Some(file) = self.own.iter().find(|file| !listed.contains_key(&key_of(file))) {
+        if let Some(file) = self.own.iter().find(|file| !self.listed.contains_key(&key_of(file))) {
             return Err(SoupError::Unlisted {
                 path: file.path.clone(),
                 key: format!("sha256.{:?}", key_of(file)),
@@ -62,8 +71,8 @@ impl Parts<'_> {
         if !verify {
             return Ok(());
         }
-        let own = self.own.iter().map(|file| (*file, listed.get(&key_of(file))));
-        let base = base.iter().map(|file| (*file, pinned.get(&key(self.base_dir, file))));
+        let own = self.own.iter().map(|file| (*file, self.listed.get(&key_of(file))));
+        let base = base.iter().map(|file| (*file, self.pinned.get(&key(self.base_dir, file))));
         let expected = |(file, digest): (_, Option<_>)| Some((file, digest?));
         let files: Vec<(&WeightFile, &String)> = own.chain(base).filter_map(expected).collect();
         let same = |file: &WeightFile, expected: &str| {
@@ -72,9 +81,9 @@ impl Parts<'_> {
         Ok(files.into_par_iter().try_for_each(|(file, expected)| same(file, expected))?)
     }
 
-    /// The soup's digest. A base that is not pinned by content is identified by its tensors' names,
-    /// types and places, and its size.
-    pub fn digest(&self) -> String {
+    /// The soup's digest. Weights of the base that are not pinned by content are identified by their
+    /// tensors' names, types and places, and their size.
+    pub fn digest(&self) -> Result<String, SoupError> {
         let mut hasher = Sha256::new();
         let mut part = |bytes: &[u8]| {
             // Length first: no two sequences of parts read the same.
@@ -86,18 +95,20 @@ impl Parts<'_> {
             part(settings.to_string().as_bytes());
         }
         part(self.base.config().to_string().as_bytes());
+        for name in TEXTS {
+            let path = self.base_dir.join(name);
+            part(name.as_bytes());
+            let digest = if path.is_file() { file_sha256(&path)? } else { String::new() };
+            part(digest.as_bytes());
+        }
         for file in self.base.files() {
             let key = key(self.base_dir, file);
             part(key.as_bytes());
-            match self.manifest.base.sha256.get(&key) {
-                Some(digest) => part(digest.as_bytes()),
-                None => {
-                    part(file.header());
-                    part(&(file.bytes().len() as u64).to_le_bytes());
-                }
-            }
+            part(self.pinned.get(&key).map_or("", String::as_str).as_bytes());
+            part(file.header());
+            part(&(file.bytes().len() as u64).to_le_bytes());
         }
-        hex(&hasher.finalize())
+        Ok(hex(&hasher.finalize()))
     }
 }
 

@@ -122,9 +122,10 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
                 adapter(from, sft.as_ref())?;
                 copy_adapter(from, &to)?
             }
-            BackboneKind::Full => {
-                copy_checkpoint(&full_backbone(from, &base_model, &config)?, &to)?
-            }
+            BackboneKind::Full => copy_checkpoint(
+                &full_backbone(from, &base_model, &config, options.residence)?,
+                &to,
+            )?,
         });
     }
     manifest.sha256 = digest::of_files(&root, copied.iter());
@@ -132,7 +133,7 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
     let text = manifest.to_toml().map_err(|error| refuse(ManifestError::Write(error)))?;
     files::write(&path, text.as_bytes())?;
 
-    let options = OpenOptions { base: Some(base_dir), verify_digests: true };
+    let options = OpenOptions { base: Some(base_dir), verify_digests: true, ..*options };
     Ok((staging, Soup::open(&root, &options)?))
 }
 

@@ -1,6 +1,7 @@
 //! Opening a soup: [`Soup::open`] reads every part and checks it against the base.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -17,7 +18,8 @@ use super::{
     weights::{WeightFile, check_finite},
 };
 use crate::{
-    files::{FileError, read_bounded, read_json},
+    config::Residence,
+    files::{FileError, Seen, read_bounded, read_json},
     model::config::ModelConfig,
     preference::MixingMatrix,
     tokenizer::Tokenizer,
@@ -34,8 +36,12 @@ pub struct OpenOptions {
     /// Directory of the base, instead of the one that the manifest names; needed where the manifest
     /// names an id or a GGUF file.
     pub base: Option<PathBuf>,
+    /// `base` is another model than the soup was made on: what the manifest pins does not hold.
+    pub other_base: bool,
     /// Read every weight once: compare digests, refuse NaN and infinities.
     pub verify_digests: bool,
+    /// Where the weights of the base and of full backbones lie.
+    pub residence: Residence,
 }
 
 /// One tuned model.
@@ -54,6 +60,14 @@ impl Backbone {
         }
     }
 
+    /// `adapter_config.json` or `config.json`.
+    fn settings(&self) -> &Value {
+        match self {
+            Self::Adapter(adapter) => adapter.document(),
+            Self::Full(checkpoint) => checkpoint.config(),
+        }
+    }
+
     fn untie(&mut self) {
         match self {
             Self::Adapter(adapter) => adapter.untie(),
@@ -62,7 +76,7 @@ impl Backbone {
     }
 }
 
-/// An opened soup: everything present, mapped, and fitting the base.
+/// An opened soup: everything present and fitting the base.
 pub struct Soup {
     pub dir: PathBuf,
     /// The checked manifest.
@@ -84,8 +98,8 @@ pub struct Soup {
     pub mixing: MixingMatrix,
     /// The measured front (`front.json`), where the soup has one.
     pub front: Option<Value>,
-    /// SHA-256, in hexadecimal, over the manifest, the settings of the adapters and the digests of
-    /// all weights. Identifies the soup in caches and answers.
+    /// SHA-256, in hexadecimal, over the manifest, the settings of its models, tokenizer and template,
+    /// and the digests of all weights. Identifies the soup in caches and answers.
     pub digest: String,
 }
 
@@ -99,7 +113,7 @@ impl Soup {
             Some(base) => base.clone(),
             None => base_dir(dir, &manifest.base)?,
         };
-        let mut base = Checkpoint::open(&base_dir)?;
+        let mut base = Checkpoint::open_as(&base_dir, options.residence)?;
         let mut config = base.check()?;
         let root = fs::canonicalize(dir).map_err(FileError::at(dir))?;
         let adapter = |path: &Path, sft: Option<&Adapter>| {
@@ -116,7 +130,8 @@ impl Soup {
                 match entry.kind {
                     BackboneKind::Adapter => adapter(&path, sft.as_ref()).map(Backbone::Adapter),
                     BackboneKind::Full => {
-                        open_full(&root, &path, &base, &config).map(Backbone::Full)
+                        open_full(&root, &path, &base, &config, options.residence)
+                            .map(Backbone::Full)
                     }
                 }
             })
@@ -129,8 +144,7 @@ impl Soup {
             backbones.iter_mut().for_each(Backbone::untie);
         }
         let active_from = active_from(manifest.activation, sft.as_ref(), &backbones)?;
-        let front = root.join(FRONT);
-        let front = if front.is_file() { Some(read_json(&front)?) } else { None };
+        let front = front(&root)?;
         let mut soup = Self {
             dir: root,
             manifest,
@@ -147,24 +161,41 @@ impl Soup {
         if options.verify_digests {
             soup.verify_finite()?;
         }
-        soup.digest = soup.checked_digest(&text, options.verify_digests)?;
+        soup.digest = soup.checked_digest(&text, options)?;
         Ok(soup)
     }
 
     /// Checks the digests of the manifest and returns the soup's.
-    fn checked_digest(&self, text: &str, verify: bool) -> Result<String, SoupError> {
-        let own = self.sft.iter().map(Adapter::file);
+    fn checked_digest(&self, text: &str, options: &OpenOptions) -> Result<String, SoupError> {
+        let none = BTreeMap::new();
         let parts = Parts {
-            manifest: &self.manifest,
+            listed: &self.manifest.sha256,
+            pinned: if options.other_base { &none } else { &self.manifest.base.sha256 },
             text,
             dir: &self.dir,
-            own: own.chain(self.backbones.iter().flat_map(Backbone::files)).collect(),
-            settings: self.adapters().map(Adapter::document).collect(),
+            own: self.own_files().collect(),
+            settings: self
+                .sft
+                .iter()
+                .map(Adapter::document)
+                .chain(self.backbones.iter().map(Backbone::settings))
+                .collect(),
             base_dir: &self.base_dir,
             base: &self.base,
         };
-        parts.check(verify)?;
-        Ok(parts.digest())
+        parts.check(options.verify_digests)?;
+        parts.digest()
+    }
+
+    /// The weight files in the soup's directory.
+    fn own_files(&self) -> impl Iterator<Item = &WeightFile> {
+        let sft = self.sft.iter().map(Adapter::file);
+        sft.chain(self.backbones.iter().flat_map(Backbone::files))
+    }
+
+    /// All weight files as they were when they were opened.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.base.files().iter().chain(self.own_files()).map(|file| file.seen.clone()).collect()
     }
 
     /// All adapters: the supervised one first, then the backbones'.
@@ -269,14 +300,25 @@ fn active_from(
     })
 }
 
+/// The measured front of the soup in `root`, where it has one.
+fn front(root: &Path) -> Result<Option<Value>, SoupError> {
+    let path = root.join(FRONT);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    stay_inside(root, &path)?;
+    Ok(Some(read_json(&path)?))
+}
+
 fn open_full(
     root: &Path,
     path: &Path,
     base: &Checkpoint,
     config: &ModelConfig,
+    residence: Residence,
 ) -> Result<Checkpoint, SoupError> {
     stay_inside(root, path)?;
-    let checkpoint = full_backbone(path, base, config)?;
+    let checkpoint = full_backbone(path, base, config, residence)?;
     stay_inside(root, &path.join("config.json"))?;
     for file in checkpoint.files() {
         stay_inside(root, &file.path)?;
@@ -305,6 +347,7 @@ pub(super) fn full_backbone(
     path: &Path,
     base: &Checkpoint,
     config: &ModelConfig,
+    residence: Residence,
 ) -> Result<Checkpoint, SoupError> {
     let quantised = |checkpoint: &Checkpoint| {
         let mut tensors = checkpoint.tensors().iter();
@@ -314,7 +357,7 @@ pub(super) fn full_backbone(
     if let Some((tensor, dtype)) = quantised(base) {
         return Err(SoupError::QuantisedBase { path: path.to_owned(), tensor, dtype });
     }
-    let mut checkpoint = Checkpoint::open(path)?;
+    let mut checkpoint = Checkpoint::open_as(path, residence)?;
     let mismatch = |path, what, expected, got| SoupError::Mismatch { path, what, expected, got };
     if let Some((key, expected, got)) = config.difference(&checkpoint.model()?) {
         return Err(mismatch(path.join("config.json"), key.to_owned(), expected, got));

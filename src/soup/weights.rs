@@ -1,4 +1,4 @@
-//! One safetensors file: mapped and checked when read, whole or absent when written.
+//! One safetensors file: mapped or copied, and checked, when read; whole or absent when written.
 //!
 //! The header comes from whoever made the file. The `safetensors` crate validates it (offsets
 //! contiguous, sizes equal to shape × dtype, file length covered) with checked arithmetic; this
@@ -11,11 +11,12 @@
 use std::{
     fs::File,
     io::{self, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
 use safetensors::{SafeTensors, tensor::Metadata};
 
@@ -24,26 +25,34 @@ use super::{
     header::{self, LENGTH_FIELD, TensorSpec},
 };
 use crate::{
-    files::{self, FileError},
+    config::Residence,
+    files::{self, FileError, Seen},
     kernels::{
         BlockType, Dtype, HostTensor,
+        host::Bytes,
         quantised::{GROUP, QUANT_BLOCK},
     },
+    memory,
 };
 
-/// A mapped safetensors file.
+/// Bytes that one thread reads at a time when a file is copied.
+const CHUNK: usize = 16 << 20;
+
+/// An open safetensors file.
 #[derive(Clone)]
 pub struct WeightFile {
     /// Where it was opened.
     pub path: PathBuf,
-    map: Arc<Mmap>,
+    /// What it was then.
+    pub seen: Seen,
+    bytes: Bytes,
     header: usize,
 }
 
 impl WeightFile {
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        (*self.bytes).as_ref()
     }
 
     /// The length field and the header: names, shapes, dtypes and offsets of all tensors.
@@ -51,19 +60,20 @@ impl WeightFile {
         &self.bytes()[..self.header]
     }
 
-    /// Releases the memory of the file's pages; the system reads them again when they are next used.
-    pub fn release(&self) {
-        #[cfg(unix)]
-        // SAFETY: the map is read-only and backed by a file, so later reads give the same bytes. The
-        // call is a hint whose failure changes nothing.
-        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    /// Maps and checks `path`, as [`Self::open_as`] does.
+    pub fn open(path: &Path) -> Result<(Self, Vec<(String, HostTensor)>), WeightError> {
+        Self::open_as(path, Residence::Mapped)
     }
 
-    /// Maps and checks `path`; returns the file and its tensors in the order of their bytes.
+    /// Maps or copies `path` and checks it; returns the file and its tensors in the order of their
+    /// bytes. The views stay valid while any of them lives.
     ///
-    /// The views stay valid while any of them lives. The file must not be changed in place
-    /// meanwhile: everything here replaces files by renaming, which keeps old maps intact.
-    pub fn open(path: &Path) -> Result<(Self, Vec<(String, HostTensor)>), WeightError> {
+    /// A mapped file must not be changed in place meanwhile: reading what was cut off ends the
+    /// process (SIGBUS). Everything here replaces files by renaming, which keeps old maps intact.
+    pub fn open_as(
+        path: &Path,
+        residence: Residence,
+    ) -> Result<(Self, Vec<(String, HostTensor)>), WeightError> {
         let file = File::open(path).map_err(WeightError::io(path))?;
         let meta = file.metadata().map_err(WeightError::io(path))?;
         let length = |what, expected, got| WeightError::Length {
@@ -79,12 +89,19 @@ impl WeightFile {
         if meta.len() < LENGTH_FIELD {
             return Err(length("a safetensors length field", LENGTH_FIELD, meta.len()));
         }
-        // SAFETY: the map is read-only; see above for changes made to the file by others.
-        let map = unsafe { Mmap::map(&file) }.map_err(WeightError::io(path))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| header::explain(path, &map, &error))?;
+        let seen = Seen::new(path, &meta);
+        let bytes: Bytes = match residence {
+            // SAFETY: the map is read-only; see above for changes made to the file by others.
+            Residence::Mapped => {
+                Arc::new(unsafe { Mmap::map(&file) }.map_err(WeightError::io(path))?)
+            }
+            Residence::Copied => Arc::new(copied(&file, &seen).map_err(WeightError::io(path))?),
+        };
+        let whole = (*bytes).as_ref();
+        let (header, metadata) = SafeTensors::read_metadata(whole)
+            .map_err(|error| header::explain(path, whole, &error))?;
         let header = header + LENGTH_FIELD as usize;
-        let file = Self { path: path.to_owned(), map: Arc::new(map), header };
+        let file = Self { path: path.to_owned(), seen, bytes, header };
         let tensors = file.tensors(&metadata)?;
         Ok((file, tensors))
     }
@@ -114,11 +131,28 @@ impl WeightFile {
             };
             let (start, end) = info.data_offsets;
             let range = self.header + start..self.header + end;
-            let tensor = HostTensor::new(self.map.clone(), range, dtype, shape)
+            let tensor = HostTensor::new(self.bytes.clone(), range, dtype, shape)
                 .map_err(|error| refuse(&name, "bytes inside the file", error.to_string()))?;
             tensors.push((name, tensor));
         }
         Ok(tensors)
+    }
+}
+
+/// The content of `file`, which must be the one that was `seen` to the end.
+fn copied(file: &File, seen: &Seen) -> io::Result<MmapMut> {
+    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut memory = memory::huge(length)?;
+    let changed = || io::Error::other("changed while it was read");
+    memory.par_chunks_mut(CHUNK).enumerate().try_for_each(|(index, chunk)| {
+        file.read_exact_at(chunk, (index * CHUNK) as u64).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => changed(),
+            _ => error,
+        })
+    })?;
+    match Seen::new(&seen.path, &file.metadata()?) == *seen {
+        true => Ok(memory),
+        false => Err(changed()),
     }
 }
 

@@ -21,7 +21,7 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 pub fn options() -> OpenOptions {
-    OpenOptions { base: None, verify_digests: true }
+    OpenOptions { verify_digests: true, ..OpenOptions::default() }
 }
 
 pub fn open(name: &str) -> Soup {

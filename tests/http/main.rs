@@ -2,6 +2,7 @@
 
 mod any_body;
 mod bad_input;
+mod changed_files;
 mod client;
 mod comparison;
 mod compatibility;
@@ -13,6 +14,7 @@ mod limits;
 mod metrics;
 mod openai;
 mod preference;
+mod process;
 mod reproducible;
 mod sdk;
 mod server;

@@ -70,20 +70,22 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// A copy of a fixture.
 pub fn copied(name: &str) -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-            let to = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                fs::create_dir(&to).unwrap();
-                copy(&entry.path(), &to);
-            } else {
-                fs::copy(entry.path(), to).unwrap();
-            }
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
     copy(&fixture(name), dir.path());
     dir
+}
+
+/// Copies what is in a directory into another.
+pub fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 /// Options for the tiny soup, small budgets.
@@ -101,6 +103,11 @@ pub fn options() -> ServeOptions {
 }
 
 impl Server {
+    /// A server that runs already.
+    pub fn at(url: String) -> Self {
+        Self { url, client: Client::new(PATIENCE), stop: None, thread: None }
+    }
+
     pub fn start(options: ServeOptions) -> Self {
         let config = options.check().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -118,8 +125,7 @@ impl Server {
         });
         let url =
             format!("http://{}", told.recv_timeout(PATIENCE).expect("the server bound a port"));
-        let client = Client::new(PATIENCE);
-        let server = Self { url, client, stop: Some(stop), thread: Some(thread) };
+        let server = Self { stop: Some(stop), thread: Some(thread), ..Self::at(url) };
         server.wait_until("ready", |server| server.get("/ready").status == 200);
         server
     }

@@ -9,7 +9,7 @@ use std::{
 use ladle::{
     import::{ImportOptions, Store, import},
     soup::{
-        Activation,
+        Activation, OpenOptions,
         init::Recipe,
         manifest::{BaseEntry, Mixing},
     },
@@ -118,4 +118,46 @@ fn init_takes_the_path_of_a_base_from_the_working_directory() {
         .expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(home.path().join("made/soup/soup.toml").is_file());
+}
+
+#[test]
+fn a_byte_that_changed_since_the_import_is_noticed_when_a_soup_is_verified() {
+    let (models, place) = (TempDir::new().expect("a directory"), TempDir::new().expect("one"));
+    let base = base();
+    let options = ImportOptions {
+        copy: true,
+        name: Some("tiny".to_owned()),
+        ..ImportOptions::new(models.path())
+    };
+    let imported = import(base.path().to_str().expect("UTF-8"), &options).expect("imports").dir;
+    let store = Store { models_dir: models.path().to_owned(), offline: true };
+    let dir = place.path().join("soup");
+    let by_id = BaseEntry { id: Some("tiny".to_owned()), ..BaseEntry::default() };
+    store.init(&dir, &Recipe { base: by_id, ..recipe(base.path()) }).expect("a soup");
+    let manifest = dir.join("soup.toml");
+    let pinned = fs::read_to_string(&manifest).expect("a manifest");
+    let unpinned: Vec<_> =
+        pinned.lines().filter(|line| !line.starts_with("\"model.safetensors\"")).collect();
+    for (text, file) in [
+        (pinned.clone(), "model.safetensors"),
+        (pinned.clone(), "tokenizer.json"),
+        (unpinned.join("\n"), "model.safetensors"),
+    ] {
+        fs::write(&manifest, text).expect("written");
+        let verified = OpenOptions { verify_digests: true, ..OpenOptions::default() };
+        store.open(&dir, verified.clone()).expect("untouched");
+        let path = imported.join(file);
+        let whole = fs::read(&path).expect("a file");
+        let mut bytes = whole.clone();
+        match bytes.iter().position(|byte| *byte == b'\n').filter(|_| file.ends_with("json")) {
+            Some(line_break) => bytes[line_break] = b' ',
+            // The sign of a number.
+            None => *bytes.last_mut().expect("not empty") ^= 0x80,
+        }
+        fs::write(&path, bytes).expect("written");
+        let error = store.open(&dir, verified).err().expect("refused").to_string();
+        assert!(error.contains(file) && error.contains("sha256 is"), "{error}");
+        store.open(&dir, OpenOptions::default()).expect("not verified");
+        fs::write(&path, whole).expect("written");
+    }
 }

@@ -49,7 +49,7 @@ fn coefficients(soup: &Soup, document: &Value, name: &str) -> Coefficients {
 #[test]
 fn both_modes_have_the_weights_and_logits_of_peft_and_transformers() {
     for name in ["soup-tiny", "soup-tiny-full", "soup-tiny-mixed"] {
-        let options = OpenOptions { base: None, verify_digests: true };
+        let options = OpenOptions { verify_digests: true, ..OpenOptions::default() };
         let soup = Soup::open(&fixture(name), &options).unwrap();
         let config = ModelConfig::from_json(soup.base.config()).unwrap();
         let document = std::fs::read(fixture(&format!("{name}-reference.json"))).unwrap();

@@ -61,6 +61,31 @@ fn links_that_leave_the_soup_are_refused() {
     kitchen.refuses("soup-tiny", &["adapter_model.safetensors", "leaves the soup", "weights"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_front_that_a_link_takes_from_outside_the_soup_is_refused() {
+    let kitchen = Kitchen::new();
+    let outside = kitchen.path("secret.json");
+    fs::write(&outside, r#"{"key": "of somebody else"}"#).unwrap();
+    std::os::unix::fs::symlink(&outside, kitchen.path("soup-tiny/front.json")).unwrap();
+    kitchen.refuses("soup-tiny", &["front.json", "leaves the soup", "secret.json"]);
+}
+
+#[test]
+fn a_base_that_is_not_the_pinned_one_is_refused_unless_it_was_asked_for() {
+    let kitchen = Kitchen::new();
+    let weights = kitchen.path("soup-tiny/base/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    // A sign: still a number.
+    *bytes.last_mut().unwrap() ^= 0x80;
+    fs::write(&weights, bytes).unwrap();
+    kitchen.refuses("soup-tiny", &["base/model.safetensors", "sha256 is", "expected"]);
+    let base = Some(kitchen.path("soup-tiny/base"));
+    let asked = OpenOptions { base, other_base: true, ..options() };
+    let soup = Soup::open(&kitchen.path("soup-tiny"), &asked).unwrap();
+    assert_ne!(soup.digest, Soup::open(&fixture("soup-tiny"), &options()).unwrap().digest);
+}
+
 #[test]
 fn a_matrix_that_breaks_a_rule_is_refused_by_rule() {
     let cases: [(&str, &[&str]); 10] = [

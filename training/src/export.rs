@@ -105,7 +105,7 @@ pub fn write_soup(
         mixing,
         activation: config.lora.activation,
     };
-    let options = OpenOptions { base: Some(places.base.clone()), verify_digests: false };
+    let options = OpenOptions { base: Some(places.base.clone()), ..OpenOptions::default() };
     let target = layout.soup();
     if target.exists() {
         // The manifest first: a directory without one counts as no soup and is written anew.

@@ -12,6 +12,7 @@ use memmap2::MmapMut;
 use super::{pool::Pool, tensor::Tensor};
 use crate::{
     kernels::{Batch, Dtype, KV_BLOCK, KernelError, KvShape, Result, Stored},
+    memory,
     simd::{Isa, Simd, Vectorised},
 };
 
@@ -31,10 +32,8 @@ impl KvPool {
         let bytes = shape.block_bytes().and_then(|bytes| bytes.checked_mul(shape.blocks));
         let memory = bytes
             .ok_or_else(|| std::io::Error::other("the size overflows"))
-            .and_then(|bytes| MmapMut::map_anon(bytes.max(1)))
+            .and_then(memory::huge)
             .map_err(|source| KernelError::Memory { op: "kv pool", bytes, source })?;
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::HugePage); // only a hint
         Ok(Self { shape, memory })
     }
 

@@ -36,7 +36,11 @@ impl<'a> Served<'a> {
         if !path.join(manifest::FILE).is_file() {
             return Err(EvaluateError::Soup { path, reason: unfinished(run) });
         }
-        let options = SoupOptions { base: Some(run.places.base.clone()), verify_digests: true };
+        let options = SoupOptions {
+            base: Some(run.places.base.clone()),
+            verify_digests: true,
+            ..SoupOptions::default()
+        };
         let soup = Soup::open(&path, &options).map_err(|error| EvaluateError::Soup {
             path: path.clone(),
             reason: error.to_string(),

@@ -35,7 +35,7 @@ rl = {{ steps = 2, batch = 8, minibatch = 8, epochs = 1, learning_rate = 5e-2, s
     );
     let (config, run) = (task(directory.path(), &settings), directory.path().join("run"));
     succeed(&mut start(&config, &run));
-    let options = OpenOptions { base: None, verify_digests: true };
+    let options = OpenOptions { verify_digests: true, ..OpenOptions::default() };
     let soup = Soup::open(&run.join("soup"), &options).unwrap();
     assert_eq!(soup.manifest.activation, Activation::Answer);
     assert_eq!(soup.active_from, ActiveFrom::GenerationPrompt);

@@ -200,7 +200,7 @@ mixing = {{ beta = 0.8 }}
     succeed(start(&config, &run).args(["--only", "plain"]));
     assert!(!run.join("soup").exists());
     succeed(start(&config, &run).args(["--only", "short"]));
-    let options = OpenOptions { base: None, verify_digests: true };
+    let options = OpenOptions { verify_digests: true, ..OpenOptions::default() };
     let soup = Soup::open(&run.join("soup"), &options).unwrap();
     assert_eq!(soup.backbones.len(), 2);
     assert!((soup.mixing.column(0)[0] - 0.8).abs() < 1e-12);

@@ -23,7 +23,8 @@ fn adapter(run: &Path, name: &str) -> Vec<u8> {
 }
 
 fn opens(soup: &Path) {
-    let options = OpenOptions { base: Some(base()), verify_digests: true };
+    let options =
+        OpenOptions { base: Some(base()), verify_digests: true, ..OpenOptions::default() };
     assert_eq!(Soup::open(soup, &options).unwrap().backbones.len(), 2);
 }
 

@@ -1,0 +1,16 @@
+//! Anonymous memory for what is read as a stream: weights, merged models, keys and values.
+
+use std::io;
+
+use memmap2::MmapMut;
+
+/// `bytes` zeroed bytes (at least one) in huge pages where the system gives them. Pages are
+/// committed when they are first written to.
+pub fn huge(bytes: usize) -> io::Result<MmapMut> {
+    // A map of no bytes is refused by the system.
+    let memory = MmapMut::map_anon(bytes.max(1))?;
+    // Advice: small pages are slower, not wrong.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
+}
