@@ -111,8 +111,8 @@ impl<W: Clone> Decoder<W> {
         self.finish(k, &x, batch)
     }
 
-    /// [`Self::hidden`] for kernels that compute a row the same whatever the other rows: the last
-    /// layer is computed for the outputs alone as soon as all keys and values are stored.
+    /// [`Self::hidden`] whose last layer is computed for the outputs alone as soon as all keys and
+    /// values are stored. The same bits where kernels compute a row the same whatever the other rows.
     pub fn outputs<K: Kernels<Weight = W>>(
         &self,
         k: &K,
@@ -120,10 +120,21 @@ impl<W: Clone> Decoder<W> {
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
         let mut x = self.embed(k, batch)?;
-        let Some(last) = self.layers.len().checked_sub(1) else { return self.finish(k, &x, batch) };
-        for index in 0..last {
+        for index in 0..self.layers.len().saturating_sub(1) {
             x = self.layer(k, index, x, batch, cache)?;
         }
+        self.last_layer(k, x, batch, cache)
+    }
+
+    /// The last part of [`Self::outputs`]: the last layer and the final norm, `[outputs, hidden_size]`.
+    pub fn last_layer<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        x: K::Tensor,
+        batch: &Batch,
+        cache: &mut K::Cache,
+    ) -> Result<K::Tensor> {
+        let Some(last) = self.layers.len().checked_sub(1) else { return self.finish(k, &x, batch) };
         let attended = self.attend(k, last, &x, batch, cache)?;
         let x = k.select_rows(&x, &batch.outputs)?;
         if batch.outputs.is_empty() {
@@ -136,12 +147,12 @@ impl<W: Clone> Decoder<W> {
         self.norm.rms_norm(k, &x, rows, eps, c.as_ref())
     }
 
-    /// The first part of [`Self::hidden`]: the embeddings of the batch's tokens, `[rows, hidden_size]`.
+    /// The first part of both: the embeddings of the batch's tokens, `[rows, hidden_size]`.
     pub fn embed<K: Kernels<Weight = W>>(&self, k: &K, batch: &Batch) -> Result<K::Tensor> {
         self.embedding.embed(k, &batch.tokens, batch.coefficients.as_ref())
     }
 
-    /// One layer of [`Self::hidden`]; `index` is below [`ModelConfig::layers`].
+    /// One layer, on all rows; `index` is below [`ModelConfig::layers`].
     pub fn layer<K: Kernels<Weight = W>>(
         &self,
         k: &K,
@@ -199,7 +210,7 @@ impl<W: Clone> Decoder<W> {
     }
 
     /// The last part of [`Self::hidden`]: the output rows of the last layer's result, normed.
-    pub fn finish<K: Kernels<Weight = W>>(
+    fn finish<K: Kernels<Weight = W>>(
         &self,
         k: &K,
         x: &K::Tensor,

@@ -96,7 +96,7 @@ fn main() {
     let (mut forward, mut backward, mut losses, mut norms) = (vec![], vec![], vec![], vec![]);
     for _ in 0..repeats.parse().expect("a number of updates") {
         let start = Instant::now();
-        let pass = policy.forward(&packed.batch, 0).expect("hidden states");
+        let pass = policy.forward(&packed, 0).expect("hidden states");
         let scored = policy.log_probs(&pass.hidden, &packed.targets, 1.0);
         let scored = scored.expect("log-probabilities").values;
         let loss = loss(&scored, &packed, advantages.as_deref());

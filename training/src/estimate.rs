@@ -1,6 +1,9 @@
 //! Estimate of a run's tokens, work and memory before it starts (`--dry-run`).
 
-use ladle::model::{config::ModelConfig, names::EMBEDDING};
+use ladle::{
+    model::{config::ModelConfig, names::EMBEDDING},
+    soup::Activation,
+};
 
 use crate::{
     config::{Algorithm, Config},
@@ -85,8 +88,13 @@ impl Estimate {
         for policy in config.policies() {
             let sampled = responses * response * (1.0 + greedy);
             // Responses to one prompt share its rows.
-            let rows = responses * (prompt / rollout.samples as f64 + response);
-            let trained = rows * epochs;
+            let shared = responses * prompt / rollout.samples as f64;
+            let rows = shared + responses * response;
+            let trained = epochs
+                * match config.lora.activation {
+                    Activation::All => rows,
+                    Activation::Answer => responses * response,
+                };
             let decoded = sampled * with_head;
             let read = rows * 2.0 * forward;
             let outputs = responses * response * epochs * 4.0 * head as f64;
@@ -99,8 +107,20 @@ impl Estimate {
                 operations: decoded + read + 2.0 * trained * forward + outputs,
             });
         }
-        Self { stages, memory: memory(config, model, rl.rows) }
+        let prompts = match config.lora.activation {
+            Activation::All => 0,
+            Activation::Answer => {
+                let tokens: usize = run.train.iter().map(|prompt| prompt.tokens.len()).sum();
+                rl.prompt_cache().min(tokens * values_per_token(model) * size_of::<f32>())
+            }
+        };
+        Self { stages, memory: memory(config, model, rl.rows) + prompts as f64 }
     }
+}
+
+/// Elements of the keys and values of a token.
+fn values_per_token(model: &ModelConfig) -> usize {
+    2 * model.kv_heads * model.head_dim * model.layers
 }
 
 /// Frozen weights in f32, sampler's copy as stored, activations of one micro-batch, factors with
@@ -118,10 +138,7 @@ fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     let factors = 4 * adapter_parameters(model, &config.lora);
     let cache = config.rollout.slots
         * (config.data.max_prompt_tokens() + config.rollout.max_new_tokens)
-        * 2
-        * model.kv_heads
-        * model.head_dim
-        * model.layers;
+        * values_per_token(model);
     // A block of logits, and the gradient of each row.
     let logits = rows * (1024 + 2 * h);
     4.0 * (all + activations + factors + cache + logits) as f64 + 2.0 * all as f64

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ladle::{
@@ -28,6 +29,7 @@ use crate::{
     rewards::{RewardSet, registry, spec::RewardSpec},
     rl::{
         balance::{STD_FLOOR, Standardiser},
+        prompt_cache::PromptCache,
         rollout::{self, Request},
     },
     setup::{Base, Prompt},
@@ -214,13 +216,15 @@ impl Run {
             Some(adapter) => merged(&self.base.weights, adapter, &self.base.model)?,
         };
         let layout = self.layout();
+        let cache = Arc::new(PromptCache::new(self.config.rl.prompt_cache()));
         // A finished soup is not rewritten: it may hold a front and settings of the user.
         let mut stale = !layout.soup().join(manifest::FILE).is_file();
         for (index, name) in names.iter().enumerate() {
             if only.is_some_and(|only| only != *name) || layout.finished(name) {
                 continue;
             }
-            let start = Start { base: &self.base, frozen: &frozen, sft: sft.as_ref() };
+            let (base, sft) = (&self.base, sft.as_ref());
+            let start = Start { base, frozen: &frozen, sft, cache: &cache };
             let task = BackboneTask {
                 name,
                 seed: self.seed(0),

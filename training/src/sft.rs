@@ -15,7 +15,7 @@ use crate::{
     optimizer::{AdamW, learning_rate},
     rl::{
         lora::Policy,
-        packing::{Sequence, micro_batches, pack},
+        packing::{Sequence, micro_batches},
     },
     setup::{Base, Prompt},
 };
@@ -139,8 +139,8 @@ impl Task<'_> {
         let tokens: usize = batch.iter().map(|sequence| sequence.response.len()).sum();
         let mut loss = 0.0;
         for run in micro_batches(batch, self.config.rl.rows) {
-            let packed = pack(&batch[run]);
-            let forward = policy.forward(&packed.batch, noise.random())?;
+            let packed = policy.pack(&batch[run])?;
+            let forward = policy.forward(&packed, noise.random())?;
             let scored = policy.log_probs(&forward.hidden, &packed.targets, 1.0)?;
             let part = (scored.values.sum_all()? * (-1.0 / tokens as f64))?;
             loss += f64::from(part.to_scalar::<f32>()?);
@@ -155,8 +155,8 @@ impl Task<'_> {
     fn loss(&self, policy: &Policy, sequences: &[Sequence]) -> Result<f64> {
         let (mut sum, mut tokens) = (0.0, 0usize);
         for run in micro_batches(sequences, self.config.rl.rows) {
-            let packed = pack(&sequences[run]);
-            let hidden = policy.hidden(&packed.batch)?;
+            let packed = policy.pack(&sequences[run])?;
+            let hidden = policy.hidden(&packed)?;
             let scored = policy.log_probs(&hidden, &packed.targets, 1.0)?;
             sum -= f64::from(scored.values.sum_all()?.to_scalar::<f32>()?);
             tokens += packed.targets.len();

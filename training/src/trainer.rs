@@ -1,7 +1,7 @@
 //! The reinforcement learning of one backbone: prompts → rollout → rewards → balance → advantages →
 //! update → checkpoint, one call a stage.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use candle_core::Device;
 use ladle::{kernels::HostTensor, preference::mixing::condition_number};
@@ -24,11 +24,11 @@ use crate::{
         balance::{Balance, Standardiser, Update},
         lora::Policy,
         modpo::Pairing,
-        packing::{Sequence, micro_batches, pack},
         ppo::KlController,
+        prompt_cache::PromptCache,
         remax::remax_advantages,
         rollout::{self, Request, Rollout, Sampler, Sampling},
-        update::{Experience, Report, Updater},
+        update::{Experience, Report, Updater, reference_log_probs},
         value_head::ValueHead,
     },
     setup::{Base, Prompt},
@@ -45,6 +45,8 @@ pub struct Start<'a> {
     pub frozen: &'a BTreeMap<String, HostTensor>,
     /// The supervised adapter, a low-rank term of rollouts.
     pub sft: Option<&'a Lora>,
+    /// Keys and values of prompts that it has computed.
+    pub cache: &'a Arc<PromptCache>,
 }
 
 /// Inputs of one backbone's training.
@@ -106,7 +108,8 @@ impl<'a> Trainer<'a> {
         let factors = draw::derive(task.factors, Purpose::Factors);
         let policy =
             Policy::new(&base.model, task.start.frozen, &config.lora, &Device::Cpu, factors)?
-                .recomputing(config.rl.recompute);
+                .recomputing(config.rl.recompute)
+                .keeping(task.start.cache.clone());
         let value_head = ValueHead::new(base.model.hidden_size, &Device::Cpu)?;
         let mut updater = Updater {
             adapters: AdamW::new(policy.variables(), config.optimizer)?,
@@ -148,6 +151,7 @@ impl<'a> Trainer<'a> {
         let mut recorder = Recorder::open(&metrics, self.task.name, self.state.step, rl.steps)?;
         while self.state.step < rl.steps {
             let prompts = self.prompts();
+            self.task.start.cache.begin_step();
             let start = Instant::now();
             let (sampled, greedy) = self.respond(&prompts)?;
             let sampling = start.elapsed();
@@ -157,7 +161,9 @@ impl<'a> Trainer<'a> {
             let scoring = start.elapsed() - sampling - judging;
             let report = self.update(&batch)?;
             let updating = start.elapsed() - sampling - judging - scoring;
-            tracing::debug!(?sampling, ?judging, ?scoring, ?updating, "step {}", self.state.step);
+            let cache = self.task.start.cache.counts();
+            let step = self.state.step;
+            tracing::debug!(?sampling, ?judging, ?scoring, ?updating, ?cache, "step {step}");
             self.record(&mut recorder, &judged, &report, kl)?;
             self.state.kl.update(kl, batch.len());
             if let Some(Update { floored, moved, weights }) = self.balance(&judged)? {
@@ -231,7 +237,8 @@ impl<'a> Trainer<'a> {
     fn experience(&self, judged: &Judged) -> Result<(Vec<Experience>, f64)> {
         let Config { rl, rollout, .. } = self.task.config;
         let sequences: Vec<_> = judged.responses.iter().map(|r| r.sequence.clone()).collect();
-        let reference = self.reference(&sequences, rollout.temperature)?;
+        let reference =
+            reference_log_probs(&self.policy, &sequences, rl.rows, rollout.temperature)?;
         let eta = self.state.kl.coefficient;
         let (mut batch, mut total_kl) = (Vec::with_capacity(sequences.len()), 0.0);
         let ratios = judged.responses.iter().zip(&reference);
@@ -292,19 +299,6 @@ impl<'a> Trainer<'a> {
             pairing.weights(&rewards, &ratios)
         });
         each.collect()
-    }
-
-    /// Log-probabilities of the responses under θ_sft, nats.
-    fn reference(&self, sequences: &[Sequence], temperature: f64) -> Result<Vec<Vec<f32>>> {
-        let mut all = Vec::with_capacity(sequences.len());
-        for run in micro_batches(sequences, self.task.config.rl.rows) {
-            let packed = pack(&sequences[run]);
-            let hidden = self.policy.reference_hidden(&packed.batch)?;
-            let scored = self.policy.log_probs(&hidden, &packed.targets, temperature)?;
-            let values = scored.values.to_vec1::<f32>()?;
-            all.extend(packed.spans.into_iter().map(|span| values[span].to_vec()));
-        }
-        Ok(all)
     }
 
     fn update(&mut self, batch: &[Experience]) -> Result<Report> {

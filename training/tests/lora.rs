@@ -1,6 +1,6 @@
 //! LoRA training against PyTorch and PEFT (tests/reference/make_lora_training.py, float64).
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use candle_core::{Device, Tensor, backprop::GradStore, safetensors::load};
 use ladle::{kernels::HostTensor, model::config::ModelConfig, soup::Activation};
@@ -10,6 +10,7 @@ use ladle_training::{
         log_probs::LogProbs,
         lora::{LoraConfig, Policy},
         packing::{Packed, Sequence, micro_batches, pack},
+        prompt_cache::{Counts, PromptCache},
     },
 };
 use serde_json::Value;
@@ -71,7 +72,7 @@ impl Reference {
         temperature: f64,
         loss: impl Fn(&Tensor) -> Tensor,
     ) -> (LogProbs, GradStore) {
-        let forward = self.policy.forward(&packed.batch, 0).unwrap();
+        let forward = self.policy.forward(&packed, 0).unwrap();
         let out = self.policy.log_probs(&forward.hidden, &packed.targets, temperature).unwrap();
         let mut grads = loss(&out.values).backward().unwrap();
         forward.backward(&self.policy, &mut grads).unwrap();
@@ -100,7 +101,7 @@ fn log_probs_and_entropy_of_packed_sequences_equal_torch() {
     let reference = reference();
     let packed = pack(&reference.sequences);
     for (name, temperature) in [("1", 1.0), ("0.7", 0.7)] {
-        let hidden = reference.policy.hidden(&packed.batch).unwrap();
+        let hidden = reference.policy.hidden(&packed).unwrap();
         let LogProbs { values: log_probs, entropy } =
             reference.policy.log_probs(&hidden, &packed.targets, temperature).unwrap();
         let expected = reference.expected(&format!("log_probs.{name}"));
@@ -149,7 +150,7 @@ fn a_shared_prompt_gives_the_log_probs_and_gradients_of_separate_ones() {
 fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
     let reference = reference();
     let packed = pack(&reference.sequences);
-    let hidden = reference.policy.reference_hidden(&packed.batch).unwrap();
+    let hidden = reference.policy.reference_hidden(&packed).unwrap();
     assert!(!hidden.track_op());
     let out = reference.policy.log_probs(&hidden, &packed.targets, 1.0).unwrap();
     assert_close(
@@ -200,15 +201,14 @@ fn dropout_acts_on_updates_alone_and_follows_its_noise() {
     let (plain, reference) = (reference_with(0.0), reference_with(0.2));
     let packed = pack(&reference.sequences);
     let forward = |reference: &Reference, noise: u64| {
-        values(&reference.policy.forward(&packed.batch, noise).unwrap().hidden)
+        values(&reference.policy.forward(&packed, noise).unwrap().hidden)
     };
     assert_eq!(forward(&reference, 1), forward(&reference, 1));
     assert_ne!(forward(&reference, 1), forward(&reference, 2));
-    let hidden = |reference: &Reference| values(&reference.policy.hidden(&packed.batch).unwrap());
+    let hidden = |reference: &Reference| values(&reference.policy.hidden(&packed).unwrap());
     assert_eq!(hidden(&reference), hidden(&plain));
     assert_eq!(forward(&plain, 1), hidden(&plain));
-    let off =
-        |reference: &Reference| values(&reference.policy.reference_hidden(&packed.batch).unwrap());
+    let off = |reference: &Reference| values(&reference.policy.reference_hidden(&packed).unwrap());
     assert_eq!(off(&reference), off(&plain));
 }
 
@@ -258,24 +258,34 @@ fn adapters_that_are_active_on_the_answer_learn_what_peft_gives_activated_lora()
         sequence.active_from = Some(from as usize);
     }
     let mean = |log_probs: &Tensor| log_probs.mean_all().unwrap().neg().unwrap();
+    let cache = Arc::new(PromptCache::new(1 << 20));
+    reference.policy = reference.policy.keeping(cache.clone());
     for recompute in [false, true] {
         reference.policy = reference.policy.recomputing(recompute);
-        let (out, grads) = reference.run(&pack(&reference.sequences), 0.7, mean);
-        let expected = values(&answer["log_probs"]);
-        assert_close("log_probs", &values(&out.values), &expected, 5e-5);
-        for (name, var) in reference.policy.variables() {
-            let expected = values(&answer[&format!("grad.{name}")]);
-            let largest = expected.iter().fold(1e-3f32, |max, g| max.max(g.abs()));
-            let got = values(grads.get(&var).unwrap());
-            assert_close(&name, &got, &expected, 2e-4 * largest.max(1e-2));
+        // All rows with a coefficient each; those before the answer left out, computed and found.
+        let learned = || reference.policy.pack(&reference.sequences).unwrap();
+        for packed in [pack(&reference.sequences), learned(), learned()] {
+            let (out, grads) = reference.run(&packed, 0.7, mean);
+            let expected = values(&answer["log_probs"]);
+            assert_close("log_probs", &values(&out.values), &expected, 5e-5);
+            for (name, var) in reference.policy.variables() {
+                let expected = values(&answer[&format!("grad.{name}")]);
+                let largest = expected.iter().fold(1e-3f32, |max, g| max.max(g.abs()));
+                let got = values(grads.get(&var).unwrap());
+                assert_close(&name, &got, &expected, 2e-4 * largest.max(1e-2));
+            }
         }
     }
+    let before: usize = reference.sequences.iter().filter_map(|s| s.active_from).sum();
+    let Counts { computed, found, .. } = cache.counts();
+    assert_eq!((computed, found), (before, 3 * before));
     // Responses that share their prompt's rows, and one that does not: the same gradient.
     let first = reference.sequences[1].clone();
     let other = Sequence { response: vec![9, 8, 7], ..first.clone() };
-    let (shared, together) = reference.run(&pack(&[first.clone(), other.clone()]), 1.0, mean);
-    let (one, alone) = reference.run(&pack(std::slice::from_ref(&first)), 1.0, mean);
-    let (two, apart) = reference.run(&pack(std::slice::from_ref(&other)), 1.0, mean);
+    let learned = |sequences: &[Sequence]| reference.policy.pack(sequences).unwrap();
+    let (shared, together) = reference.run(&learned(&[first.clone(), other.clone()]), 1.0, mean);
+    let (one, alone) = reference.run(&learned(std::slice::from_ref(&first)), 1.0, mean);
+    let (two, apart) = reference.run(&learned(std::slice::from_ref(&other)), 1.0, mean);
     let separate = [values(&one.values), values(&two.values)].concat();
     assert_close("shared", &values(&shared.values), &separate, 2e-5);
     let share = |sequence: &Sequence| {
@@ -287,4 +297,38 @@ fn adapters_that_are_active_on_the_answer_learn_what_peft_gives_activated_lora()
         let sum: Vec<f32> = parts.map(|(a, b)| a * share(&first) + b * share(&other)).collect();
         assert_close(&name, &values(together.get(&var).unwrap()), &sum, 1e-5);
     }
+}
+
+/// The rows before the answer enter no product of a forward, and what is learned does not depend on
+/// whether they were found.
+#[test]
+fn prompts_are_computed_once_and_found_or_not_they_give_the_same_bits() {
+    let lora = LoraConfig { activation: Activation::Answer, ..LoraConfig::default() };
+    let mut reference = reference_of(lora);
+    for sequence in &mut reference.sequences {
+        sequence.active_from = Some(sequence.prompt.len() - 1);
+    }
+    let mean = |log_probs: &Tensor| log_probs.mean_all().unwrap().neg().unwrap();
+    let (all, last) = (reference.sequences.clone(), &reference.sequences[2..]);
+    let run = |reference: &Reference, sequences: &[Sequence]| {
+        let packed = reference.policy.pack(sequences).unwrap();
+        let rows: usize = sequences.iter().map(|s| s.response.len()).sum();
+        assert_eq!(packed.batch.tokens.len(), rows);
+        let (out, grads) = reference.run(&packed, 1.0, mean);
+        let each = reference.policy.variables().into_iter();
+        let each = each.map(|(_, var)| values(grads.get(&var).unwrap()));
+        let hidden = values(&reference.policy.reference_hidden(&packed).unwrap());
+        (values(&out.values), each.collect::<Vec<_>>(), hidden)
+    };
+    // No budget: every use computes them anew.
+    let anew = run(&reference, last);
+    let cache = Arc::new(PromptCache::new(1 << 20));
+    reference.policy = reference.policy.keeping(cache.clone());
+    run(&reference, &all);
+    assert!(run(&reference, last) == anew);
+    let rows = |sequences: &[Sequence]| sequences.iter().filter_map(|s| s.active_from).sum();
+    let Counts { computed, found, bytes } = cache.counts();
+    assert_eq!((computed, found), (rows(&all), rows(last)));
+    let model = reference.policy.model();
+    assert_eq!(bytes, computed * model.layers * 2 * model.kv_heads * model.head_dim * 4);
 }

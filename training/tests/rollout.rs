@@ -8,7 +8,7 @@ use ladle::soup::Activation;
 use ladle_training::{
     rl::{
         lora::{LoraConfig, Policy},
-        packing::{Sequence, pack},
+        packing::Sequence,
         rollout::{Request, Rollout, Sampler, Sampling, decoder},
     },
     setup::Base,
@@ -49,6 +49,16 @@ fn requests(activation: Activation) -> Vec<Request> {
 }
 
 fn sample(base: &Base, policy: &Policy, requests: &[Request], slots: usize) -> Vec<Rollout> {
+    counted(base, policy, requests, slots).0
+}
+
+/// The responses, and the rows of prompts that were computed for them.
+fn counted(
+    base: &Base,
+    policy: &Policy,
+    requests: &[Request],
+    slots: usize,
+) -> (Vec<Rollout>, usize) {
     let factors = policy.lora().unwrap();
     let decoder =
         decoder(&base.model, &base.weights, &[(&factors, policy.config().term())]).unwrap();
@@ -60,7 +70,8 @@ fn sample(base: &Base, policy: &Policy, requests: &[Request], slots: usize) -> V
         seed: 7,
         keep_hidden: true,
     };
-    sampler.sample(&decoder, requests, &sampling).unwrap()
+    let rollouts = sampler.sample(&decoder, requests, &sampling).unwrap();
+    (rollouts, sampler.prompt_rows())
 }
 
 #[test]
@@ -82,8 +93,8 @@ fn rollouts_equal_the_network(activation: Activation) {
             active_from: r.active_from,
         })
         .collect();
-    let packed = pack(&sequences);
-    let hidden = policy.hidden(&packed.batch).unwrap();
+    let packed = policy.pack(&sequences).unwrap();
+    let hidden = policy.hidden(&packed).unwrap();
     let scored = policy.log_probs(&hidden, &packed.targets, 0.8).unwrap();
     let trained = scored.values.to_vec1::<f32>().unwrap();
     let sampled: Vec<f32> = rollouts.iter().flat_map(|r| r.log_probs.clone()).collect();
@@ -111,5 +122,16 @@ fn a_rollout_is_the_same_alone_in_company_and_with_a_shared_prompt() {
     for (request, rollout) in requests.iter().zip(&together) {
         let alone = sample(&base, &policy, std::slice::from_ref(request), 1);
         assert_eq!(alone.first(), Some(rollout));
+    }
+}
+
+#[test]
+fn the_samples_of_a_prompt_share_its_whole_blocks_and_compute_them_once() {
+    let base = base();
+    for activation in [Activation::All, Activation::Answer] {
+        let (policy, requests) = (policy(&base, activation), requests(activation));
+        // The last of 40 tokens predicts: 2 blocks of 16 are shared, of 7 tokens none, of 33 two.
+        let expected = (40 + 3 * 8) + 4 * 7 + (33 + 3);
+        assert_eq!(counted(&base, &policy, &requests, 12).1, expected);
     }
 }

@@ -9,7 +9,7 @@ use ladle::kernels::{
 };
 use ladle_training::{
     autograd::Differentiable,
-    tape::{Dropout, Tape, Value},
+    tape::{Dropout, KeysAndValues, Stored, Tape, Value},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,7 +31,7 @@ fn weighting(len: usize) -> Vec<f32> {
 
 /// Something computed with any kernels from activations and weights.
 trait Computation {
-    fn run<K: Kernels<Weight = Tensor, Cache = ()>>(
+    fn run<K: Kernels<Weight = Tensor, Cache: Default>>(
         &self,
         k: &K,
         x: Vec<K::Tensor>,
@@ -112,7 +112,7 @@ macro_rules! computation {
     ($name:ident { $($field:ident: $type:ty),* }, |$self:ident, $k:ident, $x:ident, $w:ident| $body:expr) => {
         struct $name { $($field: $type),* }
         impl Computation for $name {
-            fn run<K: Kernels<Weight = Tensor, Cache = ()>>(
+            fn run<K: Kernels<Weight = Tensor, Cache: Default>>(
                 &$self,
                 $k: &K,
                 $x: Vec<K::Tensor>,
@@ -200,7 +200,7 @@ fn batch(segments: &[(usize, usize)]) -> Batch {
 
 computation!(Attend { shape: AttentionShape, batch: Batch }, |self, k, x, _w| {
     let [q, key, v] = [0, 1, 2].map(|i: usize| x[i].clone());
-    k.attention(q, key, v, 0, self.shape, &self.batch, &mut ())
+    k.attention(q, key, v, 0, self.shape, &self.batch, &mut Default::default())
 });
 
 #[test]
@@ -242,6 +242,55 @@ fn shared_rows_attend_as_copies_of_them_would() {
             &composed(&copies, &[&q, &k, &v], &[]),
         );
     }
+}
+
+#[test]
+fn stored_rows_attend_as_rows_of_the_batch_would() {
+    let mut rng = ChaCha8Rng::seed_from_u64(10);
+    // 40 stored rows, 7 that two continuations share, and a tree without stored rows.
+    let whole = batch(&[(47, 0), (70, 47), (1, 47), (12, 0)]);
+    let mut learned = batch(&[(7, 40), (70, 47), (1, 47), (12, 0)]);
+    learned.segments[0].blocks = vec![1];
+    computation!(After { attend: Attend }, |self, k, x, w| {
+        let y = self.attend.run(k, x, w)?;
+        k.select_rows(&y, &(40..130).collect::<Vec<_>>())
+    });
+    for window in [None, Some(1), Some(9), Some(45), Some(60)] {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
+        let all = [32, 16, 16].map(|width| random(&mut rng, 130, width));
+        let expected = After { attend: Attend { shape, batch: whole.clone() } };
+        let expected = composed(&expected, &all.each_ref(), &[]);
+        let widths = [32, 32, 16, 16];
+        let after = |(part, width): (&Vec<f32>, usize)| part[part.len() - 90 * width..].to_vec();
+        let expected: Vec<_> = expected.iter().zip(widths).map(after).collect();
+
+        let tape = Tape::recording(None);
+        let leaves = all.each_ref().map(|var| {
+            let values = flat(var);
+            let width = values.len() / 130;
+            tape.leaf(values[40 * width..].to_vec(), 90, width)
+        });
+        let stored = [1, 2].map(|input: usize| Arc::new(flat(&all[input])[..40 * 16].to_vec()));
+        let none = [Arc::default(), Arc::default()];
+        let stored = Arc::new(KeysAndValues::of([none, stored]));
+        let mut cache = Stored { given: vec![Arc::default(), stored], kept: None };
+        let [q, k, v] = leaves.clone();
+        let y = tape.attention(q, k, v, 1, shape, &learned, &mut cache).unwrap();
+        let mut gradients = tape.backward(&y, weighting(90 * 32)).unwrap();
+        let mut got = vec![y.data().to_vec()];
+        got.extend(leaves.iter().map(|leaf| gradients.leaf(leaf).unwrap()));
+        assert_close(&got, &expected);
+    }
+    // Rows that are not stored, and kernels that store none.
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: None };
+    let attend = Attend { shape, batch: learned };
+    let tape = Tape::idle(None);
+    let x = [32, 16, 16].map(|width| Value::constant(vec![0.0; 90 * width], 90, width));
+    let error = attend.run(&tape, x.to_vec(), &[]).unwrap_err().to_string();
+    assert_eq!(error, "attention: stored keys is 0, expected 640");
+    let x = [32, 16, 16].map(|width| random(&mut rng, 90, width).as_tensor().detach());
+    let error = attend.run(&Differentiable::new(Device::Cpu), x.to_vec(), &[]).unwrap_err();
+    assert_eq!(error.to_string(), "attention: stored rows is 40, expected 0");
 }
 
 computation!(Adapted {}, |self, k, x, w| {

@@ -11,7 +11,7 @@
 //! to itself. Nothing is cached ([`Kernels::Cache`] is `()`): a segment starts at position 0 of its
 //! sequence, or, with `cached` tokens, it continues the last segment that does, whose rows are its
 //! context too ([`tree`]). Responses to one prompt share the prompt's rows, where their gradients
-//! add up.
+//! add up. Stored rows are refused here; [`crate::tape`] has them.
 
 mod composed;
 mod frozen;
@@ -203,6 +203,9 @@ impl Kernels for Differentiable {
         }
         groups("attention", shape.heads, shape.kv_heads)?;
         let trees = tree::trees(batch)?;
+        for tree in &trees {
+            fits("attention", "stored rows", 0, tree.before)?;
+        }
         composed::attention(&q, &k, &v, shape, &trees).map_err(refused)
     }
 

@@ -1,15 +1,24 @@
 //! Attention structure of a packed batch: trees of a prompt and the responses that share it.
+//!
+//! The rows of a batch are in segments, in this order for each tree: a first segment, which the others
+//! continue, and the others. The first one starts at position 0, or it continues stored rows: then its
+//! `cached` counts them and its `blocks` holds their number in the cache. The others have no blocks,
+//! and all tokens before them are `cached`.
 
 use std::ops::Range;
 
 use ladle::kernels::{Batch, Result, check::fits};
 
-/// Consecutive rows that attend to each other: a segment from position 0, and the segments that
-/// continue it, each seeing all of it and itself.
+/// Consecutive rows that attend to each other: a first segment, and the segments that continue it,
+/// each seeing the stored rows before the first one, all of the first one, and itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
     /// Rows of the batch.
     pub rows: Range<usize>,
+    /// Number in the cache of the stored rows that the tree continues.
+    pub stored: Option<usize>,
+    /// How many they are.
+    pub before: usize,
     /// First row of each segment, counted from the tree's; the first is 0.
     starts: Vec<usize>,
     /// Rows of the first segment.
@@ -17,15 +26,20 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// The rows that row `row` sees, counted from the tree's first: those of the shared segment
-    /// (empty for its own rows), then those of its own segment, itself the last.
-    pub fn visible(&self, row: usize, window: Option<usize>) -> [Range<usize>; 2] {
+    /// The rows that row `row` sees: stored ones, counted from the first; those of the shared segment
+    /// (empty for its own rows) and those of its own segment, itself the last, both counted from the
+    /// tree's first.
+    pub fn visible(&self, row: usize, window: Option<usize>) -> [Range<usize>; 3] {
         let segment = self.starts.partition_point(|&start| start <= row) - 1;
         let start = self.starts[segment];
-        let shared = if segment == 0 { 0 } else { self.shared };
-        let position = shared + row - start;
+        let (before, shared) = (self.before, if segment == 0 { 0 } else { self.shared });
+        let position = before + shared + row - start;
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        [first.min(shared)..shared, start + first.saturating_sub(shared)..row + 1]
+        [
+            first.min(before)..before,
+            first.saturating_sub(before).min(shared)..shared,
+            start + first.saturating_sub(before + shared)..row + 1,
+        ]
     }
 
     /// The tree's rows in runs of at most `size`, each in the first segment or after it.
@@ -37,35 +51,38 @@ impl Tree {
         })
     }
 
-    /// The rows that any row of a block sees: those of the first segment (empty for its own rows), and
-    /// those of the block's own segments up to its last row.
-    pub fn seen(&self, block: &Range<usize>, window: Option<usize>) -> [Range<usize>; 2] {
+    /// The rows that any row of a block sees, as [`Self::visible`] counts them; of the block's own
+    /// segments, those up to its last row.
+    pub fn seen(&self, block: &Range<usize>, window: Option<usize>) -> [Range<usize>; 3] {
         let start = |part: usize| {
             block.clone().map(|row| self.visible(row, window)[part].start).min().unwrap_or(0)
         };
-        let shared = self.visible(block.start, window)[0].end;
-        [start(0)..shared, start(1)..block.end]
+        let shared = self.visible(block.start, window)[1].end;
+        [start(0)..self.before, start(1)..shared, start(2)..block.end]
     }
 }
 
-/// The trees of a batch. A segment with cached tokens continues the last one without, and must have
-/// all of its rows as context.
+/// The trees of a batch. A segment with cached tokens and no block continues the last tree, and must
+/// have all rows before its responses as context.
 pub fn trees(batch: &Batch) -> Result<Vec<Tree>> {
     let mut trees: Vec<Tree> = Vec::new();
     let mut next = 0;
     for segment in &batch.segments {
         fits("attention", "first row of a segment", next, segment.rows.start)?;
         next = segment.rows.end;
+        let stored = segment.blocks.first().map(|&block| block as usize);
         match trees.last_mut() {
-            Some(tree) if segment.cached > 0 => {
-                fits("attention", "cached tokens", tree.shared, segment.cached)?;
+            Some(tree) if segment.cached > 0 && stored.is_none() => {
+                fits("attention", "cached tokens", tree.before + tree.shared, segment.cached)?;
                 tree.starts.push(segment.rows.start - tree.rows.start);
                 tree.rows.end = segment.rows.end;
             }
             _ => {
-                fits("attention", "cached tokens of the first segment", 0, segment.cached)?;
+                if stored.is_none() {
+                    fits("attention", "cached tokens of the first segment", 0, segment.cached)?;
+                }
                 let (rows, shared) = (segment.rows.clone(), segment.rows.len());
-                trees.push(Tree { rows, starts: vec![0], shared });
+                trees.push(Tree { rows, stored, before: segment.cached, starts: vec![0], shared });
             }
         }
     }

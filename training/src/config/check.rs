@@ -1,6 +1,9 @@
 //! Checks of a configuration, before anything is opened.
 
-use ladle::{model::names::TARGETS, soup::manifest::is_name};
+use ladle::{
+    model::names::TARGETS,
+    soup::{Activation, manifest::is_name},
+};
 
 use super::{Algorithm, Config, ConfigError, DataConfig, Decay, MixingConfig};
 use crate::rl::balance::{Normalisation, Strategy};
@@ -109,6 +112,10 @@ impl Config {
         if self.sft.as_ref().is_some_and(|sft| sft.lora.shared.is_some()) {
             let expected = "left out: there is one supervised adapter";
             return Err(value_error("sft.lora.shared", "given", expected));
+        }
+        if let (Some(mib), Activation::All) = (rl.prompt_cache_mib, self.lora.activation) {
+            let expected = "left out unless lora.activation is \"answer\"";
+            return Err(value_error("rl.prompt_cache_mib", mib, expected));
         }
         let balance = &self.balance;
         if balance.strategy == Strategy::Delta && balance.normalisation() == Normalisation::Sum {

@@ -122,6 +122,11 @@ pub struct RlConfig {
     /// Keep only each layer's input of a forward and compute the layer again in the backward, in
     /// both stages: less memory for a third more work, the same weights.
     pub recompute: bool,
+    /// MiB for keys and values of prompts where `lora.activation` is `answer`, shared by the policies
+    /// that are trained in one process; prompts beyond it are computed again. Left out: 256. Changes
+    /// no result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_cache_mib: Option<usize>,
     /// Peak learning rate (1e-5: Bone Soups).
     pub learning_rate: f64,
     /// Decay of the learning rate (linear: Bone Soups).
@@ -172,6 +177,11 @@ impl RlConfig {
         }
     }
 
+    /// Bytes for keys and values of prompts.
+    pub fn prompt_cache(&self) -> usize {
+        self.prompt_cache_mib.unwrap_or(256).saturating_mul(1 << 20)
+    }
+
     /// The settings of a run of only the first `steps` updates of this one.
     pub fn first(&self, steps: u64) -> Self {
         let linear = self.decay == Decay::Linear;
@@ -190,6 +200,7 @@ impl Default for RlConfig {
             epochs: 4,
             rows: 2048,
             recompute: false,
+            prompt_cache_mib: None,
             learning_rate: 1e-5,
             decay: Decay::Linear,
             decay_steps: None,

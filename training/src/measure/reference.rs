@@ -13,12 +13,12 @@ use super::{
     error::EvaluateError,
 };
 use crate::{
-    checkpoint::CheckpointError,
     error::RunError,
     metrics::progress,
     rl::{
         lora::{LoraConfig, Policy},
-        packing::{Sequence, micro_batches, pack},
+        packing::Sequence,
+        update::reference_log_probs,
     },
     run::Run,
     setup::Prompt,
@@ -68,19 +68,14 @@ impl Reference {
             let sequence =
                 |response| Sequence { prompt: prompt.clone(), response, active_from: None };
             let sequences: Vec<Sequence> = responses.into_iter().map(sequence).collect();
+            let log_probs = reference_log_probs(&policy, &sequences, run.config.rl.rows, 1.0);
+            let log_probs = log_probs.map_err(RunError::from)?;
             let mut scored = Vec::with_capacity(sequences.len());
-            for part in micro_batches(&sequences, run.config.rl.rows) {
-                let packed = pack(&sequences[part.clone()]);
-                let hidden = policy.reference_hidden(&packed.batch).map_err(RunError::from)?;
-                let log_probs = policy.log_probs(&hidden, &packed.targets, 1.0);
-                let values = log_probs.map_err(RunError::from)?.values;
-                let values = values.to_vec1::<f32>().map_err(CheckpointError::from)?;
-                for (sequence, span) in sequences[part].iter().zip(packed.spans) {
-                    let log_prob = values[span].iter().map(|&value| f64::from(value)).sum();
-                    let (row, tokens) = (row.to_owned(), sequence.response.clone());
-                    known.insert((row.clone(), tokens.clone()), log_prob);
-                    scored.push(Scored { row, tokens, log_prob });
-                }
+            for (sequence, values) in sequences.into_iter().zip(log_probs) {
+                let log_prob = values.into_iter().map(f64::from).sum();
+                let (row, tokens) = (row.to_owned(), sequence.response);
+                known.insert((row.clone(), tokens.clone()), log_prob);
+                scored.push(Scored { row, tokens, log_prob });
             }
             lines.append(&scored)?;
             bar.inc(1);

@@ -11,7 +11,7 @@ use std::{
 
 use candle_core::{Device, Tensor, TensorId, Var, backprop::GradStore};
 use ladle::{
-    kernels::{Batch, ColumnScale, HostTensor, KernelError, Kernels},
+    kernels::{Batch, ColumnScale, HostTensor, KernelError, Kernels, Segment},
     model::{
         config::ModelConfig,
         decoder::Decoder,
@@ -24,10 +24,14 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::log_probs::{LogProbs, log_probs};
+use super::{
+    log_probs::{LogProbs, log_probs},
+    packing::{Packed, Sequence, pack, pack_after},
+    prompt_cache::PromptCache,
+};
 use crate::{
     autograd::Differentiable,
-    tape::{Dropout, Tape, Value},
+    tape::{Dropout, KeysAndValues, Stored, Tape, Value},
     weights::Lora,
 };
 
@@ -136,6 +140,7 @@ pub struct Policy {
     factors: Vec<Factor>,
     config: LoraConfig,
     recompute: bool,
+    cache: Arc<PromptCache>,
 }
 
 /// A forward of the policy that can be differentiated.
@@ -230,13 +235,20 @@ impl Policy {
         let head =
             frozen.get(head).cloned().ok_or_else(|| PolicyError::Missing(head.to_owned()))?;
         let config = config.clone();
-        Ok(Self { kernels, adapted, reference, head, factors, config, recompute: false })
+        let (recompute, cache) = (false, Arc::new(PromptCache::new(0)));
+        Ok(Self { kernels, adapted, reference, head, factors, config, recompute, cache })
     }
 
     /// Sets whether a forward on the CPU saves only the input of each layer and the backward computes
     /// the layer again: less memory for a third more work.
     pub fn recomputing(self, recompute: bool) -> Self {
         Self { recompute, ..self }
+    }
+
+    /// Sets where the keys and values of prompts are kept, which all policies with these frozen
+    /// tensors can share; none are kept otherwise.
+    pub fn keeping(self, cache: Arc<PromptCache>) -> Self {
+        Self { cache, ..self }
     }
 
     /// The output head, `[vocab, hidden]`.
@@ -268,46 +280,83 @@ impl Policy {
         named.collect()
     }
 
-    /// A forward to be differentiated. `noise` seeds dropout.
-    pub fn forward(&self, batch: &Batch, noise: u64) -> Result<Forward> {
+    /// Packs sequences. On the CPU the rows of prompts that the adapters do not act on are left out:
+    /// their keys and values are kept or computed now.
+    pub fn pack(&self, sequences: &[Sequence]) -> Result<Packed> {
         if !self.kernels.device().is_cpu() {
-            let hidden = self.adapted.hidden(&self.kernels, batch, &mut ())?;
+            return Ok(pack(sequences));
+        }
+        pack_after(sequences, |tokens| {
+            Ok(Some(self.cache.get(tokens, || self.keys_and_values(tokens))?))
+        })
+    }
+
+    /// Keys and values of the rows of `tokens` with the adapters off. The tokens are computed by
+    /// themselves, so that they always have the same bits.
+    fn keys_and_values(&self, tokens: &[u32]) -> Result<KeysAndValues> {
+        let rows = 0..tokens.len();
+        let positions = (0..).take(tokens.len()).collect();
+        let segments = vec![Segment { rows, cached: 0, blocks: Vec::new() }];
+        let batch = Batch { tokens: tokens.to_vec(), positions, segments, ..Batch::default() };
+        let mut stored = Stored { kept: Some(KeysAndValues::default()), ..Stored::default() };
+        self.reference.outputs(&Tape::idle(None), &batch, &mut stored)?;
+        Ok(stored.kept.unwrap_or_default())
+    }
+
+    /// A forward to be differentiated. `noise` seeds dropout.
+    pub fn forward(&self, packed: &Packed, noise: u64) -> Result<Forward> {
+        let Packed { batch, stored, .. } = packed;
+        if !self.kernels.device().is_cpu() {
+            let hidden = self.adapted.outputs(&self.kernels, batch, &mut ())?;
             return Ok(Forward { hidden, taped: None });
         }
         let dropout = (self.config.dropout > 0.0)
             .then(|| Dropout::new(self.config.dropout, noise, self.projections()));
         let tape = Tape::recording(dropout);
         let value = if self.recompute {
-            let batch = Arc::new(batch.clone());
-            let mut x = self.adapted.embed(&tape, &batch)?;
-            for index in 0..self.model().layers {
-                let (decoder, batch) = (self.adapted.clone(), batch.clone());
-                let layer = move |tape: &Tape, x| decoder.layer(tape, index, x, &batch, &mut ());
-                x = tape.recomputed(x, layer)?;
-            }
-            self.adapted.finish(&tape, &x, &batch)?
+            self.recomputed(&tape, batch, stored)?
         } else {
-            self.adapted.hidden(&tape, batch, &mut ())?
+            self.adapted.outputs(&tape, batch, &mut stored.clone())?
         };
         let hidden = Var::from_tensor(&tensor(&value)?)?.into_inner();
         Ok(Forward { hidden, taped: Some((tape, value)) })
     }
 
+    /// [`Decoder::outputs`] of which only the inputs of layers are kept.
+    fn recomputed(&self, tape: &Tape, batch: &Batch, stored: &Stored) -> Result<Value> {
+        let (batch, layers) = (Arc::new(batch.clone()), self.model().layers);
+        let mut x = self.adapted.embed(tape, &batch)?;
+        for index in 0..layers {
+            let (decoder, batch, stored) = (self.adapted.clone(), batch.clone(), stored.clone());
+            let layer = move |tape: &Tape, x| {
+                let mut stored = stored.clone();
+                if index + 1 < layers {
+                    decoder.layer(tape, index, x, &batch, &mut stored)
+                } else {
+                    decoder.last_layer(tape, x, &batch, &mut stored)
+                }
+            };
+            x = tape.recomputed(x, layer)?;
+        }
+        Ok(x)
+    }
+
     /// Final hidden states `[outputs, hidden]`, without dropout and untracked.
-    pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
-        self.run(&self.adapted, batch)
+    pub fn hidden(&self, packed: &Packed) -> Result<Tensor> {
+        self.run(&self.adapted, packed)
     }
 
     /// Final hidden states `[outputs, hidden]` with the adapters off, untracked.
-    pub fn reference_hidden(&self, batch: &Batch) -> Result<Tensor> {
-        self.run(&self.reference, batch)
+    pub fn reference_hidden(&self, packed: &Packed) -> Result<Tensor> {
+        self.run(&self.reference, packed)
     }
 
-    fn run(&self, decoder: &Decoder<Tensor>, batch: &Batch) -> Result<Tensor> {
+    fn run(&self, decoder: &Decoder<Tensor>, packed: &Packed) -> Result<Tensor> {
+        let Packed { batch, stored, .. } = packed;
         if self.kernels.device().is_cpu() {
-            return Ok(tensor(&decoder.hidden(&Tape::idle(None), batch, &mut ())?)?);
+            return Ok(tensor(&decoder.outputs(&Tape::idle(None), batch, &mut stored.clone())?)?);
         }
-        Ok(decoder.hidden(&self.kernels, batch, &mut ())?.detach())
+        Ok(decoder.outputs(&self.kernels, batch, &mut ())?.detach())
     }
 
     /// Log-probabilities of `targets`, one per row of hidden states `[rows, hidden]`, under this

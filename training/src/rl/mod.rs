@@ -8,6 +8,7 @@ pub mod lora;
 pub mod modpo;
 pub mod packing;
 pub mod ppo;
+pub mod prompt_cache;
 pub mod remax;
 pub mod rollout;
 pub mod update;

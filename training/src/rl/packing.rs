@@ -1,8 +1,10 @@
 //! Sequences packed for one forward: rows of all sequences one after another, no padding.
 
-use std::ops::Range;
+use std::{convert::Infallible, ops::Range, sync::Arc};
 
 use ladle::kernels::{Batch, RowCoefficients, Segment};
+
+use crate::tape::{KeysAndValues, Stored};
 
 /// A prompt and the response whose tokens are scored; neither is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,30 +34,49 @@ impl Sequence {
 pub struct Packed {
     /// Input of the decoder; `outputs` are the rows before each response token.
     pub batch: Batch,
+    /// Rows of prompts that are not in the batch.
+    pub stored: Stored,
     /// Response tokens of all sequences, one per output row.
     pub targets: Vec<u32>,
     /// Output rows of each sequence.
     pub spans: Vec<Range<usize>>,
 }
 
-/// Packs sequences in the given order. Consecutive ones with the same prompt share its rows: a
-/// segment without outputs that each response continues (`cached`).
+/// Packs all rows of the sequences, in the given order. Consecutive ones with the same prompt share
+/// its rows: a segment without outputs that each response continues (`cached`).
 pub fn pack(sequences: &[Sequence]) -> Packed {
+    match pack_after(sequences, |_| Ok::<_, Infallible>(None)) {
+        Ok(packed) => packed,
+        Err(never) => match never {},
+    }
+}
+
+/// [`pack`] without the rows of a prompt that the policy's adapters do not act on, where `stored`
+/// has the keys and values of those tokens.
+pub fn pack_after<E>(
+    sequences: &[Sequence],
+    mut stored: impl FnMut(&[u32]) -> Result<Option<Arc<KeysAndValues>>, E>,
+) -> Result<Packed, E> {
     let mut packed = Packed::default();
     let mut active = Vec::new();
-    for group in sequences.chunk_by(|a, b| a.prompt == b.prompt) {
-        let shared = match group {
-            [first, _, ..] => first.shareable(),
-            _ => 0,
-        };
+    let together =
+        |a: &Sequence, b: &Sequence| a.prompt == b.prompt && a.active_from == b.active_from;
+    for group in sequences.chunk_by(together) {
+        let Sequence { prompt, active_from, .. } = &group[0];
+        let constant = active_from.unwrap_or(0).min(group[0].shareable());
+        let given = if constant > 0 { stored(&prompt[..constant])? } else { None };
+        let before = given.as_ref().map_or(0, |_| constant);
+        let shared = if group.len() > 1 { group[0].shareable() } else { before };
         if shared > 0 {
-            packed.segment(0, group[0].prompt.iter().copied().take(shared));
-            active.resize(packed.batch.tokens.len(), group[0].active_from);
+            let blocks = given.is_some().then_some(packed.stored.given.len() as u32);
+            packed.segment(before, &prompt[before..shared], blocks);
+            packed.stored.given.extend(given);
+            active.resize(packed.batch.tokens.len(), *active_from);
         }
         for sequence in group {
             let Sequence { prompt, response, active_from } = sequence;
             let tokens = prompt.iter().chain(response).copied().take(sequence.rows());
-            packed.segment(shared, tokens.skip(shared));
+            packed.segment(shared, &tokens.skip(shared).collect::<Vec<_>>(), None);
             active.resize(packed.batch.tokens.len(), *active_from);
             let end = packed.batch.tokens.len();
             packed.batch.outputs.extend(end - response.len()..end);
@@ -65,7 +86,7 @@ pub fn pack(sequences: &[Sequence]) -> Packed {
         }
     }
     packed.batch.coefficients = coefficients(&packed.batch.positions, &active);
-    packed
+    Ok(packed)
 }
 
 /// The coefficient of the policy's adapters in rows at `positions` of sequences that they are active
@@ -80,14 +101,15 @@ pub fn coefficients(positions: &[u32], active: &[Option<usize>]) -> Option<RowCo
 }
 
 impl Packed {
-    /// Adds the rows of a segment after `cached` tokens of its sequence.
-    fn segment(&mut self, cached: usize, tokens: impl Iterator<Item = u32>) {
+    /// Adds the rows of a segment after `cached` tokens of its sequence; `stored` is the number of
+    /// the stored rows that they are, where they are no rows of the batch.
+    fn segment(&mut self, cached: usize, tokens: &[u32], stored: Option<u32>) {
         let batch = &mut self.batch;
         let start = batch.tokens.len();
         batch.tokens.extend(tokens);
         let rows = start..batch.tokens.len();
         batch.positions.extend((cached..).map(|position| position as u32).take(rows.len()));
-        batch.segments.push(Segment { rows, cached, blocks: Vec::new() });
+        batch.segments.push(Segment { rows, cached, blocks: stored.into_iter().collect() });
     }
 }
 
@@ -157,6 +179,41 @@ mod tests {
         let values = pack(&same).batch.coefficients.unwrap().values;
         assert_eq!(values, [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
         assert!(pack(&[sequence(&[1, 2], &[3])]).batch.coefficients.is_none());
+    }
+
+    #[test]
+    fn stored_rows_are_not_in_the_batch_and_the_rest_of_the_prompt_is_shared() {
+        let from = |at, s: Sequence| Sequence { active_from: Some(at), ..s };
+        let sequences = [
+            from(2, sequence(&[1, 2, 3, 4], &[5])),
+            from(2, sequence(&[1, 2, 3, 4], &[6, 7])),
+            from(0, sequence(&[8], &[9])),
+            from(3, sequence(&[1, 2, 3, 4], &[7, 7])),
+        ];
+        let mut asked = Vec::new();
+        let packed = pack_after(&sequences, |tokens| {
+            asked.push(tokens.to_vec());
+            Ok::<_, Infallible>(Some(Arc::default()))
+        });
+        let packed = packed.unwrap();
+        assert_eq!(asked, [vec![1, 2], vec![1, 2, 3]]);
+        assert_eq!(packed.batch.tokens, [3, 4, 4, 6, 8, 4, 7]);
+        assert_eq!(packed.batch.positions, [2, 3, 3, 4, 0, 3, 4]);
+        assert_eq!(packed.batch.outputs, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(packed.targets, [5, 6, 7, 9, 7, 7]);
+        let segments = packed.batch.segments.iter();
+        let segments: Vec<_> =
+            segments.map(|s| (s.rows.clone(), s.cached, s.blocks.clone())).collect();
+        let expected = [
+            (0..1, 2, vec![0]),
+            (1..2, 3, vec![]),
+            (2..4, 3, vec![]),
+            (4..5, 0, vec![]),
+            (5..5, 3, vec![1]),
+            (5..7, 3, vec![]),
+        ];
+        assert_eq!(segments, expected);
+        assert!(packed.batch.coefficients.unwrap().values.iter().all(|&value| value == 1.0));
     }
 
     #[test]

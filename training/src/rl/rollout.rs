@@ -145,6 +145,7 @@ pub struct Sampler {
     /// Blocks that one sequence may take.
     per_sequence: usize,
     free: Vec<u32>,
+    prompt_rows: usize,
 }
 
 /// Prompt rows that join one step; more rows do not raise the throughput.
@@ -181,11 +182,17 @@ impl Sampler {
             dtype: Dtype::F32,
         })?;
         let free = (0..blocks as u32).rev().collect();
-        Ok(Self { kernels: CpuKernels::new(threads), cache, slots, per_sequence, free })
+        let kernels = CpuKernels::new(threads);
+        Ok(Self { kernels, cache, slots, per_sequence, free, prompt_rows: 0 })
     }
 
     fn max_tokens(&self) -> usize {
         self.per_sequence * KV_BLOCK
+    }
+
+    /// Rows of prompts computed so far.
+    pub fn prompt_rows(&self) -> usize {
+        self.prompt_rows
     }
 
     /// Samples every request; results are in their order.
@@ -221,10 +228,11 @@ impl Sampler {
                 let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
                 rng.set_stream(*stream);
                 joining += prompt.len() - cached;
+                self.prompt_rows += prompt.len() - cached;
                 active.push(Active { index, prompt: filled, blocks, cached, rng });
             }
             let batch = step(&active, requests, &rollouts);
-            let hidden = decoder.hidden(&self.kernels, &batch, &mut self.cache)?;
+            let hidden = decoder.outputs(&self.kernels, &batch, &mut self.cache)?;
             let logits = decoder.logits(&self.kernels, &hidden, None)?;
             for (row, sequence) in active.iter_mut().enumerate() {
                 let request = &requests[sequence.index];

@@ -5,7 +5,7 @@ use rand::{Rng, seq::SliceRandom};
 
 use super::{
     lora::{Policy, PolicyError},
-    packing::{Sequence, micro_batches, pack},
+    packing::{Sequence, micro_batches},
     ppo::{LossError, Tokens, policy_loss, value_loss},
     remax::remax_loss,
     value_head::ValueHead,
@@ -50,6 +50,25 @@ pub struct Experience {
     pub advantages: Vec<f32>,
     /// Targets of the value head (empty without one).
     pub returns: Vec<f32>,
+}
+
+/// Log-probabilities of the responses with the adapters off, nats, at a temperature; `rows` bounds
+/// the rows of one forward.
+pub fn reference_log_probs(
+    policy: &Policy,
+    sequences: &[Sequence],
+    rows: usize,
+    temperature: f64,
+) -> Result<Vec<Vec<f32>>> {
+    let mut all = Vec::with_capacity(sequences.len());
+    for run in micro_batches(sequences, rows) {
+        let packed = policy.pack(&sequences[run])?;
+        let hidden = policy.reference_hidden(&packed)?;
+        let scored = policy.log_probs(&hidden, &packed.targets, temperature)?;
+        let values = scored.values.to_vec1::<f32>()?;
+        all.extend(packed.spans.into_iter().map(|span| values[span].to_vec()));
+    }
+    Ok(all)
 }
 
 /// Statistics of the updates of one batch, averaged over them.
@@ -151,14 +170,14 @@ impl Updater {
         let (tokens, responses) = (tokens as f64, minibatch.len() as f64);
         let mut sum = Report::default();
         for run in micro_batches(&sequences, rows) {
-            let packed = pack(&sequences[run.clone()]);
+            let packed = policy.pack(&sequences[run.clone()])?;
             let column = |pick: fn(&Experience) -> &[f32]| {
                 let values: Vec<f32> =
                     minibatch[run.clone()].iter().flat_map(&pick).copied().collect();
                 let count = values.len();
                 Tensor::from_vec(values, count, &Device::Cpu)
             };
-            let forward = policy.forward(&packed.batch, noise.random())?;
+            let forward = policy.forward(&packed, noise.random())?;
             let temperature = config.rollout.temperature;
             let scored = policy.log_probs(&forward.hidden, &packed.targets, temperature)?;
             sum.entropy += scored.entropy.iter().map(|&h| f64::from(h)).sum::<f64>() / tokens;

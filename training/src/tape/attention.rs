@@ -50,12 +50,14 @@ pub(super) struct Attention {
     pub rows: usize,
 }
 
-/// Packed q `[rows, heads · d]`, k and v `[rows, kv_heads · d]`.
+/// Packed q `[rows, heads · d]`, k and v `[rows, kv_heads · d]`, and k and v of stored rows.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
     pub q: &'a [f32],
     pub k: &'a [f32],
     pub v: &'a [f32],
+    /// Stored keys and values of each tree, `[stored rows, kv_heads · d]`; empty where it has none.
+    pub stored: &'a [[&'a [f32]; 2]],
 }
 
 /// Gradients of q, k and v: of one task `[len, group · d]`, `[len, d]`, `[len, d]`, or of all.
@@ -65,20 +67,38 @@ pub(super) struct Gradients {
     pub v: Vec<f32>,
 }
 
+/// What one thread computes: the query heads of one key/value head over one tree.
+struct Task<'a> {
+    tree: &'a Tree,
+    /// Stored keys and values that the tree continues.
+    stored: [&'a [f32]; 2],
+    /// The key/value head.
+    head: usize,
+}
+
+/// Consecutive columns of a block's scores.
+struct Run {
+    /// Whether they stand for stored rows.
+    stored: bool,
+    /// Those rows, or rows of the tree.
+    rows: Range<usize>,
+    /// The first column.
+    at: usize,
+}
+
 impl Attention {
     /// The output, `[rows, heads · d]`.
     pub(super) fn forward(&self, inputs: Inputs<'_>) -> Vec<f32> {
-        let tasks = self.tasks();
-        let parts: Vec<_> =
-            tasks.par_iter().map(|(tree, head)| self.attend(inputs, tree, *head)).collect();
+        let tasks = self.tasks(inputs);
+        let parts: Vec<_> = tasks.par_iter().map(|task| self.attend(inputs, task)).collect();
         let d = self.shape.head_dim;
         self.gather(&tasks, self.shape.heads * d, self.group() * d, &parts)
     }
 
+    /// The gradients of q, k and v; stored rows are constants.
     pub(super) fn backward(&self, inputs: Inputs<'_>, output: &[f32], grad: &[f32]) -> Gradients {
-        let tasks = self.tasks();
-        let task =
-            |(tree, head): &(&Tree, usize)| self.gradients(inputs, output, grad, tree, *head);
+        let tasks = self.tasks(inputs);
+        let task = |task: &Task<'_>| self.gradients(inputs, output, grad, task);
         let parts: Vec<Gradients> = tasks.par_iter().map(task).collect();
         let AttentionShape { heads, kv_heads, head_dim: d, .. } = self.shape;
         let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
@@ -97,13 +117,13 @@ impl Attention {
     /// The results of the tasks, `part` columns each, side by side.
     fn gather(
         &self,
-        tasks: &[(&Tree, usize)],
+        tasks: &[Task<'_>],
         width: usize,
         part: usize,
         results: &[Vec<f32>],
     ) -> Vec<f32> {
         let mut out = vec![0f32; self.rows * width];
-        for ((tree, head), values) in tasks.iter().zip(results) {
+        for (Task { tree, head, .. }, values) in tasks.iter().zip(results) {
             scatter(&mut out, width, tree.rows.start, head * part, values, part);
         }
         out
@@ -114,9 +134,11 @@ impl Attention {
         self.shape.heads / self.shape.kv_heads
     }
 
-    fn tasks(&self) -> Vec<(&Tree, usize)> {
+    fn tasks<'a>(&'a self, inputs: Inputs<'a>) -> Vec<Task<'a>> {
+        let trees = self.trees.iter().zip(inputs.stored);
         let heads = 0..self.shape.kv_heads;
-        self.trees.iter().flat_map(|tree| heads.clone().map(move |head| (tree, head))).collect()
+        let of = |(tree, &stored)| heads.clone().map(move |head| Task { tree, stored, head });
+        trees.flat_map(of).collect()
     }
 
     /// Columns of one head in a packed tensor of `heads` heads, for the given rows.
@@ -131,34 +153,52 @@ impl Attention {
         View::strided(&x[rows.start * width + head * d..], rows.len(), d, width)
     }
 
+    /// Keys and values of a run, `[run, d]` each.
+    fn keys_and_values<'a>(
+        &self,
+        inputs: Inputs<'a>,
+        task: &Task<'a>,
+        run: &Run,
+    ) -> [View<&'a [f32]>; 2] {
+        let (from, rows) = match run.stored {
+            true => (task.stored, run.rows.clone()),
+            false => ([inputs.k, inputs.v], offset(task.tree, &run.rows)),
+        };
+        from.map(|x| self.head(x, rows.clone(), task.head, self.shape.kv_heads))
+    }
+
     /// Attention weights of a block of one query head: `[block, seen]` into `weights`.
     fn weights(
         &self,
         inputs: Inputs<'_>,
-        tree: &Tree,
+        task: &Task<'_>,
         head: usize,
         block: &Range<usize>,
         weights: &mut Vec<f32>,
     ) {
-        let AttentionShape { heads, kv_heads, head_dim, window } = self.shape;
-        let seen = tree.seen(block, window);
+        let AttentionShape { heads, head_dim, window, .. } = self.shape;
+        let seen = task.tree.seen(block, window);
         let (m, n) = (block.len(), width(&seen));
-        let q = self.head(inputs.q, offset(tree, block), head, heads);
+        let q = self.head(inputs.q, offset(task.tree, block), head, heads);
         weights.clear();
         weights.resize(m * n, 0.0);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        for (keys, at) in columns(&seen) {
-            let k = self.head(inputs.k, offset(tree, &keys), head / self.group(), kv_heads);
-            let scores = View::strided(&mut weights[at..], m, keys.len(), n);
+        let runs: Vec<Run> = runs(&seen).collect();
+        for run in &runs {
+            let [k, _] = self.keys_and_values(inputs, task, run);
+            let scores = View::strided(&mut weights[run.at..], m, run.rows.len(), n);
             product(scores, false, q, k.t(), scale);
         }
         for (row, weights) in block.clone().zip(weights.chunks_exact_mut(n)) {
-            let [shared, own] = tree.visible(row, window);
-            let place = |rows: Range<usize>, seen: &Range<usize>, at: usize| {
+            let visible = task.tree.visible(row, window);
+            let mut at = 0;
+            let visible = [0, 1, 2].map(|part: usize| {
+                let (rows, seen) = (&visible[part], &seen[part]);
                 let place = |row: usize| row.max(seen.start) - seen.start + at;
-                place(rows.start)..place(rows.end)
-            };
-            let visible = [place(shared, &seen[0], 0), place(own, &seen[1], seen[0].len())];
+                let columns = place(rows.start)..place(rows.end);
+                at += seen.len();
+                columns
+            });
             let largest =
                 |largest: f32, rows: &Range<usize>| largest.max(greatest(&weights[rows.clone()]));
             let largest = visible.iter().fold(f32::NEG_INFINITY, largest);
@@ -174,20 +214,20 @@ impl Attention {
         }
     }
 
-    /// Output of all query heads of one key/value head over one tree: `[len, group · d]`.
-    fn attend(&self, inputs: Inputs<'_>, tree: &Tree, kv_head: usize) -> Vec<f32> {
-        let (d, group, len) = (self.shape.head_dim, self.group(), tree.rows.len());
-        let mut out = vec![0f32; len * group * d];
+    /// Output of all query heads of a task: `[len, group · d]`.
+    fn attend(&self, inputs: Inputs<'_>, task: &Task<'_>) -> Vec<f32> {
+        let (d, group, tree) = (self.shape.head_dim, self.group(), task.tree);
+        let mut out = vec![0f32; tree.rows.len() * group * d];
         let mut weights = Vec::new();
         for member in 0..group {
             for block in tree.blocks(QUERY_BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
-                self.weights(inputs, tree, kv_head * group + member, &block, &mut weights);
+                self.weights(inputs, task, task.head * group + member, &block, &mut weights);
                 let (m, n) = (block.len(), width(&seen));
                 let start = (block.start * group + member) * d;
-                for (keys, at) in columns(&seen) {
-                    let v = self.head(inputs.v, offset(tree, &keys), kv_head, self.shape.kv_heads);
-                    let w = View::strided(&weights[at..], m, keys.len(), n);
+                for run in runs(&seen) {
+                    let [_, v] = self.keys_and_values(inputs, task, &run);
+                    let w = View::strided(&weights[run.at..], m, run.rows.len(), n);
                     product(View::strided(&mut out[start..], m, d, group * d), true, w, v, 1.0);
                 }
             }
@@ -204,11 +244,11 @@ impl Attention {
         inputs: Inputs<'_>,
         output: &[f32],
         grad: &[f32],
-        tree: &Tree,
-        kv_head: usize,
+        task: &Task<'_>,
     ) -> Gradients {
-        let AttentionShape { heads, kv_heads, head_dim: d, .. } = self.shape;
-        let (group, len) = (self.group(), tree.rows.len());
+        let AttentionShape { heads, head_dim: d, .. } = self.shape;
+        let (group, tree) = (self.group(), task.tree);
+        let len = tree.rows.len();
         let scale = 1.0 / (d as f32).sqrt();
         let mut out = Gradients {
             q: vec![0.0; len * group * d],
@@ -217,10 +257,10 @@ impl Attention {
         };
         let (mut weights, mut scores) = (Vec::new(), Vec::new());
         for member in 0..group {
-            let head = kv_head * group + member;
+            let head = task.head * group + member;
             for block in tree.blocks(QUERY_BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
-                self.weights(inputs, tree, head, &block, &mut weights);
+                self.weights(inputs, task, head, &block, &mut weights);
                 let (m, n) = (block.len(), width(&seen));
                 let rows = offset(tree, &block);
                 let g = self.head(grad, rows.clone(), head, heads);
@@ -228,9 +268,9 @@ impl Attention {
                 let q = self.head(inputs.q, rows, head, heads);
                 scores.clear();
                 scores.resize(m * n, 0.0);
-                for (keys, at) in columns(&seen) {
-                    let v = self.head(inputs.v, offset(tree, &keys), kv_head, kv_heads);
-                    let dp = View::strided(&mut scores[at..], m, keys.len(), n);
+                for run in runs(&seen) {
+                    let [_, v] = self.keys_and_values(inputs, task, &run);
+                    let dp = View::strided(&mut scores[run.at..], m, run.rows.len(), n);
                     product(dp, false, g, v.t(), 1.0);
                 }
                 for row in 0..m {
@@ -240,16 +280,19 @@ impl Attention {
                     score_gradients(&mut scores[of_row.clone()], &weights[of_row], g, o);
                 }
                 let start = (block.start * group + member) * d;
-                for (keys, at) in columns(&seen) {
-                    let len = keys.len();
-                    let p = View::strided(&weights[at..], m, len, n);
-                    let s = View::strided(&scores[at..], m, len, n);
-                    let k = self.head(inputs.k, offset(tree, &keys), kv_head, kv_heads);
+                for run in runs(&seen) {
+                    let len = run.rows.len();
+                    let [k, _] = self.keys_and_values(inputs, task, &run);
+                    let p = View::strided(&weights[run.at..], m, len, n);
+                    let s = View::strided(&scores[run.at..], m, len, n);
                     let dq = View::strided(&mut out.q[start..], m, d, group * d);
                     product(dq, true, s, k, scale);
-                    let dk = View::new(&mut out.k[keys.start * d..], len, d);
+                    if run.stored {
+                        continue;
+                    }
+                    let dk = View::new(&mut out.k[run.rows.start * d..], len, d);
                     product(dk, true, s.t(), q, scale);
-                    let dv = View::new(&mut out.v[keys.start * d..], len, d);
+                    let dv = View::new(&mut out.v[run.rows.start * d..], len, d);
                     product(dv, true, p.t(), g, 1.0);
                 }
             }
@@ -264,16 +307,19 @@ fn offset(tree: &Tree, rows: &Range<usize>) -> Range<usize> {
 }
 
 /// Columns of a block's scores.
-fn width(seen: &[Range<usize>; 2]) -> usize {
-    seen[0].len() + seen[1].len()
+fn width(seen: &[Range<usize>; 3]) -> usize {
+    seen.iter().map(Range::len).sum()
 }
 
-/// The rows of the tree that the columns of a block's scores stand for, with the first column of
-/// each run.
-fn columns(seen: &[Range<usize>; 2]) -> impl Iterator<Item = (Range<usize>, usize)> {
-    let [shared, own] = seen.clone();
-    let runs = [(shared.clone(), 0), (own, shared.len())];
-    runs.into_iter().filter(|(rows, _)| !rows.is_empty())
+/// The runs of columns of a block's scores: stored rows, the first segment's, the block's own.
+fn runs(seen: &[Range<usize>; 3]) -> impl Iterator<Item = Run> {
+    let mut at = 0;
+    let runs = seen.clone().into_iter().zip([true, false, false]).map(move |(rows, stored)| {
+        let run = Run { stored, at, rows };
+        at += run.rows.len();
+        run
+    });
+    runs.filter(|run| !run.rows.is_empty())
 }
 
 /// Copies `[len, width]` into the columns from `column` of the rows from `row` of `out`

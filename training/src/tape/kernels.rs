@@ -1,5 +1,7 @@
 //! The operations of the decoder on a [`Tape`].
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use ladle::kernels::{
     AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Product, Result, Rope,
@@ -9,7 +11,7 @@ use ladle::kernels::{
 use rayon::prelude::*;
 
 use super::{
-    Gradients, Tape, Value,
+    Gradients, Stored, Tape, Value,
     attention::{Attention, Inputs},
     product::{View, parallel_product},
     read,
@@ -120,11 +122,16 @@ impl Tape {
     }
 }
 
+/// The keys and values of each tree as slices.
+fn views(stored: &[[Arc<Vec<f32>>; 2]]) -> Vec<[&[f32]; 2]> {
+    stored.iter().map(|pair| pair.each_ref().map(|values| values.as_slice())).collect()
+}
+
 impl Kernels for Tape {
     type Tensor = Value;
     /// f32 on the CPU, contiguous.
     type Weight = Tensor;
-    type Cache = ();
+    type Cache = Stored;
 
     fn weight(&self, tensor: &HostTensor) -> Result<Tensor> {
         Differentiable::new(Device::Cpu).weight(tensor)
@@ -235,10 +242,10 @@ impl Kernels for Tape {
         q: Value,
         k: Value,
         v: Value,
-        _layer: usize,
+        layer: usize,
         shape: AttentionShape,
         batch: &Batch,
-        (): &mut (),
+        cache: &mut Stored,
     ) -> Result<Value> {
         let rows = batch.tokens.len();
         for (what, x, heads) in [
@@ -251,14 +258,19 @@ impl Kernels for Tape {
         }
         groups("attention", shape.heads, shape.kv_heads)?;
         let op = Attention { shape, trees: trees(batch)?, rows };
+        let stored = cache.of(&op.trees, layer, shape.kv_heads * shape.head_dim)?;
+        if let Some(kept) = &mut cache.kept {
+            kept.layers.push([k.data.clone(), v.data.clone()]);
+        }
         let (q_node, k_node, v_node) = (q.node, k.node, v.node);
         let learns = q_node.or(k_node).or(v_node).is_some();
         let [q, k, v] = [q, k, v].map(|x| x.data);
-        let y = op.forward(Inputs { q: &q, k: &k, v: &v });
+        let y = op.forward(Inputs { q: &q, k: &k, v: &v, stored: &views(&stored) });
         Ok(self.result((y, rows, shape.heads * shape.head_dim), learns, |y| {
             let y = y.clone();
             move |grad: Vec<f32>, gradients: &mut Gradients| {
-                let grads = op.backward(Inputs { q: &q, k: &k, v: &v }, &y, &grad);
+                let inputs = Inputs { q: &q, k: &k, v: &v, stored: &views(&stored) };
+                let grads = op.backward(inputs, &y, &grad);
                 gradients.give(q_node, grads.q);
                 gradients.give(k_node, grads.k);
                 gradients.give(v_node, grads.v);

@@ -7,13 +7,15 @@
 //! of an activation.
 //!
 //! The trained weights are those of linear layers that candle tracks (`Var`s); everything else is
-//! frozen. Batches are packed as [`crate::autograd`] describes.
+//! frozen. Batches are packed as [`crate::autograd`] describes; rows that no trained weight feeds can
+//! be left out of them, and their keys and values given instead ([`Stored`]).
 
 mod attention;
 mod dropout;
 mod kernels;
 mod product;
 mod rows;
+mod stored;
 
 use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
@@ -23,6 +25,7 @@ use ladle::kernels::Result;
 pub use dropout::Dropout;
 pub(crate) use product::{View, parallel_product};
 pub(crate) use rows::{dot, max, sum};
+pub use stored::{KeysAndValues, Stored};
 
 /// An activation `[rows, width]`, row-major.
 #[derive(Debug, Clone)]

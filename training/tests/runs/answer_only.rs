@@ -7,19 +7,34 @@ use serde_json::Value;
 
 use super::{OBJECTIVES, command, killed_and_whole, refuse, start, succeed, task};
 
-#[test]
-fn a_killed_run_with_adapters_on_the_answer_ends_with_the_weights_of_an_undisturbed_one() {
+/// Kills and resumes a run of these settings of `rl`; the run starts with an empty cache each time.
+fn killed(rl: &str, dropout: f64, seed: u64) {
     killed_and_whole(
         &format!(
             r#"
-lora = {{ rank = 4, alpha = 8.0, activation = "answer" }}
+lora = {{ rank = 4, alpha = 8.0, activation = "answer", dropout = {dropout} }}
 sft = {{ epochs = 1, batch = 8, lora = {{ rank = 4, alpha = 8.0 }} }}
 rollout = {{ max_new_tokens = 6, slots = 8, samples = 2 }}
-rl = {{ algorithm = "rloo", steps = 6, batch = 8, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 2 }}
+rl = {{ {rl}, steps = 6, batch = 8, learning_rate = 1e-3, standardise_on = 16, checkpoint_every = 2 }}
 {OBJECTIVES}"#
         ),
-        3,
+        seed,
     );
+}
+
+#[test]
+fn a_killed_rloo_run_with_adapters_on_the_answer_ends_with_the_weights_of_an_undisturbed_one() {
+    killed(r#"algorithm = "rloo""#, 0.0, 3);
+}
+
+#[test]
+fn a_killed_ppo_run_with_adapters_on_the_answer_ends_with_the_weights_of_an_undisturbed_one() {
+    killed("minibatch = 4, epochs = 2", 0.1, 4);
+}
+
+#[test]
+fn a_killed_remax_run_with_adapters_on_the_answer_ends_with_the_weights_of_an_undisturbed_one() {
+    killed(r#"algorithm = "remax", recompute = true, prompt_cache_mib = 0"#, 0.0, 5);
 }
 
 #[test]
@@ -52,7 +67,7 @@ rl = {{ steps = 2, batch = 8, minibatch = 8, epochs = 1, learning_rate = 5e-2, s
 }
 
 #[test]
-fn a_supervised_adapter_on_the_answer_alone_is_refused_by_name() {
+fn settings_of_adapters_on_the_answer_that_mean_nothing_are_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
     for (settings, parts) in [
@@ -61,6 +76,10 @@ fn a_supervised_adapter_on_the_answer_alone_is_refused_by_name() {
             ["sft.lora.activation", "θ_sft computes prompts and answers"],
         ),
         ("lora = { activation = \"prompt\" }", ["activation", "`all` or `answer`"]),
+        (
+            "rl = { prompt_cache_mib = 64 }",
+            ["rl.prompt_cache_mib", "left out unless lora.activation is \"answer\""],
+        ),
     ] {
         let config = task(directory.path(), &format!("{settings}\n{OBJECTIVES}"));
         refuse(&mut start(&config, &run), &parts);
