@@ -397,6 +397,30 @@ fn merges_that_no_file_can_hold_are_refused_with_the_reason() {
 }
 
 #[test]
+fn merges_over_an_sft_adapter_and_of_whole_tensors_are_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mixed = |path: &str| fixture("soup-tiny-mixed").join(path).display().to_string();
+    let (helpful, brief) = (mixed("backbones/helpful"), mixed("backbones/brief"));
+    let (base, sft) = (mixed("base"), mixed("sft"));
+    // One backbone stores tensors whole; the other, over an SFT adapter, does not.
+    let whole = format!("one={helpful}");
+    let adapter = format!("one={brief}");
+    for (name, backbone, more, part) in [
+        ("whole", &whole, &[][..], "whole, which PEFT loads for prompts too"),
+        ("sft", &adapter, &["--sft", &sft][..], "with an SFT adapter"),
+    ] {
+        let (made, out) = (at(name), at(&format!("{name}-merged")));
+        let init = ["init", &made, "--name", "one", "--base", &base, "--backbone", backbone];
+        let init = [&init[..], &["--matrix", "[[1]]", "--activation", "answer"], more].concat();
+        done(&init);
+        let error = refusal(&["merge", &made, "--adapter", "--out", &out]);
+        assert!(error.contains(part), "{name}: {error}");
+        assert!(!Path::new(&out).exists());
+    }
+}
+
+#[test]
 fn an_adapter_of_backbones_without_tokens_is_active_from_the_generation_prompt() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();

@@ -233,17 +233,86 @@ fn what_one_preference_computed_of_a_prompt_every_other_finds() {
 }
 
 #[test]
+fn several_answers_and_the_streams_of_every_route_are_those_of_the_whole_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    for soup in [fixture("soup-tiny-answer"), full(dir.path())] {
+        let server = serve(soup);
+        let tokens = server.post("/tokenize", json!({"messages": conversation()})).ok();
+        let many = json!({"max_tokens": 10, "temperature": 1.2, "seed": 7, "ignore_eos": true,
+                          "n": 3, "preference": PREFERENCES[1]});
+        for (path, input, whole, part) in [
+            (
+                "/v1/chat/completions",
+                json!({"messages": conversation()}),
+                "/message/content",
+                "/delta/content",
+            ),
+            ("/v1/completions", json!({"prompt": tokens["tokens"]}), "/text", "/text"),
+        ] {
+            let body = with(many.clone(), input);
+            let native = server.generate(body.clone());
+            let texts = |answer: &Value, at: &str| -> Vec<String> {
+                let choices = answer["choices"].as_array().unwrap().iter();
+                choices.map(|c| c.pointer(at).unwrap().as_str().unwrap().to_owned()).collect()
+            };
+            let expected = texts(&native, "/text");
+            assert!(expected[0] != expected[1] && expected[1] != expected[2], "{expected:?}");
+            let one = server.generate(with(body.clone(), json!({"n": 1})));
+            assert_eq!(one["text"], expected[0].as_str());
+            // What the others of a choice had computed is found, also of another preference.
+            let other = with(body.clone(), json!({"preference": PREFERENCES[0], "n": 1}));
+            assert_ne!(server.generate(other)["text"], one["text"]);
+            let answer = server.post(path, body.clone()).ok();
+            assert_eq!(texts(&answer, whole), expected, "{path}");
+            let found = &answer["usage"]["prompt_tokens_details"]["cached_tokens"];
+            assert!(found.as_u64().unwrap() >= 16, "{path}: {found}");
+
+            let mut streamed = vec![String::new(); 3];
+            let mut events = server.stream(path, with(body.clone(), json!({"stream": true})));
+            assert_eq!(events.pop().unwrap().1, "[DONE]");
+            for (_, data) in events {
+                let chunk: Value = serde_json::from_str(&data).unwrap();
+                for choice in chunk["choices"].as_array().unwrap() {
+                    let index = choice["index"].as_u64().unwrap() as usize;
+                    let text = choice.pointer(part).and_then(Value::as_str);
+                    streamed[index].push_str(text.unwrap_or_default());
+                }
+            }
+            assert_eq!(streamed, expected, "{path}");
+            let mut streamed = vec![String::new(); 3];
+            for (name, data) in server.stream("/generate", with(body, json!({"stream": true}))) {
+                let data: Value = serde_json::from_str(&data).unwrap();
+                if name == "token" {
+                    let index = data["index"].as_u64().unwrap() as usize;
+                    streamed[index].push_str(data["text"].as_str().unwrap());
+                }
+            }
+            assert_eq!(streamed, expected);
+        }
+        server.wait_until_idle();
+    }
+}
+
+#[test]
 fn log_probabilities_of_a_prompt_are_those_of_theta_sft() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(full(dir.path()));
-    let ask = |preference: &str| {
-        let more = json!({"echo": true, "logprobs": 0, "max_tokens": 2, "preference": preference});
-        let answer = server.post("/v1/completions", with(greedy(), more)).ok();
-        answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone()
-    };
-    let (one, other) = (ask("balanced"), ask("terse"));
-    let prompt = one.len() - 2;
-    assert!(prompt > 2);
-    assert_eq!(one[..prompt], other[..prompt]);
-    assert_ne!(one[prompt..], other[prompt..]);
+    // The tokens of a prompt that are predicted by rows of the backbones: none where its last token
+    // activates them, five where a header of six tokens does.
+    for (soup, active) in [(full(dir.path()), 0), (fixture("soup-tiny-answer"), 5)] {
+        let server = serve(soup);
+        let tokens = server.post("/tokenize", json!({"messages": conversation()})).ok();
+        let ask = |preference: &str| {
+            let more = json!({"prompt": tokens["tokens"], "echo": true, "logprobs": 0,
+                              "max_tokens": 2, "preference": preference});
+            let answer = server.post("/v1/completions", with(greedy(), more)).ok();
+            answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone()
+        };
+        let (one, other) = (ask("balanced"), ask("terse"));
+        let prompt = one.len() - 2;
+        assert_eq!(prompt, tokens["tokens"].as_array().unwrap().len());
+        assert_eq!(one[..prompt - active], other[..prompt - active]);
+        for token in prompt - active..one.len() {
+            assert_ne!(one[token], other[token], "{token}");
+        }
+    }
 }
