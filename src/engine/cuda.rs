@@ -23,7 +23,7 @@ use crate::{
         slab::Layout,
     },
     model::{config::ModelConfig, decoder::Decoder},
-    soup::Soup,
+    soup::{Soup, weights::first_non_finite},
 };
 
 /// How a soup is opened for serving on a GPU.
@@ -98,13 +98,15 @@ impl<D: Device> CudaBackend<D> {
         let kernels = CudaKernels::new(device, dtype)?;
         let resident = Resident::default();
         let mixed = if placement.mixes {
-            let dense = |tensor: &HostTensor| {
+            let dense = |_: &str, tensor: &HostTensor| {
                 if widens(tensor, dtype) {
                     return Ok(kernels.weight(&stored_as(tensor, dtype)?)?);
                 }
                 Ok(resident.weight(&kernels, tensor)?)
             };
-            let factor = |tensor: &HostTensor| Ok(kernels.weight(&stored_as(tensor, dtype)?)?);
+            let factor = |name: &str, tensor: &HostTensor| {
+                Ok(kernels.weight(&factor_as(name, tensor, dtype)?)?)
+            };
             Some(mixed_decoder_of(&plan, config.clone(), dense, factor, factor)?)
         } else {
             None
@@ -149,6 +151,19 @@ fn stored_as(tensor: &HostTensor, dtype: Dtype) -> Result<HostTensor, KernelErro
     }
     HostTensor::rounded(&tensor.to_f32(), dtype, tensor.shape().to_vec())
         .map_err(|_| KernelError::Dtype { op: "conversion", dtype: dtype.to_string() })
+}
+
+/// A low-rank factor of the tensor `name` in the type of products; a value that leaves its range is
+/// an error.
+fn factor_as(name: &str, factor: &HostTensor, dtype: Dtype) -> Result<HostTensor, MergeError> {
+    let stored = stored_as(factor, dtype)?;
+    match first_non_finite(&stored) {
+        None => Ok(stored),
+        Some(at) => {
+            let value = factor.to_f32()[at];
+            Err(MergeError::FactorRange { tensor: name.to_owned(), value, dtype })
+        }
+    }
 }
 
 /// What the soup wants of the device, counted over its tensors.

@@ -21,25 +21,25 @@ pub fn mixed_decoder(
     plan: &SoupPlan,
     config: ModelConfig,
 ) -> Result<Decoder<HostTensor>, MergeError> {
-    let keep = |tensor: &HostTensor| Ok(tensor.clone());
-    mixed_decoder_of(plan, config, keep, keep, |up| Ok(panels(up)?))
+    let keep = |_: &str, tensor: &HostTensor| Ok(tensor.clone());
+    mixed_decoder_of(plan, config, keep, keep, |_, up| Ok(panels(up)?))
 }
 
 /// The same on another device: `dense` brings full-rank terms there, `down` and `up` the stacked
-/// factors.
+/// factors; each gets the name of the tensor that the terms make.
 pub fn mixed_decoder_of<W: Clone>(
     plan: &SoupPlan,
     config: ModelConfig,
-    dense: impl Fn(&HostTensor) -> Result<W, MergeError>,
-    down: impl Fn(&HostTensor) -> Result<W, MergeError>,
-    up: impl Fn(&HostTensor) -> Result<W, MergeError>,
+    dense: impl Fn(&str, &HostTensor) -> Result<W, MergeError>,
+    down: impl Fn(&str, &HostTensor) -> Result<W, MergeError>,
+    up: impl Fn(&str, &HostTensor) -> Result<W, MergeError>,
 ) -> Result<Decoder<W>, MergeError> {
     Decoder::load(config, |name| {
         let missing = || MergeError::Missing { tensor: name.to_owned() };
         let tensor =
             plan.tensors().iter().find(|tensor| tensor.name == name).ok_or_else(missing)?;
         let terms = tensor.dense.iter();
-        let terms = terms.map(|d| Ok(Dense { weight: dense(&d.tensor)?, term: d.term }));
+        let terms = terms.map(|d| Ok(Dense { weight: dense(name, &d.tensor)?, term: d.term }));
         let mut terms = terms.collect::<Result<Vec<_>, MergeError>>()?.into_iter();
         let first = terms.next().ok_or_else(missing)?;
         let low_rank = if tensor.low_rank.is_empty() {
@@ -49,7 +49,7 @@ pub fn mixed_decoder_of<W: Clone>(
             let refuse = |source| MergeError::Tensor { tensor: name.to_owned(), source };
             let LowRank { down: a, up: b, scales } =
                 stack(&tensor.low_rank, ranks).map_err(refuse)?;
-            Some(LowRank { down: down(&a)?, up: up(&b)?, scales })
+            Some(LowRank { down: down(name, &a)?, up: up(name, &b)?, scales })
         };
         Ok(Parameter { first, rest: terms.collect(), low_rank })
     })

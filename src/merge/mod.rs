@@ -55,6 +55,18 @@ pub enum MergeError {
         /// Index of the first such element.
         at: usize,
     },
+    /// A low-rank factor has a value past the largest of the type that a device multiplies in.
+    #[error(
+        "the low-rank factors of {tensor} hold {value}, which leaves the range of {dtype}, the type \
+         that a GPU multiplies this soup in: expected values within ±65504, a base in bf16 or f32, \
+         --merge-mode fused or --device cpu"
+    )]
+    FactorRange {
+        /// The tensor that the factors change.
+        tensor: String,
+        value: f32,
+        dtype: crate::kernels::Dtype,
+    },
     /// A merged tensor is not what its layout says.
     #[error("merged tensor {tensor}: {source}")]
     Tensor { tensor: String, source: crate::kernels::host::HostError },

@@ -23,7 +23,7 @@ use ladle::{
 use crate::{
     emulator::Emulator,
     fixtures::{SOUPS, open},
-    soups::{self, Kind},
+    soups::{self, Kind, Owned},
 };
 
 fn config(merge_mode: MergeMode) -> EngineConfig {
@@ -228,4 +228,34 @@ fn a_model_beyond_the_range_of_its_storage_type_is_the_error_of_its_requests_and
     let found = format!("{name}: element 7 leaves the range of f16");
     assert!(reason.contains(&found) && reason.contains("--dtype"), "{reason}");
     assert_eq!(redeemed(0.5), Ok(()));
+}
+
+/// Factors of a wider type were rounded to f16 without a look at what became of them.
+#[test]
+fn a_factor_beyond_the_range_of_the_products_is_refused_and_names_the_tensor() {
+    let config = soups::config(40, 24, 90, true);
+    for side in 0..2 {
+        let mut soup = soups::soup(4, config.clone(), Dtype::F16, None, &[Kind::Adapter]);
+        let Owned::Adapter(adapter) = &mut soup.backbones[0] else { panic!("no adapter") };
+        let (module, lora) = adapter.modules.iter_mut().nth(2).unwrap();
+        let tensor = format!("{module}.weight");
+        let factor = if side == 0 { &mut lora.down } else { &mut lora.up };
+        let mut values = factor.to_f32();
+        let (at, shape) = (values.len() - 1, factor.shape().to_vec());
+        values[at] = -70_000.0;
+        *factor = soups::stored(&values, &shape, Dtype::F32);
+        let open = |mode| {
+            let plan = SoupPlan::new(&soup, &config).unwrap();
+            let device = Emulator::new(1 << 28, false);
+            let (config, digest) = (config.clone(), "digest".to_owned());
+            let opened = CudaBackend::with_plan(plan, config, digest, device, &options(mode));
+            opened.err().map(|error| error.to_string())
+        };
+        for mode in [MergeMode::Mixed, MergeMode::Auto] {
+            let error = open(mode).expect("a refusal");
+            let found = format!("factors of {tensor} hold -70000, which leaves the range of f16");
+            assert!(error.contains(&found) && error.contains("--merge-mode fused"), "{error}");
+        }
+        assert_eq!(open(MergeMode::Fused), None);
+    }
 }
