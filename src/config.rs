@@ -18,7 +18,7 @@ use toml::de::{DeTable, ValueDeserializer};
 pub use checked::{RequestLimits, ServeConfig};
 pub use error::OptionError;
 pub use options::{LogOptions, ServeOptions, StoreOptions};
-pub use values::{ApiKey, ByteSize, LogFormat, MergeMode, Processor, Residence};
+pub use values::{ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence};
 
 impl ServeOptions {
     /// Reads a configuration file; an unknown key is an error that names it.

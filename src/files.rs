@@ -2,9 +2,11 @@
 //!
 //! All files that the program keeps are written by [`write()`], [`write_with`] or [`Staging`]:
 //! temporary name beside the target, fsync, rename, fsync of the directory. Whenever the program is
-//! killed, a reader finds the old content or the new one.
+//! killed, a reader finds the old content or the new one; what it leaves beside it is removed by the
+//! next who writes there.
 
 mod staging;
+mod temporary;
 
 use std::{
     fs::{self, File, Metadata},
@@ -17,9 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 pub use staging::Staging;
-
-/// Prefix of the names that files and directories have before they are whole.
-pub const TEMPORARY: &str = ".ladle-";
+pub use temporary::{Temporary, sweep};
 
 /// Largest JSON file that is read, in bytes.
 const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -67,6 +67,16 @@ impl FileError {
         let path = path.into();
         move |error| Self::Io { path, error }
     }
+
+    /// The same error about another path.
+    fn map_path(mut self, change: impl FnOnce(PathBuf) -> PathBuf) -> Self {
+        let (Self::Io { path, .. }
+        | Self::TooLong { path, .. }
+        | Self::Json { path, .. }
+        | Self::Digest { path, .. }) = &mut self;
+        *path = change(std::mem::take(path));
+        self
+    }
 }
 
 /// Writes `bytes` to `path`, replacing what is there; the parent directory is made where absent.
@@ -82,18 +92,14 @@ pub fn write_with<E: From<FileError>>(
     let io = |error| FileError::Io { path: path.to_owned(), error };
     let parent = parent(path);
     fs::create_dir_all(parent).map_err(io)?;
-    let mut temporary = tempfile::Builder::new();
-    temporary.prefix(TEMPORARY);
-    // As any new file has them: by default it would be readable for its owner alone.
-    #[cfg(unix)]
-    temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let temporary = temporary.tempfile_in(parent).map_err(io)?;
+    sweep(parent);
+    let temporary = Temporary::file(parent).map_err(io)?;
     let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
     fill(&mut out)?;
     out.flush().map_err(io)?;
     drop(out);
     temporary.as_file().sync_all().map_err(io)?;
-    temporary.persist(path).map_err(|error| io(error.error))?;
+    temporary.persist(path).map_err(io)?;
     sync_directory(parent).map_err(io)?;
     Ok(())
 }
@@ -153,6 +159,16 @@ pub fn home() -> Option<PathBuf> {
 /// Bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Copies a file; an error of the copying names both.
+pub fn copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    let mut source = File::open(from).map_err(FileError::at(from))?;
+    let mut target = File::create(to).map_err(FileError::at(to))?;
+    io::copy(&mut source, &mut target).map(drop).map_err(|error| {
+        let said = format!("copied from {}: {error}", from.display());
+        FileError::at(to)(io::Error::new(error.kind(), said))
+    })
 }
 
 /// SHA-256 of `bytes` in lower-case hexadecimal.

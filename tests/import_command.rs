@@ -136,4 +136,9 @@ fn a_killed_import_leaves_a_whole_model_or_none() {
     let last = ladle(&home).arg(tiny()).output().expect("runs");
     assert!(last.status.success(), "{}", said(&last));
     Checkpoint::open(&dir).expect("a whole checkpoint");
+    // The last one has swept up after those that were killed.
+    let names = fs::read_dir(home.path().join("models")).expect("models").flatten();
+    let mut names: Vec<_> = names.map(|entry| entry.file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".lock", "tiny-llama"]);
 }

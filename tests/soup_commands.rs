@@ -352,3 +352,36 @@ fn what_is_asked_wrongly_is_explained() {
     assert!(merge(&[]).contains("already exists"));
     assert!(refusal(&["inspect", "/nonexistent"]).contains("/nonexistent/soup.toml"));
 }
+
+/// `ulimit -f` stands in for the full disk: writing fails after so many blocks of 512 bytes.
+#[cfg(unix)]
+#[test]
+fn init_and_merge_on_a_full_disk_name_the_file_that_was_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tiny, out) = (fixture("soup-tiny"), dir.path().join("made"));
+    let on_full_disk = |blocks: usize, args: &[&str]| {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_ladle")]).args(args);
+        let output = command.env("LADLE_HOME", "/nonexistent").output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let backbones = ["helpful", "harmless"]
+        .map(|name| format!("{name}={}", tiny.join("backbones").join(name).display()));
+    let base = tiny.join("base");
+    let init: Vec<&str> = ["init", "--name", "made", "--beta", "0.7", "--offline", "--base"]
+        .into_iter()
+        .chain([text(&base), "--backbone", &backbones[0], "--backbone", &backbones[1]])
+        .chain([text(&out)])
+        .collect();
+    let merge = ["merge", text(&tiny), "--preference", "1,1,1", "--offline", "--out", text(&out)];
+    for (error, file) in [
+        (on_full_disk(40, &init), "backbones/harmless/adapter_model.safetensors: copied from "),
+        (on_full_disk(100, &merge), "model.safetensors: "),
+    ] {
+        let named = format!("{}/{file}", out.display());
+        assert!(error.contains(&named) && error.contains("File too large"), "{error}");
+    }
+}

@@ -10,7 +10,7 @@ use std::{
 use super::{
     error::OptionError,
     options::ServeOptions,
-    values::{ApiKey, LogFormat, MergeMode, Processor, Residence},
+    values::{ApiKey, LogFormat, MergeMode, OnFailure, Processor, Residence},
 };
 
 /// Bounds on what a request may ask for; `None` and units as in [`ServeOptions`].
@@ -63,6 +63,8 @@ pub struct ServeConfig {
     pub max_context: Option<usize>,
     pub limits: RequestLimits,
     pub drain_timeout: Duration,
+    pub step_timeout: Duration,
+    pub on_engine_failure: OnFailure,
     /// Empty: requests need no key.
     pub api_keys: Vec<ApiKey>,
     pub allow_origin: Vec<String>,
@@ -123,6 +125,8 @@ impl ServeOptions {
                 body_timeout: seconds("body_timeout", self.body_timeout())?,
             },
             drain_timeout: seconds("drain_timeout", self.drain_timeout())?,
+            step_timeout: seconds("step_timeout", self.step_timeout())?,
+            on_engine_failure: self.on_engine_failure(),
             api_keys: self.keys()?,
             log: self.logs.log(),
             log_format: self.logs.log_format(),

@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use serde::Deserialize;
 
-use super::{ApiKey, ByteSize, LogFormat, MergeMode, Processor, Residence};
+use super::{ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence};
 
 /// Defines groups of options, which are `None` where they are not given.
 ///
@@ -164,6 +164,12 @@ options! {
         /// Seconds that running requests get to finish after SIGTERM or SIGINT.
         #[arg(long, env = "LADLE_DRAIN_TIMEOUT", value_name = "SECONDS")]
         drain_timeout: f64 = "30",
+        /// Seconds of one step of the engine after which `/ready` says 503.
+        #[arg(long, env = "LADLE_STEP_TIMEOUT", value_name = "SECONDS")]
+        step_timeout: f64 = "300",
+        /// What is done when the engine's thread ends, or a step outlasts its time.
+        #[arg(long, env = "LADLE_ON_ENGINE_FAILURE", value_name = "WHAT")]
+        on_engine_failure: OnFailure = "restart",
         /// Keys that clients must present, comma-separated. Other users of the machine can read a
         /// command line: the environment or a file is better.
         #[arg(long = "api-key", env = "LADLE_API_KEYS", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]

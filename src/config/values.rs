@@ -41,6 +41,25 @@ pub enum Residence {
     Mapped,
 }
 
+/// What is done when the engine's thread ends or hangs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// An engine that ended is started again; one that hangs is waited for.
+    #[default]
+    Restart,
+    /// The process ends with an error.
+    Exit,
+}
+
+impl FromStr for OnFailure {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        clap::ValueEnum::from_str(text, false)
+    }
+}
+
 impl FromStr for Residence {
     type Err = String;
 

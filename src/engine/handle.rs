@@ -15,6 +15,7 @@ use std::{
 use tokio::sync::{mpsc as events, watch};
 
 use super::{
+    ailment::Ailment,
     request::{Combine, Event, GenerateRequest, SubmitError},
     stats::EngineStats,
 };
@@ -169,6 +170,8 @@ pub(super) struct SharedState {
     pub waiting: Arc<AtomicUsize>,
     pub stats: Mutex<EngineStats>,
     pub state: watch::Sender<EngineState>,
+    /// When the worker began the turn that it is at; `None`: it waits for messages.
+    turn: Mutex<Option<Instant>>,
 }
 
 impl SharedState {
@@ -179,7 +182,13 @@ impl SharedState {
             waiting: Arc::default(),
             stats: Mutex::default(),
             state: watch::Sender::new(EngineState::Running),
+            turn: Mutex::default(),
         }
+    }
+
+    /// The worker begins a turn, or none until there is a message.
+    pub(super) fn turn(&self, begun: Option<Instant>) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = begun;
     }
 }
 
@@ -241,6 +250,16 @@ impl EngineHandle {
     /// Whether requests are taken.
     pub fn state(&self) -> EngineState {
         *self.shared.state.borrow()
+    }
+
+    /// What is wrong with the engine, whose steps take at most `longest`.
+    pub fn ailment(&self, longest: Duration) -> Option<Ailment> {
+        if self.state() == EngineState::Stopped {
+            return Some(Ailment::Stopped);
+        }
+        let begun = *self.shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = begun?.elapsed();
+        (time > longest).then_some(Ailment::Stuck(time))
     }
 
     /// Takes no more requests; those accepted are completed. See [`Self::stopped`].

@@ -12,6 +12,7 @@
 //! 6. [`answer`] turns tokens into text, watches for stop strings and sends [`Event`]s.
 //! 7. Finished, failed, expired or abandoned: blocks, lease and place return within the step.
 
+mod ailment;
 pub mod answer;
 pub mod backend;
 pub mod batch;
@@ -35,6 +36,7 @@ mod step;
 mod worker;
 
 pub use crate::config::MergeMode;
+pub use ailment::Ailment;
 pub use cpu::{CpuBackend, CpuOptions};
 pub use cuda::{CudaBackend, CudaOptions};
 pub use error::OpenError;

@@ -130,6 +130,7 @@ impl<B: Backend> Worker<B> {
 
     /// One turn of the loop; false when the engine is to end.
     fn turn(&mut self, inbox: &mpsc::Receiver<Message>) -> bool {
+        self.shared.turn(Some(Instant::now()));
         loop {
             match inbox.try_recv() {
                 Ok(message) => {
@@ -155,6 +156,7 @@ impl<B: Backend> Worker<B> {
             }
         }
         let message = if self.live.is_empty() {
+            self.shared.turn(None);
             inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
         } else {
             inbox.recv_timeout(POLL)

@@ -8,11 +8,11 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{FileError, TEMPORARY, parent, sync_directory};
+use super::{FileError, parent, sync_directory, temporary::Temporary, temporary::sweep};
 
 /// A directory in the making. Dropping it before [`Staging::commit`] removes every trace.
 pub struct Staging {
-    temporary: TempDir,
+    temporary: Temporary<TempDir>,
     target: PathBuf,
 }
 
@@ -32,11 +32,8 @@ impl Staging {
         }
         let parent = parent(target);
         fs::create_dir_all(parent).map_err(FileError::at(parent))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(TEMPORARY);
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let temporary = builder.tempdir_in(parent).map_err(FileError::at(parent))?;
+        sweep(parent);
+        let temporary = Temporary::directory(parent).map_err(FileError::at(parent))?;
         Ok(Self { temporary, target: target.to_owned() })
     }
 
@@ -45,13 +42,22 @@ impl Staging {
         self.temporary.path()
     }
 
+    /// `error`, whose path may lie in the directory in the making, with the path that it would have
+    /// had: the other one is gone when the message is read.
+    pub fn named(&self, error: FileError) -> FileError {
+        let real = fs::canonicalize(self.path());
+        let places = real.iter().map(PathBuf::as_path).chain([self.path()]);
+        error.map_path(|path| {
+            let inside = places.into_iter().find_map(|place| path.strip_prefix(place).ok());
+            inside.map(|inside| self.target.join(inside)).unwrap_or(path)
+        })
+    }
+
     /// Syncs what was written and gives it its name.
     pub fn commit(self) -> Result<(), FileError> {
         let Self { temporary, target } = self;
         sync(temporary.path()).map_err(FileError::at(&target))?;
-        fs::rename(temporary.path(), &target).map_err(FileError::at(&target))?;
-        // The directory has moved: there is nothing left to remove.
-        let _ = temporary.keep();
+        temporary.persist(&target).map_err(FileError::at(&target))?;
         let parent = parent(&target);
         sync_directory(parent).map_err(FileError::at(parent))
     }

@@ -18,13 +18,16 @@ pub async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// `GET /ready`: the soup is loaded and new work is taken.
+/// `GET /ready`: the soup is loaded, new work is taken and the engine makes its steps.
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     if app.draining() {
         return Err(ApiError::Draining);
     }
     let served = app.served()?;
-    Ok(Json(json!({"status": "ready", "soup": served.name})))
+    match served.engine.ailment(app.step_timeout) {
+        Some(ailment) => Err(ApiError::Engine(ailment)),
+        None => Ok(Json(json!({"status": "ready", "soup": served.name}))),
+    }
 }
 
 /// `GET /metrics`: Prometheus' text format.

@@ -1,8 +1,11 @@
 //! State that the handlers share: the served soup once it is loaded, limits, keys and metrics.
 
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -12,7 +15,7 @@ use super::{auth::Keys, error::ApiError, rate::Buckets};
 use crate::{
     chat::ChatTemplate,
     config::{RequestLimits, ServeConfig},
-    engine::EngineHandle,
+    engine::{Ailment, EngineHandle},
     files::Seen,
     preference::{Menu, MixingMatrix},
     soup::ActiveFrom,
@@ -84,7 +87,9 @@ pub struct App {
     /// One permit per request in progress.
     pub permits: Arc<Semaphore>,
     pub telemetry: Arc<Telemetry>,
-    served: OnceLock<Served>,
+    /// Longest step of the engine while the server counts as ready.
+    pub step_timeout: Duration,
+    served: RwLock<Option<Arc<Served>>>,
     draining: AtomicBool,
 }
 
@@ -97,20 +102,33 @@ impl App {
             permits: Arc::new(Semaphore::new(config.limits.max_in_flight)),
             limits: config.limits.clone(),
             telemetry,
-            served: OnceLock::new(),
+            step_timeout: config.step_timeout,
+            served: RwLock::default(),
             draining: AtomicBool::new(false),
         }
     }
 
-    /// Makes a loaded soup available; the first one stays.
-    pub fn publish(&self, served: Served) {
-        // A server loads once, so there is nothing to replace.
-        let _ = self.served.set(served);
+    /// Makes a loaded soup available, in the place of one whose engine has ended.
+    pub fn publish(&self, served: Served) -> Arc<Served> {
+        let served = Arc::new(served);
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Some(served.clone());
+        served
     }
 
     /// The soup, or that it is not loaded yet.
-    pub fn served(&self) -> Result<&Served, ApiError> {
-        self.served.get().ok_or(ApiError::Loading)
+    pub fn served(&self) -> Result<Arc<Served>, ApiError> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.clone().ok_or(ApiError::Loading)
+    }
+
+    /// Reads again what may change while the server runs.
+    pub fn reload(&self) {
+        tracing::info!("SIGHUP: there is nothing to reload");
+    }
+
+    /// What a request hears whose engine takes no work or has dropped it.
+    pub fn stopped(&self) -> ApiError {
+        if self.draining() { ApiError::Draining } else { ApiError::Engine(Ailment::Stopped) }
     }
 
     /// Whether new work is refused.

@@ -11,6 +11,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
+    engine::Ailment,
     preference::FormError,
     telemetry::{Rejection, panic_text},
 };
@@ -104,6 +105,9 @@ pub enum ApiError {
     /// The server is about to stop.
     #[error("the server is draining; retry elsewhere")]
     Draining,
+    /// The engine has ended or hangs.
+    #[error("{0}; retry later")]
+    Engine(Ailment),
     /// The deadline passed.
     #[error("the request did not finish within its deadline of {seconds} s")]
     Deadline { seconds: f64 },
@@ -180,6 +184,12 @@ impl ApiError {
             }
             Self::Loading => (S::SERVICE_UNAVAILABLE, SERVER, "loading", Some(Unavailable)),
             Self::Draining => (S::SERVICE_UNAVAILABLE, SERVER, "draining", Some(Unavailable)),
+            Self::Engine(Ailment::Stopped) => {
+                (S::SERVICE_UNAVAILABLE, SERVER, "engine_stopped", Some(Unavailable))
+            }
+            Self::Engine(Ailment::Stuck(_)) => {
+                (S::SERVICE_UNAVAILABLE, SERVER, "engine_stuck", Some(Unavailable))
+            }
             Self::Deadline { .. } => (S::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded", None),
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, SERVER, "internal_error", None),
         };
@@ -206,16 +216,21 @@ impl ApiError {
                 Some(*retry_after)
             }
             Self::Loading => Some(1),
-            Self::Draining => Some(5),
+            Self::Draining | Self::Engine(_) => Some(5),
             _ => None,
         }
     }
 
-    /// The JSON of the error, also used for an error in the middle of a stream.
+    /// The JSON of the error, also used for an error in the middle of a stream. What went wrong inside
+    /// the server stays in its log.
     pub fn body(&self) -> Value {
         let ErrorClass { kind, code, .. } = self.class();
+        let message = match self {
+            Self::Internal(_) => "internal error; the server's log says more".to_owned(),
+            told => told.to_string(),
+        };
         json!({"error": {
-            "message": self.to_string(),
+            "message": message,
             "type": kind,
             "param": self.param(),
             "code": code,

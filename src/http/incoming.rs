@@ -58,7 +58,10 @@ impl Incoming {
             // Held until this is done, whether or not the client has gone by then.
             let _permit = permit;
             let served = app.served()?;
-            check(&Context { served, limits: &app.limits, headers: &headers, arrived }, &body)
+            check(
+                &Context { served: &served, limits: &app.limits, headers: &headers, arrived },
+                &body,
+            )
         };
         match tokio::task::spawn_blocking(checking).await {
             Ok(checked) => checked,

@@ -53,6 +53,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         models_dir: config.models_dir.clone().or_else(default_models_dir).ok_or(LoadError::Home)?,
         offline: config.offline,
     };
+    store.sweep();
     let options = OpenOptions {
         base: config.base.clone(),
         verify_digests: config.verify,

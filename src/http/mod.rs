@@ -12,6 +12,7 @@ mod connection;
 mod error;
 mod generate;
 mod incoming;
+mod life;
 mod limits;
 mod load;
 mod metrics;
@@ -27,4 +28,6 @@ mod server;
 mod stream;
 mod tokens;
 
-pub use server::{ServeError, bind, command, run, serve};
+pub use app::Served;
+pub use load::{LoadError, load};
+pub use server::{ServeError, bind, command, run, serve, serve_loaded};

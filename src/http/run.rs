@@ -13,11 +13,15 @@ use futures::{
 };
 use serde::Serialize;
 
-use super::{app::App, error::ApiError, request::Checked};
+use super::{
+    app::{App, Served},
+    error::ApiError,
+    request::Checked,
+};
 use crate::{
     engine::{
-        CacheOutcome, EngineError, EngineHandle, Event, FinishReason, Finished, Mode, SubmitError,
-        Token, TokenLogprob, Usage,
+        CacheOutcome, EngineError, Event, FinishReason, Finished, Mode, SubmitError, Token,
+        TokenLogprob, Usage,
     },
     preference::Solved,
 };
@@ -102,7 +106,7 @@ impl Run {
         let generations = served
             .engine
             .submit_all(checked.requests)
-            .map_err(|error| refused(&served.engine, error))?;
+            .map_err(|error| refused(&app, &served, error))?;
         let events = generations
             .into_iter()
             .enumerate()
@@ -137,11 +141,7 @@ impl Run {
             return Some(Ok(event));
         }
         let Some((index, event)) = self.events.next().await else {
-            return if self.is_complete() {
-                None
-            } else {
-                Some(Err(ApiError::Internal("the engine has stopped".into())))
-            };
+            return if self.is_complete() { None } else { Some(Err(self.app.stopped())) };
         };
         match self.observe(index, &event) {
             Ok(()) => Some(Ok((index, event))),
@@ -172,7 +172,7 @@ impl Run {
                 choice.usage = finished.usage;
                 choice.finished = Some(finished.clone());
             }
-            Event::Failed(error) => return Err(failed(error, self.seconds)),
+            Event::Failed(error) => return Err(failed(&self.app, error, self.seconds)),
         }
         Ok(())
     }
@@ -256,13 +256,13 @@ fn worse(a: Option<CacheOutcome>, b: Option<CacheOutcome>) -> Option<CacheOutcom
     }
 }
 
-fn refused(engine: &EngineHandle, error: SubmitError) -> ApiError {
+fn refused(app: &App, served: &Served, error: SubmitError) -> ApiError {
     match error {
         SubmitError::QueueFull { .. } => ApiError::Overloaded {
             message: error.to_string(),
-            retry_after: engine.retry_after().as_secs().max(1),
+            retry_after: served.engine.retry_after().as_secs().max(1),
         },
-        SubmitError::Draining | SubmitError::Stopped => ApiError::Draining,
+        SubmitError::Draining | SubmitError::Stopped => app.stopped(),
         SubmitError::Invalid { field, reason } => {
             ApiError::Value { param: field.into(), message: format!("{field} {reason}") }
         }
@@ -272,10 +272,10 @@ fn refused(engine: &EngineHandle, error: SubmitError) -> ApiError {
 /// `Retry-After`, seconds, of a request for which there was no device memory.
 const MEMORY_RETRY: u64 = 1;
 
-fn failed(error: &EngineError, seconds: f64) -> ApiError {
+fn failed(app: &App, error: &EngineError, seconds: f64) -> ApiError {
     match error {
         EngineError::Deadline { .. } => ApiError::Deadline { seconds },
-        EngineError::Stopped => ApiError::Draining,
+        EngineError::Stopped => app.stopped(),
         EngineError::Memory(_) => {
             ApiError::Overloaded { message: error.to_string(), retry_after: MEMORY_RETRY }
         }

@@ -1,24 +1,32 @@
 //! The server's life: bind, load, serve, drain.
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderValue;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tower_http::cors::AllowOrigin;
 
 use super::{
     app::{App, Served},
-    connection,
+    connection, life,
     load::{LoadError, load},
     router::router,
 };
 use crate::{
-    config::{LogFormat, OptionError, ServeConfig, ServeOptions},
+    config::{LogFormat, OnFailure, OptionError, ServeConfig, ServeOptions},
     telemetry::{LogError, Telemetry, init_logs},
 };
 
 /// Interval at which samples of histograms are folded and served files are looked at.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// Pauses before an engine is started again: the first, and the longest of those that double.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
 /// Time for connections to close after the engine has stopped.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -45,6 +53,9 @@ pub enum ServeError {
     /// The soup cannot be served.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The engine ended or hung, and the configuration says to end with it.
+    #[error("{0}")]
+    Engine(String),
     /// The runtime or the listener failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -81,11 +92,22 @@ pub fn run(config: ServeConfig) -> Result<(), ServeError> {
 
 /// Serves on `listener` until `stop`, then drains: new work is refused with 503 while what runs
 /// gets `drain_timeout` to finish. Health and readiness are answered from the start, generations
-/// once the soup is loaded.
+/// once the soup is loaded. An engine that ends meanwhile is started again or ends the server, as
+/// `on_engine_failure` says.
 pub async fn serve(
     config: ServeConfig,
     listener: TcpListener,
     stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    serve_loaded(config, listener, stop, load).await
+}
+
+/// As [`serve`], with what `load` makes of the configuration, again after each engine that ends.
+pub async fn serve_loaded(
+    config: ServeConfig,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+    load: impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
 ) -> Result<(), ServeError> {
     let telemetry = Arc::new(Telemetry::new());
     let app = Arc::new(App::new(&config, telemetry));
@@ -93,12 +115,16 @@ pub async fn serve(
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening");
 
-    let upkeep = tokio::spawn(upkeep(app.clone()));
+    let tasks = [
+        tokio::spawn(upkeep(app.clone())),
+        #[cfg(unix)]
+        tokio::spawn(reload_on_hangup(app.clone())),
+    ];
     let (close, closed) = oneshot::channel();
     // Fails only if the sender was dropped: then the server shuts down as well.
     let connections = connection::serve(listener, routes, async { _ = closed.await });
     let life = async {
-        let outcome = live(&app, config, stop).await;
+        let outcome = live(&app, config, stop, Arc::new(load)).await;
         let _ = close.send(());
         outcome
     };
@@ -115,7 +141,7 @@ pub async fn serve(
         }
     };
     let outcome = serving.await;
-    upkeep.abort();
+    tasks.iter().for_each(JoinHandle::abort);
     outcome
 }
 
@@ -126,7 +152,7 @@ async fn upkeep(app: Arc<App>) {
         ticks.tick().await;
         app.telemetry.upkeep();
         let app = app.clone();
-        let look = move || app.served().map(Served::look_at_files);
+        let look = move || app.served().map(|served| served.look_at_files());
         // A look that panics is no reason to stop looking.
         let _ = tokio::task::spawn_blocking(look).await;
     }
@@ -137,37 +163,76 @@ async fn live(
     app: &Arc<App>,
     config: ServeConfig,
     stop: impl Future<Output = ()> + Send,
+    load: Arc<
+        impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
+    >,
 ) -> Result<(), ServeError> {
-    let (drain_timeout, telemetry) = (config.drain_timeout, app.telemetry.clone());
-    let in_flight = config.limits.max_in_flight;
+    let config = Arc::new(config);
+    let exits = config.on_engine_failure == OnFailure::Exit;
     tokio::pin!(stop);
-    let loading = tokio::task::spawn_blocking(move || load(&config, telemetry));
-    let loaded = tokio::select! {
-        loaded = loading => loaded,
-        () = &mut stop => return Ok(()),
-    };
-    match loaded {
-        Ok(served) => app.publish(served?),
-        Err(error) => return Err(LoadError::Panicked(error.to_string()).into()),
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let (load, telemetry, config) = (load.clone(), app.telemetry.clone(), config.clone());
+        let loading = tokio::task::spawn_blocking(move || load(&config, telemetry));
+        let loaded = tokio::select! {
+            loaded = loading => loaded,
+            () = &mut stop => return Ok(()),
+        };
+        let served = match loaded {
+            Ok(served) => app.publish(served?),
+            Err(error) => return Err(LoadError::Panicked(error.to_string()).into()),
+        };
+        let begun = Instant::now();
+        let ailment = tokio::select! {
+            ailment = life::failure(app, &served, exits) => ailment,
+            () = &mut stop => break,
+        };
+        if exits {
+            return Err(ServeError::Engine(ailment.to_string()));
+        }
+        if begun.elapsed() > LAST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
+        let seconds = pause.as_secs_f64();
+        tracing::error!(seconds, "{ailment}: it is started again after a pause");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = &mut stop => break,
+        }
+        pause = LAST_PAUSE.min(pause * 2);
     }
-    stop.await;
+    drain(app, &config).await;
+    Ok(())
+}
+
+/// Refuses new work and lets what runs finish, within its time.
+async fn drain(app: &App, config: &ServeConfig) {
     tracing::info!("draining");
     app.drain();
-    let everyone = u32::try_from(in_flight).unwrap_or(u32::MAX);
-    let idle =
-        tokio::time::timeout(drain_timeout, app.permits.acquire_many(everyone)).await.is_ok();
-    if let Ok(served) = app.served() {
-        if idle {
-            served.engine.drain();
-        } else {
-            tracing::warn!(seconds = drain_timeout.as_secs_f64(), "requests still ran and are cut");
-            served.engine.abort();
-        }
-        if tokio::time::timeout(GRACE, served.engine.stopped()).await.is_err() {
-            tracing::warn!("the engine did not stop in time");
-        }
+    let everyone = u32::try_from(config.limits.max_in_flight).unwrap_or(u32::MAX);
+    let all = app.permits.acquire_many(everyone);
+    let idle = tokio::time::timeout(config.drain_timeout, all).await.is_ok();
+    let Ok(served) = app.served() else { return };
+    if idle {
+        served.engine.drain();
+    } else {
+        let seconds = config.drain_timeout.as_secs_f64();
+        tracing::warn!(seconds, "requests still ran and are cut");
+        served.engine.abort();
     }
-    Ok(())
+    if tokio::time::timeout(GRACE, served.engine.stopped()).await.is_err() {
+        tracing::warn!("the engine did not stop in time");
+    }
+}
+
+/// SIGHUP, which by itself would end the process, reloads what can be reloaded.
+#[cfg(unix)]
+async fn reload_on_hangup(app: Arc<App>) {
+    let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+    let Ok(mut hangups) = hangups else { return };
+    while hangups.recv().await.is_some() {
+        app.reload();
+    }
 }
 
 /// SIGTERM or SIGINT. A second one ends the process at once.

@@ -10,7 +10,7 @@ use super::{
     quantise::Quantise,
 };
 use crate::{
-    files::write_json,
+    files::{self, write_json},
     kernels::{BlockType, Dtype, HostTensor, quantised},
     model::{config::ModelConfig, names::is_vocabulary},
     soup::{
@@ -117,7 +117,7 @@ pub(super) fn copy(
         let path = entry.map_err(ImportError::io(from))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if path.is_file() && hub::is_kept(name) && wanted(name) {
-            fs::copy(&path, to.join(name)).map_err(ImportError::io(&path))?;
+            files::copy(&path, &to.join(name))?;
         }
     }
     Ok(())

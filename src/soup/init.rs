@@ -105,36 +105,44 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
 
     let staging = Staging::new(dir)?;
     let root = fs::canonicalize(staging.path()).map_err(FileError::at(staging.path()))?;
-    let mut copied = Vec::new();
-    // The sources are checked before they are copied, so that errors name the paths that were given.
-    let adapter = |from: &Path, sft: Option<&Adapter>| {
-        same_tokenizer(from, &base_model, config.vocab_size)?;
-        Ok::<_, SoupError>(Adapter::open(from)?.fit(&base_model, sft, &config)?)
+    // Run at once, so that what is written there is named by where it was to be.
+    let fill = || {
+        let mut copied = Vec::new();
+        // The sources are checked before they are copied, so that errors name the paths that were
+        // given.
+        let adapter = |from: &Path, sft: Option<&Adapter>| {
+            same_tokenizer(from, &base_model, config.vocab_size)?;
+            Ok::<_, SoupError>(Adapter::open(from)?.fit(&base_model, sft, &config)?)
+        };
+        let sft = recipe.sft.as_deref().map(|from| adapter(from, None)).transpose()?;
+        if let Some(from) = &recipe.sft {
+            copied.extend(copy_adapter(from, &root.join("sft"))?);
+        }
+        for (entry, (_, from)) in manifest.backbones.iter().zip(&recipe.backbones) {
+            let to = root.join(&entry.path);
+            copied.extend(match entry.kind {
+                BackboneKind::Adapter => {
+                    adapter(from, sft.as_ref())?;
+                    copy_adapter(from, &to)?
+                }
+                BackboneKind::Full => {
+                    let checkpoint = full_backbone(from, &base_model, &config, options.residence)?;
+                    copy_checkpoint(&checkpoint, &to)?
+                }
+            });
+        }
+        manifest.sha256 = digest::of_files(&root, copied.iter());
+        let path = root.join(manifest::FILE);
+        let text = manifest.to_toml().map_err(|error| refuse(ManifestError::Write(error)))?;
+        files::write(&path, text.as_bytes())?;
+        let options = OpenOptions { base: Some(base_dir), verify_digests: true, ..*options };
+        Soup::open(&root, &options)
     };
-    let sft = recipe.sft.as_deref().map(|from| adapter(from, None)).transpose()?;
-    if let Some(from) = &recipe.sft {
-        copied.extend(copy_adapter(from, &root.join("sft"))?);
+    match fill() {
+        Ok(soup) => Ok((staging, soup)),
+        Err(SoupError::File(error)) => Err(staging.named(error).into()),
+        Err(other) => Err(other),
     }
-    for (entry, (_, from)) in manifest.backbones.iter().zip(&recipe.backbones) {
-        let to = root.join(&entry.path);
-        copied.extend(match entry.kind {
-            BackboneKind::Adapter => {
-                adapter(from, sft.as_ref())?;
-                copy_adapter(from, &to)?
-            }
-            BackboneKind::Full => copy_checkpoint(
-                &full_backbone(from, &base_model, &config, options.residence)?,
-                &to,
-            )?,
-        });
-    }
-    manifest.sha256 = digest::of_files(&root, copied.iter());
-    let path = root.join(manifest::FILE);
-    let text = manifest.to_toml().map_err(|error| refuse(ManifestError::Write(error)))?;
-    files::write(&path, text.as_bytes())?;
-
-    let options = OpenOptions { base: Some(base_dir), verify_digests: true, ..*options };
-    Ok((staging, Soup::open(&root, &options)?))
 }
 
 fn kind(path: &Path) -> BackboneKind {
@@ -164,8 +172,7 @@ fn copy_checkpoint(source: &Checkpoint, to: &Path) -> Result<Vec<WeightFile>, So
 fn copy(from: &Path, to: &Path, names: &[PathBuf]) -> Result<(), FileError> {
     fs::create_dir_all(to).map_err(FileError::at(to))?;
     for name in names {
-        let source = from.join(name);
-        fs::copy(&source, to.join(name)).map_err(FileError::at(source))?;
+        files::copy(&from.join(name), &to.join(name))?;
     }
     Ok(())
 }

@@ -2,15 +2,22 @@ use std::{
     fs::OpenOptions,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     thread,
     time::Duration,
 };
 
-use ladle::config::{ByteSize, ServeOptions};
+use ladle::{
+    config::{ByteSize, OnFailure, ServeOptions},
+    engine::EngineHandle,
+    http::load,
+};
 use serde_json::json;
 
-use crate::server::{PATIENCE, Server, events, fixture, greedy, options, with};
+use crate::{
+    process::Process,
+    server::{PATIENCE, Server, copied, events, fixture, greedy, options, with},
+};
 
 /// A stream that is larger than what sockets buffer: it goes on until the client has read it.
 fn long() -> serde_json::Value {
@@ -125,6 +132,94 @@ fn a_signal_while_the_soup_is_loaded_ends_the_process() {
     };
     let status = status.unwrap();
     assert!(status.success(), "{status}");
+}
+
+/// A server, the handle of each engine that it starts, and what lets it start another: a handle can
+/// end its engine behind the server's back, as a panic of its thread would.
+fn with_engines(options: ServeOptions) -> (Server, mpsc::Receiver<EngineHandle>, mpsc::Sender<()>) {
+    let (tell, engines) = mpsc::channel();
+    let (allow, allowed) = mpsc::channel();
+    allow.send(()).unwrap();
+    let allowed = Mutex::new(allowed);
+    let server = Server::start_loaded(options, move |config, telemetry| {
+        allowed.lock().unwrap().recv().unwrap();
+        let served = load(config, telemetry)?;
+        tell.send(served.engine.clone()).unwrap();
+        Ok(served)
+    });
+    (server, engines, allow)
+}
+
+#[test]
+fn an_engine_that_dies_is_not_ready_and_is_started_again() {
+    let (server, engines, allow) = with_engines(options());
+    let before = server.generate(greedy())["text"].clone();
+    let mut stream = events(server.send("/generate", long()));
+    stream.next().unwrap();
+    engines.recv().unwrap().abort();
+    let (name, data) = stream.last().unwrap();
+    assert!(name == "error" && data.contains("engine_stopped"), "{name} {data}");
+    let ready = server.get("/ready");
+    assert_eq!((ready.status, ready.error().0), (503, "engine_stopped"), "{}", ready.body);
+    let refused = server.post("/generate", greedy());
+    assert_eq!((refused.status, refused.error().0), (503, "engine_stopped"), "{}", refused.body);
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(server.get("/health").status, 200);
+    allow.send(()).unwrap();
+    server.wait_until("ready again", |server| server.get("/ready").status == 200);
+    assert_eq!(server.generate(greedy())["text"], before);
+    engines.recv().unwrap();
+}
+
+#[test]
+fn an_engine_that_dies_ends_the_server_where_it_is_configured_to() {
+    let exit = ServeOptions { on_engine_failure: Some(OnFailure::Exit), ..options() };
+    let (mut server, engines, _allow) = with_engines(exit);
+    engines.recv().unwrap().abort();
+    let error = server.join().unwrap_err().to_string();
+    assert_eq!(error, "the engine has stopped");
+}
+
+#[test]
+fn a_step_that_takes_too_long_is_not_ready_until_it_has_ended() {
+    // A millionth of a second: every step is stuck.
+    let mut server = Server::start(ServeOptions { step_timeout: Some(1e-6), ..options() });
+    let mut stream = events(server.send("/generate", long()));
+    stream.next().unwrap();
+    server.wait_until("stuck", |server| {
+        let ready = server.get("/ready");
+        ready.status == 503 && ready.error().0 == "engine_stuck"
+    });
+    drop(stream);
+    server.wait_until("ready again", |server| server.get("/ready").status == 200);
+    server.stop();
+    server.join().unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_hangup_does_not_end_the_server() {
+    let soup = copied("soup-tiny");
+    let mut process = Process::start(soup.path(), &[]);
+    let before = process.server.generate(greedy())["text"].clone();
+    process.signal("HUP");
+    process.wait_for(&["SIGHUP"]);
+    assert_eq!(process.server.generate(greedy())["text"], before);
+    assert_eq!(process.ended(), None);
+    process.signal("TERM");
+    let status = process.wait();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn what_a_killed_import_left_is_swept_when_the_server_starts() {
+    let soup = copied("soup-tiny");
+    // Where the process keeps its models.
+    let left = soup.path().join("models/.ladle-partial-left");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("model.safetensors"), "half").unwrap();
+    let _process = Process::start(soup.path(), &[]);
+    assert!(!left.exists());
 }
 
 #[test]

@@ -4,14 +4,15 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use ladle::{
-    config::{ByteSize, ServeOptions, StoreOptions},
-    http::{ServeError, bind, serve},
+    config::{ByteSize, ServeConfig, ServeOptions, StoreOptions},
+    http::{LoadError, ServeError, Served, bind, load, serve_loaded},
+    telemetry::Telemetry,
 };
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -109,6 +110,14 @@ impl Server {
     }
 
     pub fn start(options: ServeOptions) -> Self {
+        Self::start_loaded(options, load)
+    }
+
+    /// Starts with what `load` makes of the configuration.
+    pub fn start_loaded(
+        options: ServeOptions,
+        load: impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
+    ) -> Self {
         let config = options.check().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
@@ -120,7 +129,7 @@ impl Server {
             runtime.block_on(async {
                 let listener = bind(&config).await?;
                 tell.send(listener.local_addr()?).unwrap();
-                serve(config, listener, async { _ = stopped.await }).await
+                serve_loaded(config, listener, async { _ = stopped.await }, load).await
             })
         });
         let url =

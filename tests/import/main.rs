@@ -365,15 +365,17 @@ fn an_import_that_lost_a_file_is_not_taken_for_whole() {
 }
 
 #[test]
-fn what_killed_imports_left_is_removed_after_a_day_and_not_before() {
+fn what_killed_imports_left_is_removed_and_what_is_being_made_is_not() {
     let models = models();
-    let (old, new) = (models.path().join(".ladle-old"), models.path().join(".ladle-new"));
-    fs::create_dir(&old).expect("a directory");
-    fs::write(old.join("model.safetensors"), "half").expect("written");
-    fs::write(&new, "half").expect("written");
-    let two_days_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(172_800);
-    let directory = fs::File::open(&old).expect("a directory");
-    directory.set_modified(two_days_ago).expect("a time");
+    let [left, owned, made] = [".ladle-partial-a", "owner/.ladle-partial-b", ".ladle-partial-c"]
+        .map(|name| models.path().join(name));
+    for dir in [&left, &owned, &made] {
+        fs::create_dir_all(dir).expect("a directory");
+        fs::write(dir.join("model.safetensors"), "half").expect("written");
+    }
+    // As whoever makes one holds it.
+    let held = fs::File::open(&made).expect("a directory");
+    held.lock_shared().expect("a lock");
     import_file(&fixture("tiny-llama.gguf"), &options(&models, Dtype::Bf16)).expect("imports");
-    assert!(!old.exists() && new.exists());
+    assert!(!left.exists() && !owned.exists() && made.exists());
 }

@@ -26,7 +26,7 @@ fn ids(served: &Served) -> impl Iterator<Item = String> {
 
 /// All models.
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let served = app.served()?;
+    let served = &app.served()?;
     let data: Vec<Value> = ids(served).map(|id| describe(served, &id)).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
@@ -36,7 +36,7 @@ pub async fn get(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let served = app.served()?;
+    let served = &app.served()?;
     let Path(id) = id.map_err(|rejection| ApiError::Model {
         name: "(not UTF-8)".to_owned(),
         reason: rejection.body_text(),
