@@ -50,6 +50,7 @@ pub mod chat;
 pub mod config;
 pub mod engine;
 pub mod files;
+pub mod grammar;
 pub mod http;
 pub mod import;
 pub mod kernels;

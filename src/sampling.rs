@@ -1,8 +1,8 @@
 //! From logits to a token.
 //!
-//! The order is Hugging Face's: penalties, temperature, top-k, top-p, min-p, draw. All steps are
-//! deterministic; the caller brings the random number (see `rng::uniform`). No step sorts
-//! the vocabulary: selections are partial.
+//! The order is Hugging Face's: biases, penalties, the mask of a grammar, temperature, top-k, top-p,
+//! min-p, draw. All steps are deterministic; the caller brings the random number (see
+//! `rng::uniform`). No step sorts the vocabulary: selections are partial.
 
 use std::collections::HashMap;
 
@@ -28,6 +28,8 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Subtracted once if the token occurs in the answer (OpenAI); 0 is off.
     pub presence_penalty: f32,
+    /// Added to the logits of these tokens before the penalties (OpenAI's `logit_bias`).
+    pub bias: Vec<(u32, f32)>,
     /// Seed of the request's draws; `None` takes a fresh one.
     pub seed: Option<u64>,
     /// Report the log-probability of the chosen token and of this many most likely ones, under the
@@ -46,6 +48,7 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            bias: Vec::new(),
             seed: None,
             logprobs: None,
         }
@@ -99,7 +102,9 @@ impl SamplingParams {
         check("min_p", min_p, "a number in [0, 1]", (0.0..=1.0).contains(&min_p))?;
         check("repetition_penalty", r, "a finite number > 0", r > 0.0 && r.is_finite())?;
         check("frequency_penalty", frequency, "a finite number", frequency.is_finite())?;
-        check("presence_penalty", presence, "a finite number", presence.is_finite())
+        check("presence_penalty", presence, "a finite number", presence.is_finite())?;
+        let odd = self.bias.iter().find(|(_, bias)| !bias.is_finite());
+        check("bias", odd.map_or(0.0, |(_, bias)| *bias), "finite numbers", odd.is_none())
     }
 }
 
@@ -163,9 +168,21 @@ pub enum SampleError {
     },
 }
 
-/// Chooses the next token. `logits` (one row, `[vocabulary]`) are scratch afterwards; `uniform` is
-/// a random number in [0, 1); `history` matters only when a penalty is on.
+/// Chooses the next token of the whole vocabulary. `logits` (one row, `[vocabulary]`) are scratch
+/// afterwards; `uniform` is a random number in [0, 1); `history` matters only when a penalty is on.
 pub fn sample(
+    logits: &mut [f32],
+    history: &History,
+    params: &SamplingParams,
+    uniform: f64,
+) -> Result<Sampled, SampleError> {
+    sample_among(None, logits, history, params, uniform)
+}
+
+/// [`sample`] among the tokens of a mask: bit `id % 32` of word `id / 32`; an id beyond it is not in
+/// it. Log-probabilities are those of the whole vocabulary.
+pub fn sample_among(
+    mask: Option<&[u32]>,
     logits: &mut [f32],
     history: &History,
     params: &SamplingParams,
@@ -173,8 +190,14 @@ pub fn sample(
 ) -> Result<Sampled, SampleError> {
     let mut max = maximum(logits)?;
     let report = params.logprobs.map(|n| (logits.to_vec(), n));
+    for &(id, bias) in &params.bias {
+        logits.get_mut(id as usize).into_iter().for_each(|x| *x += bias);
+    }
     if params.has_penalties() {
         history.penalise(logits, params);
+    }
+    mask.into_iter().for_each(|mask| restrict(logits, mask));
+    if mask.is_some() || params.has_penalties() || !params.bias.is_empty() {
         max = maximum(logits)?;
     }
     let id = match params.temperature {
@@ -189,6 +212,16 @@ pub fn sample(
         }
     };
     Ok(Sampled { id, logprob, top })
+}
+
+/// Takes the probability of every token that is not in the mask.
+fn restrict(logits: &mut [f32], mask: &[u32]) {
+    let words = mask.iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        for (bit, x) in logits.iter_mut().enumerate() {
+            *x = if word >> bit & 1 == 1 { *x } else { f32::NEG_INFINITY };
+        }
+    }
 }
 
 /// Log-probability of `id` and the `n` most likely tokens with theirs, most likely first.

@@ -116,6 +116,10 @@ impl Bounds {
         if request.stop.iter().any(String::is_empty) {
             return invalid("stop", "an empty string, expected at least one character".to_owned());
         }
+        if request.grammar.is_some() && request.ignore_eos {
+            let reason = "is true, expected false beside a grammar, whose end ends the answer";
+            return invalid("ignore_eos", reason.to_owned());
+        }
         match request.sampling.check() {
             Ok(()) => Ok(()),
             Err(error) => {

@@ -8,7 +8,8 @@
 //!    computed before *under the same coefficients in the same mode* are shared.
 //! 4. Each step the scheduler plans rows (prefill chunks beside decode) and [`batch`] lays out the
 //!    forward passes.
-//! 5. The [`backend`] computes logits; [`crate::sampling`] chooses tokens.
+//! 5. The [`backend`] computes logits; `draw` chooses tokens by [`crate::sampling`], among those
+//!    that the request's grammar allows.
 //! 6. [`answer`] turns tokens into text, watches for stop strings and sends [`Event`]s.
 //! 7. Finished, failed, expired or abandoned: blocks, lease and place return within the step.
 
@@ -20,6 +21,7 @@ pub mod blocks;
 pub mod cost;
 pub mod cpu;
 pub mod cuda;
+mod draw;
 mod error;
 mod footprint;
 pub mod handle;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::{preference::Coefficients, sampling::SamplingParams};
+use crate::{grammar::Grammar, preference::Coefficients, sampling::SamplingParams};
 
 /// How the backbones act together on one request.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -32,6 +32,9 @@ pub struct GenerateRequest {
     pub combine: Combine,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
+    /// What the answer is held to; not beside `ignore_eos`, as the end of the grammar is the end of the
+    /// answer.
+    pub grammar: Option<Grammar>,
     /// Most tokens to generate, at least 1; prompt + this fit the context.
     pub max_tokens: usize,
     /// Strings that end the answer; they and what follows are not delivered.
@@ -56,6 +59,7 @@ impl GenerateRequest {
             active_from: None,
             combine: Combine::Weights,
             sampling: SamplingParams::default(),
+            grammar: None,
             max_tokens,
             stop: Vec::new(),
             ignore_eos: false,
@@ -227,6 +231,9 @@ pub enum EngineError {
     /// The merged model gives NaN or no probabilities at all: coefficients too large for it.
     #[error("the model with these coefficients gives no distribution: {0}")]
     NotFinite(String),
+    /// The next token's mask would cost more than a grammar may.
+    #[error("the grammar of the answer is too complex: {0}")]
+    Grammar(String),
     /// Its weights could not be merged.
     #[error("merging the weights failed: {0}")]
     Merge(String),

@@ -162,11 +162,12 @@ pub fn start<B: Backend>(
     let mut worker = Worker::new(backend, tokenizer, scheduler, models, shared);
     worker.observer = config.observer;
     // Weak, so that the waker does not keep the thread alive after the last handle is gone.
-    worker.backend.set_waker(Arc::new(move || {
+    worker.wake = Arc::new(move || {
         if let Some(messages) = waker.upgrade() {
             let _ = messages.send(Message::Wake);
         }
-    }));
+    });
+    worker.backend.set_waker(worker.wake.clone());
     for (key, name) in pinned {
         let lease = merged(&mut worker.backend, &key, &inbox);
         worker.models.pin(key, lease.map_err(|source| StartError::Pin { name, source })?);

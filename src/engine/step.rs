@@ -1,4 +1,4 @@
-//! One step of the engine: forward passes, sampling, delivery.
+//! One step of the engine: forward passes, sampling ([`super::draw`]), delivery.
 
 use std::{
     any::Any,
@@ -8,26 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rayon::prelude::*;
-
 use super::{
     backend::Backend,
-    batch::{Forward, LaneRows, Output, layout},
+    batch::{Forward, LaneRows, layout},
     models::StepModel,
-    request::{EngineError, Event, Finished, Mode, Started, Timings, Token, TokenLogprob, Usage},
+    request::{EngineError, Event, Finished, Mode, Started, Timings, Token, Usage},
     scheduler::{SeqId, StepPlan},
     stats::{ForwardReport, StepReport},
     worker::{Live, Worker},
 };
-use crate::{
-    preference::ModelKey,
-    rng,
-    sampling::{self, SampleError, Sampled},
-    telemetry::panic_text,
-};
-
-/// Least requests to sample for which more than one thread pays.
-const PARALLEL_ROWS: usize = 4;
+use crate::{preference::ModelKey, sampling::Sampled, telemetry::panic_text};
 
 /// The distinct models of a step, per mode.
 #[derive(Default)]
@@ -63,21 +53,6 @@ struct Part<'a> {
     rows: Range<usize>,
     key: &'a ModelKey,
     mode: Mode,
-}
-
-/// Result of the logits of one request.
-struct Outcome {
-    id: SeqId,
-    sampled: Option<Result<Sampled, SampleError>>,
-}
-
-/// The logits of one request in a step, ready to be sampled from.
-struct RequestLogits<'a> {
-    id: SeqId,
-    live: &'a mut Live,
-    /// Prompt and answer so far.
-    tokens: &'a [u32],
-    rows: Vec<(Output, &'a mut [f32])>,
 }
 
 impl<B: Backend> Worker<B> {
@@ -123,8 +98,8 @@ impl<B: Backend> Worker<B> {
             self.stats.prompt_tokens += (item.range.end.min(prompt) - before) as u64;
             self.scheduler.computed(item);
         }
-        for outcome in self.sample(&mut results) {
-            self.deliver(outcome);
+        for (id, sampled) in self.sample(&mut results) {
+            self.deliver(id, sampled);
         }
         self.report(begin, models.distinct(), reports);
     }
@@ -255,7 +230,7 @@ impl<B: Backend> Worker<B> {
     fn recover(&mut self) {
         self.stats.preempted += self.scheduler.running().len() as u64;
         self.scheduler.forget();
-        self.live.values_mut().for_each(|live| live.prompt_report.clear());
+        self.live.values_mut().for_each(Live::will_be_computed_again);
         let Self { backend, .. } = self;
         let reset = catch_unwind(AssertUnwindSafe(|| backend.reset()));
         let reason = match reset {
@@ -269,42 +244,12 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Chooses the next token of every request whose last row was computed.
-    fn sample(&mut self, results: &mut [(Forward, B::Logits)]) -> Vec<Outcome> {
-        let Self { backend, live, scheduler, .. } = self;
-        let vocabulary = self.shared.bounds.vocabulary;
-        let mut rows: HashMap<SeqId, Vec<(Output, &mut [f32])>> = HashMap::new();
-        for (forward, logits) in results {
-            let values = backend.values(logits).chunks_exact_mut(vocabulary);
-            for (output, row) in forward.outputs.iter().zip(values) {
-                rows.entry(output.id).or_default().push((*output, row));
-            }
-        }
-        let mut requests: Vec<RequestLogits<'_>> = live
-            .iter_mut()
-            .filter_map(|(&id, live)| {
-                Some(RequestLogits {
-                    id,
-                    live,
-                    tokens: scheduler.tokens(id),
-                    rows: rows.remove(&id)?,
-                })
-            })
-            .collect();
-        if requests.len() < PARALLEL_ROWS {
-            requests.iter_mut().map(RequestLogits::run).collect()
-        } else {
-            requests.par_iter_mut().map(RequestLogits::run).collect()
-        }
-    }
-
-    fn deliver(&mut self, outcome: Outcome) {
-        let Outcome { id, sampled } = outcome;
+    /// Takes in the result of a request's logits.
+    pub(super) fn deliver(&mut self, id: SeqId, sampled: Result<Sampled, EngineError>) {
         let Some(live) = self.live.get_mut(&id) else { return };
         let sampled = match sampled {
-            None => return,
-            Some(Ok(sampled)) => sampled,
-            Some(Err(error)) => return self.fail(id, EngineError::NotFinite(error.to_string())),
+            Ok(sampled) => sampled,
+            Err(error) => return self.fail(id, error),
         };
         if live.prompt_logprobs.take().is_some() {
             let report = std::mem::take(&mut live.prompt_report);
@@ -319,7 +264,12 @@ impl<B: Backend> Worker<B> {
         let (text, end) = live.answer.accept(token);
         // Sending fails if the client left; `let_go` removes it before the next step.
         let _ = live.events.send(Event::Token(Token { id: token, text, logprob, top }));
-        let Some(end) = end else { return self.scheduler.push(id, token) };
+        let Some(end) = end else {
+            if let Some(guide) = &mut live.guide {
+                guide.accept(token);
+            }
+            return self.scheduler.push(id, token);
+        };
         let Some(live) = self.remove(id) else { return };
         let total = live.arrived.elapsed();
         self.stats.finished += 1;
@@ -350,62 +300,6 @@ impl<B: Backend> Worker<B> {
             observer.step(&report, &self.stats);
         }
     }
-}
-
-impl RequestLogits<'_> {
-    fn run(&mut self) -> Outcome {
-        let mut rows = std::mem::take(&mut self.rows);
-        rows.sort_by_key(|(output, _)| (output.position, output.lane));
-        let mut sampled = None;
-        let lanes = self.live.lanes.keys.len();
-        for row in rows.chunk_by_mut(|(a, _), (b, _)| a.position == b.position) {
-            if row.len() != lanes {
-                continue; // A lane's pass failed, and so has the request.
-            }
-            match self.row(row) {
-                None => {}
-                Some(Ok(token)) => sampled = Some(Ok(token)),
-                Some(Err(error)) => {
-                    sampled = Some(Err(error));
-                    break;
-                }
-            }
-        }
-        Outcome { id: self.id, sampled }
-    }
-
-    /// Takes in the logits of one position, one row per lane: samples at the last position, adds a
-    /// line to the report on the prompt at an earlier one.
-    fn row(&mut self, lanes: &mut [(Output, &mut [f32])]) -> Option<Result<Sampled, SampleError>> {
-        let position = lanes.first()?.0.position;
-        let logits = combine(lanes, &self.live.mix)?;
-        if position + 1 < self.tokens.len() {
-            let id = self.tokens[position + 1];
-            let report = sampling::logprobs(logits, id, self.live.prompt_logprobs?);
-            return match report {
-                Err(error) => Some(Err(error)),
-                Ok((logprob, top)) => {
-                    self.live.prompt_report.push(TokenLogprob { id, logprob, top });
-                    None
-                }
-            };
-        }
-        let Live { sampling: params, history, answer, seed, .. } = &*self.live;
-        let uniform = rng::uniform(*seed, answer.generated() as u64);
-        Some(sampling::sample(logits, history, params, uniform))
-    }
-}
-
-/// Σ weightᵢ · logitsᵢ in the first lane's row; a single lane as it is.
-fn combine<'a>(lanes: &'a mut [(Output, &mut [f32])], mix: &[f32]) -> Option<&'a mut [f32]> {
-    let ((_, first), rest) = lanes.split_first_mut()?;
-    if let Some((weight, weights)) = mix.split_first() {
-        first.iter_mut().for_each(|x| *x *= weight);
-        for ((_, row), weight) in rest.iter().zip(weights) {
-            first.iter_mut().zip(row.iter()).for_each(|(x, y)| *x += weight * y);
-        }
-    }
-    Some(first)
 }
 
 /// Why a forward pass failed.

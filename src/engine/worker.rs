@@ -21,6 +21,7 @@ use super::{
     stats::{EngineStats, Observer},
 };
 use crate::{
+    grammar::{Guide, Wake},
     preference::{Coefficients, ModelKey},
     rng,
     sampling::{History, SamplingParams},
@@ -40,6 +41,10 @@ pub(super) struct Live {
     pub sampling: SamplingParams,
     pub seed: u64,
     pub history: History,
+    /// Its way through the grammar of the request.
+    pub guide: Option<Guide>,
+    /// Logits of the next token, which waits for its mask.
+    pub parked: Option<Vec<f32>>,
     pub answer: Answer,
     pub prompt_tokens: usize,
     pub max_tokens: usize,
@@ -58,6 +63,14 @@ pub(super) struct Live {
     pub first_token: Option<Duration>,
 }
 
+impl Live {
+    /// Forgets what the next computation of its rows gives once more.
+    pub(super) fn will_be_computed_again(&mut self) {
+        self.prompt_report.clear();
+        self.parked = None;
+    }
+}
+
 /// Everything that the thread owns.
 pub(super) struct Worker<B: Backend> {
     pub backend: B,
@@ -70,6 +83,8 @@ pub(super) struct Worker<B: Backend> {
     pub observer: Option<Arc<dyn Observer>>,
     pub stats: EngineStats,
     pub started: Instant,
+    /// Wakes the thread.
+    pub wake: Wake,
     was_busy: bool,
 }
 
@@ -107,6 +122,7 @@ impl<B: Backend> Worker<B> {
             observer: None,
             stats,
             started: Instant::now(),
+            wake: Arc::new(|| ()),
             was_busy: false,
         }
     }
@@ -144,8 +160,9 @@ impl<B: Backend> Worker<B> {
             }
         }
         self.let_go();
+        let resumed = self.resume();
         let worked = self.step();
-        if worked {
+        if worked || resumed {
             self.was_busy = true;
             return true;
         }
@@ -203,6 +220,8 @@ impl<B: Backend> Worker<B> {
             } else {
                 History::default()
             },
+            guide: request.grammar.map(|grammar| grammar.start(self.wake.clone())),
+            parked: None,
             answer: Answer::new(&self.tokenizer, &prompt, request.stop, eos, max_tokens),
             sampling,
             prompt_tokens: prompt.len(),
@@ -286,7 +305,7 @@ impl<B: Backend> Worker<B> {
         for id in &plan.preempted {
             self.stats.preempted += 1;
             if let Some(live) = self.live.get_mut(id) {
-                live.prompt_report.clear();
+                live.will_be_computed_again();
             }
         }
         let worked = !plan.items.is_empty();

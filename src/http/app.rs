@@ -17,6 +17,7 @@ use crate::{
     config::{RequestLimits, ServeConfig},
     engine::{Ailment, EngineHandle},
     files::Seen,
+    grammar::Compiler,
     preference::{Menu, MixingMatrix},
     soup::ActiveFrom,
     telemetry::Telemetry,
@@ -36,6 +37,8 @@ pub struct Served {
     /// The first token of a sequence that the backbones act on.
     pub active_from: ActiveFrom,
     pub tokenizer: Tokenizer,
+    /// Makes grammars of what requests hold their answers to.
+    pub grammars: Compiler,
     /// The base's chat template; `None`: it takes prompts only.
     pub chat: Option<ChatTemplate>,
     /// The answer of `GET /v1/soup`.

@@ -12,6 +12,7 @@ use crate::{
     chat::{ChatError, ChatTemplate},
     config::ServeConfig,
     engine::{self, Listeners, OpenError, Pin},
+    grammar::Compiler,
     import::{Store, StoreError, default_models_dir},
     preference::{Menu, Solved},
     soup::{ManifestError, OpenOptions, Soup},
@@ -74,6 +75,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let pinned = pinned(&soup, &menu, &config.pin)?;
     let engine = engine::open(&soup, tokenizer.clone(), config, pinned, listeners)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let grammars = Compiler::new(tokenizer.clone(), engine.bounds().vocabulary);
     let mut served = Served {
         engine,
         name,
@@ -82,6 +84,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         mixing,
         active_from: soup.active_from.clone(),
         tokenizer,
+        grammars,
         chat,
         description: Value::Null,
         created: now.as_secs(),

@@ -283,6 +283,9 @@ fn failed(app: &App, error: &EngineError, seconds: f64) -> ApiError {
         EngineError::NotFinite(_) => {
             ApiError::Value { param: "preference".into(), message: error.to_string() }
         }
+        EngineError::Grammar(_) => {
+            ApiError::Value { param: "response_format".into(), message: error.to_string() }
+        }
         EngineError::Merge(_) | EngineError::Forward(_) => ApiError::Internal(error.to_string()),
     }
 }

@@ -3,6 +3,7 @@
 
 #[path = "../support/answers.rs"]
 mod answers;
+mod grammars;
 #[path = "../support/hash_soup.rs"]
 mod hash_soup;
 mod lifecycle;

@@ -55,8 +55,8 @@ fn every_described_field_is_taken_and_no_other() {
         let Some(body) = methods["post"].get("requestBody") else { continue };
         let request = schema(&document, &body["content"]["application/json"]["schema"]);
         for name in request["properties"].as_object().unwrap().keys() {
-            // An object with a strange key is no right value of any field.
-            let wrong = json!({"\u{0}": {}});
+            // An object with a strange key is no right value of any field but a schema.
+            let wrong = if name == "guided_json" { json!(5) } else { json!({"\u{0}": {}}) };
             let reply = server.post(path, with(base(path), json!({name: wrong})));
             assert_eq!(reply.status, 400, "{path} {name}: {}", reply.body);
             let (code, param, _) = reply.error();

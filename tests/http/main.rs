@@ -18,6 +18,7 @@ mod process;
 mod reproducible;
 mod sdk;
 mod server;
+mod structured;
 mod text;
 
 #[path = "../support/prerequisite.rs"]

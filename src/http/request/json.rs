@@ -1,79 +1,115 @@
 //! Request bodies: bytes → [`Fields`], from which every value is taken by name with its bounds.
 //!
 //! Errors name the field with its path, the value that was given and what would be right. A member
-//! that is `null` is absent, at every depth. A key that occurs twice is refused, because which of
-//! the two counts is a guess.
+//! that is `null` is absent, at every depth but inside schemas and the arguments of calls. A key that
+//! occurs twice is refused, because which of the two counts is a guess.
 
 use std::{collections::HashSet, fmt, ops::RangeInclusive};
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserializer, de};
 use serde_json::{Map, Value};
 
 use super::foreign;
 pub use super::foreign::Place;
 use crate::http::error::{ApiError, shorten, show};
 
-/// JSON without repeated keys and without members that are `null`.
-struct Strict(Value);
+/// Members whose value is JSON of its own, in which null is a value like others.
+const VERBATIM: &[&str] = &["guided_json", "input_schema", "json", "parameters", "schema"];
 
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
+/// How values are read: without repeated keys, and mostly without members that are `null`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Strict {
+    /// Members that are `null` are absent.
+    Plain,
+    /// Members that are `null` stay.
+    Verbatim,
+    /// The input of a call, an object that is read verbatim, or of a model, which is a list.
+    Input,
+}
 
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Value;
+impl Strict {
+    /// How the member `key` is read.
+    fn member(self, key: &str) -> Self {
+        match self {
+            Self::Verbatim | Self::Input => Self::Verbatim,
+            Self::Plain if VERBATIM.contains(&key) => Self::Verbatim,
+            Self::Plain if key == "input" => Self::Input,
+            Self::Plain => Self::Plain,
+        }
+    }
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
+    /// How an item is read.
+    fn item(self) -> Self {
+        if self == Self::Verbatim { self } else { Self::Plain }
+    }
+}
+
+impl<'de> de::DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> de::Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(self.item())? {
+            list.push(item);
+        }
+        Ok(list.into())
+    }
+    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let (mut map, mut nulls) = (Map::new(), HashSet::new());
+        while let Some(key) = entries.next_key::<String>()? {
+            if map.contains_key(&key) || nulls.contains(&key) {
+                return Err(de::Error::custom(format_args!(
+                    "key {:?} occurs twice",
+                    shorten(&key)
+                )));
             }
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_string<E>(self, value: String) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-                let mut list = Vec::new();
-                while let Some(Strict(item)) = items.next_element()? {
-                    list.push(item);
-                }
-                Ok(list.into())
-            }
-            fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-                let (mut map, mut nulls) = (Map::new(), HashSet::new());
-                while let Some(key) = entries.next_key::<String>()? {
-                    if map.contains_key(&key) || nulls.contains(&key) {
-                        return Err(de::Error::custom(format_args!(
-                            "key {:?} occurs twice",
-                            shorten(&key)
-                        )));
-                    }
-                    match entries.next_value::<Strict>()?.0 {
-                        Value::Null => drop(nulls.insert(key)),
-                        value => drop(map.insert(key, value)),
-                    }
-                }
-                Ok(map.into())
+            match entries.next_value_seed(self.member(&key))? {
+                Value::Null if self == Self::Plain => drop(nulls.insert(key)),
+                value => drop(map.insert(key, value)),
             }
         }
-
-        deserializer.deserialize_any(Visitor).map(Strict)
+        Ok(map.into())
     }
+}
+
+/// The value of a body.
+fn strict(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+    let mut text = serde_json::Deserializer::from_slice(bytes);
+    let value = de::DeserializeSeed::deserialize(Strict::Plain, &mut text)?;
+    text.end()?;
+    Ok(value)
 }
 
 /// An object whose fields are taken one by one; [`Fields::finish`] decides what nobody took.
@@ -88,8 +124,7 @@ pub struct Fields {
 impl Fields {
     /// Parses a body that must be a JSON object.
     pub fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        let Strict(value) =
-            serde_json::from_slice(bytes).map_err(|error| ApiError::Json(error.to_string()))?;
+        let value = strict(bytes).map_err(|error| ApiError::Json(error.to_string()))?;
         let place = Place::Body;
         match value {
             Value::Object(map) => Ok(Self { place, path: String::new(), map, known: Vec::new() }),

@@ -5,6 +5,7 @@
 //! [`sampling`] the fields that all generating routes share; [`native`] and [`openai`] put each
 //! route's request together. Fields that only other servers have are decided by the table in [`foreign`].
 
+pub mod constraint;
 pub mod conversation;
 mod foreign;
 pub mod json;

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     Checked, Context, StreamUsage, Target,
+    constraint::{self, Asked},
     json::{Fields, Place, whole},
     prompt::Prompt,
 };
@@ -18,6 +19,7 @@ use crate::{
 
 /// Most alternatives that log-probabilities are reported for.
 const MAX_TOP_LOGPROBS: usize = 20;
+const MAX_BIASES: usize = 1024;
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 512;
 
@@ -83,6 +85,8 @@ pub struct Parameters {
     timeout: Duration,
     priority: i32,
     combine_logits: bool,
+    /// What the answer is held to.
+    constraint: Option<Asked>,
 }
 
 impl Parameters {
@@ -106,6 +110,7 @@ impl Parameters {
             frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0)
                 as f32,
             presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0) as f32,
+            bias: logit_bias(fields, vocabulary)?,
             seed: fields.bits("seed")?,
             logprobs,
         };
@@ -129,6 +134,7 @@ impl Parameters {
             timeout,
             priority: fields.integer("priority", -100..=100)?.unwrap_or(0),
             combine_logits: fields.convert("combine", logits, combine)?.unwrap_or(false),
+            constraint: constraint::take(fields)?,
         })
     }
 
@@ -146,6 +152,13 @@ impl Parameters {
             let expected = format!("at most {} choices in all", context.limits.max_n);
             return Err(ApiError::value("n", got, expected));
         }
+        let grammar = match self.constraint {
+            Some(asked) if self.ignore_eos => {
+                let expected = format!("false beside {}, whose end ends the answer", asked.field);
+                return Err(ApiError::value("ignore_eos", true, expected));
+            }
+            asked => asked.map(|asked| asked.compile(context)).transpose()?,
+        };
         let Target { model, solutions } = target;
         let compared = solutions.len() > 1;
         if compared && self.n > 1 {
@@ -176,6 +189,7 @@ impl Parameters {
                         active_from,
                         combine: combine.clone(),
                         sampling: SamplingParams { seed, ..self.sampling.clone() },
+                        grammar: grammar.clone(),
                         stop: self.stop.clone(),
                         ignore_eos: self.ignore_eos,
                         deadline: context.arrived.checked_add(self.timeout),
@@ -207,6 +221,36 @@ fn top_k(fields: &mut Fields, vocabulary: usize) -> Result<Option<usize>, ApiErr
     };
     let expected = || format!("a whole number in [1, {vocabulary}], or 0 or -1 for all");
     fields.convert("top_k", k, expected).map(Option::flatten)
+}
+
+/// `logit_bias`: `{"ID": bias}`, or llama.cpp's `[[ID, bias]]`.
+fn logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let expected = || format!("at most {MAX_BIASES} biases, such as {{\"42\": -100}}");
+    let pairs: Vec<(String, Value)> = match fields.take("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(map)) if map.len() <= MAX_BIASES => map.into_iter().collect(),
+        Some(Value::Array(pairs)) if pairs.len() <= MAX_BIASES => {
+            let pair = |pair: Value| match pair.as_array().map(Vec::as_slice) {
+                Some([id, bias]) => Ok((id.to_string(), bias.clone())),
+                _ => Err(fields.refuse("logit_bias", &pair, "pairs of a token id and a bias")),
+            };
+            pairs.into_iter().map(pair).collect::<Result<_, _>>()?
+        }
+        Some(other) => return Err(fields.refuse("logit_bias", &other, expected())),
+    };
+    let bias = |(id, bias): (String, Value)| {
+        let token = id.parse().ok().filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
+            let expected = format!("token ids below {vocabulary}");
+            ApiError::value("logit_bias", show(&id.clone().into()), expected)
+        })?;
+        let bias = bias.as_f64().filter(|bias| bias.abs() <= 100.0).ok_or_else(|| {
+            let path = format!("logit_bias.{id}");
+            ApiError::value(path, show(&bias), "a number in [-100, 100]")
+        })?;
+        Ok((token, bias as f32))
+    };
+    let biases = pairs.into_iter().map(bias).collect::<Result<Vec<_>, ApiError>>()?;
+    Ok(biases.into_iter().filter(|(_, bias)| *bias != 0.0).collect())
 }
 
 /// `logprobs` as a number of alternatives; `false` is off.

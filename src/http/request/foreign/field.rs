@@ -13,6 +13,10 @@ pub enum Place {
     Part,
     /// `stream_options`.
     StreamOptions,
+    /// `response_format`, and what stands in it.
+    Format,
+    /// `structured_outputs`.
+    StructuredOutputs,
 }
 
 /// A field of other servers.
@@ -32,10 +36,6 @@ pub enum Neutral {
     Any,
     /// Those equal to one of these JSON texts.
     Only(&'static [&'static str]),
-    /// Biases of 0, in any form.
-    Zeros,
-    /// An object whose `type` is `text`.
-    Text,
 }
 
 impl Foreign {
@@ -47,10 +47,6 @@ impl Foreign {
                 .iter()
                 .filter_map(|text| serde_json::from_str(text).ok())
                 .any(|neutral| same(value, &neutral)),
-            Neutral::Zeros => is_zero(value),
-            Neutral::Text => {
-                value.get("type").is_none_or(|kind| kind == "text") && value.is_object()
-            }
         }
     }
 
@@ -60,8 +56,6 @@ impl Foreign {
             Neutral::Any => "any value".to_owned(),
             Neutral::Only([]) => return format!("got {got}; {}", self.reason),
             Neutral::Only(texts) => texts.join(" or "),
-            Neutral::Zeros => "biases of 0".to_owned(),
-            Neutral::Text => "{\"type\": \"text\"}".to_owned(),
         };
         format!("got {got}, expected {expected}; {}", self.reason)
     }
@@ -75,15 +69,5 @@ fn same(a: &Value, b: &Value) -> bool {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
         }
         _ => a == b,
-    }
-}
-
-/// No bias: `{}`, `{"50256": 0}`, `[]`, `[[50256, 0.0]]`.
-fn is_zero(bias: &Value) -> bool {
-    let zero = |value: &Value| value.as_f64() == Some(0.0);
-    match bias {
-        Value::Object(map) => map.values().all(zero),
-        Value::Array(pairs) => pairs.iter().all(|pair| pair.get(1).is_some_and(zero)),
-        _ => false,
     }
 }

@@ -22,8 +22,8 @@ mod tests {
 
     use super::{
         field::{
-            Neutral::{Any, Only, Text, Zeros},
-            Place::{Body, Message, Part, StreamOptions},
+            Neutral::{Any, Only},
+            Place::{Body, Format, Message, Part, StreamOptions, StructuredOutputs},
         },
         *,
     };
@@ -38,6 +38,8 @@ mod tests {
                 Message => "messages[].",
                 Part => "content[].",
                 StreamOptions => "stream_options.",
+                Format => "response_format.",
+                StructuredOutputs => "structured_outputs.",
             };
             let names: Vec<String> =
                 row.names.iter().map(|name| format!("`{place}{name}`")).collect();
@@ -47,8 +49,6 @@ mod tests {
                 Only(texts) => {
                     texts.iter().map(|text| format!("`{text}`")).collect::<Vec<_>>().join(", ")
                 }
-                Zeros => "biases of 0".to_owned(),
-                Text => "`{\"type\": \"text\"}`".to_owned(),
             };
             page += &format!("| {} | {accepted} | {} |\n", names.join(", "), row.reason);
         }

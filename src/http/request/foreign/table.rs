@@ -3,8 +3,8 @@
 
 use super::field::{
     Foreign,
-    Neutral::{self, Any, Only, Text, Zeros},
-    Place::{self, Body, Message, Part, StreamOptions},
+    Neutral::{self, Any, Only},
+    Place::{self, Body, Message, Part, StreamOptions, StructuredOutputs},
 };
 
 const NONE: Neutral = Only(&[]);
@@ -23,11 +23,12 @@ const fn row(
     Foreign { place, names, neutral, reason }
 }
 
-const CONSTRAINED: &str = "output cannot be constrained to a grammar or schema";
+const CONSTRAINED: &str = "use response_format or structured_outputs";
+const WHITESPACE: &str = "at most 40 characters of whitespace stand between two tokens of JSON";
 const TOOLS: &str = "this server generates text only, without tools";
 const SAMPLER: &str =
     "there is no such sampler; temperature, top_p, top_k, min_p and the three penalties are";
-const TOKENS: &str = "tokens cannot be forced or forbidden";
+const TOKENS: &str = "use logit_bias or structured_outputs";
 const MODALITY: &str = "this server takes and gives text only";
 const TEMPLATE: &str = "conversations go through the model's own template, which opens an answer";
 const REPORT: &str = "this is not reported";
@@ -78,14 +79,9 @@ pub const TABLE: &[Foreign] = &[
     ),
     row(
         Body,
-        &[
-            "guided_decoding_backend",
-            "guided_whitespace_pattern",
-            "grammar_triggers",
-            "preserved_tokens",
-        ],
+        &["guided_decoding_backend", "grammar_triggers", "preserved_tokens"],
         Any,
-        "output is not constrained",
+        "about how a grammar is followed, not about the answer",
     ),
     row(Body, &["length_penalty", "early_stopping"], Any, "there are no beams"),
     row(
@@ -176,7 +172,6 @@ pub const TABLE: &[Foreign] = &[
     row(Body, &["repetition_detection"], EMPTY, SAMPLER),
     row(Body, &["watermark", "watermarking"], FALSE, SAMPLER),
     // Single tokens.
-    row(Body, &["logit_bias"], Zeros, TOKENS),
     row(
         Body,
         &["allowed_token_ids", "bad_words", "bad_words_ids", "logits_processors"],
@@ -201,24 +196,12 @@ pub const TABLE: &[Foreign] = &[
     // Structured output.
     row(
         Body,
-        &[
-            "guided_json",
-            "guided_regex",
-            "guided_choice",
-            "guided_grammar",
-            "structural_tag",
-            "regex",
-            "ebnf",
-            "grammar",
-            "json_schema",
-            "format",
-        ],
+        &["structural_tag", "regex", "ebnf", "grammar", "json_schema", "format"],
         Only(&["\"\"", "[]"]),
         CONSTRAINED,
     ),
-    row(Body, &["structured_outputs"], EMPTY, CONSTRAINED),
+    row(Body, &["guided_whitespace_pattern"], EMPTY, WHITESPACE),
     row(Body, &["grammar_lazy"], FALSE, CONSTRAINED),
-    row(Body, &["response_format"], Text, CONSTRAINED),
     // Tools.
     row(Body, &["tools", "functions", "plugins", "data_sources"], EMPTY, TOOLS),
     row(Body, &["tool_choice", "function_call"], Only(&["\"none\"", "\"auto\""]), TOOLS),
@@ -362,6 +345,21 @@ pub const TABLE: &[Foreign] = &[
         &["id", "cache_control", "annotations", "citations", "metadata"],
         Any,
         "about the part, not its text",
+    ),
+    // `structured_outputs`.
+    row(StructuredOutputs, &["structural_tag"], EMPTY, "use tools, or grammar"),
+    row(StructuredOutputs, &["whitespace_pattern"], EMPTY, WHITESPACE),
+    row(
+        StructuredOutputs,
+        &["disable_any_whitespace", "disable_additional_properties"],
+        FALSE,
+        "say it in the schema",
+    ),
+    row(
+        StructuredOutputs,
+        &["disable_fallback", "_backend"],
+        Any,
+        "about how a grammar is followed, not about the answer",
     ),
     // `stream_options`.
     row(StreamOptions, &["include_obfuscation"], Any, "chunks are not padded"),
