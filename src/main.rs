@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => cli::inspect::run(args),
         Command::Merge(args) => cli::merge::run(args),
         Command::Solve(args) => cli::solve::run(args),
+        Command::Chat(args) => cli::chat::run(args),
+        Command::Generate(args) => cli::generate::run(args),
         Command::Kernels(args) => cli::kernels::run(args),
         Command::Pages(pages) => pages.run(cli::program()).map_err(Into::into),
     }))

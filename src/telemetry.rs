@@ -5,6 +5,8 @@
 //! with `ladle_`; durations are seconds and sizes are bytes. A preference vector never becomes a
 //! label: its weights go to one histogram per objective.
 
+mod process;
+
 use std::{any::Any, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
@@ -12,10 +14,11 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-/// vLLM's edges for whole requests and for queueing, seconds.
+/// vLLM's edges for whole requests and for queueing, seconds, and finer ones before them: a route
+/// that generates nothing answers within milliseconds.
 const REQUEST_SECONDS: &[f64] = &[
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
-    480.0, 960.0, 1920.0, 7680.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0,
+    10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
 /// vLLM's edges for the time to the first token, seconds.
 const FIRST_TOKEN_SECONDS: &[f64] = &[
@@ -30,6 +33,11 @@ const INTER_TOKEN_SECONDS: &[f64] = &[
 /// vLLM's edges for the tokens of one step.
 const STEP_ROWS: &[f64] =
     &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+/// vLLM's edges for the tokens of a request.
+const REQUEST_TOKENS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5,
+    5e5, 1e6,
+];
 const STEP_PREFERENCES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 const WEIGHT: &[f64] = &[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
@@ -70,6 +78,23 @@ metrics_table! {
     WAITING "ladle_requests_waiting" Kind::Gauge, Count, "Sequences in the queue.";
     REJECTED "ladle_requests_rejected_total" Kind::Counter, Count,
         "Requests refused before they ran, by reason.";
+    SUCCESS "ladle_request_success_total" Kind::Counter, Count,
+        "Sequences that were completed, by the reason of their end.";
+    REQUEST_PROMPT "ladle_request_prompt_tokens" Kind::Histogram(REQUEST_TOKENS), Count,
+        "Prompt tokens of completed sequences.";
+    REQUEST_GENERATION "ladle_request_generation_tokens" Kind::Histogram(REQUEST_TOKENS), Count,
+        "Generated tokens of completed sequences.";
+    PREEMPTIONS "ladle_preemptions_total" Kind::Counter, Count,
+        "Times a running sequence gave its KV blocks up and was computed again later.";
+    PREFIX_QUERIES "ladle_prefix_cache_queries_total" Kind::Counter, Count,
+        "Prompt tokens looked up in the prefix cache.";
+    PREFIX_HITS "ladle_prefix_cache_hits_total" Kind::Counter, Count,
+        "Prompt tokens found in the prefix cache.";
+    KV_BLOCKS "ladle_kv_blocks" Kind::Gauge, Count, "KV blocks that exist.";
+    KV_BLOCK_TOKENS "ladle_kv_block_tokens" Kind::Gauge, Count, "Tokens of a KV block.";
+    MODEL "ladle_model_info" Kind::Gauge, Count,
+        "1, labelled with the model id and the digest of the soup that is served.";
+    BUILD "ladle_build_info" Kind::Gauge, Count, "1, labelled with the version of the server.";
     PROMPT_TOKENS "ladle_prompt_tokens_total" Kind::Counter, Count, "Prompt tokens computed, without those from the prefix cache.";
     GENERATED_TOKENS "ladle_generated_tokens_total" Kind::Counter, Count, "Tokens generated.";
     MERGE "ladle_merge_seconds" Kind::Histogram(FIRST_TOKEN_SECONDS), Seconds,
@@ -132,6 +157,18 @@ pub struct Telemetry {
     pub running: Gauge,
     /// Sequences in the queue.
     pub waiting: Gauge,
+    /// Sequences that ended by themselves, and those that `max_tokens` ended.
+    pub stopped: Counter,
+    pub cut: Counter,
+    /// Tokens of completed sequences.
+    pub request_prompt: Histogram,
+    pub request_generation: Histogram,
+    pub preemptions: Counter,
+    /// Prompt tokens looked up in the prefix cache, and found.
+    pub prefix_queries: Counter,
+    pub prefix_hits: Counter,
+    pub kv_blocks: Gauge,
+    pub kv_block_tokens: Gauge,
     /// Prompt tokens computed, without those from the prefix cache.
     pub prompt_tokens: Counter,
     pub generated_tokens: Counter,
@@ -194,7 +231,20 @@ impl Telemetry {
             counter(REJECTED, vec![Label::from_static_parts("reason", reason.label())])
                 .increment(0);
         }
+        let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
+        recorder.register_gauge(&Key::from_parts(BUILD, vec![version]), &METADATA).set(1.0);
+        let success =
+            |reason| counter(SUCCESS, vec![Label::from_static_parts("finished_reason", reason)]);
         Self {
+            stopped: success("stop"),
+            cut: success("length"),
+            request_prompt: histogram(REQUEST_PROMPT),
+            request_generation: histogram(REQUEST_GENERATION),
+            preemptions: plain(PREEMPTIONS),
+            prefix_queries: plain(PREFIX_QUERIES),
+            prefix_hits: plain(PREFIX_HITS),
+            kv_blocks: gauge(KV_BLOCKS),
+            kv_block_tokens: gauge(KV_BLOCK_TOKENS),
             first_token: histogram(FIRST_TOKEN),
             inter_token: histogram(INTER_TOKEN),
             queue: histogram(QUEUE),
@@ -232,6 +282,15 @@ impl Telemetry {
         self.recorder.register_counter(&key, &METADATA).increment(1);
     }
 
+    /// Names the soup that is served.
+    pub fn model(&self, name: &str, digest: &str) {
+        let labels = vec![
+            Label::new("model_name", name.to_owned()),
+            Label::new("digest", digest.to_owned()),
+        ];
+        self.recorder.register_gauge(&Key::from_parts(MODEL, labels), &METADATA).set(1.0);
+    }
+
     /// Records the normalised weights of one request, one per objective.
     pub fn preference(&self, objectives: &[String], weights: &[f64]) {
         for (objective, weight) in objectives.iter().zip(weights) {
@@ -242,7 +301,7 @@ impl Telemetry {
 
     /// The Prometheus text exposition of everything recorded so far.
     pub fn render(&self) -> String {
-        self.handle.render()
+        self.handle.render() + &process::render()
     }
 
     /// Folds recorded samples into their buckets; called every few seconds, so that memory does not
@@ -305,10 +364,13 @@ mod tests {
         let telemetry = Telemetry::new();
         telemetry.request("/generate", 200, Duration::from_millis(400));
         telemetry.preference(&["helpful".into()], &[0.7]);
+        telemetry.model("soup", "d1gest");
         for histogram in [
             &telemetry.first_token,
             &telemetry.inter_token,
             &telemetry.queue,
+            &telemetry.request_prompt,
+            &telemetry.request_generation,
             &telemetry.merge,
             &telemetry.step_preferences,
             &telemetry.step_rows,

@@ -30,6 +30,7 @@ pub mod generation_prompt;
 mod limits;
 mod program;
 mod python;
+pub mod tools;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -223,6 +224,11 @@ impl ChatTemplate {
             }
             content => content,
         }
+    }
+
+    /// Its text.
+    pub fn source(&self) -> &str {
+        self.program.source()
     }
 
     /// Whether the template names something, such as a role.

@@ -2,6 +2,9 @@
 //! prints.
 
 mod arguments;
+pub mod chat;
+mod client;
+pub mod generate;
 pub mod import;
 pub mod init;
 pub mod inspect;
@@ -40,6 +43,10 @@ pub enum Command {
     Merge(merge::Args),
     /// Solve a preference for its merging coefficients, as JSON.
     Solve(solve::Args),
+    /// Talk with a running server.
+    Chat(chat::Args),
+    /// Have a running server continue a text.
+    Generate(generate::Args),
     /// Compile the GPU kernels; needs NVRTC but no GPU.
     Kernels(kernels::Args),
     #[command(flatten)]

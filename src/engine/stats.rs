@@ -29,6 +29,8 @@ pub struct EngineStats {
     pub preempted: u64,
     /// Prompt tokens computed (without those from the prefix cache; recomputation counts).
     pub prompt_tokens: u64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub queried_tokens: u64,
     /// Prompt tokens found in the prefix cache.
     pub cached_tokens: u64,
     pub generated_tokens: u64,

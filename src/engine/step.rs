@@ -153,6 +153,9 @@ impl<B: Backend> Worker<B> {
             live.queue = waited - live.merge;
             live.cached_tokens = cached.min(live.prompt_tokens);
             self.stats.cached_tokens += live.cached_tokens as u64;
+            if live.prompt_logprobs.is_none() {
+                self.stats.queried_tokens += live.prompt_tokens as u64;
+            }
             let _ = live.events.send(Event::Started(Started {
                 mode,
                 cache: live.cache.filter(|_| mode == Mode::Fused),

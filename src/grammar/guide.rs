@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use llguidance::{Matcher, api::StopReason, toktrie::SimpleVob};
+use llguidance::{Matcher, toktrie::SimpleVob};
 use rayon::ThreadPool;
 
 /// The tokens that may come next.
@@ -49,9 +49,12 @@ impl fmt::Debug for Grammar {
 impl Grammar {
     /// The grammar of a matcher that has taken nothing; its masks are computed on `masks`.
     pub(super) fn new(mut matcher: Matcher, masks: Arc<ThreadPool>) -> Result<Self, String> {
-        let first = matcher.compute_mask_or_eos().map_err(|error| match matcher.stop_reason() {
-            StopReason::NoExtensionBias => "no text of finite length satisfies it".to_owned(),
-            _ => error.to_string(),
+        let first = matcher.compute_mask_or_eos().map_err(|error| match error.to_string() {
+            // llguidance's name for it.
+            text if text.starts_with("NoExtensionBias") => {
+                "no text of finite length satisfies it".to_owned()
+            }
+            text => text,
         })?;
         let (matcher, first) = (Mutex::new(matcher), Mask(Arc::new(first)));
         Ok(Self(Arc::new(Inner { matcher, first, masks })))

@@ -53,14 +53,20 @@ pub async fn solve(
     Ok(Json(Solved::new(&app.served()?.menu, &solution)))
 }
 
+/// `GET /tokenizer_info`: the model's `tokenizer_config.json` with its chat template.
+pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(app.served()?.tokenizer_info.clone()))
+}
+
 /// `POST /tokenize`: the tokens of a prompt or of a conversation under its template.
 pub async fn tokenize(request: Incoming) -> Result<Json<Value>, ApiError> {
     let (ids, context) = request.check(native::tokenize).await?;
-    Ok(Json(json!({"count": ids.len(), "context": context, "tokens": ids})))
+    let count = ids.len();
+    Ok(Json(json!({"count": count, "context": context, "max_model_len": context, "tokens": ids})))
 }
 
 /// `POST /detokenize`: the text of token ids.
 pub async fn detokenize(request: Incoming) -> Result<Json<Value>, ApiError> {
     let text = request.check(native::detokenize).await?;
-    Ok(Json(json!({"text": text})))
+    Ok(Json(json!({"text": text, "prompt": text})))
 }

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{auth::Keys, error::ApiError, rate::Buckets};
 use crate::{
-    chat::ChatTemplate,
+    chat::{ChatTemplate, tools::CallFormat},
     config::{RequestLimits, ServeConfig},
     engine::{Ailment, EngineHandle},
     files::Seen,
@@ -41,6 +41,10 @@ pub struct Served {
     pub grammars: Compiler,
     /// The base's chat template; `None`: it takes prompts only.
     pub chat: Option<ChatTemplate>,
+    /// How the model writes calls of tools, or why it cannot be offered any.
+    pub calls: Result<Arc<CallFormat>, &'static str>,
+    /// The answer of `GET /tokenizer_info`.
+    pub tokenizer_info: Value,
     /// The answer of `GET /v1/soup`.
     pub description: Value,
     /// When it was loaded, seconds since 1970.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{app::Served, metrics::cache_event};
 use crate::{
-    chat::{ChatError, ChatTemplate},
+    chat::{ChatError, ChatTemplate, tools::CallFormat},
     config::ServeConfig,
     engine::{self, Listeners, OpenError, Pin},
     grammar::Compiler,
@@ -17,7 +17,7 @@ use crate::{
     preference::{Menu, Solved},
     soup::{ManifestError, OpenOptions, Soup},
     telemetry::Telemetry,
-    tokenizer::{Tokenizer, TokenizerError},
+    tokenizer::{self, Tokenizer, TokenizerError},
 };
 
 /// Why a soup cannot be served.
@@ -64,10 +64,16 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let soup = store.open(&config.soup, options)?;
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
     let chat = ChatTemplate::from_dir(&soup.base_dir)?;
+    let mut tokenizer_info = tokenizer::settings(&soup.base_dir)?;
+    if let Some(chat) = &chat {
+        tokenizer_info["chat_template"] = chat.source().into();
+    }
+    let calls = call_format(chat.as_ref(), &tokenizer);
     let menu = soup.manifest.menu()?;
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
     let mut description = describe(&soup, &menu);
+    telemetry.model(&name, &digest);
     let listeners = Listeners {
         observer: telemetry.clone(),
         on_cache_event: Arc::new(move |event| cache_event(&telemetry, event)),
@@ -86,6 +92,8 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         tokenizer,
         grammars,
         chat,
+        calls,
+        tokenizer_info,
         description: Value::Null,
         created: now.as_secs(),
         unchanged: Mutex::new(soup.seen()),
@@ -94,6 +102,20 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     description["chat"] = served.chat.is_some().into();
     served.description = description;
     Ok(served)
+}
+
+/// How the model writes calls of tools, or why it cannot be offered any.
+fn call_format(
+    chat: Option<&ChatTemplate>,
+    tokenizer: &Tokenizer,
+) -> Result<Arc<CallFormat>, &'static str> {
+    let format = chat.ok_or("the base model has no chat template")?.call_format()?;
+    // Special tokens are not part of an answer's text.
+    let tokens = tokenizer.encode(&format.literals(), false).unwrap_or_default();
+    match tokens.iter().any(|id| tokenizer.is_special(*id)) {
+        false => Ok(Arc::new(format)),
+        true => Err("the chat template writes calls with special tokens, which is not known here"),
+    }
 }
 
 /// The models of the presets to pin, each under the soup's default extrapolation and rule for λ.

@@ -42,6 +42,11 @@ pub fn engine_stats(telemetry: &Telemetry, stats: &EngineStats) {
     telemetry.running.set(stats.running as f64);
     telemetry.waiting.set(stats.waiting as f64);
     telemetry.kv_usage.set(stats.kv_used as f64 / stats.kv_blocks.max(1) as f64);
+    telemetry.kv_blocks.set(stats.kv_blocks as f64);
+    telemetry.kv_block_tokens.set(stats.block_tokens as f64);
+    telemetry.preemptions.absolute(stats.preempted);
+    telemetry.prefix_queries.absolute(stats.queried_tokens);
+    telemetry.prefix_hits.absolute(stats.cached_tokens);
     telemetry.prompt_tokens.absolute(stats.prompt_tokens);
     telemetry.generated_tokens.absolute(stats.generated_tokens);
 }

@@ -2,14 +2,17 @@
 //!
 //! A request's way: `observe` gives it an id and a span, `limits` lets it in (key, drain,
 //! `rate`, requests in progress), `incoming` reads its body, `request` makes a checked request
-//! of it, `run` runs it on the engine, and the route (`generate`, `openai`) writes the answer,
+//! of it, `run` runs it on the engine, and the route (`generate`, `openai`, `responses`, `anthropic`) writes the answer,
 //! whole or as a `stream`. Whatever goes wrong leaves through the table in `error`.
 
 mod admin;
+mod anthropic;
 mod app;
 mod auth;
+mod calls;
 mod connection;
 mod error;
+mod example;
 mod generate;
 mod incoming;
 mod life;
@@ -22,6 +25,7 @@ mod openapi;
 mod playground;
 mod rate;
 mod request;
+mod responses;
 mod router;
 mod run;
 mod server;

@@ -15,10 +15,10 @@ use tower_http::{
 };
 
 use super::{
-    admin,
+    admin, anthropic,
     app::App,
     error::{ApiError, shorten},
-    generate, limits, observe, openai, openapi, playground,
+    generate, limits, observe, openai, openapi, playground, responses,
 };
 
 /// The routes with all layers.
@@ -28,10 +28,14 @@ pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
         .route("/generate", post(generate::handle))
         .route("/v1/chat/completions", post(openai::chat::handle))
         .route("/v1/completions", post(openai::completions::handle))
+        .route("/v1/messages", post(anthropic::handle))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{id}", get(openai::models::get))
+        .route("/v1/responses", post(responses::handle))
         .route("/v1/solve", post(admin::solve))
         .route("/v1/soup", get(admin::soup))
+        .route("/tokenizer_info", get(admin::tokenizer_info))
         .route("/tokenize", post(admin::tokenize))
         .route("/detokenize", post(admin::detokenize))
         .route_layer(from_fn_with_state(app.clone(), limits::admit));

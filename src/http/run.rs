@@ -169,6 +169,13 @@ impl Run {
                 }
             }
             Event::Finished(finished) => {
+                match finished.reason {
+                    FinishReason::Stop => telemetry.stopped.increment(1),
+                    FinishReason::Length => telemetry.cut.increment(1),
+                }
+                let Usage { prompt_tokens, completion_tokens, .. } = finished.usage;
+                telemetry.request_prompt.record(prompt_tokens as f64);
+                telemetry.request_generation.record(completion_tokens as f64);
                 choice.usage = finished.usage;
                 choice.finished = Some(finished.clone());
             }
@@ -298,6 +305,8 @@ pub struct Choice {
     /// The prompt's tokens with theirs, when asked for.
     pub prompt: Vec<TokenLogprob>,
     pub reason: Option<FinishReason>,
+    /// The stop string that was met.
+    pub stop: Option<String>,
 }
 
 impl Choice {
@@ -311,7 +320,9 @@ impl Choice {
                 }
             }
             Event::Prompt(prompt) => self.prompt = prompt,
-            Event::Finished(finished) => self.reason = Some(finished.reason),
+            Event::Finished(finished) => {
+                (self.reason, self.stop) = (Some(finished.reason), finished.stop);
+            }
             Event::Started(_) | Event::Failed(_) => {}
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,7 +14,9 @@ use tower_http::cors::AllowOrigin;
 
 use super::{
     app::{App, Served},
-    connection, life,
+    connection,
+    example::example,
+    life,
     load::{LoadError, load},
     router::router,
 };
@@ -124,7 +127,7 @@ pub async fn serve_loaded(
     // Fails only if the sender was dropped: then the server shuts down as well.
     let connections = connection::serve(listener, routes, async { _ = closed.await });
     let life = async {
-        let outcome = live(&app, config, stop, Arc::new(load)).await;
+        let outcome = live(&app, config, address, stop, Arc::new(load)).await;
         let _ = close.send(());
         outcome
     };
@@ -162,6 +165,7 @@ async fn upkeep(app: Arc<App>) {
 async fn live(
     app: &Arc<App>,
     config: ServeConfig,
+    address: SocketAddr,
     stop: impl Future<Output = ()> + Send,
     load: Arc<
         impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
@@ -169,6 +173,7 @@ async fn live(
 ) -> Result<(), ServeError> {
     let config = Arc::new(config);
     let exits = config.on_engine_failure == OnFailure::Exit;
+    let open = config.api_keys.is_empty();
     tokio::pin!(stop);
     let mut pause = FIRST_PAUSE;
     loop {
@@ -182,6 +187,7 @@ async fn live(
             Ok(served) => app.publish(served?),
             Err(error) => return Err(LoadError::Panicked(error.to_string()).into()),
         };
+        tracing::info!("try: {}", example(&served, address, open));
         let begun = Instant::now();
         let ailment = tokio::select! {
             ailment = life::failure(app, &served, exits) => ailment,

@@ -62,12 +62,22 @@ fn null_means_absent_in_every_field_of_every_route() {
             "/detokenize" => json!({"tokens": [5, 6]}),
             "/tokenize" => json!({"prompt": "The soup is"}),
             "/v1/solve" => json!({}),
+            "/v1/messages/count_tokens" => json!({"messages": base(CHAT)["messages"]}),
+            "/v1/messages" => base(CHAT),
+            "/v1/responses" => json!({"input": "x", "max_output_tokens": 4, "temperature": 0,
+                "ignore_eos": true}),
             path => base(path),
         };
         let strip = |answer: Value| {
             let mut answer = answer;
-            for changing in ["id", "created", "timings", "ladle", "cache", "mode", "usage"] {
+            for changing in
+                ["id", "created", "created_at", "timings", "ladle", "cache", "mode", "usage"]
+            {
                 answer.as_object_mut().unwrap().remove(changing);
+            }
+            for item in answer.get_mut("output").and_then(Value::as_array_mut).into_iter().flatten()
+            {
+                item.as_object_mut().unwrap().remove("id");
             }
             answer
         };
@@ -274,8 +284,6 @@ fn a_field_of_other_servers_that_asks_for_what_does_not_happen_is_refused_by_nam
         ("grammar", json!("root ::= \"a\"")),
         ("json_schema", json!({})),
         ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
-        ("tool_choice", json!("required")),
-        ("tool_choice", json!({"type": "function", "function": {"name": "f"}})),
         ("modalities", json!(["text", "audio"])),
         ("verbosity", json!("low")),
         ("reasoning_effort", json!(true)),
@@ -294,7 +302,6 @@ fn a_field_of_other_servers_that_asks_for_what_does_not_happen_is_refused_by_nam
         ("cache_salt", json!("secret")),
         ("lora", json!([{"id": 0, "scale": 1}])),
         ("chat_template", json!("{{ messages }}")),
-        ("continue_final_message", json!(true)),
         ("stream_interval", json!(4)),
         ("num_beams", json!(true)),
     ] {
@@ -306,8 +313,25 @@ fn a_field_of_other_servers_that_asks_for_what_does_not_happen_is_refused_by_nam
     for path in [GENERATE, CHAT] {
         refused(path, json!({"echo": true}), "unsupported", "echo");
     }
+    for path in [GENERATE, COMPLETIONS] {
+        refused(path, json!({"tool_choice": "required"}), "unsupported", "tool_choice");
+    }
+    refused(
+        COMPLETIONS,
+        json!({"continue_final_message": true}),
+        "unsupported",
+        "continue_final_message",
+    );
+    refused(
+        GENERATE,
+        json!({"continue_final_message": true}),
+        "invalid_value",
+        "continue_final_message",
+    );
+    refused(CHAT, json!({"tool_choice": "required"}), "invalid_value", "tool_choice");
     for (more, param) in [
         (json!({"tool_calls": [{"id": "1"}]}), "messages[0].tool_calls"),
+        (json!({"role": "tool"}), "messages[0].role"),
         (json!({"prefix": true}), "messages[0].prefix"),
         (json!({"images": ["aGk="]}), "messages[0].images"),
     ] {

@@ -46,7 +46,10 @@ fn every_described_field_is_taken_and_no_other() {
     let server = Server::shared();
     let document = server.get("/openapi.json").ok();
     let base = |path: &str| match path {
-        "/v1/chat/completions" => json!({"messages": [{"role": "user", "content": "x"}]}),
+        "/v1/chat/completions" | "/v1/messages" | "/v1/messages/count_tokens" => {
+            json!({"messages": [{"role": "user", "content": "x"}]})
+        }
+        "/v1/responses" => json!({"input": "x"}),
         "/v1/completions" | "/generate" | "/tokenize" => json!({"prompt": "x"}),
         "/detokenize" => json!({"tokens": [1]}),
         _ => json!({}),
@@ -104,6 +107,11 @@ fn answers_have_exactly_the_described_fields() {
     check("/generate", "post", &server.generate(full));
     let messages = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2});
     check("/v1/chat/completions", "post", &server.post("/v1/chat/completions", messages).ok());
+    let messages = json!({"messages": [{"role": "user", "content": "x"}]});
+    check("/v1/messages", "post", &server.post("/v1/messages", messages.clone()).ok());
+    let tokens = server.post("/v1/messages/count_tokens", messages).ok();
+    check("/v1/messages/count_tokens", "post", &tokens);
+    check("/v1/responses", "post", &server.post("/v1/responses", json!({"input": "x"})).ok());
     check("/v1/completions", "post", &server.post("/v1/completions", greedy()).ok());
     check("/v1/solve", "post", &server.post("/v1/solve", json!({})).ok());
     check("/tokenize", "post", &server.post("/tokenize", json!({"prompt": "x"})).ok());

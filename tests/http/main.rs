@@ -8,6 +8,7 @@ mod comparison;
 mod compatibility;
 mod connections;
 mod description;
+mod dialects;
 mod generate;
 mod lifecycle;
 mod limits;
@@ -20,6 +21,7 @@ mod sdk;
 mod server;
 mod structured;
 mod text;
+mod tools;
 
 #[path = "../support/prerequisite.rs"]
 mod prerequisite;

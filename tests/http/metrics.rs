@@ -17,6 +17,23 @@ fn counters_follow_the_requests() {
     );
     assert_eq!(metric("ladle_time_to_first_token_seconds_count"), 1.0);
     assert_eq!(metric("ladle_inter_token_latency_seconds_count"), 7.0);
+    assert_eq!(metric("ladle_request_success_total{finished_reason=\"length\"}"), 1.0);
+    assert_eq!(metric("ladle_request_success_total{finished_reason=\"stop\"}"), 0.0);
+    let prompt = answer["usage"]["prompt_tokens"].as_f64().unwrap();
+    assert_eq!(metric("ladle_request_prompt_tokens_sum"), prompt);
+    assert_eq!(metric("ladle_request_generation_tokens_sum"), 8.0);
+    assert_eq!(metric("ladle_prefix_cache_queries_total"), prompt);
+    assert_eq!(metric("ladle_prefix_cache_hits_total"), 0.0);
+    assert_eq!(metric("ladle_preemptions_total"), 0.0);
+    assert!(metric("ladle_kv_blocks") > 0.0 && metric("ladle_kv_block_tokens") > 0.0);
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(metric(&format!("ladle_build_info{{version=\"{version}\"}}")), 1.0);
+    let digest = answer["soup"]["digest"].as_str().unwrap();
+    let model = format!("ladle_model_info{{model_name=\"soup-tiny\",digest=\"{digest}\"}}");
+    assert_eq!(metric(&model), 1.0);
+    assert!(metric("process_cpu_seconds_total") > 0.0 && metric("process_threads") > 1.0);
+    assert!(metric("process_resident_memory_bytes") > 1e6);
+    assert!(metric("process_open_fds") > 3.0 && metric("process_start_time_seconds") > 1e9);
     assert_eq!(metric("ladle_queue_time_seconds_count"), 1.0);
     assert_eq!(metric("ladle_preference_weight_bucket{objective=\"helpful\",le=\"0.9\"}"), 0.0);
     assert_eq!(metric("ladle_preference_weight_bucket{objective=\"helpful\",le=\"1\"}"), 1.0);
@@ -57,7 +74,18 @@ fn no_preference_and_no_prompt_becomes_a_label() {
         .flat_map(|(_, rest)| rest.split('}').next().unwrap().split(','))
         .filter_map(|pair| pair.split_once('=').map(|(name, _)| name))
         .collect();
-    let known = ["le", "mode", "objective", "reason", "route", "status"];
+    let known = [
+        "digest",
+        "finished_reason",
+        "le",
+        "mode",
+        "model_name",
+        "objective",
+        "reason",
+        "route",
+        "status",
+        "version",
+    ];
     assert!(labels.iter().all(|label| known.contains(label)), "{labels:?}");
 }
 

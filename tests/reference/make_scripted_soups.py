@@ -83,6 +83,9 @@ def byte_level():
     add("separators of lines", "<s10>", "a\u2028", "b\r\n", "c\n\n", "data: d", "\x00e", "\x1bf")
     add("three bytes one by one", "<s11>", "日", b"\xe6", b"\x9c", b"\xac", "語")
     add("a special token inside a character", "<s12>", b"\xc3", "<|call|>", b"\xa9z")
+    # What follows these is up to the grammar of a request with tools.
+    add("text and the beginning of a call", "<s13>", "Let me", " look.", "\n<tool", "_call>\n{")
+    add("the beginning of a call", "<s14>", '{"na')
 
     tokenizer = Tokenizer(models.BPE(vocab=script.vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -15,7 +15,13 @@ use crate::http::{
 };
 
 fn describe(served: &Served, id: &str) -> Value {
-    json!({"id": id, "object": "model", "created": served.created, "owned_by": "ladle"})
+    json!({
+        "id": id,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "ladle",
+        "max_model_len": served.context(),
+    })
 }
 
 /// The ids: the soup, and each of its presets as `NAME:preset`.

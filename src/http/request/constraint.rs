@@ -3,12 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    Context,
-    json::{Fields, Place},
-};
+use super::json::{Fields, Place};
 use crate::{
-    grammar::{Constraint, Grammar, GrammarError},
+    grammar::{Compiler, Constraint, Grammar, GrammarError},
     http::error::{ApiError, show},
 };
 
@@ -25,9 +22,9 @@ impl Asked {
     }
 
     /// Its grammar.
-    pub fn compile(self, context: &Context<'_>) -> Result<Grammar, ApiError> {
+    pub fn compile(self, compiler: &Compiler) -> Result<Grammar, ApiError> {
         let Self { field, constraint } = self;
-        let compiled = context.served.grammars.compile(constraint);
+        let compiled = compiler.compile(constraint);
         compiled.map_err(|error| refusal(&field, error))
     }
 }

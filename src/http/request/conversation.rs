@@ -1,177 +1,81 @@
-//! Conversations: messages and template variables become a prompt.
+//! Conversations: messages become a prompt.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     json::{Fields, Place},
     prompt::{self, Prompt},
+    tools,
+    variables::Variables,
 };
 use crate::{
     chat::{
-        ChatError, ChatTemplate, Content, Conversation, Message, generation_prompt, is_reserved,
+        ChatError, ChatTemplate, Content, Conversation, Message, generation_prompt, tools::call,
     },
     http::{
         app::Served,
-        error::{ApiError, shorten, show},
+        error::{ApiError, show},
     },
     soup::ActiveFrom,
 };
 
-const MAX_MESSAGES: usize = 4096;
-/// Bounds of `chat_template_kwargs`: nesting, and values in all.
-const MAX_DEPTH: usize = 8;
-const MAX_VALUES: usize = 4096;
+/// Most messages of a conversation.
+pub const MAX_MESSAGES: usize = 4096;
+/// Most calls of one turn.
+const MAX_CALLS: usize = 128;
 /// Names of a turn's reasoning: vLLM's older and newer one, and that of gpt-oss and Ollama. A
 /// template reads the one that its model was published with, so each gets the text.
 const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
-/// Variables for the chat template by name: `chat_template_kwargs`, and the fields of a body that
-/// other servers hand to templates.
-#[derive(Debug, Default)]
-pub struct Variables(Map<String, Value>);
+/// Where the answer begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Opening {
+    /// In a turn of its own, which the template opens.
+    #[default]
+    Turn,
+    /// In the last turn, which the answer goes on with.
+    LastTurn,
+    /// After the last turn, with no turn opened.
+    Nothing,
+}
 
-impl Variables {
-    const NAME: &str = "chat_template_kwargs";
-
-    /// Takes the variables from a body; `template` renders its messages. Fields that the template
-    /// does not read are left for the table of foreign fields.
-    pub fn take(fields: &mut Fields, template: Option<&ChatTemplate>) -> Result<Self, ApiError> {
-        let mut left = MAX_VALUES;
-        let mut variables = Self::named(fields, &mut left)?;
-        let Some(template) = template else { return Ok(variables) };
-        if template.knows("documents") {
-            variables.add_documents(fields, &mut left)?;
-        }
-        if template.knows("reasoning_effort")
-            && let Some(effort) = fields.peek("reasoning_effort").cloned()
-        {
-            variables.set("reasoning_effort", "reasoning_effort", effort)?;
-        }
-        if template.knows("enable_thinking") {
-            for (name, thinks) in thinking(fields)? {
-                variables.set(name, "enable_thinking", thinks.into())?;
+impl Opening {
+    /// Takes `add_generation_prompt` and `continue_final_message`.
+    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let opens = fields.flag("add_generation_prompt")?;
+        match (fields.flag("continue_final_message")?.unwrap_or(false), opens) {
+            (true, Some(true)) => {
+                let expected = "false beside add_generation_prompt, which opens a turn";
+                Err(ApiError::value("continue_final_message", true, expected))
             }
-        }
-        Ok(variables)
-    }
-
-    /// `chat_template_kwargs`, of at most `left` values.
-    fn named(fields: &mut Fields, left: &mut usize) -> Result<Self, ApiError> {
-        let variables = match fields.take(Self::NAME) {
-            None => return Ok(Self::default()),
-            Some(Value::Object(variables)) => variables,
-            Some(other) => {
-                return Err(fields.refuse(Self::NAME, &other, "an object of template variables"));
-            }
-        };
-        for (name, value) in &variables {
-            let param = format!("{}.{}", Self::NAME, shorten(name));
-            if is_reserved(name) {
-                let reason = "the server or the model sets this variable of the template itself";
-                return Err(ApiError::Unsupported { param, reason: reason.to_owned() });
-            }
-            bounded(param, value, left)?;
-        }
-        Ok(Self(variables))
-    }
-
-    /// `documents`: objects. An empty list counts as absent, as in the templates' guards.
-    fn add_documents(&mut self, fields: &mut Fields, left: &mut usize) -> Result<(), ApiError> {
-        let documents = fields.list("documents")?.unwrap_or_default();
-        for (index, document) in documents.iter().enumerate() {
-            let param = format!("documents[{index}]");
-            if !document.is_object() {
-                let expected = "an object, such as {\"title\", \"text\"}";
-                return Err(ApiError::value(param, show(document), expected));
-            }
-            bounded(param, document, left)?;
-        }
-        if !documents.is_empty() {
-            self.0.insert("documents".to_owned(), documents.into());
-        }
-        Ok(())
-    }
-
-    /// Sets the variable `name` to the value of the field `param`.
-    fn set(&mut self, param: &str, name: &str, value: Value) -> Result<(), ApiError> {
-        match self.0.get(name) {
-            Some(other) if *other != value => {
-                let expected = format!("{}, as another field says", show(other));
-                Err(ApiError::value(param, show(&value), expected))
-            }
-            _ => {
-                self.0.insert(name.to_owned(), value);
-                Ok(())
-            }
+            (true, _) => Ok(Self::LastTurn),
+            (false, Some(false)) => Ok(Self::Nothing),
+            (false, _) => Ok(Self::Turn),
         }
     }
 
-    /// Refuses variables beside a prompt, which no template is for.
+    /// Refuses an opening beside a prompt, which is continued as it is.
     pub fn unused(self) -> Result<(), ApiError> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        Err(ApiError::value(Self::NAME, "given beside prompt", "messages, which templates are for"))
+        let (name, got) = match self {
+            Self::Turn => return Ok(()),
+            Self::LastTurn => ("continue_final_message", true),
+            Self::Nothing => ("add_generation_prompt", false),
+        };
+        Err(ApiError::value(name, got, "messages beside it, not a prompt"))
     }
 }
 
-/// Whether the model is to think before it answers, by the fields that say so.
-fn thinking(fields: &mut Fields) -> Result<Vec<(&'static str, bool)>, ApiError> {
-    let switch = |value: &Value| match value {
-        Value::Bool(thinks) => Some(*thinks),
-        Value::Object(map) if map.len() == 1 => match map.get("type")?.as_str()? {
-            "enabled" => Some(true),
-            "disabled" => Some(false),
-            _ => None,
-        },
-        _ => None,
-    };
-    let expected = || "true, false or {\"type\": \"enabled\" or \"disabled\"}".to_owned();
-    let mut said = Vec::new();
-    for name in ["enable_thinking", "think", "thinking"] {
-        said.extend(fields.convert(name, switch, expected)?.map(|thinks| (name, thinks)));
-    }
-    if fields.peek("reasoning_effort").is_some_and(|effort| effort == "none") {
-        said.push(("reasoning_effort", false));
-    }
-    Ok(said)
+/// The template of the served model.
+pub fn template(served: &Served) -> Result<&ChatTemplate, ApiError> {
+    served.chat.as_ref().ok_or_else(|| ApiError::Unsupported {
+        param: "messages".into(),
+        reason: "the base model has no chat template; use prompt".to_owned(),
+    })
 }
 
-/// Refuses a value that is nested too deep, or holds more values than are `left`.
-fn bounded(param: String, value: &Value, left: &mut usize) -> Result<(), ApiError> {
-    if within(value, MAX_DEPTH, left) {
-        return Ok(());
-    }
-    let expected = format!("at most {MAX_VALUES} values, nested at most {MAX_DEPTH} deep");
-    Err(ApiError::value(param, show(value), expected))
-}
-
-/// Whether a value is nested at most `depth` deep and holds at most as many values as are `left`.
-fn within(value: &Value, depth: usize, left: &mut usize) -> bool {
-    let (Some(depth), Some(rest)) = (depth.checked_sub(1), left.checked_sub(1)) else {
-        return false;
-    };
-    *left = rest;
-    match value {
-        Value::Array(items) => items.iter().all(|item| within(item, depth, left)),
-        Value::Object(map) => map.values().all(|item| within(item, depth, left)),
-        _ => true,
-    }
-}
-
-/// The prompt that the chat template makes of `messages`. The template writes its own special
-/// tokens; `special` adds the tokenizer's beside them.
-pub fn prompt(
-    served: &Served,
-    messages: Value,
-    variables: Variables,
-    special: bool,
-) -> Result<Prompt, ApiError> {
-    let Some(template) = &served.chat else {
-        let reason = "the base model has no chat template; use prompt".to_owned();
-        return Err(ApiError::Unsupported { param: "messages".into(), reason });
-    };
-    let items = match messages {
+/// The messages of a body in OpenAI's shape.
+pub fn messages(template: &ChatTemplate, value: Value) -> Result<Vec<Message>, ApiError> {
+    let items = match value {
         Value::Array(items) if (1..=MAX_MESSAGES).contains(&items.len()) => items,
         other => {
             let expected =
@@ -179,64 +83,125 @@ pub fn prompt(
             return Err(ApiError::value("messages", show(&other), expected));
         }
     };
-    let messages = items
-        .into_iter()
-        .enumerate()
-        .map(|(index, item)| message(template, format!("messages[{index}]"), item))
-        .collect::<Result<Vec<_>, _>>()?;
-    let conversation =
-        Conversation { messages, add_generation_prompt: true, variables: variables.0 };
+    let items = items.into_iter().enumerate();
+    items.map(|(index, item)| message(template, format!("messages[{index}]"), item)).collect()
+}
+
+/// The prompt that the chat template makes of a conversation. The template writes its own special
+/// tokens; `special` adds the tokenizer's beside them.
+pub fn prompt(
+    served: &Served,
+    messages: Vec<Message>,
+    variables: Variables,
+    opening: Opening,
+    special: bool,
+) -> Result<Prompt, ApiError> {
+    let template = template(served)?;
     // An error of the template here means that it cannot render these messages.
     let refuse = |error: ChatError| ApiError::Value {
         param: "messages".into(),
         message: format!("messages: {error}"),
     };
-    if served.active_from != ActiveFrom::GenerationPrompt {
-        let text = template.render(&conversation).map_err(refuse)?;
+    let add_generation_prompt = opening == Opening::Turn;
+    let mut conversation =
+        Conversation { messages, add_generation_prompt, variables: variables.into_map() };
+    let last = match opening {
+        Opening::LastTurn => Some(continued(&conversation)?),
+        _ => None,
+    };
+    let cut = |text: String| match &last {
+        None => Ok(text),
+        Some(last) => cut_after(text, last).ok_or_else(|| {
+            let reason = "the chat template does not write the last message as it is";
+            ApiError::Unsupported {
+                param: "continue_final_message".to_owned(),
+                reason: reason.to_owned(),
+            }
+        }),
+    };
+    if served.active_from != ActiveFrom::GenerationPrompt || opening == Opening::Nothing {
+        let text = cut(template.render(&conversation).map_err(refuse)?)?;
         return prompt::encode(served, "messages", text, special);
     }
-    let rendered = template.render_both(conversation).map_err(refuse)?;
-    let mut prompt = prompt::encode(served, "messages", rendered.prompt, special)?;
-    let turns = served.tokenizer.encode_prompt(&rendered.turns, special);
+    let (text, turns) = if last.is_some() {
+        let text = template.render(&conversation).map_err(refuse)?;
+        // The answer's turn begins where those before it end.
+        conversation.messages.pop();
+        (text, template.render(&conversation).map_err(refuse)?)
+    } else {
+        let rendered = template.render_both(conversation).map_err(refuse)?;
+        (rendered.prompt, rendered.turns)
+    };
+    let mut prompt = prompt::encode(served, "messages", cut(text)?, special)?;
+    let turns = served.tokenizer.encode_prompt(&turns, special);
     let turns = turns.map_err(|error| prompt::not_encoded("messages", error))?;
     prompt.opening = Some(generation_prompt::start(&prompt.ids, &turns));
     Ok(prompt)
 }
 
+/// The text of the last turn, which is the assistant's.
+fn continued(conversation: &Conversation) -> Result<String, ApiError> {
+    let text =
+        conversation.messages.last().filter(|turn| turn.role == "assistant").and_then(|turn| {
+            match turn.content.as_ref()? {
+                Content::Text(text) => Some(text.clone()),
+                Content::Parts(parts) => parts.last()?["text"].as_str().map(str::to_owned),
+            }
+        });
+    text.filter(|text| !text.trim().is_empty()).ok_or_else(|| {
+        let expected = "false, unless the last message is the assistant's and has text";
+        ApiError::value("continue_final_message", true, expected)
+    })
+}
+
+/// A rendering up to the end of the last turn's text, which a template may have trimmed
+/// (as `transformers` cuts it).
+fn cut_after(mut rendered: String, last: &str) -> Option<String> {
+    let start = rendered.rfind(last.trim())?;
+    let whole = last.trim_start();
+    let length = if rendered[start..].starts_with(whole) { whole.len() } else { last.trim().len() };
+    rendered.truncate(start + length);
+    Some(rendered)
+}
+
 fn message(template: &ChatTemplate, path: String, value: Value) -> Result<Message, ApiError> {
     let mut fields = Fields::of(Place::Message, path, value)?;
-    let expected = "\"system\", \"developer\", \"user\" or \"assistant\"";
+    let expected = "\"system\", \"developer\", \"user\", \"assistant\" or \"tool\"";
     let role = match fields.take("role") {
         Some(Value::String(role)) => match role.as_str() {
             "developer" if template.knows("developer") => "developer",
             "system" | "developer" => "system",
             "user" => "user",
             "assistant" => "assistant",
+            "tool" if template.knows("tool") => "tool",
+            "tool" => {
+                let param = fields.path("role");
+                let reason = "the chat template of this model has no turns of tools";
+                return Err(ApiError::Unsupported { param, reason: reason.to_owned() });
+            }
             _ => return Err(fields.refuse("role", &Value::String(role), expected)),
         },
         Some(other) => return Err(fields.refuse("role", &other, expected)),
         None => return Err(fields.missing("role", expected)),
     };
     let content = match fields.take("content") {
-        Some(Value::String(text)) => Content::Text(text),
-        Some(Value::Array(parts)) => {
-            let path = |index| format!("{}[{index}]", fields.path("content"));
-            let parts = parts.into_iter().enumerate();
-            let texts = parts.map(|(index, part)| text_part(path(index), part));
-            Content::of_texts(texts.collect::<Result<Vec<_>, _>>()?)
-        }
+        Some(content) => texts(&fields.path("content"), content)?,
         None if role == "assistant" => Content::Text(String::new()),
-        other => {
-            let expected = "a string or a list of {\"type\": \"text\", \"text\"} parts";
-            return Err(match other {
-                Some(other) => fields.refuse("content", &other, expected),
-                None => fields.missing("content", expected),
-            });
-        }
+        None => return Err(fields.missing("content", CONTENT)),
     };
     let mut message = Message::new(role, template.content(content));
     if let Some(name) = fields.text("name")? {
         message.more.insert("name".to_owned(), name.into());
+    }
+    if role == "tool"
+        && let Some(id) = fields.text("tool_call_id")?
+    {
+        message.more.insert("tool_call_id".to_owned(), id.into());
+    }
+    if role == "assistant"
+        && let Some(calls) = former_calls(template, &mut fields)?
+    {
+        message.more.insert("tool_calls".to_owned(), calls.into());
     }
     if let Some(reasoning) = reasoning(&mut fields)? {
         for name in REASONING {
@@ -245,6 +210,42 @@ fn message(template: &ChatTemplate, path: String, value: Value) -> Result<Messag
     }
     fields.finish()?;
     Ok(message)
+}
+
+/// The calls of a former turn, as templates read them.
+fn former_calls(
+    template: &ChatTemplate,
+    fields: &mut Fields,
+) -> Result<Option<Vec<Value>>, ApiError> {
+    let calls = fields.list("tool_calls")?.unwrap_or_default();
+    if calls.is_empty() {
+        return Ok(None);
+    }
+    let path = fields.path("tool_calls");
+    if !template.knows("tool_calls") {
+        let reason = "the chat template of this model does not write calls".to_owned();
+        return Err(ApiError::Unsupported { param: path, reason });
+    }
+    if calls.len() > MAX_CALLS {
+        return Err(ApiError::value(path, calls.len(), format!("at most {MAX_CALLS} calls")));
+    }
+    let former = |(index, value)| {
+        let mut fields = Fields::of(Place::Tool, format!("{path}[{index}]"), value)?;
+        let id = fields.text("id")?;
+        tools::function_type(&mut fields)?;
+        let function = fields.take("function");
+        let function =
+            function.ok_or_else(|| fields.missing("function", "{\"name\", \"arguments\"}"))?;
+        let mut function = Fields::of(Place::Tool, fields.path("function"), function)?;
+        fields.finish()?;
+        let name = function.text("name")?;
+        let name = name.ok_or_else(|| function.missing("name", "the name of a tool"))?;
+        let arguments = function.take("arguments");
+        let arguments = tools::arguments(function.path("arguments"), arguments)?;
+        function.finish()?;
+        Ok(call(id.as_deref(), &name, arguments))
+    };
+    calls.into_iter().enumerate().map(former).collect::<Result<_, _>>().map(Some)
 }
 
 /// A turn's reasoning, under whichever of its names it is given.
@@ -264,11 +265,27 @@ fn reasoning(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     Ok(given)
 }
 
+const CONTENT: &str = "a string or a list of {\"type\": \"text\", \"text\"} parts";
+
+/// Content that is text, or parts of text.
+pub fn texts(path: &str, value: Value) -> Result<Content, ApiError> {
+    match value {
+        Value::String(text) => Ok(Content::Text(text)),
+        Value::Array(parts) => {
+            let parts = parts.into_iter().enumerate();
+            let texts = parts.map(|(index, part)| text_part(format!("{path}[{index}]"), part));
+            Ok(Content::of_texts(texts.collect::<Result<Vec<_>, _>>()?))
+        }
+        other => Err(ApiError::value(path, show(&other), CONTENT)),
+    }
+}
+
 fn text_part(path: String, value: Value) -> Result<String, ApiError> {
     let mut part = Fields::of(Place::Part, path, value)?;
     let expected = "\"text\", the only kind of content";
     match part.take("type") {
-        Some(kind) if kind == "text" => {}
+        // OpenAI's responses tell whose text it is.
+        Some(kind) if ["text", "input_text", "output_text"].iter().any(|text| kind == *text) => {}
         Some(kind) => return Err(part.refuse("type", &kind, expected)),
         None => return Err(part.missing("type", expected)),
     }

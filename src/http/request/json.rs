@@ -155,6 +155,11 @@ impl Fields {
         self.map.shift_remove(name)
     }
 
+    /// Sets a field that another one says too.
+    pub fn put(&mut self, name: &str, value: Value) {
+        self.map.insert(name.to_owned(), value);
+    }
+
     /// The field's value, which stays for the table of foreign fields to decide.
     pub fn peek(&self, name: &str) -> Option<&Value> {
         self.map.get(name)

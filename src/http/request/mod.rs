@@ -2,9 +2,12 @@
 //! every bound, and later stages never see what the client wrote.
 //!
 //! [`json`] parses a body into fields, [`prompt`] reads prompts, [`conversation`] messages,
-//! [`sampling`] the fields that all generating routes share; [`native`] and [`openai`] put each
-//! route's request together. Fields that only other servers have are decided by the table in [`foreign`].
+//! [`tools`] what may be called, [`constraint`] what an answer is held to, [`sampling`] the fields that
+//! all generating routes share; [`native`] and [`openai`] put each route's request together, those of
+//! conversations as a [`chat::Chat`]. Fields that only other servers have are decided by the table in [`foreign`].
 
+pub mod anthropic;
+pub mod chat;
 pub mod constraint;
 pub mod conversation;
 mod foreign;
@@ -12,14 +15,17 @@ pub mod json;
 pub mod native;
 pub mod openai;
 pub mod prompt;
+pub mod responses;
 pub mod sampling;
+pub mod tools;
+mod variables;
 
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use serde_json::Value;
 
-use self::json::Fields;
+use self::{json::Fields, tools::Calls};
 use super::{
     app::Served,
     error::{ApiError, shorten, show},
@@ -60,6 +66,8 @@ pub struct Checked {
     pub timeout: Duration,
     /// Prompts to put before the answers (`echo`), one per prompt; empty: none.
     pub echo: Vec<EchoedPrompt>,
+    /// What tells calls of tools from text; `None`: there are none.
+    pub calls: Option<Calls>,
     /// Only the prompt is wanted (`max_tokens: 0`): the one token that is generated is dropped.
     pub prompt_only: bool,
 }

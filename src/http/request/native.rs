@@ -2,10 +2,12 @@
 
 use super::{
     Checked, Context, Model, StreamUsage, Target,
-    conversation::{self, Variables},
+    conversation::{self, Opening},
     json::Fields,
     prompt::{self, Source},
     sampling::{Length, Parameters, logprobs, stream_options},
+    tools::Tools,
+    variables::Variables,
 };
 use crate::{
     http::error::{ApiError, show},
@@ -18,6 +20,7 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     let target = Target::take_compared(context, &mut fields)?;
     let source = prompt::source(&mut fields)?;
     let variables = Variables::take(&mut fields, source.template(context.served))?;
+    let opening = Opening::take(&mut fields)?;
     let special = fields.flag("add_special_tokens")?;
     let logprobs = logprobs(&mut fields, "logprobs")?;
     let length = Length {
@@ -35,11 +38,14 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     let prompt = match source {
         Source::Prompt(prompt) => {
             variables.unused()?;
+            opening.unused()?;
             prompt::single(context.served, prompt, special.unwrap_or(true))?
         }
         Source::Messages(messages) => {
+            let messages =
+                conversation::messages(conversation::template(context.served)?, messages)?;
             let special = special.unwrap_or(false);
-            conversation::prompt(context.served, messages, variables, special)?
+            conversation::prompt(context.served, messages, variables, opening, special)?
         }
     };
     parameters.into_checked(context, target, vec![prompt], length)
@@ -58,7 +64,9 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
     let mut fields = Fields::parse(body)?;
     Model::take(context.served, &mut fields)?;
     let source = prompt::source(&mut fields)?;
-    let variables = Variables::take(&mut fields, source.template(context.served))?;
+    let mut variables = Variables::take(&mut fields, source.template(context.served))?;
+    let opening = Opening::take(&mut fields)?;
+    let tools = Tools::take(&mut fields)?;
     let special = match (fields.flag("add_special")?, fields.flag("add_special_tokens")?) {
         (Some(one), Some(other)) if one != other => {
             let expected = format!("add_special ({one}), its other name");
@@ -70,6 +78,8 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
     let ids = match source {
         Source::Prompt(prompt) => {
             variables.unused()?;
+            opening.unused()?;
+            tools.unused()?;
             let text = prompt
                 .as_str()
                 .ok_or_else(|| ApiError::value("prompt", show(&prompt), "a string"))?;
@@ -78,8 +88,13 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
             encoded.map_err(|error| prompt::not_encoded("prompt", error))?
         }
         Source::Messages(messages) => {
+            let messages =
+                conversation::messages(conversation::template(context.served)?, messages)?;
+            if let Some((described, _)) = tools.offered(context.served)? {
+                variables.offer(described);
+            }
             let special = special.unwrap_or(false);
-            conversation::prompt(context.served, messages, variables, special)?.ids
+            conversation::prompt(context.served, messages, variables, opening, special)?.ids
         }
     };
     Ok((ids, context.served.context()))

@@ -2,10 +2,13 @@
 
 use super::{
     Checked, Context, EchoedPrompt, Target,
-    conversation::{self, Variables},
+    chat::Chat,
+    conversation::{self, Opening},
     json::Fields,
     prompt::{self, Prompt},
     sampling::{Length, Parameters, logprobs, stream_options},
+    tools::Tools,
+    variables::Variables,
 };
 use crate::http::error::ApiError;
 
@@ -19,6 +22,8 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let messages =
         fields.take("messages").ok_or_else(|| fields.missing("messages", "a list of messages"))?;
     let variables = Variables::take(&mut fields, context.served.chat.as_ref())?;
+    let opening = Opening::take(&mut fields)?;
+    let tools = Tools::take(&mut fields)?;
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
     let length = chat_length(context, &mut fields)?;
     let wanted = fields.flag("logprobs")?.unwrap_or(false);
@@ -31,9 +36,9 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let usage = stream_options(&mut fields)?;
     let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
-    let prompt = conversation::prompt(context.served, messages, variables, special)?;
-    let checked = parameters.into_checked(context, target, vec![prompt], length)?;
-    Ok(Checked { usage, ..checked })
+    let messages = conversation::messages(conversation::template(context.served)?, messages)?;
+    let chat = Chat { target, messages, variables, opening, special, tools, length, parameters };
+    Ok(Checked { usage, ..chat.into_checked(context)? })
 }
 
 /// `max_completion_tokens`, or its older name `max_tokens`.

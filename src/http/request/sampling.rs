@@ -86,7 +86,7 @@ pub struct Parameters {
     priority: i32,
     combine_logits: bool,
     /// What the answer is held to.
-    constraint: Option<Asked>,
+    pub constraint: Option<Asked>,
 }
 
 impl Parameters {
@@ -127,7 +127,7 @@ impl Parameters {
         let combine = || "\"weights\" or \"logits\"".to_owned();
         Ok(Self {
             sampling,
-            stop: stop(fields)?,
+            stop: stop(fields, "stop")?,
             n: fields.integer("n", 1..=limits.max_n)?.unwrap_or(1),
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             stream: fields.flag("stream")?.unwrap_or(false),
@@ -136,6 +136,27 @@ impl Parameters {
             combine_logits: fields.convert("combine", logits, combine)?.unwrap_or(false),
             constraint: constraint::take(fields)?,
         })
+    }
+
+    /// Adds the constraint of another field.
+    pub fn constrain(&mut self, asked: Option<Asked>) -> Result<(), ApiError> {
+        match (&self.constraint, asked) {
+            (_, None) => Ok(()),
+            (None, asked) => {
+                self.constraint = asked;
+                Ok(())
+            }
+            (Some(first), Some(second)) => {
+                let got = format!("given beside {}", first.field);
+                Err(ApiError::value(second.field, got, "one constraint"))
+            }
+        }
+    }
+
+    /// Adds the stop strings of another field to those of `stop`.
+    pub fn add_stops(&mut self, fields: &mut Fields, name: &'static str) -> Result<(), ApiError> {
+        self.stop.extend(stop(fields, name)?);
+        Ok(())
     }
 
     /// One request per choice, each within the context.
@@ -157,7 +178,7 @@ impl Parameters {
                 let expected = format!("false beside {}, whose end ends the answer", asked.field);
                 return Err(ApiError::value("ignore_eos", true, expected));
             }
-            asked => asked.map(|asked| asked.compile(context)).transpose()?,
+            asked => asked.map(|asked| asked.compile(&context.served.grammars)).transpose()?,
         };
         let Target { model, solutions } = target;
         let compared = solutions.len() > 1;
@@ -208,6 +229,7 @@ impl Parameters {
             usage: StreamUsage::default(),
             timeout: self.timeout,
             echo: Vec::new(),
+            calls: None,
             prompt_only: false,
         })
     }
@@ -280,22 +302,22 @@ fn logits(solution: &Solution) -> Result<Combine, ApiError> {
     }
 }
 
-/// `stop`: a string or a list of strings.
-fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+/// Stop strings: a string or a list of strings.
+fn stop(fields: &mut Fields, name: &'static str) -> Result<Vec<String>, ApiError> {
     let expected = || {
         format!(
             "a string or a list of at most {MAX_STOPS} strings, each of 1 to {MAX_STOP_BYTES} bytes"
         )
     };
-    let items = match fields.take("stop") {
+    let items = match fields.take(name) {
         None => return Ok(Vec::new()),
         Some(Value::Array(items)) if items.len() <= MAX_STOPS => items,
         Some(text @ Value::String(_)) => vec![text],
-        Some(other) => return Err(fields.refuse("stop", &other, expected())),
+        Some(other) => return Err(fields.refuse(name, &other, expected())),
     };
     let check = |item: Value| match item {
         Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => Ok(text),
-        other => Err(ApiError::value("stop", show(&other), expected())),
+        other => Err(ApiError::value(name, show(&other), expected())),
     };
     items.into_iter().map(check).collect()
 }

@@ -17,6 +17,12 @@ pub enum Place {
     Format,
     /// `structured_outputs`.
     StructuredOutputs,
+    /// `text` of a response, and `output_config` of a message.
+    Output,
+    /// `reasoning` of a response.
+    Reasoning,
+    /// One of `tools`, and one of a message's calls.
+    Tool,
 }
 
 /// A field of other servers.

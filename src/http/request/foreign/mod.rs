@@ -23,7 +23,10 @@ mod tests {
     use super::{
         field::{
             Neutral::{Any, Only},
-            Place::{Body, Format, Message, Part, StreamOptions, StructuredOutputs},
+            Place::{
+                Body, Format, Message, Output, Part, Reasoning, StreamOptions, StructuredOutputs,
+                Tool,
+            },
         },
         *,
     };
@@ -40,6 +43,9 @@ mod tests {
                 StreamOptions => "stream_options.",
                 Format => "response_format.",
                 StructuredOutputs => "structured_outputs.",
+                Output => "text.",
+                Reasoning => "reasoning.",
+                Tool => "tools[].",
             };
             let names: Vec<String> =
                 row.names.iter().map(|name| format!("`{place}{name}`")).collect();

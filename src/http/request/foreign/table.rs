@@ -4,7 +4,7 @@
 use super::field::{
     Foreign,
     Neutral::{self, Any, Only},
-    Place::{self, Body, Message, Part, StreamOptions, StructuredOutputs},
+    Place::{self, Body, Message, Output, Part, Reasoning, StreamOptions, StructuredOutputs, Tool},
 };
 
 const NONE: Neutral = Only(&[]);
@@ -25,7 +25,7 @@ const fn row(
 
 const CONSTRAINED: &str = "use response_format or structured_outputs";
 const WHITESPACE: &str = "at most 40 characters of whitespace stand between two tokens of JSON";
-const TOOLS: &str = "this server generates text only, without tools";
+const TOOLS: &str = "tools are called on /v1/chat/completions";
 const SAMPLER: &str =
     "there is no such sampler; temperature, top_p, top_k, min_p and the three penalties are";
 const TOKENS: &str = "use logit_bias or structured_outputs";
@@ -70,6 +70,21 @@ pub const TABLE: &[Foreign] = &[
         "about the caller or the work, not about the answer",
     ),
     row(Body, &["store"], Any, "no answer is kept, and there is no route to get one back"),
+    row(
+        Body,
+        &["previous_response_id", "conversation", "container"],
+        NONE,
+        "nothing is stored: send the whole conversation",
+    ),
+    row(Body, &["background"], FALSE, "an answer comes on the connection of its request"),
+    row(
+        Body,
+        &["include", "mcp_servers", "context_management"],
+        EMPTY,
+        "this is not reported or done",
+    ),
+    row(Body, &["truncation"], Only(&["\"disabled\""]), "a prompt is never cut"),
+    row(Body, &["max_tool_calls"], NONE, "tools are run by the client"),
     // Settings of something that is off.
     row(
         Body,
@@ -335,7 +350,7 @@ pub const TABLE: &[Foreign] = &[
         Message,
         &["tool_calls", "function_call", "tool_call_id", "tool_name", "tools"],
         EMPTY,
-        TOOLS,
+        "an assistant's turn has tool_calls, the answer of a tool the role tool and tool_call_id",
     ),
     row(Message, &["audio", "images", "attachments", "experimental_attachments"], EMPTY, MODALITY),
     row(Message, &["prefix", "partial"], FALSE, TEMPLATE),
@@ -360,6 +375,16 @@ pub const TABLE: &[Foreign] = &[
         &["disable_fallback", "_backend"],
         Any,
         "about how a grammar is followed, not about the answer",
+    ),
+    // Responses.
+    row(Output, &["verbosity"], Only(&["\"medium\""]), "say it in the prompt, or by a preference"),
+    row(Reasoning, &["summary", "generate_summary"], Any, "reasoning is part of the text"),
+    // Tools.
+    row(
+        Tool,
+        &["index", "cache_control", "defer_loading", "metadata"],
+        Any,
+        "about the tool or the call, not about the answer",
     ),
     // `stream_options`.
     row(StreamOptions, &["include_obfuscation"], Any, "chunks are not padded"),
