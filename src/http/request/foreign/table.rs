@@ -357,7 +357,7 @@ pub const TABLE: &[Foreign] = &[
     // Parts of content.
     row(
         Part,
-        &["id", "cache_control", "annotations", "citations", "metadata"],
+        &["id", "cache_control", "annotations", "citations", "logprobs", "metadata"],
         Any,
         "about the part, not its text",
     ),
