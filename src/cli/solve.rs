@@ -56,6 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let menu = Menu {
                 objectives: args.objectives,
                 presets: Vec::new(),
+                efforts: Vec::new(),
                 default_preference: Preference::uniform(n),
                 default_alpha: Alpha::default(),
                 alpha_bounds: (0.0, f64::MAX),

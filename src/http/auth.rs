@@ -1,6 +1,6 @@
 //! Bearer keys.
 
-use axum::http::{HeaderMap, header::AUTHORIZATION};
+use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
@@ -26,18 +26,7 @@ impl Keys {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let header = headers.get(AUTHORIZATION).ok_or(ApiError::Unauthorized(
-            "no API key: send the header `Authorization: Bearer KEY`",
-        ))?;
-        let (scheme, given) = header
-            .to_str()
-            .ok()
-            .and_then(|text| text.split_once(' '))
-            .ok_or(ApiError::Unauthorized("the header Authorization is not `Bearer KEY`"))?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(ApiError::Unauthorized("the header Authorization is not `Bearer KEY`"));
-        }
-        let given = digest(given.trim().as_bytes());
+        let given = digest(presented(headers)?.trim().as_bytes());
         let (mut found, mut which) = (Choice::from(0), 0u32);
         for (index, known) in (0u32..).zip(&self.0) {
             let same = known.ct_eq(&given);
@@ -52,6 +41,21 @@ impl Keys {
     }
 }
 
+/// The key of a request: a bearer, or Anthropic's header.
+fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let text = |header: &'static str| Some(headers.get(header)?.to_str().unwrap_or_default());
+    let Some(bearer) = text("authorization") else {
+        return text("x-api-key").ok_or(ApiError::Unauthorized(
+            "no API key: send the header `Authorization: Bearer KEY`",
+        ));
+    };
+    bearer
+        .split_once(' ')
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, key)| key)
+        .ok_or(ApiError::Unauthorized("the header Authorization is not `Bearer KEY`"))
+}
+
 fn digest(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
@@ -64,7 +68,7 @@ mod tests {
         let keys = Keys::new(&[ApiKey("alpha".into()), ApiKey("Beta".into())]);
         let mut headers = HeaderMap::new();
         if let Some(value) = header {
-            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            headers.insert("authorization", value.parse().unwrap());
         }
         keys.check(&headers)
     }
@@ -80,5 +84,11 @@ mod tests {
         }
         assert!(check(None).is_err());
         assert_eq!(Keys::new(&[]).check(&HeaderMap::new()), Ok(None));
+        let keys = Keys::new(&[ApiKey("alpha".into())]);
+        for (given, passes) in [("alpha", true), ("Alpha", false), ("", false)] {
+            let headers =
+                HeaderMap::from_iter([("x-api-key".parse().unwrap(), given.parse().unwrap())]);
+            assert_eq!(keys.check(&headers).is_ok(), passes, "{given}");
+        }
     }
 }

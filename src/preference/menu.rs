@@ -17,6 +17,8 @@ pub struct Menu {
     pub objectives: Vec<String>,
     /// Presets and their weights, one per objective.
     pub presets: Vec<(String, Vec<f64>)>,
+    /// Presets of requests that name no preference, by their `reasoning_effort`.
+    pub efforts: Vec<(String, String)>,
     /// The preference of requests that name none.
     pub default_preference: Preference,
     /// The extrapolation of requests that name none.
@@ -56,6 +58,12 @@ impl Menu {
                 FormError::value(field, "all zero", "at least one weight above 0")
             }
         })
+    }
+
+    /// The preference of a request that names none but says how much to think.
+    pub fn of_effort(&self, effort: &str) -> Option<Form> {
+        let (_, preset) = self.efforts.iter().find(|(known, _)| known == effort)?;
+        Some(Form::Preset(preset.clone()))
     }
 
     /// The extrapolation that a form means; `field` names the form in errors.
@@ -163,6 +171,7 @@ mod tests {
         Menu {
             objectives: vec!["helpful".into(), "harmless".into()],
             presets: vec![("kind".into(), vec![1.0, 3.0])],
+            efforts: Vec::new(),
             default_preference: Preference::uniform(2),
             default_alpha: Alpha::default(),
             alpha_bounds: (0.0, 1.0),

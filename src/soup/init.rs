@@ -85,6 +85,7 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
         mixing: recipe.mixing.clone(),
         extrapolation: Extrapolation::default(),
         presets: BTreeMap::new(),
+        reasoning_effort: BTreeMap::new(),
         objectives: objectives
             .into_iter()
             .map(|name| Objective { name, description: String::new(), range: None })

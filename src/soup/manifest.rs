@@ -47,6 +47,9 @@ pub struct Manifest {
     /// Named preferences, weights by objective.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub presets: BTreeMap<String, BTreeMap<String, f64>>,
+    /// Presets of requests that name no preference, by their `reasoning_effort`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reasoning_effort: BTreeMap<String, String>,
     /// What the backbones were tuned for.
     pub objectives: Vec<Objective>,
     /// The tuned models, one per objective.

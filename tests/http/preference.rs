@@ -182,3 +182,41 @@ fn coefficients_under_which_the_model_breaks_down_are_the_clients_error() {
         server.wait_until_idle();
     }
 }
+
+#[test]
+fn an_effort_is_a_preset_where_the_soup_says_so() {
+    let soup = copied("soup-tiny");
+    let manifest = soup.path().join("soup.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let mapped = text.replacen("[presets]", "[reasoning_effort]\nhigh = \"terse\"\n\n[presets]", 1);
+    fs::write(&manifest, &mapped).unwrap();
+    let server = Server::start(ServeOptions { soup: Some(soup.path().to_owned()), ..options() });
+    let brief = |path: &str, more: Value| {
+        let base = match path {
+            "/v1/responses" => json!({"input": "x", "max_output_tokens": 1}),
+            _ => json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+        };
+        server.post(path, with(base, more)).ok()["ladle"]["preference"]["brief"].clone()
+    };
+    let chat = "/v1/chat/completions";
+    let balanced = json!(1.0 / 3.0);
+    assert_eq!(brief(chat, json!({"reasoning_effort": "high"})), 0.8);
+    assert_eq!(brief("/v1/responses", json!({"reasoning": {"effort": "high"}})), 0.8);
+    assert_eq!(brief(chat, json!({"reasoning_effort": "low"})), balanced);
+    assert_eq!(
+        brief(chat, json!({"reasoning_effort": "high", "preference": "balanced"})),
+        balanced
+    );
+    assert_eq!(
+        brief(chat, json!({"reasoning_effort": "high", "model": "soup-tiny:balanced"})),
+        balanced
+    );
+    for (wrong, told) in [
+        ("high = \"absent\"", "reasoning_effort.high"),
+        ("much = \"terse\"", "reasoning_effort.much"),
+    ] {
+        fs::write(&manifest, mapped.replacen("high = \"terse\"", wrong, 1)).unwrap();
+        let error = ladle::soup::read_manifest(soup.path()).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+}

@@ -151,7 +151,7 @@ pub struct Target {
 
 impl Target {
     /// Takes `model`, `preference`, `alpha` and `lambda`. Precedence: the body's `preference`, the model id,
-    /// the header, the soup's default. Only the form that counts is looked at.
+    /// the header, the soup's preset for the `reasoning_effort`, the soup's default. Only the form that counts is looked at.
     fn take(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
         let Context { served, headers, .. } = context;
         let (menu, model) = (&served.menu, Model::take(served, fields)?);
@@ -165,6 +165,8 @@ impl Target {
                 .to_str()
                 .map_err(|_| ApiError::value("X-Preference", "not ASCII", expected))?;
             menu.preference("X-Preference", Form::from_text("X-Preference", text)?)?
+        } else if let Some(form) = effort(fields).and_then(|effort| menu.of_effort(effort)) {
+            menu.preference("reasoning_effort", form)?
         } else {
             menu.default_preference.clone()
         };
@@ -199,6 +201,11 @@ impl Target {
         let solutions = forms.into_iter().enumerate().map(solve);
         Ok(Self { model: model.id, solutions: solutions.collect::<Result<_, ApiError>>()? })
     }
+}
+
+/// `reasoning_effort`, which templates read too.
+fn effort(fields: &Fields) -> Option<&str> {
+    fields.peek("reasoning_effort")?.as_str()
 }
 
 /// How a preference becomes λ and c.

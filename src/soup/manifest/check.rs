@@ -11,6 +11,9 @@ use crate::preference::{
     mixing::MAX_REALISED_CONDITION,
 };
 
+/// Levels of `reasoning_effort` (OpenAI).
+const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+
 /// What is wrong with a manifest. [`crate::soup::SoupError`] adds the file's path.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -136,6 +139,15 @@ impl Manifest {
             Preference::new(&weights, self.objectives.len())
                 .map_err(|error| ManifestError::Preset { name: name.clone(), error })?;
         }
+        for (effort, preset) in &self.reasoning_effort {
+            let key = format!("reasoning_effort.{effort}");
+            if !EFFORTS.contains(&effort.as_str()) {
+                return Err(refuse(key, format!("one of {}", EFFORTS.join(", ")), effort));
+            }
+            if !self.presets.contains_key(preset) {
+                return Err(refuse(key, self.known_presets(), format!("{preset:?}")));
+            }
+        }
         match &self.default {
             Some(name) if !self.presets.contains_key(name) => {
                 Err(refuse("default", self.known_presets(), format!("{name:?}")))
@@ -252,6 +264,7 @@ impl Manifest {
         Ok(Menu {
             objectives: self.objective_names().map(str::to_owned).collect(),
             presets: self.presets.keys().filter_map(preset).collect(),
+            efforts: self.reasoning_effort.clone().into_iter().collect(),
             default_preference: self.default_preference(),
             default_alpha: self.alpha()?,
             alpha_bounds: (min, max),
