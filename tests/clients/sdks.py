@@ -17,7 +17,7 @@ from pydantic import BaseModel
 BASE = sys.argv[1].rstrip("/")
 KEY = sys.argv[2] if len(sys.argv) > 2 else "none"
 CHAT = openai.OpenAI(base_url=BASE + "/v1", api_key=KEY, max_retries=0)
-CLAUDE = anthropic.Anthropic(base_url=BASE, api_key=KEY, auth_token=KEY, max_retries=0)
+CLAUDE = anthropic.Anthropic(base_url=BASE, api_key=KEY, max_retries=0)
 MODEL = CHAT.models.list().data[0].id
 ASK = [{"role": "user", "content": "Which dish is it?"}]
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"], "additionalProperties": False}
@@ -55,7 +55,9 @@ def openai_responses():
     kinds = [event.type for event in CHAT.responses.create(model=MODEL, input="Hello", max_output_tokens=8, stream=True)]
     assert kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete"), kinds
     works("openai responses stream")
-    with CHAT.responses.stream(model=MODEL, input="Hello", max_output_tokens=8) as stream:
+    # The helper wants an answer that comes to its end.
+    place = {"format": {"type": "json_schema", "name": "place", "schema": SCHEMA}}
+    with CHAT.responses.stream(model=MODEL, input="Hello", max_output_tokens=120, text=place) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         assert stream.get_final_response().output_text == text
     works("openai responses stream helper")
@@ -73,7 +75,7 @@ def openai_responses():
 def openai_tools():
     function = {"name": "weather", "description": "Weather of a city.", "parameters": SCHEMA}
     tools = [{"type": "function", "function": function}]
-    ask = {"model": MODEL, "messages": ASK, "tools": tools, "max_tokens": 120, "seed": 2}
+    ask = {"model": MODEL, "messages": ASK, "tools": tools, "max_tokens": 120, "seed": 2, "parallel_tool_calls": False}
     try:
         answer = CHAT.chat.completions.create(**ask, tool_choice="required")
     except openai.BadRequestError as error:
@@ -93,7 +95,7 @@ def openai_tools():
     assert json.loads(streamed.function.arguments)["city"] in ("Oslo", "Rome")
     works("openai tools stream helper")
     flat = [{"type": "function", **function, "strict": True}]
-    answer = CHAT.responses.create(model=MODEL, input="x", tools=flat, tool_choice="required", max_output_tokens=120)
+    answer = CHAT.responses.create(model=MODEL, input="x", tools=flat, tool_choice="required", parallel_tool_calls=False, max_output_tokens=120)
     call = answer.output[-1]
     assert call.type == "function_call" and json.loads(call.arguments)["city"]
     back = [{"role": "user", "content": "x"}, call.model_dump(), {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]
@@ -126,7 +128,7 @@ def anthropic_messages(tools):
     if not tools:
         return
     tool = {"name": "weather", "description": "Weather of a city.", "input_schema": SCHEMA}
-    call = {"tools": [tool], "tool_choice": {"type": "any"}, "max_tokens": 120}
+    call = {"tools": [tool], "tool_choice": {"type": "any", "disable_parallel_tool_use": True}, "max_tokens": 120}
     answer = CLAUDE.messages.create(**{**ask, **call})
     used = answer.content[-1]
     assert answer.stop_reason == "tool_use" and used.input["city"] in ("Oslo", "Rome"), answer
