@@ -18,6 +18,7 @@ pub mod answer;
 pub mod backend;
 pub mod batch;
 pub mod blocks;
+mod client;
 pub mod cost;
 pub mod cpu;
 pub mod cuda;
@@ -39,6 +40,7 @@ mod worker;
 
 pub use crate::config::MergeMode;
 pub use ailment::Ailment;
+pub use client::Client;
 pub use cpu::{CpuBackend, CpuOptions};
 pub use cuda::{CudaBackend, CudaOptions};
 pub use error::OpenError;

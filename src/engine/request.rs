@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::client::Client;
 use crate::{grammar::Grammar, preference::Coefficients, sampling::SamplingParams};
 
 /// How the backbones act together on one request.
@@ -48,6 +49,8 @@ pub struct GenerateRequest {
     pub deadline: Option<Instant>,
     /// Higher goes first; waiting raises it by one per [`super::StepLimits::aging`].
     pub priority: i32,
+    /// Whom it is counted for.
+    pub client: Client,
 }
 
 impl GenerateRequest {
@@ -66,6 +69,7 @@ impl GenerateRequest {
             prompt_logprobs: None,
             deadline: None,
             priority: 0,
+            client: Client::Local,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Bearer keys.
 
+use std::sync::Arc;
+
 use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
@@ -9,32 +11,39 @@ use crate::config::ApiKey;
 
 /// Digests of the accepted keys. Digests have equal lengths and are compared in constant time, so
 /// the time of an answer shows neither a key's length nor how much of it was right.
-pub struct Keys(Vec<[u8; 32]>);
+pub struct Keys(Vec<Key>);
 
-/// Position of a key in the configuration; identifies a client without naming its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KeyId(pub u32);
+/// An accepted key.
+struct Key {
+    /// What its holder is called in counts.
+    name: Arc<str>,
+    digest: [u8; 32],
+}
 
 impl Keys {
     /// The accepted keys. Without any, every request is accepted.
     pub fn new(keys: &[ApiKey]) -> Self {
-        Self(keys.iter().map(|key| digest(key.0.as_bytes())).collect())
+        let key = |(index, key): (usize, &ApiKey)| Key {
+            name: format!("key {}", index + 1).into(),
+            digest: digest(key.0.as_bytes()),
+        };
+        Self(keys.iter().enumerate().map(key).collect())
     }
 
-    /// The key that a request presents; `None` where the server asks for none.
-    pub fn check(&self, headers: &HeaderMap) -> Result<Option<KeyId>, ApiError> {
+    /// The name of the key that a request presents; `None` where the server asks for none.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Option<Arc<str>>, ApiError> {
         if self.0.is_empty() {
             return Ok(None);
         }
         let given = digest(presented(headers)?.trim().as_bytes());
         let (mut found, mut which) = (Choice::from(0), 0u32);
         for (index, known) in (0u32..).zip(&self.0) {
-            let same = known.ct_eq(&given);
+            let same = known.digest.ct_eq(&given);
             which.conditional_assign(&index, same);
             found |= same;
         }
         if bool::from(found) {
-            Ok(Some(KeyId(which)))
+            Ok(self.0.get(which as usize).map(|key| key.name.clone()))
         } else {
             Err(ApiError::Unauthorized("the API key is not known"))
         }
@@ -64,7 +73,7 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn check(header: Option<&str>) -> Result<Option<KeyId>, ApiError> {
+    fn check(header: Option<&str>) -> Result<Option<Arc<str>>, ApiError> {
         let keys = Keys::new(&[ApiKey("alpha".into()), ApiKey("Beta".into())]);
         let mut headers = HeaderMap::new();
         if let Some(value) = header {
@@ -75,8 +84,8 @@ mod tests {
 
     #[test]
     fn only_a_known_key_in_the_right_case_passes() {
-        assert_eq!(check(Some("Bearer alpha")), Ok(Some(KeyId(0))));
-        assert_eq!(check(Some("bearer Beta")), Ok(Some(KeyId(1))));
+        assert_eq!(check(Some("Bearer alpha")), Ok(Some("key 1".into())));
+        assert_eq!(check(Some("bearer Beta")), Ok(Some("key 2".into())));
         for bad in
             ["Bearer beta", "Bearer alph", "Bearer alphaa", "Bearer ", "Basic alpha", "alpha"]
         {

@@ -20,6 +20,7 @@ use super::{
     error::{ApiError, shorten},
     request::Context,
 };
+use crate::engine::Client;
 
 /// Bytes of an oversized body that are read and thrown away, so that the client hears the answer
 /// instead of a broken connection.
@@ -32,6 +33,7 @@ pub struct Incoming {
     body: Vec<u8>,
     arrived: Instant,
     permit: Option<Permit>,
+    client: Client,
 }
 
 impl FromRequest<Arc<App>> for Incoming {
@@ -41,8 +43,9 @@ impl FromRequest<Arc<App>> for Incoming {
         let arrived = Instant::now();
         let (mut parts, body) = request.into_parts();
         let permit = parts.extensions.remove::<Permit>();
+        let client = parts.extensions.remove::<Client>().unwrap_or_default();
         let body = read(&parts.headers, body, app.limits.max_body, app.limits.body_timeout).await?;
-        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, permit })
+        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, permit, client })
     }
 }
 
@@ -54,14 +57,12 @@ impl Incoming {
         check: fn(&Context<'_>, &[u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
         let checking = move || {
-            let Self { app, headers, body, arrived, permit } = self;
+            let Self { app, headers, body, arrived, permit, client } = self;
             // Held until this is done, whether or not the client has gone by then.
             let _permit = permit;
             let served = app.served()?;
-            check(
-                &Context { served: &served, limits: &app.limits, headers: &headers, arrived },
-                &body,
-            )
+            let (limits, headers) = (&app.limits, &headers);
+            check(&Context { served: &served, limits, headers, arrived, client }, &body)
         };
         match tokio::task::spawn_blocking(checking).await {
             Ok(checked) => checked,

@@ -11,8 +11,8 @@ use axum::{
 use super::{
     app::{App, Permit},
     error::ApiError,
-    rate::Client,
 };
+use crate::engine::Client;
 
 /// The layer around every route that makes the server work.
 pub async fn admit(
@@ -24,16 +24,17 @@ pub async fn admit(
     if app.draining() {
         return Err(ApiError::Draining);
     }
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.ip());
+    let client = match (key, address) {
+        (Some(name), _) => Client::Key(name),
+        (None, Some(address)) => Client::at(address),
+        (None, None) => Client::Local,
+    };
     if let Some(rates) = &app.rates {
-        let address =
-            || request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.ip());
-        let client = key.map(Client::Key).or_else(|| address().map(Client::Address));
-        if let Some(client) = client {
-            rates.admit(client, Instant::now()).map_err(|wait| ApiError::RateLimited {
-                limit: rates.per_minute(),
-                retry_after: wait.as_secs_f64().ceil() as u64,
-            })?;
-        }
+        rates.admit(&client, Instant::now()).map_err(|wait| ApiError::RateLimited {
+            limit: rates.per_minute(),
+            retry_after: wait.as_secs_f64().ceil() as u64,
+        })?;
     }
     let permit = app.permits.clone().try_acquire_owned().map_err(|_| ApiError::Overloaded {
         message: format!("{} requests are in progress, the limit", app.limits.max_in_flight),
@@ -41,6 +42,7 @@ pub async fn admit(
     })?;
     let permit = Permit(Arc::new(permit));
     request.extensions_mut().insert(permit.clone());
+    request.extensions_mut().insert(client);
     let mut response = next.run(request).await;
     response.extensions_mut().insert(permit);
     Ok(response)

@@ -2,24 +2,14 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::auth::KeyId;
+use crate::engine::Client;
 
 /// Most clients that have a bucket at once. A bucket that is full again is dropped.
 const MAX_CLIENTS: usize = 65_536;
-
-/// Who sends a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Client {
-    /// The holder of a key.
-    Key(KeyId),
-    /// An address, where no keys are asked for.
-    Address(IpAddr),
-}
 
 /// The buckets of all clients: a token bucket each.
 pub struct Buckets {
@@ -44,7 +34,7 @@ impl Buckets {
     }
 
     /// Takes one request out of the client's bucket, or says how long until there is one.
-    pub fn admit(&self, client: Client, now: Instant) -> Result<(), Duration> {
+    pub fn admit(&self, client: &Client, now: Instant) -> Result<(), Duration> {
         let capacity = self.per_minute as f64;
         let rate = capacity / 60.0;
         let level = |bucket: &Bucket| {
@@ -53,13 +43,13 @@ impl Buckets {
         };
         // The map is consistent even after a panic: every change is one assignment.
         let mut buckets = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= MAX_CLIENTS && !buckets.contains_key(&client) {
+        if buckets.len() >= MAX_CLIENTS && !buckets.contains_key(client) {
             buckets.retain(|_, bucket| level(bucket) < capacity);
             if buckets.len() >= MAX_CLIENTS {
                 return Err(Duration::from_secs(60));
             }
         }
-        let bucket = buckets.entry(client).or_insert(Bucket { tokens: capacity, at: now });
+        let bucket = buckets.entry(client.clone()).or_insert(Bucket { tokens: capacity, at: now });
         let tokens = level(bucket);
         let admitted = tokens >= 1.0;
         *bucket = Bucket { tokens: if admitted { tokens - 1.0 } else { tokens }, at: now };
@@ -69,12 +59,14 @@ impl Buckets {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]
     fn a_client_over_its_rate_waits_and_others_do_not() {
         let buckets = Buckets::new(2);
-        let (one, two) = (Client::Key(KeyId(0)), Client::Key(KeyId(1)));
+        let (one, two) = (&Client::Key("one".into()), &Client::Key("two".into()));
         let start = Instant::now();
         assert_eq!(buckets.admit(one, start), Ok(()));
         assert_eq!(buckets.admit(one, start), Ok(()));
@@ -90,9 +82,9 @@ mod tests {
         let buckets = Buckets::new(60);
         let start = Instant::now();
         for client in 0..MAX_CLIENTS as u32 {
-            buckets.admit(Client::Address(IpAddr::from(client.to_be_bytes())), start).unwrap();
+            buckets.admit(&Client::at(IpAddr::from(client.to_be_bytes())), start).unwrap();
         }
-        let late = Client::Address(IpAddr::from([255, 0, 0, 1]));
+        let late = &Client::at(IpAddr::from([255, 0, 0, 1]));
         assert!(buckets.admit(late, start).is_err(), "all buckets are in use");
         assert_eq!(
             buckets.admit(late, start + Duration::from_secs(5)),

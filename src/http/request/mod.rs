@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     config::RequestLimits,
-    engine::GenerateRequest,
+    engine::{Client, GenerateRequest},
     preference::{Alpha, AlphaForm, Form, LambdaRule, Preference, Solution},
 };
 
@@ -47,6 +47,8 @@ pub struct Context<'a> {
     pub limits: &'a RequestLimits,
     pub headers: &'a HeaderMap,
     pub arrived: Instant,
+    /// Whom it is counted for.
+    pub client: Client,
 }
 
 /// A checked generation.

@@ -215,6 +215,7 @@ impl Parameters {
                         ignore_eos: self.ignore_eos,
                         deadline: context.arrived.checked_add(self.timeout),
                         priority: self.priority,
+                        client: context.client.clone(),
                         ..GenerateRequest::new(prompt.ids.clone(), c, max_tokens)
                     });
                 }
