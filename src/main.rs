@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Command::Solve(args) => cli::solve::run(args),
         Command::Chat(args) => cli::chat::run(args),
         Command::Generate(args) => cli::generate::run(args),
+        Command::Key(args) => cli::key::run(args),
         Command::Kernels(args) => cli::kernels::run(args),
         Command::Pages(pages) => pages.run(cli::program()).map_err(Into::into),
     }))

@@ -38,7 +38,7 @@ struct World {
 }
 
 fn wanted(models: &[usize], repeatable: bool) -> Wanted {
-    Wanted { keys: models.iter().map(|&n| key(n)).collect(), from: 0, repeatable }
+    Wanted { keys: models.iter().map(|&n| key(n)).collect(), from: 0, repeatable, owner: None }
 }
 
 impl World {

@@ -209,7 +209,7 @@ impl<'a> Simulation<'a> {
             }
             // The load is sampled without seeds, so its requests are not repeatable.
             let keys = vec![ModelKey::of(&request.c)];
-            let wanted = Wanted { keys, from: 0, repeatable: false };
+            let wanted = Wanted { keys, from: 0, repeatable: false, owner: None };
             let lanes = self.models.enter(&self.slots, wanted, None);
             let id = self.scheduler.enqueue(NewSequence {
                 tokens: vec![0; request.prompt],

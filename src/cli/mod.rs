@@ -9,6 +9,7 @@ pub mod import;
 pub mod init;
 pub mod inspect;
 pub mod kernels;
+pub mod key;
 pub mod merge;
 mod output;
 pub mod serve;
@@ -47,6 +48,8 @@ pub enum Command {
     Chat(chat::Args),
     /// Have a running server continue a text.
     Generate(generate::Args),
+    /// Make a named key of the server.
+    Key(key::Args),
     /// Compile the GPU kernels; needs NVRTC but no GPU.
     Kernels(kernels::Args),
     #[command(flatten)]

@@ -65,8 +65,11 @@ pub struct ServeConfig {
     pub drain_timeout: Duration,
     pub step_timeout: Duration,
     pub on_engine_failure: OnFailure,
-    /// Empty: requests need no key.
+    /// Requests need no key where neither these nor named ones are given.
     pub api_keys: Vec<ApiKey>,
+    pub named_keys: Option<PathBuf>,
+    pub share_prefixes: bool,
+    pub metrics_addr: Option<SocketAddr>,
     pub allow_origin: Vec<String>,
     pub log: String,
     pub log_format: LogFormat,
@@ -128,6 +131,9 @@ impl ServeOptions {
             step_timeout: seconds("step_timeout", self.step_timeout())?,
             on_engine_failure: self.on_engine_failure(),
             api_keys: self.keys()?,
+            named_keys: self.named_keys.clone(),
+            share_prefixes: self.share_prefixes(),
+            metrics_addr: self.metrics_addr,
             log: self.logs.log(),
             log_format: self.logs.log_format(),
             pin: self.pin.unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! The options, each defined once: flag, environment variable, key of the file, help and default.
 
-use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use serde::Deserialize;
 
@@ -177,6 +177,16 @@ options! {
         /// File of keys, one a line; empty lines and lines that begin with # are skipped.
         #[arg(long, env = "LADLE_API_KEYS_FILE", value_name = "FILE")]
         api_keys_file: PathBuf,
+        /// File of named keys with rights of their own, which `ladle key new` writes; read again on
+        /// SIGHUP.
+        #[arg(long, env = "LADLE_NAMED_KEYS", value_name = "FILE")]
+        named_keys: PathBuf,
+        /// Let clients of different keys find each other's prompts in the prefix cache.
+        #[arg(long, env = "LADLE_SHARE_PREFIXES", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        share_prefixes: bool = "false",
+        /// Address and port that answer `/metrics` without a key; then the other port does not.
+        #[arg(long, env = "LADLE_METRICS_ADDR", value_name = "ADDRESS:PORT")]
+        metrics_addr: SocketAddr,
         /// Origins whose web pages may call this server (CORS), comma-separated; `*` for all.
         #[arg(long, env = "LADLE_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
         allow_origin: Vec<String>,

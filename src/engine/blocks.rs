@@ -34,6 +34,17 @@ impl BlockHash {
         Self(hash.finalize().into())
     }
 
+    /// The same prefix in the blocks of one owner, which nobody else finds; of nobody, as it is.
+    pub fn owned_by(self, owner: Option<&str>) -> Self {
+        let Some(owner) = owner else { return self };
+        let mut hash = Sha256::new();
+        hash.update(self.0);
+        // No token has this id, so no block of tokens has this name.
+        hash.update(u32::MAX.to_le_bytes());
+        hash.update(owner.as_bytes());
+        Self(hash.finalize().into())
+    }
+
     /// The prefix that `self` names, followed by a block that `model` computes from its row `at` on.
     fn handed_over(&self, model: &Self, at: usize) -> Self {
         let mut hash = Sha256::new();

@@ -19,6 +19,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     ops::Range,
+    sync::Arc,
     time::Duration,
 };
 
@@ -46,6 +47,8 @@ pub struct Wanted {
     pub from: usize,
     /// Whether the request can be repeated.
     pub repeatable: bool,
+    /// The holder of the key whose prefixes alone it may find; `None`: those that are shared.
+    pub owner: Option<Arc<str>>,
 }
 
 /// The lanes of an accepted request: a model each, all executed in one mode.
@@ -59,6 +62,8 @@ pub struct Lanes {
     pub mode: Mode,
     /// Whether the request can be repeated.
     pub repeatable: bool,
+    /// The holder of the key whose prefixes alone it may find; `None`: those that are shared.
+    pub owner: Option<Arc<str>>,
 }
 
 /// The model of the rows before the backbones are active: θ_sft, the same for all requests.
@@ -190,7 +195,7 @@ impl<B: Backend> Models<B> {
     /// Takes in the lanes of a request and settles its mode; [`Self::leave`] lets them go. A
     /// request that was submitted together with `sibling` runs in its mode if it wants the same.
     pub fn enter(&mut self, backend: &B, wanted: Wanted, sibling: Option<&Lanes>) -> Lanes {
-        let Wanted { keys, from, repeatable } = wanted;
+        let Wanted { keys, from, repeatable, owner } = wanted;
         for key in &keys {
             let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
                 terms: backend.terms(key),
@@ -211,7 +216,7 @@ impl<B: Backend> Models<B> {
         if repeatable && mode == Mode::Mixed {
             self.fixed_lanes += keys.len();
         }
-        Lanes { keys, from, mode, repeatable }
+        Lanes { keys, from, mode, repeatable, owner }
     }
 
     /// The mode of a request whose lanes have been taken in.
@@ -277,7 +282,8 @@ impl<B: Backend> Models<B> {
 
     /// How the blocks of each lane are named.
     pub fn chains(&self, lanes: &Lanes) -> Vec<Chain> {
-        let root = |key, mode| BlockHash::root(&self.digest, key, mode);
+        let owner = lanes.owner.as_deref();
+        let root = |key, mode| BlockHash::root(&self.digest, key, mode).owned_by(owner);
         let chain = |key| match &self.prompts {
             None => root(key, lanes.mode).into(),
             Some(first) => {

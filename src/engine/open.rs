@@ -47,6 +47,7 @@ pub fn open(
         max_waiting: config.max_queue,
         max_context: config.max_context.unwrap_or(usize::MAX),
         merge_mode: config.merge_mode,
+        share_prefixes: config.share_prefixes,
         pinned,
         observer: Some(listeners.observer),
         ..defaults

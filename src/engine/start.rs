@@ -39,6 +39,8 @@ pub struct EngineConfig {
     pub pinned: Vec<Pin>,
     /// Starting point of the cost model.
     pub machine: Machine,
+    /// Whether the holders of different keys share the prefix cache.
+    pub share_prefixes: bool,
     /// Called on every step.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -69,6 +71,7 @@ impl Default for EngineConfig {
             merge_mode: MergeMode::Auto,
             pinned: Vec::new(),
             machine: Machine::default(),
+            share_prefixes: false,
             observer: None,
         }
     }
@@ -161,6 +164,7 @@ pub fn start<B: Backend>(
     let models = Models::new(mode, facts.digest, cost, prompts);
     let mut worker = Worker::new(backend, tokenizer, scheduler, models, shared);
     worker.observer = config.observer;
+    worker.share_prefixes = config.share_prefixes;
     // Weak, so that the waker does not keep the thread alive after the last handle is gone.
     worker.wake = Arc::new(move || {
         if let Some(messages) = waker.upgrade() {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     answer::Answer,
     backend::Backend,
+    client::Client,
     handle::{EngineState, Message, SharedState, Submission, WaitingSlot},
     models::{Lanes, Models, Readiness, Wanted},
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
@@ -81,6 +82,7 @@ pub(super) struct Worker<B: Backend> {
     pub live: HashMap<SeqId, Live>,
     pub shared: Arc<SharedState>,
     pub observer: Option<Arc<dyn Observer>>,
+    pub share_prefixes: bool,
     pub stats: EngineStats,
     pub started: Instant,
     /// Wakes the thread.
@@ -120,6 +122,7 @@ impl<B: Backend> Worker<B> {
             live: HashMap::new(),
             shared,
             observer: None,
+            share_prefixes: false,
             stats,
             started: Instant::now(),
             wake: Arc::new(|| ()),
@@ -207,6 +210,7 @@ impl<B: Backend> Worker<B> {
             keys: model_keys(&request),
             from: request.active_from.unwrap_or(0),
             repeatable: request.is_repeatable(),
+            owner: self.owner(&request.client),
         };
         let lanes = self.models.enter(&self.backend, wanted, sibling);
         let GenerateRequest { prompt, sampling, max_tokens, .. } = request;
@@ -248,6 +252,14 @@ impl<B: Backend> Worker<B> {
         });
         self.live.insert(id, live);
         lanes
+    }
+
+    /// Whose prefixes a client's request may find: its key's alone, unless prefixes are shared.
+    fn owner(&self, client: &Client) -> Option<Arc<str>> {
+        match client {
+            Client::Key(name) if !self.share_prefixes => Some(name.clone()),
+            _ => None,
+        }
     }
 
     /// Removes requests whose client left or whose deadline passed.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
@@ -31,7 +31,16 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
 }
 
 /// `GET /metrics`: Prometheus' text format.
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub async fn metrics(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    app.keys().check_admin(&headers)?;
+    Ok(open_metrics(State(app)).await)
+}
+
+/// The same where whoever can reach the address may read them.
+pub async fn open_metrics(State(app): State<Arc<App>>) -> Response {
     if let Ok(served) = app.served() {
         super::metrics::engine_stats(&app.telemetry, &served.engine.stats());
     }

@@ -11,7 +11,12 @@ use std::{
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{auth::Keys, error::ApiError, rate::Buckets};
+use super::{
+    auth::Keys,
+    error::ApiError,
+    keys::{self, Key, KeyError},
+    rate::Buckets,
+};
 use crate::{
     chat::{ChatTemplate, tools::CallFormat},
     config::{RequestLimits, ServeConfig},
@@ -89,22 +94,24 @@ pub struct Permit(#[expect(dead_code, reason = "held, not read")] pub Arc<OwnedS
 /// The state of one server.
 pub struct App {
     pub limits: RequestLimits,
-    pub keys: Keys,
     pub rates: Option<Buckets>,
     /// One permit per request in progress.
     pub permits: Arc<Semaphore>,
     pub telemetry: Arc<Telemetry>,
     /// Longest step of the engine while the server counts as ready.
     pub step_timeout: Duration,
+    keys: RwLock<Arc<Keys>>,
+    config: ServeConfig,
     served: RwLock<Option<Arc<Served>>>,
     draining: AtomicBool,
 }
 
 impl App {
     /// The state of a server that has loaded nothing yet.
-    pub fn new(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Self {
-        Self {
-            keys: Keys::new(&config.api_keys),
+    pub fn new(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Self, KeyError> {
+        Ok(Self {
+            keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config)?))),
+            config: config.clone(),
             rates: config.limits.rate_limit.map(Buckets::new),
             permits: Arc::new(Semaphore::new(config.limits.max_in_flight)),
             limits: config.limits.clone(),
@@ -112,7 +119,17 @@ impl App {
             step_timeout: config.step_timeout,
             served: RwLock::default(),
             draining: AtomicBool::new(false),
-        }
+        })
+    }
+
+    /// Whether metrics have an address of their own.
+    pub fn metrics_apart(&self) -> bool {
+        self.config.metrics_addr.is_some()
+    }
+
+    /// The accepted keys.
+    pub fn keys(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Makes a loaded soup available, in the place of one whose engine has ended.
@@ -130,7 +147,16 @@ impl App {
 
     /// Reads again what may change while the server runs.
     pub fn reload(&self) {
-        tracing::info!("SIGHUP: there is nothing to reload");
+        match named(&self.config) {
+            Ok(None) => tracing::info!("SIGHUP: there is nothing to reload"),
+            Ok(named) => {
+                let count = named.as_ref().map_or(0, Vec::len);
+                let keys = Arc::new(Keys::new(&self.config.api_keys, named));
+                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+                tracing::info!(count, "SIGHUP: named keys were read");
+            }
+            Err(error) => tracing::error!(%error, "SIGHUP: the keys stay as they were"),
+        }
     }
 
     /// What a request hears whose engine takes no work or has dropped it.
@@ -147,4 +173,9 @@ impl App {
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
+}
+
+/// The named keys; `None` where no file of them is configured.
+fn named(config: &ServeConfig) -> Result<Option<Vec<Key>>, KeyError> {
+    config.named_keys.as_deref().map(keys::read).transpose()
 }

@@ -3,49 +3,59 @@
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
-use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::error::ApiError;
-use crate::config::ApiKey;
+use super::{error::ApiError, keys::Key};
+use crate::{config::ApiKey, files::sha256};
 
-/// Digests of the accepted keys. Digests have equal lengths and are compared in constant time, so
-/// the time of an answer shows neither a key's length nor how much of it was right.
-pub struct Keys(Vec<Key>);
-
-/// An accepted key.
-struct Key {
-    /// What its holder is called in counts.
-    name: Arc<str>,
-    digest: [u8; 32],
+/// The accepted keys. Their digests have equal lengths and are compared in constant time, so the time
+/// of an answer shows neither a key's length nor how much of it was right.
+pub struct Keys {
+    keys: Vec<Arc<Key>>,
+    /// There is a file of named keys: whoever reads the metrics needs the right to.
+    named: bool,
 }
 
 impl Keys {
-    /// The accepted keys. Without any, every request is accepted.
-    pub fn new(keys: &[ApiKey]) -> Self {
+    /// Keys without names, which may all that asks for no right of its own, and named ones. Without
+    /// either, every request is accepted; a file of no named keys lets nobody in.
+    pub fn new(plain: &[ApiKey], named: Option<Vec<Key>>) -> Self {
         let key = |(index, key): (usize, &ApiKey)| Key {
-            name: format!("key {}", index + 1).into(),
-            digest: digest(key.0.as_bytes()),
+            name: format!("key {}", index + 1),
+            sha256: sha256(key.0.as_bytes()),
+            admin: false,
+            presets: None,
         };
-        Self(keys.iter().enumerate().map(key).collect())
+        let plain = plain.iter().enumerate().map(key);
+        let keys = plain.chain(named.iter().flatten().cloned()).map(Arc::new).collect();
+        Self { keys, named: named.is_some() }
     }
 
-    /// The name of the key that a request presents; `None` where the server asks for none.
-    pub fn check(&self, headers: &HeaderMap) -> Result<Option<Arc<str>>, ApiError> {
-        if self.0.is_empty() {
+    /// Refuses a request whose key does not carry the right to see how the server fares. Without
+    /// named keys nobody has rights, and nobody needs them.
+    pub fn check_admin(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        match self.named && !self.check(headers)?.is_some_and(|key| key.admin) {
+            true => Err(ApiError::Forbidden("the key has no admin right".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    /// The key that a request presents; `None` where the server asks for none.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Option<Arc<Key>>, ApiError> {
+        if self.keys.is_empty() && !self.named {
             return Ok(None);
         }
-        let given = digest(presented(headers)?.trim().as_bytes());
+        let given = sha256(presented(headers)?.trim().as_bytes());
         let (mut found, mut which) = (Choice::from(0), 0u32);
-        for (index, known) in (0u32..).zip(&self.0) {
-            let same = known.digest.ct_eq(&given);
+        for (index, known) in (0u32..).zip(&self.keys) {
+            let same = known.sha256.as_bytes().ct_eq(given.as_bytes());
             which.conditional_assign(&index, same);
             found |= same;
         }
-        if bool::from(found) {
-            Ok(self.0.get(which as usize).map(|key| key.name.clone()))
-        } else {
-            Err(ApiError::Unauthorized("the API key is not known"))
+        let key = self.keys.get(which as usize).filter(|_| bool::from(found));
+        match key {
+            Some(key) => Ok(Some(key.clone())),
+            None => Err(ApiError::Unauthorized("the API key is not known")),
         }
     }
 }
@@ -65,35 +75,40 @@ fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
         .ok_or(ApiError::Unauthorized("the header Authorization is not `Bearer KEY`"))
 }
 
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(header: Option<&str>) -> Result<Option<Arc<str>>, ApiError> {
-        let keys = Keys::new(&[ApiKey("alpha".into()), ApiKey("Beta".into())]);
+    fn check(header: Option<&str>) -> Result<Option<String>, ApiError> {
+        let named =
+            Key { name: "team".into(), sha256: sha256(b"gamma"), admin: true, presets: None };
+        let keys = [ApiKey("alpha".into()), ApiKey("Beta".into())];
+        let keys = Keys::new(&keys, Some(vec![named]));
         let mut headers = HeaderMap::new();
         if let Some(value) = header {
             headers.insert("authorization", value.parse().unwrap());
         }
-        keys.check(&headers)
+        let key = keys.check(&headers)?;
+        let admin = keys.check_admin(&headers).is_ok();
+        assert_eq!(admin, key.as_ref().is_some_and(|key| key.name == "team"));
+        Ok(key.map(|key| key.name.clone()))
     }
 
     #[test]
     fn only_a_known_key_in_the_right_case_passes() {
         assert_eq!(check(Some("Bearer alpha")), Ok(Some("key 1".into())));
         assert_eq!(check(Some("bearer Beta")), Ok(Some("key 2".into())));
+        assert_eq!(check(Some("Bearer gamma")), Ok(Some("team".into())));
         for bad in
             ["Bearer beta", "Bearer alph", "Bearer alphaa", "Bearer ", "Basic alpha", "alpha"]
         {
             assert!(check(Some(bad)).is_err(), "{bad}");
         }
         assert!(check(None).is_err());
-        assert_eq!(Keys::new(&[]).check(&HeaderMap::new()), Ok(None));
-        let keys = Keys::new(&[ApiKey("alpha".into())]);
+        assert_eq!(Keys::new(&[], None).check(&HeaderMap::new()), Ok(None));
+        assert_eq!(Keys::new(&[], None).check_admin(&HeaderMap::new()), Ok(()));
+        assert!(Keys::new(&[], Some(Vec::new())).check(&HeaderMap::new()).is_err());
+        let keys = Keys::new(&[ApiKey("alpha".into())], None);
         for (given, passes) in [("alpha", true), ("Alpha", false), ("", false)] {
             let headers =
                 HeaderMap::from_iter([("x-api-key".parse().unwrap(), given.parse().unwrap())]);

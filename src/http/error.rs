@@ -71,6 +71,9 @@ pub enum ApiError {
     /// No key, or none that is known.
     #[error("{0}")]
     Unauthorized(&'static str),
+    /// The key lets its holder in, but not to this.
+    #[error("{0}")]
+    Forbidden(String),
     /// No such model.
     #[error("model {name:?} does not exist: {reason}")]
     Model {
@@ -158,6 +161,9 @@ impl ApiError {
             Self::BodyRead(_) => (S::BAD_REQUEST, INVALID, "body_not_read", Some(Invalid)),
             Self::Unauthorized(_) => {
                 (S::UNAUTHORIZED, "authentication_error", "invalid_api_key", Some(Unauthorized))
+            }
+            Self::Forbidden(_) => {
+                (S::FORBIDDEN, "permission_error", "not_permitted", Some(Unauthorized))
             }
             Self::Model { .. } => (S::NOT_FOUND, INVALID, "model_not_found", Some(Invalid)),
             Self::Route { .. } => (S::NOT_FOUND, INVALID, "route_not_found", Some(Invalid)),

@@ -18,6 +18,7 @@ use futures::StreamExt;
 use super::{
     app::{App, Permit},
     error::{ApiError, shorten},
+    keys::Key,
     request::Context,
 };
 use crate::engine::Client;
@@ -34,6 +35,7 @@ pub struct Incoming {
     arrived: Instant,
     permit: Option<Permit>,
     client: Client,
+    key: Option<Arc<Key>>,
 }
 
 impl FromRequest<Arc<App>> for Incoming {
@@ -44,8 +46,9 @@ impl FromRequest<Arc<App>> for Incoming {
         let (mut parts, body) = request.into_parts();
         let permit = parts.extensions.remove::<Permit>();
         let client = parts.extensions.remove::<Client>().unwrap_or_default();
+        let key = parts.extensions.remove::<Option<Arc<Key>>>().flatten();
         let body = read(&parts.headers, body, app.limits.max_body, app.limits.body_timeout).await?;
-        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, permit, client })
+        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, permit, client, key })
     }
 }
 
@@ -57,12 +60,12 @@ impl Incoming {
         check: fn(&Context<'_>, &[u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
         let checking = move || {
-            let Self { app, headers, body, arrived, permit, client } = self;
+            let Self { app, headers, body, arrived, permit, client, key } = self;
             // Held until this is done, whether or not the client has gone by then.
             let _permit = permit;
             let served = app.served()?;
-            let (limits, headers) = (&app.limits, &headers);
-            check(&Context { served: &served, limits, headers, arrived, client }, &body)
+            let (served, limits, headers) = (&served, &app.limits, &headers);
+            check(&Context { served, limits, headers, arrived, client, key }, &body)
         };
         match tokio::task::spawn_blocking(checking).await {
             Ok(checked) => checked,

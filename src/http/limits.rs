@@ -20,13 +20,13 @@ pub async fn admit(
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let key = app.keys.check(request.headers())?;
+    let key = app.keys().check(request.headers())?;
     if app.draining() {
         return Err(ApiError::Draining);
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.ip());
-    let client = match (key, address) {
-        (Some(name), _) => Client::Key(name),
+    let client = match (&key, address) {
+        (Some(key), _) => Client::Key(key.name.as_str().into()),
         (None, Some(address)) => Client::at(address),
         (None, None) => Client::Local,
     };
@@ -43,6 +43,7 @@ pub async fn admit(
     let permit = Permit(Arc::new(permit));
     request.extensions_mut().insert(permit.clone());
     request.extensions_mut().insert(client);
+    request.extensions_mut().insert(key);
     let mut response = next.run(request).await;
     response.extensions_mut().insert(permit);
     Ok(response)

@@ -15,6 +15,7 @@ mod error;
 mod example;
 mod generate;
 mod incoming;
+pub mod keys;
 mod life;
 mod limits;
 mod load;

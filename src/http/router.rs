@@ -43,12 +43,26 @@ pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
         .route("/", get(playground::page))
         .route("/health", get(admin::health))
         .route("/ready", get(admin::ready))
-        .route("/metrics", get(admin::metrics))
         .route("/openapi.json", get(openapi::document));
+    let open = match app.metrics_apart() {
+        true => open,
+        false => open.route("/metrics", get(admin::metrics)),
+    };
     let routes = work.merge(open).fallback(not_found).method_not_allowed_fallback(wrong_method);
     harden(routes, allow_origin)
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
+}
+
+/// The routes of an address of their own: metrics, and what probes ask.
+pub fn metrics_router(app: Arc<App>) -> Router {
+    let routes = Router::new()
+        .route("/metrics", get(admin::open_metrics))
+        .route("/health", get(admin::health))
+        .route("/ready", get(admin::ready))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method);
+    harden(routes, None).with_state(app)
 }
 
 /// Adds the layers that turn a handler's panic into an error, and CORS.

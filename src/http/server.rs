@@ -16,9 +16,10 @@ use super::{
     app::{App, Served},
     connection,
     example::example,
+    keys::KeyError,
     life,
     load::{LoadError, load},
-    router::router,
+    router::{metrics_router, router},
 };
 use crate::{
     config::{LogFormat, OnFailure, OptionError, ServeConfig, ServeOptions},
@@ -56,6 +57,9 @@ pub enum ServeError {
     /// The soup cannot be served.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The file of named keys is not right.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// The engine ended or hung, and the configuration says to end with it.
     #[error("{0}")]
     Engine(String),
@@ -113,7 +117,7 @@ pub async fn serve_loaded(
     load: impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
 ) -> Result<(), ServeError> {
     let telemetry = Arc::new(Telemetry::new());
-    let app = Arc::new(App::new(&config, telemetry));
+    let app = Arc::new(App::new(&config, telemetry)?);
     let routes = router(app.clone(), origins(&config.allow_origin)?);
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening");
@@ -126,6 +130,7 @@ pub async fn serve_loaded(
     let (close, closed) = oneshot::channel();
     // Fails only if the sender was dropped: then the server shuts down as well.
     let connections = connection::serve(listener, routes, async { _ = closed.await });
+    let metrics = metrics(&app, &config).await?;
     let life = async {
         let outcome = live(&app, config, address, stop, Arc::new(load)).await;
         let _ = close.send(());
@@ -144,8 +149,24 @@ pub async fn serve_loaded(
         }
     };
     let outcome = serving.await;
-    tasks.iter().for_each(JoinHandle::abort);
+    tasks.iter().chain(&metrics).for_each(JoinHandle::abort);
     outcome
+}
+
+/// Serves metrics on their own address, where they have one.
+async fn metrics(
+    app: &Arc<App>,
+    config: &ServeConfig,
+) -> Result<Option<JoinHandle<()>>, ServeError> {
+    let Some(address) = config.metrics_addr else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    let refuse = |source| ServeError::Bind { address: address.to_string(), source };
+    let listener = bound.map_err(refuse)?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "listening for metrics");
+    let routes = metrics_router(app.clone());
+    let never = std::future::pending();
+    Ok(Some(tokio::spawn(connection::serve(listener, routes, never))))
 }
 
 /// What is done every now and then.
@@ -173,7 +194,7 @@ async fn live(
 ) -> Result<(), ServeError> {
     let config = Arc::new(config);
     let exits = config.on_engine_failure == OnFailure::Exit;
-    let open = config.api_keys.is_empty();
+    let open = config.api_keys.is_empty() && config.named_keys.is_none();
     tokio::pin!(stop);
     let mut pause = FIRST_PAUSE;
     loop {

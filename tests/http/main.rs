@@ -10,6 +10,7 @@ mod connections;
 mod description;
 mod dialects;
 mod generate;
+mod keys;
 mod lifecycle;
 mod limits;
 mod metrics;

@@ -15,6 +15,8 @@ use crate::server::{PATIENCE, Server};
 pub struct Process {
     /// For requests to it.
     pub server: Server,
+    /// The line of the log that names the metrics' address, where they have one.
+    pub metrics: String,
     child: Option<Child>,
     log: mpsc::Receiver<String>,
 }
@@ -34,10 +36,18 @@ impl Process {
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (tell, log) = mpsc::channel();
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line)));
-        let mut process = Self { server: Server::at(String::new()), child: Some(child), log };
+        let mut process = Self {
+            server: Server::at(String::new()),
+            metrics: String::new(),
+            child: Some(child),
+            log,
+        };
         let line: Value = serde_json::from_str(&process.wait_for(&["listening"])).unwrap();
         let address = line["fields"]["address"].as_str().unwrap();
         process.server = Server::at(format!("http://{address}"));
+        if arguments.contains(&"--metrics-addr") {
+            process.metrics = process.wait_for(&["listening for metrics"]);
+        }
         process.server.wait_until("ready", |server| server.get("/ready").status == 200);
         process
     }

@@ -20,7 +20,10 @@ pub mod sampling;
 pub mod tools;
 mod variables;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderMap;
 use serde_json::Value;
@@ -29,11 +32,12 @@ use self::{json::Fields, tools::Calls};
 use super::{
     app::Served,
     error::{ApiError, shorten, show},
+    keys::Key,
 };
 use crate::{
     config::RequestLimits,
     engine::{Client, GenerateRequest},
-    preference::{Alpha, AlphaForm, Form, LambdaRule, Preference, Solution},
+    preference::{Alpha, AlphaForm, Form, LambdaRule, ModelKey, Preference, Solution},
 };
 
 /// Longest model id, bytes. It is echoed in every chunk of a stream.
@@ -49,6 +53,34 @@ pub struct Context<'a> {
     pub arrived: Instant,
     /// Whom it is counted for.
     pub client: Client,
+    /// The key that the request presented, where the server asks for one.
+    pub key: Option<Arc<Key>>,
+}
+
+impl Context<'_> {
+    /// Refuses a model that the request's key may not ask for.
+    fn permit(&self, solution: &Solution) -> Result<(), ApiError> {
+        let Some(Key { presets: Some(presets), name, .. }) = self.key.as_deref() else {
+            return Ok(());
+        };
+        let Served { menu, mixing, .. } = self.served;
+        let asked = ModelKey::of(&solution.coefficients);
+        let permitted = presets.iter().any(|preset| {
+            let preference = menu.preference("presets", Form::Preset(preset.clone()));
+            preference.is_ok_and(|preference| {
+                let solution = mixing.solve_by(menu.default_rule, &preference, &menu.default_alpha);
+                ModelKey::of(&solution.coefficients) == asked
+            })
+        });
+        match permitted {
+            true => Ok(()),
+            false => Err(ApiError::Forbidden(format!(
+                "the key {name:?} may ask for these presets only, without alpha and lambda of its \
+                 own: {}",
+                presets.join(", ")
+            ))),
+        }
+    }
 }
 
 /// A checked generation.
@@ -173,6 +205,7 @@ impl Target {
             menu.default_preference.clone()
         };
         let solution = Solver::take(served, fields)?.solve(served, &preference);
+        context.permit(&solution)?;
         Ok(Self { model: model.id, solutions: vec![solution] })
     }
 
@@ -198,7 +231,9 @@ impl Target {
         let solve = |(index, form)| {
             let field = format!("preferences[{index}]");
             let preference = served.menu.preference(&field, Form::from_json(&field, form)?)?;
-            Ok(solver.solve(served, &preference))
+            let solution = solver.solve(served, &preference);
+            context.permit(&solution)?;
+            Ok(solution)
         };
         let solutions = forms.into_iter().enumerate().map(solve);
         Ok(Self { model: model.id, solutions: solutions.collect::<Result<_, ApiError>>()? })

@@ -1,0 +1,122 @@
+//! Named keys: a file that holds the digest of each, and what its holder may do.
+//!
+//! A key is 256 random bits that [`add`] draws; nobody chooses one. Its SHA-256 can therefore stand
+//! in the file: what slows guessing a password down (argon2) would only let strangers make the
+//! server work, a hash for each request that they send.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, FileError, hex, sha256};
+
+/// Begins the text of a key, so that scanners for leaked secrets find it.
+const PREFIX: &str = "lk_";
+/// Longest name.
+const MAX_NAME: usize = 64;
+
+/// Whom a key lets in, and to what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// What its holder is called in counts and logs.
+    pub name: String,
+    /// SHA-256 of the key's text, in lower-case hexadecimal.
+    pub sha256: String,
+    /// Its holder may read the metrics.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub admin: bool,
+    /// The presets whose models alone its holder may ask for; `None`: any preference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presets: Option<Vec<String>>,
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default, rename = "key")]
+    keys: Vec<Key>,
+}
+
+/// A file of keys that is not right.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is not TOML, or a key or a value in it is unknown.
+    #[error("{path}: {reason}", path = path.display())]
+    Format { path: PathBuf, reason: String },
+    /// A key's entry is not right.
+    #[error("{path}: key {name:?}: {what} is {got}, expected {expected}", path = path.display())]
+    Entry { path: PathBuf, name: String, what: &'static str, got: String, expected: &'static str },
+}
+
+/// Reads a file of keys.
+pub fn read(path: &Path) -> Result<Vec<Key>, KeyError> {
+    parse(path, &fs::read_to_string(path).map_err(FileError::at(path))?)
+}
+
+/// The keys in the text of the file at `path`.
+fn parse(path: &Path, text: &str) -> Result<Vec<Key>, KeyError> {
+    let format = |reason: String| KeyError::Format { path: path.to_owned(), reason };
+    let Document { keys } = toml::from_str(text).map_err(|error| format(error.to_string()))?;
+    for (index, key) in keys.iter().enumerate() {
+        let refuse = |what, got: String, expected| KeyError::Entry {
+            path: path.to_owned(),
+            name: key.name.clone(),
+            what,
+            got,
+            expected,
+        };
+        if !is_name(&key.name) {
+            let expected = "1 to 64 characters of A-Z a-z 0-9 . _ -";
+            return Err(refuse("name", format!("{:?}", key.name), expected));
+        }
+        if keys[..index].iter().any(|other| other.name == key.name) {
+            return Err(refuse("name", "that of an earlier key".to_owned(), "another"));
+        }
+        let hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if key.sha256.len() != 64 || !key.sha256.bytes().all(hexadecimal) {
+            let expected = "64 lower-case hexadecimal digits";
+            return Err(refuse("sha256", format!("{:?}", key.sha256), expected));
+        }
+    }
+    Ok(keys)
+}
+
+/// Draws a key for `name`, adds its entry to the file at `path` (made where absent) and returns its
+/// text, which is kept nowhere.
+pub fn add(
+    path: &Path,
+    name: &str,
+    admin: bool,
+    presets: Option<Vec<String>>,
+) -> Result<String, KeyError> {
+    let before = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(FileError::at(path)(error).into()),
+    };
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| FileError::at(path)(io::Error::other(error.to_string())))?;
+    let text = format!("{PREFIX}{}", hex(&secret));
+    let key = Key { name: name.into(), sha256: sha256(text.as_bytes()), admin, presets };
+    let entry = toml::to_string(&Document { keys: vec![key] });
+    let entry = entry
+        .map_err(|error| KeyError::Format { path: path.to_owned(), reason: error.to_string() })?;
+    let joined = format!("{before}{}{entry}", if before.is_empty() { "" } else { "\n" });
+    // A file that was right stays so.
+    parse(path, &joined)?;
+    files::write(path, joined.as_bytes())?;
+    Ok(text)
+}
+
+fn is_name(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=MAX_NAME).contains(&name.len()) && name.chars().all(known)
+}
