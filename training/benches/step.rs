@@ -36,6 +36,14 @@ fn status(key: &str) -> f64 {
     line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0.0)
 }
 
+/// CPU seconds of this process: other work on the machine changes them less than the time that passes.
+fn cpu_seconds() -> f64 {
+    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks = after_name.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
+    ticks.sum::<f64>() / 100.0
+}
+
 struct Shape {
     prompts: usize,
     prompt: usize,
@@ -75,8 +83,9 @@ impl Bench {
         Self { base, config, policy, updater, value_head, sampler, cache }
     }
 
-    /// Seconds of sampling, reference and update of step number `step` on these prompts.
-    fn step(&mut self, prompts: &[Vec<u32>], step: u64) -> [f64; 3] {
+    /// Seconds of sampling, reference and update of step number `step` on these prompts, and CPU
+    /// seconds of the latter two.
+    fn step(&mut self, prompts: &[Vec<u32>], step: u64) -> serde_json::Value {
         self.cache.begin_step();
         let Self { base, config, policy, updater, value_head, sampler, .. } = self;
         let samples = config.rollout.samples;
@@ -100,7 +109,7 @@ impl Bench {
             keep_hidden: false,
         };
         let rollouts = sampler.sample(&decoder, &requests, &sampling).expect("responses");
-        let sampled = start.elapsed();
+        let (sampled, cpu) = (start.elapsed(), cpu_seconds());
         let sequences: Vec<_> = requests
             .into_iter()
             .zip(&rollouts)
@@ -125,7 +134,12 @@ impl Bench {
         let order = (1, step);
         updater.update(policy, value_head, &batch, config, 1e-4, order).expect("an update");
         let updated = start.elapsed();
-        [sampled, referred - sampled, updated - referred].map(|time| time.as_secs_f64())
+        let [sampling, reference, update] =
+            [sampled, referred - sampled, updated - referred].map(|time| time.as_secs_f64());
+        serde_json::json!({
+            "sampling_s": sampling, "reference_s": reference, "update_s": update,
+            "learning_cpu_s": cpu_seconds() - cpu,
+        })
     }
 }
 
@@ -159,10 +173,7 @@ fn main() {
         let prompts = std::iter::repeat_with(|| (0..shape.prompt).map(|_| token()).collect());
         let prompts: Vec<Vec<u32>> = prompts.take(shape.prompts).collect();
         for (again, times) in times.iter_mut().enumerate() {
-            let [sampling, reference, update] = bench.step(&prompts, (2 * repeat + again) as u64);
-            times.push(serde_json::json!({
-                "sampling_s": sampling, "reference_s": reference, "update_s": update,
-            }));
+            times.push(bench.step(&prompts, (2 * repeat + again) as u64));
         }
     }
     let [first, again] = times;
