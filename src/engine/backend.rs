@@ -64,6 +64,11 @@ pub trait Backend: Send + 'static {
     ) -> Result<Self::Logits, KernelError>;
     /// The values of logits, `[outputs, vocabulary]`.
     fn values<'a>(&self, logits: &'a mut Self::Logits) -> &'a mut [f32];
+    /// The final hidden states, normed, behind logits, `[outputs, hidden size]`; `None` where the
+    /// device does not keep them.
+    fn hidden<'a>(&self, _logits: &'a Self::Logits) -> Option<&'a [f32]> {
+        None
+    }
     /// Makes the key/value memory and scratch state anew after a panic, which may have left them in
     /// any state.
     fn reset(&mut self) -> Result<(), KernelError>;

@@ -103,10 +103,18 @@ impl CpuBackend {
     }
 }
 
+/// The outputs of a pass.
+pub struct CpuOutputs {
+    /// Final hidden states, normed, `[outputs, hidden_size]`.
+    hidden: Tensor,
+    /// `[outputs, vocab_size]`; `None` where there are no outputs.
+    logits: Option<Tensor>,
+}
+
 impl Passes for CpuPasses {
     type Weight = HostTensor;
     type Builder = FusedBuilder;
-    type Logits = Tensor;
+    type Logits = CpuOutputs;
 
     fn blocks(&self) -> usize {
         self.cache.shape().blocks
@@ -116,16 +124,23 @@ impl Passes for CpuPasses {
         &mut self,
         decoder: &Decoder<HostTensor>,
         batch: &Batch,
-    ) -> Result<Tensor, KernelError> {
+    ) -> Result<CpuOutputs, KernelError> {
+        let hidden = decoder.outputs(&self.kernels, batch, &mut self.cache)?;
         if batch.outputs.is_empty() {
             // A chunk in the middle of a prompt: only its keys and values are needed.
-            return decoder.outputs(&self.kernels, batch, &mut self.cache);
+            return Ok(CpuOutputs { hidden, logits: None });
         }
-        decoder.forward(&self.kernels, batch, &mut self.cache)
+        let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
+        let logits = decoder.logits(&self.kernels, &hidden, c.as_ref())?;
+        Ok(CpuOutputs { hidden, logits: Some(logits) })
     }
 
-    fn values<'a>(&self, logits: &'a mut Tensor) -> &'a mut [f32] {
-        logits.data_mut()
+    fn values<'a>(&self, outputs: &'a mut CpuOutputs) -> &'a mut [f32] {
+        outputs.logits.as_mut().map(Tensor::data_mut).unwrap_or_default()
+    }
+
+    fn hidden<'a>(&self, outputs: &'a CpuOutputs) -> Option<&'a [f32]> {
+        Some(outputs.hidden.data())
     }
 
     fn reset(&mut self) -> Result<(), KernelError> {

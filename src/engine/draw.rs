@@ -43,6 +43,32 @@ struct RequestLogits<'a> {
 }
 
 impl<B: Backend> Worker<B> {
+    /// The embeddings of the requests that want one and whose last row was computed.
+    pub(super) fn embeddings(
+        &self,
+        results: &[(Forward, B::Logits)],
+    ) -> Vec<(SeqId, Result<Vec<f32>, EngineError>)> {
+        let mut found = Vec::new();
+        if !self.live.values().any(|live| live.embed) {
+            return found;
+        }
+        for (forward, logits) in results {
+            let hidden = self.backend.hidden(logits);
+            for (index, output) in forward.outputs.iter().enumerate() {
+                if !self.live.get(&output.id).is_some_and(|live| live.embed) {
+                    continue;
+                }
+                let state = hidden.map(|hidden| {
+                    let size = hidden.len() / forward.outputs.len();
+                    hidden[index * size..(index + 1) * size].to_vec()
+                });
+                let reason = "embeddings are computed on the CPU only";
+                found.push((output.id, state.ok_or(EngineError::Unsupported(reason))));
+            }
+        }
+        found
+    }
+
     /// Chooses the next token of every request whose last row was computed and whose mask is there.
     pub(super) fn sample(&mut self, results: &mut [(Forward, B::Logits)]) -> Vec<(SeqId, Drawn)> {
         let Self { backend, live, scheduler, .. } = self;

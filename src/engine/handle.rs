@@ -116,6 +116,11 @@ impl Bounds {
         if request.stop.iter().any(String::is_empty) {
             return invalid("stop", "an empty string, expected at least one character".to_owned());
         }
+        let draws = request.grammar.is_some() || request.prompt_logprobs.is_some() || lanes > 1;
+        if request.embed && draws {
+            let reason = "is true, expected false beside a grammar, log-probabilities or lanes";
+            return invalid("embed", reason.to_owned());
+        }
         if request.grammar.is_some() && request.ignore_eos {
             let reason = "is true, expected false beside a grammar, whose end ends the answer";
             return invalid("ignore_eos", reason.to_owned());

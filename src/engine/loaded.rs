@@ -37,6 +37,10 @@ pub trait Passes: Send + 'static {
     ) -> Result<Self::Logits, KernelError>;
     /// The values of logits, `[outputs, vocabulary]`.
     fn values<'a>(&self, logits: &'a mut Self::Logits) -> &'a mut [f32];
+    /// The final hidden states behind logits: [`Backend::hidden`].
+    fn hidden<'a>(&self, _logits: &'a Self::Logits) -> Option<&'a [f32]> {
+        None
+    }
     /// Starts anew after a panic.
     fn reset(&mut self) -> Result<(), KernelError>;
 }
@@ -139,6 +143,10 @@ impl<P: Passes> Backend for Loaded<P> {
 
     fn values<'a>(&self, logits: &'a mut P::Logits) -> &'a mut [f32] {
         self.passes.values(logits)
+    }
+
+    fn hidden<'a>(&self, logits: &'a P::Logits) -> Option<&'a [f32]> {
+        self.passes.hidden(logits)
     }
 
     fn reset(&mut self) -> Result<(), KernelError> {

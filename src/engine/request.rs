@@ -36,6 +36,8 @@ pub struct GenerateRequest {
     /// What the answer is held to; not beside `ignore_eos`, as the end of the grammar is the end of the
     /// answer.
     pub grammar: Option<Grammar>,
+    /// Only the final hidden state of the prompt's last token is wanted: no token is drawn.
+    pub embed: bool,
     /// Most tokens to generate, at least 1; prompt + this fit the context.
     pub max_tokens: usize,
     /// Strings that end the answer; they and what follows are not delivered.
@@ -63,6 +65,7 @@ impl GenerateRequest {
             combine: Combine::Weights,
             sampling: SamplingParams::default(),
             grammar: None,
+            embed: false,
             max_tokens,
             stop: Vec::new(),
             ignore_eos: false,
@@ -76,18 +79,20 @@ impl GenerateRequest {
     /// Whether the same request, sent again, must get the same answer: nothing of it is drawn, or
     /// it is drawn with a seed.
     pub fn is_repeatable(&self) -> bool {
-        self.sampling.is_repeatable() || self.prompt_logprobs.is_some()
+        self.sampling.is_repeatable() || self.prompt_logprobs.is_some() || self.embed
     }
 }
 
-/// What happens to a request, in this order: `Started`, at most one `Prompt`, one `Token` for each
-/// sampled token, and last `Finished` or `Failed`. A request that fails early has only `Failed`.
+/// What happens to a request, in this order: `Started`, at most one `Prompt`, an `Embedding` or one
+/// `Token` for each sampled token, and last `Finished` or `Failed`. A request that fails early has only `Failed`.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// The request joined the batch.
     Started(Started),
     /// Log-probabilities of the prompt, when asked for: one entry per token but the first.
     Prompt(Vec<TokenLogprob>),
+    /// The final hidden state, normed, of the prompt's last token, where that is wanted.
+    Embedding(Vec<f32>),
     /// A token was generated.
     Token(Token),
     /// The answer is complete.
@@ -238,6 +243,9 @@ pub enum EngineError {
     /// The next token's mask would cost more than a grammar may.
     #[error("the grammar of the answer is too complex: {0}")]
     Grammar(String),
+    /// The device does not do what the request needs.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// Its weights could not be merged.
     #[error("merging the weights failed: {0}")]
     Merge(String),

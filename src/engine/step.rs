@@ -9,10 +9,11 @@ use std::{
 };
 
 use super::{
+    answer::End,
     backend::Backend,
     batch::{Forward, LaneRows, layout},
     models::StepModel,
-    request::{EngineError, Event, Finished, Mode, Started, Timings, Token, Usage},
+    request::{EngineError, Event, FinishReason, Finished, Mode, Started, Timings, Token, Usage},
     scheduler::{SeqId, StepPlan},
     stats::{ForwardReport, StepReport},
     worker::{Live, Worker},
@@ -97,6 +98,9 @@ impl<B: Backend> Worker<B> {
             let before = item.range.start.min(prompt);
             self.stats.prompt_tokens += (item.range.end.min(prompt) - before) as u64;
             self.scheduler.computed(item);
+        }
+        for (id, state) in self.embeddings(&results) {
+            self.deliver_embedding(id, state);
         }
         for (id, sampled) in self.sample(&mut results) {
             self.deliver(id, sampled);
@@ -273,6 +277,24 @@ impl<B: Backend> Worker<B> {
             }
             return self.scheduler.push(id, token);
         };
+        self.complete(id, end);
+    }
+
+    /// Takes in the final hidden state of a prompt, of which nothing else is wanted.
+    fn deliver_embedding(&mut self, id: SeqId, state: Result<Vec<f32>, EngineError>) {
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => return self.fail(id, error),
+        };
+        if let Some(live) = self.live.get(&id) {
+            // Sending fails if the client left.
+            let _ = live.events.send(Event::Embedding(state));
+        }
+        self.complete(id, End { reason: FinishReason::Stop, stop: None });
+    }
+
+    /// Ends a request whose answer is complete.
+    fn complete(&mut self, id: SeqId, end: End) {
         let Some(live) = self.remove(id) else { return };
         let total = live.arrived.elapsed();
         self.stats.finished += 1;

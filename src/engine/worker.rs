@@ -42,6 +42,8 @@ pub(super) struct Live {
     pub sampling: SamplingParams,
     pub seed: u64,
     pub history: History,
+    /// Only its embedding is wanted.
+    pub embed: bool,
     /// Its way through the grammar of the request.
     pub guide: Option<Guide>,
     /// Logits of the next token, which waits for its mask.
@@ -224,6 +226,7 @@ impl<B: Backend> Worker<B> {
             } else {
                 History::default()
             },
+            embed: request.embed,
             guide: request.grammar.map(|grammar| grammar.start(self.wake.clone())),
             parked: None,
             answer: Answer::new(&self.tokenizer, &prompt, request.stop, eos, max_tokens),

@@ -28,6 +28,7 @@ pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
         .route("/generate", post(generate::handle))
         .route("/v1/chat/completions", post(openai::chat::handle))
         .route("/v1/completions", post(openai::completions::handle))
+        .route("/v1/embeddings", post(openai::embeddings::handle))
         .route("/v1/messages", post(anthropic::handle))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(openai::models::list))

@@ -159,7 +159,7 @@ impl Run {
                 choice.cache = started.cache;
                 choice.usage.cached_tokens = started.cached_tokens;
             }
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Token(_) => {
                 let now = Instant::now();
                 choice.usage.completion_tokens += 1;
@@ -290,6 +290,9 @@ fn failed(app: &App, error: &EngineError, seconds: f64) -> ApiError {
         EngineError::NotFinite(_) => {
             ApiError::Value { param: "preference".into(), message: error.to_string() }
         }
+        EngineError::Unsupported(reason) => {
+            ApiError::Unsupported { param: "model".into(), reason: (*reason).to_owned() }
+        }
         EngineError::Grammar(_) => {
             ApiError::Value { param: "response_format".into(), message: error.to_string() }
         }
@@ -307,6 +310,8 @@ pub struct Choice {
     pub reason: Option<FinishReason>,
     /// The stop string that was met.
     pub stop: Option<String>,
+    /// The final hidden state of the prompt, where that alone is wanted.
+    pub embedding: Vec<f32>,
 }
 
 impl Choice {
@@ -320,6 +325,7 @@ impl Choice {
                 }
             }
             Event::Prompt(prompt) => self.prompt = prompt,
+            Event::Embedding(state) => self.embedding = state,
             Event::Finished(finished) => {
                 (self.reason, self.stop) = (Some(finished.reason), finished.stop);
             }

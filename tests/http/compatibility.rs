@@ -64,6 +64,7 @@ fn null_means_absent_in_every_field_of_every_route() {
             "/v1/solve" => json!({}),
             "/v1/messages/count_tokens" => json!({"messages": base(CHAT)["messages"]}),
             "/v1/messages" => base(CHAT),
+            "/v1/embeddings" => json!({"input": "x"}),
             "/v1/responses" => json!({"input": "x", "max_output_tokens": 4, "temperature": 0,
                 "ignore_eos": true}),
             path => base(path),

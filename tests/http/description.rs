@@ -49,7 +49,7 @@ fn every_described_field_is_taken_and_no_other() {
         "/v1/chat/completions" | "/v1/messages" | "/v1/messages/count_tokens" => {
             json!({"messages": [{"role": "user", "content": "x"}]})
         }
-        "/v1/responses" => json!({"input": "x"}),
+        "/v1/responses" | "/v1/embeddings" => json!({"input": "x"}),
         "/v1/completions" | "/generate" | "/tokenize" => json!({"prompt": "x"}),
         "/detokenize" => json!({"tokens": [1]}),
         _ => json!({}),
@@ -111,6 +111,7 @@ fn answers_have_exactly_the_described_fields() {
     check("/v1/messages", "post", &server.post("/v1/messages", messages.clone()).ok());
     let tokens = server.post("/v1/messages/count_tokens", messages).ok();
     check("/v1/messages/count_tokens", "post", &tokens);
+    check("/v1/embeddings", "post", &server.post("/v1/embeddings", json!({"input": "x"})).ok());
     check("/v1/responses", "post", &server.post("/v1/responses", json!({"input": "x"})).ok());
     check("/v1/completions", "post", &server.post("/v1/completions", greedy()).ok());
     check("/v1/solve", "post", &server.post("/v1/solve", json!({})).ok());

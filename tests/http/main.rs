@@ -9,6 +9,7 @@ mod compatibility;
 mod connections;
 mod description;
 mod dialects;
+mod embeddings;
 mod generate;
 mod keys;
 mod lifecycle;

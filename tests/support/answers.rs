@@ -30,6 +30,7 @@ impl Answer {
         match event {
             Event::Started(started) => self.started = Some(started),
             Event::Prompt(prompt) => self.prompt = prompt,
+            Event::Embedding(_) => panic!("an embedding of a generation"),
             Event::Token(token) => self.tokens.push(token),
             Event::Finished(finished) => self.finished = Some(finished),
             Event::Failed(error) => self.failed = Some(error),

@@ -106,7 +106,7 @@ impl Dialect for Messages {
                 let end = json!({"delta": delta, "usage": usage(run.usage()), "ladle": run.echo()});
                 out.push(event("message_delta", end));
             }
-            Event::Started(_) | Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Started(_) | Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
         out
     }

@@ -150,7 +150,7 @@ impl Dialect for Chat {
                 }
                 write(json!({}), None, Some(progress.reader.reason(finished.reason)));
             }
-            Event::Started(_) | Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Started(_) | Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
         out
     }

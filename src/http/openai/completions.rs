@@ -271,7 +271,7 @@ impl Dialect for Completions {
                 let table = rest.then(|| progress.write(&format.tokenizer, ""));
                 out.push(chunk("", table, Some(finished.reason.as_str())));
             }
-            Event::Started(_) | Event::Failed(_) => {}
+            Event::Started(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
         out
     }

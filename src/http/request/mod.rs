@@ -10,6 +10,7 @@ pub mod anthropic;
 pub mod chat;
 pub mod constraint;
 pub mod conversation;
+pub mod embeddings;
 mod foreign;
 pub mod json;
 pub mod native;

@@ -39,7 +39,7 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
         Source::Prompt(prompt) => {
             variables.unused()?;
             opening.unused()?;
-            prompt::single(context.served, prompt, special.unwrap_or(true))?
+            prompt::single(context.served, "prompt", prompt, special.unwrap_or(true))?
         }
         Source::Messages(messages) => {
             let messages =

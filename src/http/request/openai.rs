@@ -74,7 +74,7 @@ pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiErr
         return Err(ApiError::Unsupported { param: "best_of".into(), reason });
     }
     fields.finish()?;
-    let prompts = prompt::several(context.served, prompt, context.limits.max_n, special)?;
+    let prompts = prompt::several(context.served, "prompt", prompt, context.limits.max_n, special)?;
     let prompt_only = given == Some(0);
     let echoed = |prompt: &Prompt| {
         let tokenizer = &context.served.tokenizer;

@@ -81,20 +81,26 @@ pub fn source(fields: &mut Fields) -> Result<Source, ApiError> {
 
 /// One prompt: a string, to which `special` adds what the tokenizer puts around a text, or a list
 /// of token ids.
-pub fn single(served: &Served, value: Value, special: bool) -> Result<Prompt, ApiError> {
+pub fn single(
+    served: &Served,
+    param: &'static str,
+    value: Value,
+    special: bool,
+) -> Result<Prompt, ApiError> {
     match value {
         Value::String(text) if text.is_empty() => {
-            Err(ApiError::value("prompt", "\"\"", "at least one character"))
+            Err(ApiError::value(param, "\"\"", "at least one character"))
         }
-        Value::String(text) => encode(served, "prompt", text, special),
-        Value::Array(items) => ids(served, "prompt", &items),
-        other => Err(ApiError::value("prompt", show(&other), "a string or a list of token ids")),
+        Value::String(text) => encode(served, param, text, special),
+        Value::Array(items) => ids(served, param, &items),
+        other => Err(ApiError::value(param, show(&other), "a string or a list of token ids")),
     }
 }
 
 /// At most `limit` prompts, each as in [`single`].
 pub fn several(
     served: &Served,
+    param: &'static str,
     value: Value,
     limit: usize,
     special: bool,
@@ -103,17 +109,13 @@ pub fn several(
         Value::Array(items) if items.iter().all(|item| item.is_string() || item.is_array()) => {
             items
         }
-        other => return single(served, other, special).map(|prompt| vec![prompt]),
+        other => return single(served, param, other, special).map(|prompt| vec![prompt]),
     };
     if items.is_empty() || items.len() > limit {
         let expected = format!("1 to {limit} prompts");
-        return Err(ApiError::value(
-            "prompt",
-            format!("a list of {} prompts", items.len()),
-            expected,
-        ));
+        return Err(ApiError::value(param, format!("a list of {} prompts", items.len()), expected));
     }
-    items.into_iter().map(|item| single(served, item, special)).collect()
+    items.into_iter().map(|item| single(served, param, item, special)).collect()
 }
 
 /// The tokens of a text; `special` adds what the tokenizer puts around a text.

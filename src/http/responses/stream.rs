@@ -145,7 +145,7 @@ impl Dialect for Events {
                 let output = std::mem::take(&mut self.output);
                 self.complete = self.envelope.complete(run, Some(finished.reason), output);
             }
-            Event::Started(_) | Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Started(_) | Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
         out
     }

@@ -85,6 +85,12 @@ pub const TABLE: &[Foreign] = &[
     ),
     row(Body, &["truncation"], Only(&["\"disabled\""]), "a prompt is never cut"),
     row(Body, &["max_tool_calls"], NONE, "tools are run by the client"),
+    row(
+        Body,
+        &["dimensions"],
+        NONE,
+        "an embedding has as many numbers as the model's hidden state",
+    ),
     // Settings of something that is off.
     row(
         Body,

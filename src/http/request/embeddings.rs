@@ -1,0 +1,65 @@
+//! Requests of `POST /v1/embeddings`.
+
+use serde_json::Value;
+
+use super::{Checked, Context, StreamUsage, Target, json::Fields, prompt};
+use crate::{engine::GenerateRequest, http::error::ApiError};
+
+/// Most inputs of a request.
+const MAX_INPUTS: usize = 256;
+
+/// How an embedding is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// A list of numbers.
+    Float,
+    /// Base64 of f32 in little-endian order.
+    Base64,
+}
+
+/// One request per input, and how its embedding is written.
+pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encoding), ApiError> {
+    let Context { served, limits, arrived, .. } = context;
+    let mut fields = Fields::parse(body)?;
+    let Target { model, solutions } = Target::take(context, &mut fields)?;
+    let input = fields.take("input").ok_or_else(|| fields.missing("input", prompt::FORMS))?;
+    let encoding = |value: &Value| match value.as_str()? {
+        "float" => Some(Encoding::Float),
+        "base64" => Some(Encoding::Base64),
+        _ => None,
+    };
+    let expected = || "\"float\" or \"base64\"".to_owned();
+    let encoding = fields.convert("encoding_format", encoding, expected)?;
+    let special = fields.flag("add_special_tokens")?.unwrap_or(true);
+    let priority = fields.integer("priority", -100..=100)?.unwrap_or(0);
+    fields.finish()?;
+    let prompts = prompt::several(served, "input", input, MAX_INPUTS, special)?;
+    let request = |prompt: prompt::Prompt| {
+        let (tokens, room) = (prompt.ids.len(), served.context());
+        if tokens >= room {
+            let (context, prompt) = (room, prompt.param);
+            return Err(ApiError::ContextLength { context, prompt, tokens, answer: None });
+        }
+        Ok(GenerateRequest {
+            active_from: prompt.active_from(served)?,
+            embed: true,
+            deadline: arrived.checked_add(limits.request_timeout),
+            priority,
+            ..GenerateRequest::new(prompt.ids, solutions[0].coefficients.clone(), 1)
+        })
+    };
+    let requests = prompts.into_iter().map(request).collect::<Result<_, ApiError>>()?;
+    let checked = Checked {
+        requests,
+        n: 1,
+        solutions,
+        model,
+        stream: false,
+        usage: StreamUsage::default(),
+        timeout: limits.request_timeout,
+        echo: Vec::new(),
+        calls: None,
+        prompt_only: false,
+    };
+    Ok((checked, encoding.unwrap_or(Encoding::Float)))
+}
