@@ -8,7 +8,13 @@ use super::{
 };
 use crate::data::{DataError, prompt::PromptTemplate};
 use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, ops::Range as Bytes, path::Path};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    ops::Range as Bytes,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 use tokenizers::EncodeInput;
 
 /// Cosine of the response's embedding with that of a field, or the best over the references.
@@ -16,14 +22,19 @@ pub struct EmbeddingCosine {
     name: String,
     encoder: SentenceEncoder,
     against: String,
+    /// Embeddings of the targets so far: every epoch and every mix is compared with the same.
+    targets: Mutex<HashMap<String, Vec<f32>>>,
 }
+
+/// Targets whose embeddings are kept (at most): 100 MB of 384 dimensions.
+const TARGETS: usize = 1 << 16;
 
 impl EmbeddingCosine {
     /// Opens the encoder; `against` is `references` or a field's name.
     pub fn open(name: &str, dir: &Path, against: String) -> Result<Self, RewardError> {
         let encoder = SentenceEncoder::open(dir)
             .map_err(|e| RewardError::Config { reward: name.into(), reason: e.to_string() })?;
-        Ok(Self { name: name.into(), encoder, against })
+        Ok(Self { name: name.into(), encoder, against, targets: Mutex::default() })
     }
 
     fn targets<'a>(&self, sample: &'a Sample) -> Result<Vec<&'a str>, String> {
@@ -45,30 +56,30 @@ impl Reward for EmbeddingCosine {
         Range::SIGNED
     }
     fn score(&self, samples: &[Sample]) -> Result<Vec<f64>, RewardError> {
-        let mut texts: Vec<&str> = samples.iter().map(|s| s.response.as_str()).collect();
-        // Samples of one prompt share its target, which is embedded once.
-        let mut place = std::collections::HashMap::new();
+        let failed = |reason| RewardError::Failed { reward: self.name.clone(), reason };
         let mut wanted = Vec::with_capacity(samples.len());
         for (index, sample) in samples.iter().enumerate() {
             let targets = self.targets(sample);
-            let targets = targets.map_err(|e| RewardError::sample(&self.name, index, sample, e))?;
-            let places = targets.into_iter().map(|target| {
-                *place.entry(target).or_insert_with(|| {
-                    texts.push(target);
-                    texts.len() - 1
-                })
-            });
-            wanted.push(places.collect::<Vec<usize>>());
+            wanted.push(targets.map_err(|e| RewardError::sample(&self.name, index, sample, e))?);
         }
-        let vectors = self
-            .encoder
-            .embed(&texts)
-            .map_err(|reason| RewardError::Failed { reward: self.name.clone(), reason })?;
-        let best = |(own, targets): (&Vec<f32>, &Vec<usize>)| {
-            let each = targets.iter().filter_map(|&at| Some(cosine(own, vectors.get(at)?)));
+        let mut known = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing: Vec<&str> = wanted.iter().flatten().copied().collect();
+        missing.sort_unstable();
+        missing.dedup();
+        if known.len() + missing.len() > TARGETS {
+            known.clear();
+        }
+        missing.retain(|target| !known.contains_key(*target));
+        let embedded = self.encoder.embed(&missing).map_err(failed)?;
+        known.extend(missing.into_iter().map(str::to_owned).zip(embedded));
+
+        let responses: Vec<&str> = samples.iter().map(|s| s.response.as_str()).collect();
+        let responses = self.encoder.embed(&responses).map_err(failed)?;
+        let best = |(own, targets): (&Vec<f32>, &Vec<&str>)| {
+            let each = targets.iter().filter_map(|target| Some(cosine(own, known.get(*target)?)));
             each.fold(f64::NEG_INFINITY, f64::max)
         };
-        Ok(vectors.iter().zip(&wanted).map(best).collect())
+        Ok(responses.iter().zip(&wanted).map(best).collect())
     }
 }
 
