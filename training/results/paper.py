@@ -14,9 +14,9 @@ import subprocess
 import sys
 
 RS, BONE, CLAMPED, CHOSEN = "rewarded soup", "bone soup (nominal)", "bone soup (clamped)", ", chosen α"
-OWN = f"{BONE} of b06-own"
+OWN, ANSWER = f"{BONE} of b06-own", f"{BONE} of b06-answer"
 # Evaluation and baseline of every comparison.
-COMPARISONS = [("long", RS), ("long", RS + CHOSEN), ("long", BONE), ("short", RS), ("short", RS + CHOSEN), ("middle", RS), ("middle", RS + CHOSEN), ("kl", RS), ("factors", OWN), ("factors", RS), ("greedy", RS), ("plain", RS)]
+COMPARISONS = [("long", RS), ("long", RS + CHOSEN), ("long", BONE), ("short", RS), ("short", RS + CHOSEN), ("middle", RS), ("middle", RS + CHOSEN), ("kl", RS), ("factors", OWN), ("factors", RS), ("answer", ANSWER), ("answer", RS), ("greedy", RS), ("plain", RS)]
 # The oracles that no method of the comparison was trained as: name ends, run and backbone.
 ORACLES = ("of half", "of b08")
 
@@ -99,6 +99,8 @@ def hypotheses(gains, fronts):
     interval("H5 η = .3, inside: Bone Soup − Rewarded Soup ≤ 0", ("kl", RS), BONE, "interior", not_above, above)
     interval("H6 inside, long: shared A − own A ≥ 0", ("factors", OWN), BONE, "interior", not_below, below)
     interval("H7 inside, long: MOD on bone backbones − Bone Soup ≥ 0", ("long", BONE), "mod on bone backbones", "interior", not_below, below)
+    within, outside = (lambda g: -0.1 <= g["low"] and g["high"] <= 0.1), (lambda g: g["low"] > 0.1 or g["high"] < -0.1)
+    interval("H8 inside, long: full activation − answer only within ±.1", ("answer", ANSWER), BONE, "interior", within, outside)
     return found
 
 
