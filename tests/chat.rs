@@ -239,3 +239,85 @@ fn published_templates_render_as_transformers_renders_them() {
     assert!(all > 0);
     assert_eq!(agree, all);
 }
+
+/// A template that writes the calls of a turn as `calls` does.
+fn calling(calls: &str) -> ChatTemplate {
+    template(&format!(
+        "{{% if tools %}}{{{{ tools | tojson }}}}{{% endif %}}{{% for m in messages %}}[{{{{ m.role }}}}]{{{{ m.content }}}}\
+         {{% if m.tool_calls %}}{calls}{{% endif %}}<end>{{% endfor %}}"
+    ))
+}
+
+#[test]
+fn the_way_calls_are_written_is_read_off_the_template() {
+    let hermes = calling(
+        "{% for c in m.tool_calls %}{{ '\\n' if not loop.first }}<tool_call>{\"name\": \"{{ c.function.name }}\", \
+         \"arguments\": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}",
+    );
+    let format = hermes.call_format().expect("a format");
+    assert_eq!(format.before, "<tool_call>{\"name\": \"");
+    assert_eq!(format.between, "\", \"arguments\": ");
+    assert_eq!(format.after, "}</tool_call>");
+    assert_eq!((format.separator.as_deref(), format.trigger()), (Some("\n"), "<tool_call>"));
+    let spaced = calling(
+        "{% for c in m.tool_calls %}{{ '\\n' }}<call>{{ c.function.name }}{{ c.function.arguments | tojson }}</call>{% endfor %}",
+    );
+    let format = spaced.call_format().expect("a format");
+    assert_eq!((format.before.as_str(), format.separator.as_deref()), ("<call>", Some("\n")));
+    let one = calling(
+        "{% if m.tool_calls | length > 1 %}{{ raise_exception('one') }}{% endif %}{% set c = m.tool_calls[0] %}\
+         {\"name\": \"{{ c.function.name }}\", \"parameters\": {{ c.function.arguments | tojson }}}",
+    );
+    let format = one.call_format().expect("a format");
+    assert_eq!((format.separator, format.before.as_str()), (None, "{\"name\": \""));
+    for (source, told) in [
+        // Its arguments are no JSON.
+        ("{{ m.tool_calls[0].function.name }}(x='x')", "not known"),
+        (
+            "{{ m.tool_calls[0].id }} {{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}",
+            "ids",
+        ),
+        ("nothing", "not known"),
+    ] {
+        let error = calling(source).call_format().expect_err(source);
+        assert!(error.contains(told), "{source}: {error}");
+    }
+    let plain = template("{% for m in messages %}{{ m.content }}{% endfor %}");
+    assert!(plain.call_format().expect_err("no tools").contains("no place for tools"));
+}
+
+#[test]
+#[ignore = "LADLE_TEMPLATES names a folder of published templates, such as llama.cpp's models/templates"]
+fn the_calls_of_published_templates() {
+    let folder = std::env::var("LADLE_TEMPLATES").expect("LADLE_TEMPLATES");
+    let mut triggers = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|ending| ending != "jinja") {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let source = fs::read_to_string(&path).expect("text");
+        let special = BTreeMap::from([
+            ("bos_token".to_owned(), "<s>".to_owned()),
+            ("eos_token".to_owned(), "</s>".to_owned()),
+        ]);
+        let Ok(template) = ChatTemplate::new(&source, special) else { continue };
+        let format = template.call_format();
+        println!("{name}: {format:?}");
+        if let Ok(format) = format {
+            triggers.insert(name, format.trigger().to_owned());
+        }
+    }
+    for (name, trigger) in [
+        ("Qwen-Qwen2.5-7B-Instruct", "<tool_call>"),
+        ("Qwen-Qwen3-0.6B", "<tool_call>"),
+        ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "<tool_call>"),
+        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "<tool_call>"),
+        ("meta-llama-Llama-3.1-8B-Instruct", ""),
+        ("meta-llama-Llama-3.2-3B-Instruct", ""),
+        ("meta-llama-Llama-3.3-70B-Instruct", ""),
+    ] {
+        assert_eq!(triggers.get(name).map(String::as_str), Some(trigger), "{name}");
+    }
+}

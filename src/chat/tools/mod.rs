@@ -82,11 +82,13 @@ impl ChatTemplate {
             let rest = two.strip_prefix(head)?.strip_suffix(tail)?.strip_prefix(written)?;
             rest.strip_suffix(written).map(str::to_owned)
         });
+        // White space before a call is not part of it, but of what it stands behind.
+        let (space, before) = before.split_at(before.len() - before.trim_start().len());
         let format = CallFormat {
             before: before.to_owned(),
             between: between.to_owned(),
             after: after.to_owned(),
-            separator,
+            separator: separator.map(|separator| separator + space),
         };
         if format.literals().contains(ID) {
             return Err("the chat template writes calls with their ids, which are not known here");

@@ -45,6 +45,7 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
             embed: true,
             deadline: arrived.checked_add(limits.request_timeout),
             priority,
+            client: context.client.clone(),
             ..GenerateRequest::new(prompt.ids, solutions[0].coefficients.clone(), 1)
         })
     };
