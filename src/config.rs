@@ -15,7 +15,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::de::{DeTable, ValueDeserializer};
 
-pub use checked::{RequestLimits, ServeConfig};
+pub use checked::{ConnectionLimits, RequestLimits, ServeConfig};
 pub use error::OptionError;
 pub use options::{LogOptions, ServeOptions, StoreOptions};
 pub use values::{ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence};

@@ -2,6 +2,7 @@
 
 mod compare;
 mod files;
+mod plain;
 mod settings;
 mod spelling;
 
@@ -13,6 +14,11 @@ pub use files::TokenizerError;
 use files::optional_json;
 pub use settings::read as settings;
 use spelling::{FirstSpace, Spelling, byte_fallback_byte, byte_level_byte, spelling};
+
+/// Bytes of a text that are encoded at a time to see whether it is too long.
+const PIECE: usize = 32 << 10;
+/// Tokens that a text may have more because it was cut. A cut changes the few tokens around it.
+const CUT: usize = 128;
 
 /// A loaded tokenizer; clones share it.
 #[derive(Clone)]
@@ -112,20 +118,63 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// [`encode`](Self::encode), but without a second begin-of-sequence token where `special` would
-    /// put one before a text that begins with it.
-    pub fn encode_prompt(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids = self.encode(text, special)?;
+    /// [`encode_with`](Self::encode_with), but without a second begin-of-sequence token where `special`
+    /// would put one before a text that begins with it.
+    pub fn encode_prompt(
+        &self,
+        text: &str,
+        mark: Option<char>,
+        special: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.encode_with(text, mark, special)?;
         if special
             && let [first, second, ..] = ids.as_slice()
             && first == second
             && self.is_special(*first)
-            && self.encode(text, false)?.first() == Some(first)
+            && self.encode_with(text, mark, false)?.first() == Some(first)
         {
             tracing::info!("a prompt begins with the begin-of-sequence token: none is added");
             ids.remove(0);
         }
         Ok(ids)
+    }
+
+    /// [`encode`](Self::encode), or with a mark [`encode_marked`](Self::encode_marked).
+    fn encode_with(
+        &self,
+        text: &str,
+        mark: Option<char>,
+        special: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        match mark {
+            None => self.encode(text, special),
+            Some(mark) => self.encode_marked(text, mark, special),
+        }
+    }
+
+    /// Whether `text` has more than `most` tokens, as far as that can be told without encoding all
+    /// of it: a long text is encoded piece by piece until there are too many, so that time and
+    /// memory follow `most` and not its length. `next` is asked before each piece. A text that is
+    /// just a little too long may pass.
+    pub fn exceeds<E: From<TokenizerError>>(
+        &self,
+        text: &str,
+        mark: Option<char>,
+        most: usize,
+        mut next: impl FnMut() -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let (mut rest, mut counted, mut allowed) = (text, 0, most);
+        while rest.len() > PIECE {
+            next()?;
+            let (piece, further) = rest.split_at(rest.floor_char_boundary(PIECE));
+            counted += self.encode_with(piece, mark, false)?.len();
+            allowed = allowed.saturating_add(CUT);
+            if counted > allowed {
+                return Ok(true);
+            }
+            rest = further;
+        }
+        Ok(false)
     }
 
     /// Where each of `ids`, the tokens of `text`, starts in it, in characters. Tokens that were put

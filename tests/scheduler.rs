@@ -8,7 +8,7 @@ use std::{
 
 use ladle::{
     engine::{
-        Mode,
+        Client, Mode,
         blocks::{BlockHash, BlockPool},
         scheduler::{NewSequence, Scheduler, SeqId, StepLimits, StepPlan},
     },
@@ -25,6 +25,7 @@ fn limits() -> StepLimits {
         lanes: 6,
         logit_rows: 4,
         aging: Duration::from_secs(1),
+        patience: Duration::from_secs(1),
         prefix_cache: true,
     }
 }
@@ -41,7 +42,13 @@ fn task(tokens: Vec<u32>, arrived: u64) -> NewSequence {
         priority: 0,
         arrived: Duration::from_millis(arrived),
         prompt_logits: false,
+        client: Client::Local,
     }
+}
+
+/// A task of a client.
+fn of(client: &str, task: NewSequence) -> NewSequence {
+    NewSequence { client: Client::Key(client.into()), ..task }
 }
 
 /// Drives a scheduler and checks every plan.
@@ -174,6 +181,7 @@ struct Arrival {
     models: Vec<u32>,
     priority: i32,
     prompt_logits: bool,
+    client: u32,
 }
 
 fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
@@ -185,11 +193,13 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         prop::collection::vec(0u32..3, 1..4),
         0i32..3,
         prop::bool::weighted(0.1),
+        0u32..3,
     );
     let arrival =
-        arrival.prop_map(|(after_steps, prompt, answer, mut models, priority, logits)| {
+        arrival.prop_map(|(after_steps, prompt, answer, mut models, priority, logits, client)| {
             models.dedup();
-            Arrival { after_steps, prompt, answer, models, priority, prompt_logits: logits }
+            let prompt_logits = logits;
+            Arrival { after_steps, prompt, answer, models, priority, prompt_logits, client }
         });
     prop::collection::vec(arrival, 1..40)
 }
@@ -215,6 +225,7 @@ proptest! {
                 priority: arrival.priority,
                 arrived: Duration::from_millis(driver.now),
                 prompt_logits: arrival.prompt_logits,
+                client: Client::Key(arrival.client.to_string().into()),
             };
             driver.add(task, arrival.answer);
         }
@@ -294,6 +305,84 @@ fn higher_priorities_go_first_but_starve_nobody() {
     }
     assert_eq!(driver.admitted[1], first);
     assert!(others > 100, "a lower priority waits while it is young");
+}
+
+/// A priority of 100 kept others waiting for as long as such requests came, and for 1,000 seconds
+/// after the last.
+#[test]
+fn a_priority_is_worth_seconds_and_no_more() {
+    let aging = Duration::from_millis(100);
+    let mut driver = Driver::new(StepLimits { lanes: 1, aging, ..limits() }, 40);
+    let urgent = |now| NewSequence { priority: 100, ..task(vec![1], now) };
+    driver.add(urgent(0), 1);
+    driver.step();
+    let patient = driver.add(NewSequence { priority: -100, ..task(vec![2], driver.now) }, 1);
+    let arrived = driver.now;
+    while !driver.finished.contains(&patient) {
+        // As many as can be served.
+        driver.add(urgent(driver.now), 1);
+        driver.step();
+        assert!(driver.now - arrived <= 20_000 + 100, "200 steps of 100 ms");
+    }
+    assert!(driver.now - arrived > 15_000, "a priority is worth something");
+}
+
+/// Whoever sent many requests first had every lane until they were done.
+#[test]
+fn a_client_with_many_requests_leaves_others_their_share() {
+    let aging = Duration::from_millis(10);
+    let mut driver = Driver::new(StepLimits { aging, ..limits() }, 300);
+    for n in 0..12 {
+        driver.add(NewSequence { priority: 100, ..of("greedy", task(vec![n], 0)) }, 100);
+    }
+    driver.step();
+    assert_eq!(driver.scheduler.running().len(), 6, "alone it has all");
+    let others: Vec<SeqId> =
+        (0..4).map(|n| driver.add(of("modest", task(vec![50 + n], driver.now)), 100)).collect();
+    let lanes_of = |driver: &Driver| {
+        let modest = |id: &&SeqId| others.contains(*id);
+        let running = driver.scheduler.running();
+        (running.iter().filter(modest).count(), running.len())
+    };
+    let mut most = 0;
+    for _ in 0..60 {
+        driver.step();
+        most = most.max(lanes_of(&driver).0);
+    }
+    assert_eq!(lanes_of(&driver), (3, 6), "half of the lanes each");
+    assert_eq!((most, driver.preemptions), (3, 3), "no more than its share, and taken once");
+    driver.run(2_000);
+    assert!(driver.preemptions <= 4, "{} preemptions", driver.preemptions);
+}
+
+#[test]
+fn a_long_context_is_a_share_of_the_blocks() {
+    let aging = Duration::from_millis(1);
+    let mut driver = Driver::new(StepLimits { aging, ..limits() }, 120);
+    // 25 blocks each, 29 at their end.
+    for n in 0..4 {
+        let tokens = (1000 * n..1000 * n + 100).collect();
+        driver.add(of("greedy", task(tokens, 0)), 15);
+    }
+    driver.step();
+    let modest = driver.add(of("modest", task((5000..5080).collect(), driver.now)), 1);
+    while !driver.admitted.contains(&modest) {
+        driver.step();
+        assert!(driver.finished.is_empty(), "it waits for the others' end");
+    }
+    driver.run(500);
+}
+
+#[test]
+fn what_is_left_over_is_anybodys() {
+    let mut driver = Driver::new(limits(), 300);
+    for n in 0..8 {
+        driver.add(of("greedy", task(vec![n], 0)), 50);
+    }
+    driver.add(of("modest", task(vec![99], 0)), 50);
+    driver.step();
+    assert_eq!(driver.scheduler.running().len(), 6);
+    assert!(driver.scheduler.running().contains(&8), "it comes last and goes first");
 }
 
 #[test]

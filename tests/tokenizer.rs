@@ -196,6 +196,29 @@ fn a_published_truncation_does_not_cut_prompts() {
     assert_eq!(tokenizer.encode("abcdefgh", true).expect("encodes").len(), 8);
 }
 
+/// A text of megabytes was encoded to its end before its length was looked at.
+#[test]
+fn a_text_that_is_far_too_long_is_not_encoded_to_its_end() {
+    for json in [byte_level(), sentence_piece()] {
+        let tokenizer = load(&json, &[]).expect("loads");
+        for part in ["a", " ", "é", "<|end|>", "ab 😀\n", "th"] {
+            let text = part.repeat((4 << 20) / part.len());
+            let mut asked = 0;
+            let count = || {
+                asked += 1;
+                Ok::<_, TokenizerError>(())
+            };
+            assert!(tokenizer.exceeds(&text, None, 1000, count).expect("encodes"), "{part:?}");
+            assert_eq!(asked, 1, "{part:?}");
+            // A text that fits is never taken for too long.
+            let text = part.repeat(150_000 / part.len());
+            let most = tokenizer.encode(&text, false).expect("encodes").len();
+            let go_on = || Ok::<_, TokenizerError>(());
+            assert!(!tokenizer.exceeds(&text, None, most, go_on).expect("encodes"), "{part:?}");
+        }
+    }
+}
+
 #[test]
 fn the_tokens_around_a_text_are_added_only_on_request() {
     let files =

@@ -9,7 +9,7 @@ use std::{
 use ladle::{
     config::MergeMode,
     engine::{
-        Mode, StepLimits,
+        Client, Mode, StepLimits,
         blocks::BlockPool,
         cost::CostModel,
         models::{Lanes, Models, Readiness, StepModel, Wanted},
@@ -124,7 +124,8 @@ impl<'a> Simulation<'a> {
             prefill_chunk: engine.prefill_chunk,
             lanes: engine.lanes,
             logit_rows: engine.lanes,
-            aging: Duration::from_secs(10),
+            aging: Duration::from_millis(100),
+            patience: Duration::from_secs(10),
             // No two prompts share a prefix here.
             prefix_cache: false,
         };
@@ -217,6 +218,7 @@ impl<'a> Simulation<'a> {
                 priority: 0,
                 arrived: time(at),
                 prompt_logits: false,
+                client: Client::Local,
             });
             let live =
                 Live { lanes, client, output: request.output, emitted: 0, last: at, hit: None };

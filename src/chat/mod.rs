@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 pub use self::error::ChatError;
+pub use self::plain::{ControlTokens, NoMark};
 use self::{
     limits::{Budget, Exceeded, MAX_INSTRUCTIONS},
     program::Program,
@@ -28,6 +29,7 @@ mod date;
 mod error;
 pub mod generation_prompt;
 mod limits;
+mod plain;
 mod program;
 mod python;
 pub mod tools;

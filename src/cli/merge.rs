@@ -73,5 +73,5 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn generation_prompt(soup: &Soup) -> anyhow::Result<Option<Vec<u32>>> {
     let Some(template) = ChatTemplate::from_dir(&soup.base_dir)? else { return Ok(None) };
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
-    Ok(template.generation_prompt(|text| tokenizer.encode_prompt(text, false).ok()))
+    Ok(template.generation_prompt(|text| tokenizer.encode_prompt(text, None, false).ok()))
 }

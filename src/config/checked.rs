@@ -24,11 +24,28 @@ pub struct RequestLimits {
     pub max_n: usize,
     /// Bytes.
     pub max_body: u64,
+    /// Bytes, for all bodies of more than 64 KiB together.
+    pub body_memory: u64,
     pub max_in_flight: usize,
     /// Requests per minute of one client; `None`: no limit.
     pub rate_limit: Option<usize>,
     pub request_timeout: Duration,
     pub body_timeout: Duration,
+}
+
+/// Bounds on connections.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ConnectionLimits {
+    /// Connections in all.
+    pub most: usize,
+    /// Connections from one address, or one IPv6 network of 64 bits.
+    pub most_of_client: usize,
+    /// For the head of a request.
+    pub header_timeout: Duration,
+    /// Without a request.
+    pub idle_timeout: Duration,
+    /// For a client that takes nothing of its answer.
+    pub write_timeout: Duration,
 }
 
 /// A checked configuration of the server; each field is explained at its option in
@@ -62,6 +79,7 @@ pub struct ServeConfig {
     /// `None`: the model's context.
     pub max_context: Option<usize>,
     pub limits: RequestLimits,
+    pub connections: ConnectionLimits,
     pub drain_timeout: Duration,
     pub step_timeout: Duration,
     pub on_engine_failure: OnFailure,
@@ -85,6 +103,14 @@ impl ServeOptions {
                 option: "max_body",
                 got: max_body.to_string(),
                 expected: "1KiB to 1GiB".into(),
+            });
+        }
+        let body_memory = self.body_memory.map_or(max_body.max(64 << 20), |bytes| bytes.0);
+        if body_memory < max_body {
+            return Err(OptionError::Value {
+                option: "body_memory",
+                got: body_memory.to_string(),
+                expected: format!("at least max_body, {max_body}"),
             });
         }
         let max_in_flight = self.max_in_flight().get();
@@ -122,10 +148,21 @@ impl ServeOptions {
                 max_tokens: self.max_tokens.map(NonZeroUsize::get),
                 max_n: self.max_n().get(),
                 max_body,
+                body_memory,
                 max_in_flight,
                 rate_limit: self.rate_limit.map(NonZeroUsize::get),
                 request_timeout: seconds("request_timeout", self.request_timeout())?,
                 body_timeout: seconds("body_timeout", self.body_timeout())?,
+            },
+            connections: ConnectionLimits {
+                most: self.max_connections().get(),
+                most_of_client: match self.max_address_connections {
+                    Some(most) => most.get(),
+                    None => self.max_connections().get().div_ceil(2),
+                },
+                header_timeout: seconds("header_timeout", self.header_timeout())?,
+                idle_timeout: seconds("idle_timeout", self.idle_timeout())?,
+                write_timeout: seconds("write_timeout", self.write_timeout())?,
             },
             drain_timeout: seconds("drain_timeout", self.drain_timeout())?,
             step_timeout: seconds("step_timeout", self.step_timeout())?,

@@ -149,18 +149,37 @@ options! {
         /// Largest request body.
         #[arg(long, env = "LADLE_MAX_BODY", value_name = "SIZE")]
         max_body: ByteSize = "4MiB",
+        /// Memory for request bodies of more than 64 KiB, all together; beyond it a request gets 503.
+        #[arg(long, env = "LADLE_BODY_MEMORY", value_name = "SIZE")]
+        body_memory: ByteSize | "64MiB, or max_body if that is more",
         /// Requests in progress; beyond it a request gets 503.
         #[arg(long, env = "LADLE_MAX_IN_FLIGHT", value_name = "N")]
         max_in_flight: NonZeroUsize = "1024",
+        /// Connections; beyond it one that waits for a request is closed, or a new one gets 503. Fewer
+        /// where the limit of open files allows no more.
+        #[arg(long, env = "LADLE_MAX_CONNECTIONS", value_name = "N")]
+        max_connections: NonZeroUsize = "2048",
+        /// Connections from one address (IPv6: one /64); beyond it 429.
+        #[arg(long, env = "LADLE_MAX_ADDRESS_CONNECTIONS", value_name = "N")]
+        max_address_connections: NonZeroUsize | "half of max_connections",
         /// Requests per minute of one client (API key, else address); beyond it 429.
         #[arg(long, env = "LADLE_RATE_LIMIT", value_name = "N")]
         rate_limit: NonZeroUsize | "none",
         /// Seconds until a request gets 504; a request may ask for less.
         #[arg(long, env = "LADLE_REQUEST_TIMEOUT", value_name = "SECONDS")]
         request_timeout: f64 = "600",
-        /// Seconds that a client may take to send a body.
+        /// Seconds that a client may take to send a body, and again for each further 64 KiB of it.
         #[arg(long, env = "LADLE_BODY_TIMEOUT", value_name = "SECONDS")]
         body_timeout: f64 = "30",
+        /// Seconds that a client may take to send the head of a request.
+        #[arg(long, env = "LADLE_HEADER_TIMEOUT", value_name = "SECONDS")]
+        header_timeout: f64 = "10",
+        /// Seconds until a connection without a request is closed.
+        #[arg(long, env = "LADLE_IDLE_TIMEOUT", value_name = "SECONDS")]
+        idle_timeout: f64 = "75",
+        /// Seconds until a client that takes nothing of its answer is dropped.
+        #[arg(long, env = "LADLE_WRITE_TIMEOUT", value_name = "SECONDS")]
+        write_timeout: f64 = "20",
         /// Seconds that running requests get to finish after SIGTERM or SIGINT.
         #[arg(long, env = "LADLE_DRAIN_TIMEOUT", value_name = "SECONDS")]
         drain_timeout: f64 = "30",

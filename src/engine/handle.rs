@@ -3,23 +3,24 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, PoisonError, mpsc},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc as events, watch};
+use tokio::sync::watch;
 
 use super::{
     ailment::Ailment,
+    client::Client,
+    events::{self, EventReceiver, EventSender},
+    places::{Full, Place, Places},
     request::{Combine, Event, GenerateRequest, SubmitError},
     stats::EngineStats,
 };
 use crate::preference::ModelKey;
+
+const ONE_SECOND: Duration = Duration::from_secs(1);
 
 /// Limits of every request, known once the model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,25 +159,16 @@ pub(super) enum Message {
 /// A request that was accepted.
 pub(super) struct Submission {
     pub request: GenerateRequest,
-    pub events: events::UnboundedSender<Event>,
+    pub events: EventSender,
     pub arrived: Instant,
-    pub slot: WaitingSlot,
-}
-
-/// A place in the queue; dropping it (when the request first runs, or ends) frees it.
-pub(super) struct WaitingSlot(Arc<AtomicUsize>);
-
-impl Drop for WaitingSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
+    /// Its place in the queue, until it first runs or ends.
+    pub place: Place,
 }
 
 /// State shared by handle and worker.
 pub(super) struct SharedState {
     pub bounds: Bounds,
-    pub max_waiting: usize,
-    pub waiting: Arc<AtomicUsize>,
+    pub waiting: Arc<Places>,
     pub stats: Mutex<EngineStats>,
     pub state: watch::Sender<EngineState>,
     /// When the worker began the turn that it is at; `None`: it waits for messages.
@@ -187,8 +179,7 @@ impl SharedState {
     pub(super) fn new(bounds: Bounds, max_waiting: usize) -> Self {
         Self {
             bounds,
-            max_waiting,
-            waiting: Arc::default(),
+            waiting: Arc::new(Places::new(max_waiting)),
             stats: Mutex::default(),
             state: watch::Sender::new(EngineState::Running),
             turn: Mutex::default(),
@@ -224,7 +215,7 @@ impl EngineHandle {
         self.submit_all(vec![request])?.pop().ok_or(SubmitError::Stopped)
     }
 
-    /// Accepts requests that belong together, all or none. Those that want the same model run in
+    /// Accepts requests of one client that belong together, all or none. Those that want the same model run in
     /// the same mode. Answers in the order of the requests.
     pub fn submit_all(
         &self,
@@ -238,20 +229,19 @@ impl EngineHandle {
         for request in &requests {
             self.shared.bounds.check(request)?;
         }
-        let (count, limit) = (requests.len(), self.shared.max_waiting);
-        let reserve = |n: usize| n.checked_add(count).filter(|&n| n <= limit);
-        self.shared
-            .waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reserve)
-            .map_err(|waiting| SubmitError::QueueFull { waiting, limit })?;
-        let mut generations = Vec::with_capacity(count);
-        let submission = |request| {
-            let slot = WaitingSlot(self.shared.waiting.clone());
-            let (sender, events) = events::unbounded_channel();
+        let waiting = &self.shared.waiting;
+        let client = requests.first().map_or(Client::Local, |request| request.client.clone());
+        let places = waiting.take(&client, requests.len()).map_err(|full| match full {
+            Full::All { taken } => SubmitError::QueueFull { waiting: taken, limit: waiting.most() },
+            Full::Client { taken, most } => SubmitError::ShareFull { waiting: taken, limit: most },
+        })?;
+        let mut generations = Vec::with_capacity(requests.len());
+        let submission = |(request, place): (GenerateRequest, _)| {
+            let (sender, events) = events::channel(request.max_unread);
             generations.push(Generation { events, messages: self.messages.clone() });
-            Submission { request, events: sender, arrived: Instant::now(), slot }
+            Submission { request, events: sender, arrived: Instant::now(), place }
         };
-        let submissions = requests.into_iter().map(submission).collect();
+        let submissions = requests.into_iter().zip(places).map(submission).collect();
         self.messages.send(Message::Submit(submissions)).map_err(|_| SubmitError::Stopped)?;
         Ok(generations)
     }
@@ -299,31 +289,34 @@ impl EngineHandle {
     /// Counters and gauges as of the last step.
     pub fn stats(&self) -> EngineStats {
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        stats.waiting = self.shared.waiting.load(Ordering::Acquire);
+        stats.waiting = self.shared.waiting.taken();
         stats
     }
 
-    /// `Retry-After` for a full queue: the mean time of a request, between one second and a minute.
+    /// `Retry-After` for a full queue: the time in which those who wait now will have begun, as many
+    /// at a time as run now; between one second and a minute.
     pub fn retry_after(&self) -> Duration {
-        self.stats().mean_request_time.clamp(Duration::from_secs(1), Duration::from_secs(60))
+        let EngineStats { waiting, running, mean_request_time, .. } = self.stats();
+        let rounds = waiting.div_ceil(running.max(1)).clamp(1, 60);
+        mean_request_time.saturating_mul(rounds as u32).clamp(ONE_SECOND, 60 * ONE_SECOND)
     }
 }
 
 /// The events of one request; a [`futures::Stream`] of them. Dropping it cancels the request.
 pub struct Generation {
-    events: events::UnboundedReceiver<Event>,
+    events: EventReceiver,
     messages: Arc<mpsc::Sender<Message>>,
 }
 
 impl Generation {
     /// The next event; `None` after `Finished` or `Failed`.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        self.events.next().await
     }
 
     /// The next event, blocking the thread: not inside an asynchronous task.
     pub fn blocking_next(&mut self) -> Option<Event> {
-        self.events.blocking_recv()
+        self.events.blocking_next()
     }
 }
 
@@ -331,7 +324,7 @@ impl futures::Stream for Generation {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.events.poll_recv(context)
+        self.events.poll_next(context)
     }
 }
 

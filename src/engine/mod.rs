@@ -24,6 +24,7 @@ pub mod cpu;
 pub mod cuda;
 mod draw;
 mod error;
+mod events;
 mod footprint;
 pub mod handle;
 pub mod loaded;
@@ -31,6 +32,7 @@ mod merged;
 pub mod models;
 mod open;
 pub mod placement;
+mod places;
 pub mod request;
 pub mod scheduler;
 mod start;
@@ -47,6 +49,7 @@ pub use error::OpenError;
 pub use handle::{Bounds, EngineHandle, EngineState, Generation};
 pub use merged::OnCacheEvent;
 pub use open::{Listeners, open};
+pub use places::{Full, Place, Places};
 pub use request::{
     CacheOutcome, Combine, EngineError, Event, FinishReason, Finished, GenerateRequest, Mode,
     Started, SubmitError, Timings, Token, TokenLogprob, Usage,

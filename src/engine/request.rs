@@ -49,10 +49,12 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
     /// Fail with [`EngineError::Deadline`] when not finished by then.
     pub deadline: Option<Instant>,
-    /// Higher goes first; waiting raises it by one per [`super::StepLimits::aging`].
+    /// Higher goes first; a step is worth [`super::StepLimits::aging`] of waiting.
     pub priority: i32,
     /// Whom it is counted for.
     pub client: Client,
+    /// Events that may lie unread; with more the request fails with [`EngineError::Unread`].
+    pub max_unread: usize,
 }
 
 impl GenerateRequest {
@@ -73,6 +75,7 @@ impl GenerateRequest {
             deadline: None,
             priority: 0,
             client: Client::Local,
+            max_unread: usize::MAX,
         }
     }
 
@@ -255,6 +258,12 @@ pub enum EngineError {
     /// A forward pass failed.
     #[error("the forward pass failed: {0}")]
     Forward(String),
+    /// Nobody reads the answer as fast as it is generated.
+    #[error("{unread} parts of the answer lie unread")]
+    Unread {
+        /// Events that were not taken.
+        unread: usize,
+    },
     /// The engine was stopped before the answer was complete.
     #[error("the engine was stopped")]
     Stopped,
@@ -269,6 +278,14 @@ pub enum SubmitError {
         /// Waiting now.
         waiting: usize,
         /// `EngineConfig::max_waiting`.
+        limit: usize,
+    },
+    /// The client has all places of the queue that one client may have.
+    #[error("{waiting} requests of this client are waiting, the limit for one is {limit}")]
+    ShareFull {
+        /// Waiting now.
+        waiting: usize,
+        /// Three quarters of `EngineConfig::max_waiting`.
         limit: usize,
     },
     /// The engine finishes accepted requests and takes no new ones.

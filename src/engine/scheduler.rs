@@ -8,10 +8,12 @@
 //! - **Decode first.** Every decoding sequence is in every step; prefill gets the rest of
 //!   `step_tokens`, at most `prefill_chunk` per sequence and, beside decoding rows, no more rows
 //!   than the caller's cost model allows, so that prompts do not stall answers.
-//! - **Order.** By class = priority + waited / `aging`, then first come first served. Waiting
-//!   raises the class without bound, so nothing starves; equal priorities stay in order. A head
-//!   of the queue that does not fit stops admission, so that a large request is not overtaken
-//!   forever.
+//! - **Order.** By arrival, in which each step of priority counts as `aging` of waiting, so a
+//!   priority is worth seconds and nothing starves; equal priorities stay in order. A head of the
+//!   queue that does not fit stops admission, so that a large request is not overtaken forever.
+//! - **Shares.** While several clients want the engine each may use an equal part of its lanes and
+//!   blocks, and goes before those who have theirs; what is left over is anybody's. Who waits
+//!   for its share takes the place of a sequence of a client that has more.
 //! - **Key/value memory never overruns.** Admission takes the blocks of all present tokens and
 //!   leaves one per running lane; growth takes a block at a time. When there is none, the least
 //!   important running sequence gives up all of its blocks and is computed again later, from the
@@ -22,14 +24,18 @@
 //!   compute waits for it, and lanes of one sequence whose first blocks have equal names hold the same
 //!   blocks, which the first lane computes.
 
+mod fairness;
+mod sequence;
+
 use std::{
-    cmp::Reverse,
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     ops::Range,
     time::Duration,
 };
 
-use super::blocks::{BlockHash, BlockId, BlockPool, Chain, IntegrityError};
+pub use self::sequence::NewSequence;
+use self::sequence::{Lane, Sequence};
+use super::blocks::{BlockHash, BlockId, BlockPool, IntegrityError};
 
 /// Number of a sequence, unique within an engine.
 pub type SeqId = u64;
@@ -45,26 +51,12 @@ pub struct StepLimits {
     pub lanes: usize,
     /// Rows of logits per step for prompts whose log-probabilities were asked for.
     pub logit_rows: usize,
-    /// Waiting this long raises a sequence's class by one. A sequence that waits this long for its
-    /// weights stops the admission of those behind it.
+    /// Waiting this long is worth a step of priority.
     pub aging: Duration,
+    /// A sequence that waits this long for its weights stops the admission of those behind it.
+    pub patience: Duration,
     /// Whether computed prefixes are reused.
     pub prefix_cache: bool,
-}
-
-/// A sequence as it enters the queue.
-#[derive(Debug, Clone)]
-pub struct NewSequence {
-    /// Its prompt.
-    pub tokens: Vec<u32>,
-    /// For every lane, how its blocks are named: by what computes their rows.
-    pub chains: Vec<Chain>,
-    /// Higher goes first.
-    pub priority: i32,
-    /// When it arrived; all times are since the engine's start.
-    pub arrived: Duration,
-    /// Logits of the whole prompt are needed, so all of it is computed.
-    pub prompt_logits: bool,
 }
 
 /// Rows of one sequence in a step: `tokens[range]`, in each of its lanes. When the range reaches
@@ -86,56 +78,6 @@ pub struct StepPlan {
     pub admitted: Vec<(SeqId, usize)>,
     /// Sequences that left and will be computed again.
     pub preempted: Vec<SeqId>,
-}
-
-#[derive(Debug, Clone)]
-struct Lane {
-    chain: Chain,
-    /// Names of the full blocks of `tokens`.
-    names: Vec<BlockHash>,
-    blocks: Vec<BlockId>,
-}
-
-#[derive(Debug, Clone)]
-struct Sequence {
-    tokens: Vec<u32>,
-    computed: usize,
-    lanes: Vec<Lane>,
-    /// Full blocks that have been offered to the prefix cache.
-    named: usize,
-    /// Leading blocks that all lanes hold together and the first one computes.
-    common: usize,
-    priority: i32,
-    arrived: Duration,
-    prompt_logits: bool,
-}
-
-impl Sequence {
-    fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
-    }
-
-    fn extend_names(&mut self, block_tokens: usize) {
-        for lane in &mut self.lanes {
-            let blocks = self.tokens.chunks_exact(block_tokens).enumerate();
-            for (index, tokens) in blocks.skip(lane.names.len()) {
-                let name = lane.chain.name(lane.names.last(), index * block_tokens, tokens);
-                lane.names.push(name);
-            }
-        }
-    }
-
-    /// Leading blocks of equal names in all lanes. Where the logits of the prompt are needed, every
-    /// lane computes its own.
-    fn equal_blocks(&self) -> usize {
-        let Some((first, rest)) = self.lanes.split_first().filter(|_| !self.prompt_logits) else {
-            return 0;
-        };
-        let equal = |lane: &Lane| {
-            lane.names.iter().zip(&first.names).take_while(|(name, other)| name == other).count()
-        };
-        rest.iter().map(equal).min().unwrap_or(0)
-    }
 }
 
 /// The queue, the running sequences and their key/value blocks.
@@ -160,17 +102,7 @@ impl Scheduler {
     pub fn enqueue(&mut self, task: NewSequence) -> SeqId {
         let id = self.next;
         self.next += 1;
-        let lane = |chain| Lane { chain, names: Vec::new(), blocks: Vec::new() };
-        let mut sequence = Sequence {
-            tokens: task.tokens,
-            computed: 0,
-            lanes: task.chains.into_iter().map(lane).collect(),
-            named: 0,
-            common: 0,
-            priority: task.priority,
-            arrived: task.arrived,
-            prompt_logits: task.prompt_logits,
-        };
+        let mut sequence = Sequence::new(task);
         if self.limits.prefix_cache {
             sequence.extend_names(self.pool.block_tokens());
         }
@@ -191,10 +123,16 @@ impl Scheduler {
     ) -> StepPlan {
         let mut plan = StepPlan::default();
         let mut budget = Budget { rows: self.limits.step_tokens, logits: self.limits.logit_rows };
+        let mut shares = self.shares();
+        if let Some(id) = self.to_make_room(&shares, now, &mut ready) {
+            self.preempt(id);
+            plan.preempted.push(id);
+            shares = self.shares();
+        }
         let mut order = self.running.clone();
-        order.sort_by_cached_key(|&id| self.rank(id, now));
+        order.sort_by_cached_key(|&id| self.importance(&shares, id));
 
-        let mut index = 0;
+        let (mut index, mut short) = (0, false);
         while let Some(&id) = order.get(index) {
             index += 1;
             if self.sequences[&id].pending() != 1 {
@@ -205,6 +143,7 @@ impl Scheduler {
                 let Some(victim) = order.pop() else { break };
                 self.preempt(victim);
                 plan.preempted.push(victim);
+                short = true;
                 if victim == id {
                     break;
                 }
@@ -226,13 +165,14 @@ impl Scheduler {
                 plan.items.extend(self.chunk(id, &mut budget));
             }
         }
-        // Blocks that a preemption freed are for the sequences that run.
-        if plan.preempted.is_empty() {
+        // Blocks that the growth of some took from others are for the sequences that run.
+        if !short {
             self.admit(now, &mut budget, &mut plan, &mut ready);
         }
         plan
     }
 
+    /// Lets waiting sequences join: those of clients that have less than their share, then any.
     fn admit(
         &mut self,
         now: Duration,
@@ -244,13 +184,19 @@ impl Scheduler {
         if self.waiting.is_empty() || lanes >= self.limits.lanes || budget.rows == 0 {
             return;
         }
+        let mut shares = self.shares();
         let mut order = self.waiting.clone();
-        order.sort_by_cached_key(|&id| self.rank(id, now));
+        order.sort_by_cached_key(|&id| self.turn(id));
+        let mut order: VecDeque<_> = order.into_iter().map(|id| (id, false)).collect();
         let mut computing: HashSet<BlockHash> = HashSet::new();
         self.running.iter().for_each(|&id| computing.extend(self.unfinished_names(id)));
 
-        for id in order {
+        while let Some((id, put_off)) = order.pop_front() {
             let sequence = &self.sequences[&id];
+            if !put_off && shares.used_up(&sequence.client) {
+                order.push_back((id, true));
+                continue;
+            }
             let width = sequence.lanes.len();
             if lanes + width > self.limits.lanes || budget.rows < width {
                 break;
@@ -264,12 +210,13 @@ impl Scheduler {
                 break;
             }
             if !ready(id) {
-                if now.saturating_sub(self.sequences[&id].arrived) >= self.limits.aging {
+                if now.saturating_sub(sequence.arrived) >= self.limits.patience {
                     break;
                 }
                 continue;
             }
             self.start(id, shared);
+            shares.add(&self.sequences[&id]);
             lanes += width;
             plan.admitted.push((id, shared * self.pool.block_tokens()));
             computing.extend(self.unfinished_names(id));
@@ -460,15 +407,6 @@ impl Scheduler {
         let sequence = &self.sequences[&id];
         let first = sequence.computed / self.pool.block_tokens();
         sequence.lanes.iter().flat_map(move |lane| lane.names.iter().skip(first).copied())
-    }
-
-    /// Sorts the more important first.
-    fn rank(&self, id: SeqId, now: Duration) -> (Reverse<i64>, Duration, SeqId) {
-        let sequence = &self.sequences[&id];
-        let waited = now.saturating_sub(sequence.arrived).as_micros();
-        let classes = waited / self.limits.aging.as_micros().max(1);
-        let class = i64::from(sequence.priority).saturating_add(classes.min(1 << 40) as i64);
-        (Reverse(class), sequence.arrived, id)
     }
 }
 

@@ -61,7 +61,8 @@ impl Default for EngineConfig {
             prefill_chunk: 256,
             lanes: options.max_sequences().get(),
             logit_rows: 64,
-            aging: Duration::from_secs(10),
+            aging: Duration::from_millis(100),
+            patience: Duration::from_secs(10),
             prefix_cache: true,
         };
         Self {

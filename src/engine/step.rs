@@ -160,7 +160,7 @@ impl<B: Backend> Worker<B> {
             if live.prompt_logprobs.is_none() {
                 self.stats.queried_tokens += live.prompt_tokens as u64;
             }
-            let _ = live.events.send(Event::Started(Started {
+            live.events.send(Event::Started(Started {
                 mode,
                 cache: live.cache.filter(|_| mode == Mode::Fused),
                 queue: live.queue,
@@ -260,7 +260,7 @@ impl<B: Backend> Worker<B> {
         };
         if live.prompt_logprobs.take().is_some() {
             let report = std::mem::take(&mut live.prompt_report);
-            let _ = live.events.send(Event::Prompt(report));
+            live.events.send(Event::Prompt(report));
         }
         self.stats.generated_tokens += 1;
         let Sampled { id: token, logprob, top } = sampled;
@@ -269,8 +269,8 @@ impl<B: Backend> Worker<B> {
             live.history.push(token);
         }
         let (text, end) = live.answer.accept(token);
-        // Sending fails if the client left; `let_go` removes it before the next step.
-        let _ = live.events.send(Event::Token(Token { id: token, text, logprob, top }));
+        // If the client has left, `let_go` removes it before the next step.
+        live.events.send(Event::Token(Token { id: token, text, logprob, top }));
         let Some(end) = end else {
             if let Some(guide) = &mut live.guide {
                 guide.accept(token);
@@ -300,7 +300,7 @@ impl<B: Backend> Worker<B> {
         self.stats.finished += 1;
         let mean = &mut self.stats.mean_request_time;
         *mean = if mean.is_zero() { total } else { (*mean * 9 + total) / 10 };
-        let _ = live.events.send(Event::Finished(Finished {
+        live.events.send(Event::Finished(Finished {
             reason: end.reason,
             stop: end.stop,
             usage: Usage {

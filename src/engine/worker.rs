@@ -9,14 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc::UnboundedSender;
-
 use super::{
     answer::Answer,
     backend::Backend,
     client::Client,
-    handle::{EngineState, Message, SharedState, Submission, WaitingSlot},
+    events::EventSender,
+    handle::{EngineState, Message, SharedState, Submission},
     models::{Lanes, Models, Readiness, Wanted},
+    places::Place,
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
     scheduler::{NewSequence, Scheduler, SeqId},
     stats::{EngineStats, Observer},
@@ -35,7 +35,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// An accepted request.
 pub(super) struct Live {
-    pub events: UnboundedSender<Event>,
+    pub events: EventSender,
     pub lanes: Lanes,
     /// Weights of the lanes' logits; empty for a single lane.
     pub mix: Vec<f32>,
@@ -56,7 +56,7 @@ pub(super) struct Live {
     pub prompt_logprobs: Option<usize>,
     pub prompt_report: Vec<TokenLogprob>,
     pub arrived: Instant,
-    pub waiting: Option<WaitingSlot>,
+    pub waiting: Option<Place>,
     /// When it was first kept waiting only by its merge.
     pub merge_since: Option<Instant>,
     pub cache: Option<CacheOutcome>,
@@ -144,7 +144,7 @@ impl<B: Backend> Worker<B> {
         while let Ok(message) = inbox.try_recv() {
             let Message::Submit(submissions) = message else { continue };
             for submission in submissions {
-                let _ = submission.events.send(Event::Failed(EngineError::Stopped));
+                submission.events.send(Event::Failed(EngineError::Stopped));
             }
         }
     }
@@ -206,7 +206,7 @@ impl<B: Backend> Worker<B> {
 
     /// Takes a request in, submitted together with one that has the lanes of `sibling`.
     fn accept(&mut self, submission: Submission, sibling: Option<&Lanes>) -> Lanes {
-        let Submission { request, events, arrived, slot } = submission;
+        let Submission { request, events, arrived, place } = submission;
         let mix = lane_weights(&request.combine);
         let wanted = Wanted {
             keys: model_keys(&request),
@@ -237,7 +237,7 @@ impl<B: Backend> Worker<B> {
             prompt_logprobs: request.prompt_logprobs,
             prompt_report: Vec::new(),
             arrived,
-            waiting: Some(slot),
+            waiting: Some(place),
             merge_since: None,
             cache: None,
             queue: Duration::ZERO,
@@ -252,6 +252,7 @@ impl<B: Backend> Worker<B> {
             priority: request.priority,
             arrived: arrived.saturating_duration_since(self.started),
             prompt_logits: live.prompt_logprobs.is_some(),
+            client: request.client,
         });
         self.live.insert(id, live);
         lanes
@@ -265,10 +266,10 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Removes requests whose client left or whose deadline passed.
+    /// Removes requests whose client left or does not read, or whose deadline passed.
     fn let_go(&mut self) {
         let now = Instant::now();
-        let left = self.live.iter().filter(|(_, live)| live.events.is_closed());
+        let left = self.live.iter().filter(|(_, live)| live.events.has_left());
         for id in left.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.stats.cancelled += 1;
             self.remove(id);
@@ -277,6 +278,10 @@ impl<B: Backend> Worker<B> {
         let late = late.map(|(&id, live)| (id, live.answer.generated(), live.max_tokens));
         for (id, generated, max_tokens) in late.collect::<Vec<_>>() {
             self.fail(id, EngineError::Deadline { generated, max_tokens });
+        }
+        let slow = self.live.iter().filter_map(|(&id, live)| Some((id, live.events.overrun()?)));
+        for (id, unread) in slow.collect::<Vec<_>>() {
+            self.fail(id, EngineError::Unread { unread });
         }
     }
 
@@ -338,8 +343,7 @@ impl<B: Backend> Worker<B> {
     pub(super) fn fail(&mut self, id: SeqId, error: EngineError) {
         if let Some(live) = self.remove(id) {
             self.stats.failed += 1;
-            // Sending fails if the client left.
-            let _ = live.events.send(Event::Failed(error));
+            live.events.send(Event::Failed(error));
         }
     }
 

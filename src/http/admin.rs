@@ -1,17 +1,17 @@
 //! Routes about the server and the soup rather than for generating.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    Json,
-    extract::State,
+    Extension, Json,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
-use super::{app::App, error::ApiError, incoming::Incoming, request::native};
-use crate::preference::Solved;
+use super::{app::App, error::ApiError, incoming::Incoming, limits, request::native};
+use crate::{engine::Client, preference::Solved};
 
 /// `GET /health`: the process answers.
 pub async fn health() -> Json<Value> {
@@ -33,8 +33,13 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
 /// `GET /metrics`: Prometheus' text format.
 pub async fn metrics(
     State(app): State<Arc<App>>,
+    from: Option<Extension<ConnectInfo<SocketAddr>>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    let address = from.map_or(Client::Local, |Extension(from)| Client::at(from.ip()));
+    if let Err(guessed @ ApiError::WrongKeys { .. }) = limits::key(&app, &address, &headers) {
+        return Err(guessed);
+    }
     app.keys().check_admin(&headers)?;
     Ok(open_metrics(State(app)).await)
 }

@@ -2,25 +2,27 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     auth::Keys,
+    bodies::BodyMemory,
+    checks::Checks,
     error::ApiError,
+    failures::Failures,
     keys::{self, Key, KeyError},
     rate::Buckets,
 };
 use crate::{
-    chat::{ChatTemplate, tools::CallFormat},
+    chat::{ChatTemplate, ControlTokens, tools::CallFormat},
     config::{RequestLimits, ServeConfig},
-    engine::{Ailment, EngineHandle},
+    engine::{Ailment, Client, EngineHandle, Full, Place, Places},
     files::Seen,
     grammar::Compiler,
     preference::{Menu, MixingMatrix},
@@ -50,6 +52,8 @@ pub struct Served {
     pub calls: Result<Arc<CallFormat>, &'static str>,
     /// The answer of `GET /tokenizer_info`.
     pub tokenizer_info: Value,
+    /// What a text from messages is searched for.
+    pub control: ControlTokens,
     /// The answer of `GET /v1/soup`.
     pub description: Value,
     /// When it was loaded, seconds since 1970.
@@ -87,16 +91,41 @@ impl Served {
     }
 }
 
-/// The permit of a request in progress, on its way from the limits to the response's end.
-#[derive(Clone)]
-pub struct Permit(#[expect(dead_code, reason = "held, not read")] pub Arc<OwnedSemaphorePermit>);
+/// The place of a request in progress: taken once its body has arrived, kept to its answer's end.
+#[derive(Clone, Default)]
+pub struct Progress(Arc<OnceLock<Vec<Place>>>);
+
+impl Progress {
+    /// Takes a place, or says that the server is full or about to stop.
+    pub fn take(&self, app: &App, client: &Client) -> Result<(), ApiError> {
+        if app.draining() {
+            return Err(ApiError::Draining);
+        }
+        let place = app.places.take(client, 1).map_err(|full| ApiError::Overloaded {
+            message: match full {
+                Full::All { taken } => format!("{taken} requests are in progress, the limit"),
+                Full::Client { taken, .. } => {
+                    format!("{taken} requests of this client are in progress, the limit for one")
+                }
+            },
+            retry_after: app.retry_after(),
+        })?;
+        // A request takes one place.
+        let _ = self.0.set(place);
+        Ok(())
+    }
+}
 
 /// The state of one server.
 pub struct App {
     pub limits: RequestLimits,
     pub rates: Option<Buckets>,
-    /// One permit per request in progress.
-    pub permits: Arc<Semaphore>,
+    /// One for each request in progress.
+    pub places: Arc<Places>,
+    /// Wrong keys by address.
+    pub failures: Failures,
+    pub bodies: BodyMemory,
+    pub checks: Checks,
     pub telemetry: Arc<Telemetry>,
     /// Longest step of the engine while the server counts as ready.
     pub step_timeout: Duration,
@@ -113,7 +142,10 @@ impl App {
             keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config)?))),
             config: config.clone(),
             rates: config.limits.rate_limit.map(Buckets::new),
-            permits: Arc::new(Semaphore::new(config.limits.max_in_flight)),
+            places: Arc::new(Places::new(config.limits.max_in_flight)),
+            failures: Failures::default(),
+            bodies: BodyMemory::new(config.limits.body_memory),
+            checks: Checks::default(),
             limits: config.limits.clone(),
             telemetry,
             step_timeout: config.step_timeout,
@@ -162,6 +194,11 @@ impl App {
     /// What a request hears whose engine takes no work or has dropped it.
     pub fn stopped(&self) -> ApiError {
         if self.draining() { ApiError::Draining } else { ApiError::Engine(Ailment::Stopped) }
+    }
+
+    /// Seconds after which a full server may have room again.
+    pub fn retry_after(&self) -> u64 {
+        self.served().map_or(1, |served| served.engine.retry_after().as_secs())
     }
 
     /// Whether new work is refused.

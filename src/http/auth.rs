@@ -60,6 +60,11 @@ impl Keys {
     }
 }
 
+/// Whether a request brings a key at all.
+pub fn presents(headers: &HeaderMap) -> bool {
+    headers.contains_key("authorization") || headers.contains_key("x-api-key")
+}
+
 /// The key of a request: a bearer, or Anthropic's header.
 fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
     let text = |header: &'static str| Some(headers.get(header)?.to_str().unwrap_or_default());

@@ -1,103 +1,181 @@
-//! Connections: HTTP/1.1 over TCP.
-//!
-//! A client may close its sending side after its request and still gets its answer. On the wire
-//! that looks like a client that has gone, until something is sent: one that still reads takes it,
-//! the system of one that has gone answers with a reset. While an answer is streamed, its own bytes
-//! do that. Before its first byte, interim responses (`100 Continue`, which every client of HTTP/1.1
-//! skips) do it, after a pause, because most answers are ready sooner.
+//! Connections: HTTP/1.1 over TCP, from `accept` to the last byte. HTTP/2 is not spoken: a client
+//! that begins with its preface gets an error that HTTP/1.1 clients can read.
 
 use std::{
     future::Future,
-    io::{self, IoSlice},
-    net::Shutdown,
+    io,
+    net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes, HttpBody},
     extract::{ConnectInfo, Request},
-    http::Version,
-    serve::Listener,
+    response::Response,
 };
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown, service::TowerToHyperService};
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::{Service, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
 };
 
-/// Pauses before the probes of a client that has closed its sending side. Few, because some clients
-/// give up after five interim responses.
-const PROBES: [Duration; 4] = [
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(20),
-    Duration::from_secs(60),
-];
-const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// Pause before looking again whether a client has closed its sending side, while something that it
-/// sent has not been read.
-const UNREAD: Duration = Duration::from_secs(1);
-/// A client that takes nothing for so long is given up.
-#[cfg(target_os = "linux")]
-const STALLED: Duration = Duration::from_secs(60);
+use super::{
+    connections::Connections,
+    error::{ApiError, MAX_HEAD},
+    protocol::last_words,
+    socket::{Answering, Io, Socket},
+};
+use crate::{config::ConnectionLimits, engine::Client};
+
+/// Pause after the system refused a connection because it or the process has no descriptors left.
+const EXHAUSTED: Duration = Duration::from_millis(50);
+/// Connections that are told why they are refused, at a time; others are just closed.
+const REFUSED: usize = 32;
 
 /// Serves the connections of `listener` until `stop`; then those that are open get to finish the
 /// request that they are at.
-pub async fn serve(mut listener: TcpListener, routes: Router, stop: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    limits: ConnectionLimits,
+    stop: impl Future<Output = ()>,
+) {
     tokio::pin!(stop);
-    let open = GracefulShutdown::new();
+    let server = Server {
+        routes,
+        connections: Arc::new(Connections::new(limits.most, limits.most_of_client)),
+        limits,
+        open: GracefulShutdown::new(),
+        refused: Arc::new(Semaphore::new(REFUSED)),
+    };
     loop {
-        let (stream, address) = tokio::select! {
-            accepted = Listener::accept(&mut listener) => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut stop => break,
         };
-        tune(&stream);
-        let socket = Arc::new(Socket { stream, unflushed: AtomicBool::new(false) });
-        let io = TokioIo::new(Io(socket.clone()));
-        let routes = TowerToHyperService::new(routes.clone());
-        let answer = service_fn(move |request: Request<Incoming>| {
-            let (socket, version) = (socket.clone(), request.version());
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(ConnectInfo(address));
-            let answer = hyper::service::Service::call(&routes, request);
-            async move {
-                tokio::select! {
-                    biased;
-                    answer = answer => Ok(answer.unwrap_or_else(|never| match never {})),
-                    () = socket.abandoned(version) => Err(Abandoned),
-                }
+        match accepted {
+            Ok((stream, address)) => server.take(stream, address),
+            Err(error) if gone_already(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                server.connections.free_one();
+                tokio::time::sleep(EXHAUSTED).await;
             }
-        });
-        let connection = http1::Builder::new().half_close(true).serve_connection(io, answer);
-        let connection = open.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, %address, "a connection failed");
-            }
-        });
+        }
     }
     drop(listener);
-    open.shutdown().await;
+    server.open.shutdown().await;
 }
 
-/// Events go out as they come, and a client that stops reading its answer does not keep its place
-/// for ever (where the system offers that: Linux).
-fn tune(stream: &TcpStream) {
-    let socket = socket2::SockRef::from(stream);
-    let tuned = socket.set_tcp_nodelay(true);
-    #[cfg(target_os = "linux")]
-    let tuned = tuned.and_then(|()| socket.set_tcp_user_timeout(Some(STALLED)));
-    if let Err(error) = tuned {
-        tracing::debug!(%error, "a connection keeps the system's settings");
+/// Whether an error of `accept` is one of that connection alone.
+fn gone_already(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), ConnectionRefused | ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// What all connections share.
+struct Server {
+    routes: Router,
+    limits: ConnectionLimits,
+    connections: Arc<Connections>,
+    open: GracefulShutdown,
+    refused: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Serves a connection on a task of its own, or refuses it.
+    fn take(&self, stream: TcpStream, address: SocketAddr) {
+        let limits = self.limits;
+        let socket = Arc::new(Socket::new(stream, limits.write_timeout));
+        let counted = match self.connections.admit(Client::at(address.ip()), socket.clone()) {
+            Ok(counted) => counted,
+            Err(error) => return self.refuse(socket, &error),
+        };
+        let connection = http1::Builder::new()
+            .half_close(true)
+            .max_buf_size(MAX_HEAD)
+            .timer(TokioTimer::new())
+            // It runs while nothing is sent, too; a head that has begun has a time of its own.
+            .header_read_timeout(limits.idle_timeout.max(limits.header_timeout))
+            .serve_connection(
+                TokioIo::new(Io::new(socket.clone(), limits.write_timeout)),
+                service(self.routes.clone(), socket.clone(), address),
+            );
+        let connection = self.open.watch(connection);
+        tokio::spawn(async move {
+            let _counted = counted;
+            tokio::select! {
+                ended = connection => {
+                    let Err(error) = ended else { return };
+                    tracing::debug!(%error, %address, "a connection failed");
+                    match error.is_parse_version_h2() {
+                        true => socket.refuse(&last_words(&ApiError::Head)).await,
+                        false => socket.linger().await,
+                    }
+                }
+                () = socket.half_sent(limits.header_timeout) => {
+                    let seconds = limits.header_timeout.as_secs_f64();
+                    socket.refuse(&last_words(&ApiError::HeadTimeout { seconds })).await;
+                }
+                () = socket.given_up() => tracing::debug!(%address, "a connection made room"),
+            }
+        });
     }
+
+    /// Tells a client why its connection is refused, while few are told so.
+    fn refuse(&self, socket: Arc<Socket>, error: &ApiError) {
+        tracing::debug!(%error, "a connection was refused");
+        let Ok(permit) = self.refused.clone().try_acquire_owned() else { return };
+        let answer = last_words(error);
+        tokio::spawn(async move {
+            socket.refuse(&answer).await;
+            drop(permit);
+        });
+    }
+}
+
+/// The routes as a connection calls them; a request whose client goes is dropped.
+fn service(
+    routes: Router,
+    socket: Arc<Socket>,
+    address: SocketAddr,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<AnswerBody>,
+    Error = Abandoned,
+    Future: Send + 'static,
+> + Send
++ 'static {
+    let routes = TowerToHyperService::new(routes);
+    service_fn(move |request: Request<Incoming>| {
+        let (answering, socket, version) = (socket.answer(), socket.clone(), request.version());
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(address));
+        let answer = routes.call(request);
+        async move {
+            tokio::select! {
+                biased;
+                answer = answer => {
+                    let answer = answer.unwrap_or_else(|never| match never {});
+                    Ok(answer.map(|body| AnswerBody { body, _answering: answering }))
+                }
+                () = socket.abandoned(version) => Err(Abandoned),
+            }
+        }
+    })
 }
 
 /// The client went away before its answer began; dropping the request's future frees its work.
@@ -105,118 +183,28 @@ fn tune(stream: &TcpStream) {
 #[error("the client has gone")]
 struct Abandoned;
 
-/// A client's socket, shared by the connection and the watch over its client.
-struct Socket {
-    stream: TcpStream,
-    /// Bytes of an answer may be waiting in the connection's buffer: nothing may be sent between.
-    unflushed: AtomicBool,
+/// The body of an answer; when it is dropped, the connection waits for its next request.
+struct AnswerBody {
+    body: Body,
+    _answering: Answering,
 }
 
-impl Socket {
-    /// Completes when the client has gone. May be polled only while no answer has begun.
-    async fn abandoned(&self, version: Version) {
-        loop {
-            match self.stream.peek(&mut [0]).await {
-                Ok(0) => break,
-                // The rest of the request's body, or the client's next request.
-                Ok(_) => tokio::time::sleep(UNREAD).await,
-                Err(_) => return,
-            }
-        }
-        // HTTP/1.0 knows no interim responses: such a client is answered on trust.
-        let probes = if version == Version::HTTP_11 { &PROBES[..] } else { &[] };
-        for pause in probes {
-            tokio::select! {
-                () = self.reset() => return,
-                () = tokio::time::sleep(*pause) => {}
-            }
-            if self.unflushed.load(Ordering::Relaxed) {
-                continue;
-            }
-            match self.stream.try_write(PROBE) {
-                Ok(length) if length == PROBE.len() => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(_) | Err(_) => return,
-            }
-        }
-        self.reset().await;
-    }
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
 
-    /// Completes when the connection is reset.
-    async fn reset(&self) {
-        // An error of the wait itself means as much.
-        let _ = self.stream.ready(Interest::ERROR).await;
-    }
-}
-
-/// A [`Socket`] as the connection reads and writes it.
-struct Io(Arc<Socket>);
-
-impl AsyncRead for Io {
-    fn poll_read(
-        self: Pin<&mut Self>,
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.stream.poll_read_ready(context))?;
-            match self.0.stream.try_read(buffer.initialize_unfilled()) {
-                Ok(length) => {
-                    buffer.advance(length);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-}
-
-impl Io {
-    fn poll_try_write(
-        &self,
-        context: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        self.0.unflushed.store(true, Ordering::Relaxed);
-        loop {
-            ready!(self.0.stream.poll_write_ready(context))?;
-            match write(&self.0.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_try_write(context, |stream| stream.try_write(bytes))
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_try_write(context, |stream| stream.try_write_vectored(slices))
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    /// The connection flushes when its own buffer is empty.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.unflushed.store(false, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(socket2::SockRef::from(&self.0.stream).shutdown(Shutdown::Write))
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

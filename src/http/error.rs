@@ -16,6 +16,8 @@ use crate::{
     telemetry::{Rejection, panic_text},
 };
 
+/// Largest head of a request, bytes; the connection's buffers are bounded by it too.
+pub const MAX_HEAD: usize = 16 << 10;
 /// Characters of a value shown in an error.
 const SHOWN: usize = 80;
 
@@ -68,6 +70,15 @@ pub enum ApiError {
         /// alone leaves no room.
         answer: Option<(&'static str, usize)>,
     },
+    /// The prompt has more tokens than the context; how many was not counted to the end.
+    #[error(
+        "This model's maximum context length is {context} tokens. However, your {prompt} resulted \
+         in more than that. Please reduce the length of the {prompt}."
+    )]
+    PromptLength { context: usize, prompt: &'static str },
+    /// The body is one of very many small values.
+    #[error("the body holds more than {limit} values")]
+    TooManyValues { limit: usize },
     /// No key, or none that is known.
     #[error("{0}")]
     Unauthorized(&'static str),
@@ -99,9 +110,27 @@ pub enum ApiError {
     /// The client is over its rate.
     #[error("more than {limit} requests per minute; retry in {retry_after} s")]
     RateLimited { limit: usize, retry_after: u64 },
+    /// The address tried too many keys.
+    #[error("more than {limit} wrong keys per minute from this address; retry in {retry_after} s")]
+    WrongKeys { limit: usize, retry_after: u64 },
     /// The queue, or the server, is full.
     #[error("{message}; retry in {retry_after} s")]
     Overloaded { message: String, retry_after: u64 },
+    /// The client has too many connections.
+    #[error("{limit} connections of this client are open, the limit")]
+    ConnectionLimit { limit: usize },
+    /// What came is not a request.
+    #[error("the head of the request is not HTTP/1.1")]
+    Head,
+    /// The head of the request is too large.
+    #[error("the head of the request is larger than the limit of {MAX_HEAD} bytes or 100 headers")]
+    HeadTooLarge,
+    /// The path is too long.
+    #[error("the path of the request is too long")]
+    UriTooLong,
+    /// The head of the request did not arrive in time.
+    #[error("the head of the request did not arrive within {seconds} s")]
+    HeadTimeout { seconds: f64 },
     /// The model is still being loaded.
     #[error("the model is being loaded; retry later")]
     Loading,
@@ -111,6 +140,9 @@ pub enum ApiError {
     /// The engine has ended or hangs.
     #[error("{0}; retry later")]
     Engine(Ailment),
+    /// The client reads more slowly than the answer comes.
+    #[error("the answer was not read as fast as it came")]
+    Unread,
     /// The deadline passed.
     #[error("the request did not finish within its deadline of {seconds} s")]
     Deadline { seconds: f64 },
@@ -155,9 +187,10 @@ impl ApiError {
             Self::Value { .. } => (S::BAD_REQUEST, INVALID, "invalid_value", Some(Invalid)),
             Self::UnknownField { .. } => (S::BAD_REQUEST, INVALID, "unknown_field", Some(Invalid)),
             Self::Unsupported { .. } => (S::BAD_REQUEST, INVALID, "unsupported", Some(Invalid)),
-            Self::ContextLength { .. } => {
+            Self::ContextLength { .. } | Self::PromptLength { .. } => {
                 (S::BAD_REQUEST, INVALID, "context_length_exceeded", Some(Invalid))
             }
+            Self::Head => (S::BAD_REQUEST, INVALID, "invalid_head", Some(Invalid)),
             Self::BodyRead(_) => (S::BAD_REQUEST, INVALID, "body_not_read", Some(Invalid)),
             Self::Unauthorized(_) => {
                 (S::UNAUTHORIZED, "authentication_error", "invalid_api_key", Some(Unauthorized))
@@ -173,7 +206,15 @@ impl ApiError {
             Self::BodyTimeout { .. } => {
                 (S::REQUEST_TIMEOUT, INVALID, "body_timeout", Some(Invalid))
             }
-            Self::TooLarge { .. } => {
+            Self::Unread => (S::REQUEST_TIMEOUT, INVALID, "answer_not_read", None),
+            Self::HeadTimeout { .. } => {
+                (S::REQUEST_TIMEOUT, INVALID, "head_timeout", Some(Invalid))
+            }
+            Self::UriTooLong => (S::URI_TOO_LONG, INVALID, "uri_too_long", Some(Invalid)),
+            Self::HeadTooLarge => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, "head_too_large", Some(Invalid))
+            }
+            Self::TooLarge { .. } | Self::TooManyValues { .. } => {
                 (S::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", Some(Invalid))
             }
             Self::ContentType { .. } => {
@@ -182,9 +223,15 @@ impl ApiError {
             Self::ContentEncoding { .. } => {
                 (S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_content_encoding", Some(Invalid))
             }
-            Self::RateLimited { .. } => {
+            Self::RateLimited { .. } | Self::WrongKeys { .. } => {
                 (S::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", Some(RateLimited))
             }
+            Self::ConnectionLimit { .. } => (
+                S::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "too_many_connections",
+                Some(RateLimited),
+            ),
             Self::Overloaded { .. } => {
                 (S::SERVICE_UNAVAILABLE, SERVER, "overloaded", Some(Overloaded))
             }
@@ -206,7 +253,7 @@ impl ApiError {
         match self {
             Self::Value { param, .. } | Self::Unsupported { param, .. } => Some(param),
             Self::ContextLength { answer: Some((param, _)), .. } => Some(param),
-            Self::ContextLength { prompt, .. } => Some(prompt),
+            Self::ContextLength { prompt, .. } | Self::PromptLength { prompt, .. } => Some(prompt),
             Self::UnknownField { name, .. } => Some(name),
             Self::ContentType { .. } => Some("content-type"),
             Self::ContentEncoding { .. } => Some("content-encoding"),
@@ -216,12 +263,12 @@ impl ApiError {
     }
 
     /// Seconds after which trying again makes sense.
-    fn retry_after(&self) -> Option<u64> {
+    pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::RateLimited { retry_after, .. } | Self::Overloaded { retry_after, .. } => {
-                Some(*retry_after)
-            }
-            Self::Loading => Some(1),
+            Self::RateLimited { retry_after, .. }
+            | Self::WrongKeys { retry_after, .. }
+            | Self::Overloaded { retry_after, .. } => Some(*retry_after),
+            Self::Loading | Self::ConnectionLimit { .. } => Some(1),
             Self::Draining | Self::Engine(_) => Some(5),
             _ => None,
         }

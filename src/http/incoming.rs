@@ -1,9 +1,6 @@
 //! A request with a JSON body, read within its limits and ready to be checked.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
@@ -16,24 +13,27 @@ use axum::{
 use futures::StreamExt;
 
 use super::{
-    app::{App, Permit},
+    app::{App, Progress},
+    bodies::{BodyMemory, HeldBody},
     error::{ApiError, shorten},
     keys::Key,
-    request::Context,
+    request::{Context, Deadline},
 };
-use crate::engine::Client;
+use crate::{config::RequestLimits, engine::Client};
 
 /// Bytes of an oversized body that are read and thrown away, so that the client hears the answer
 /// instead of a broken connection.
 const DISCARD: u64 = 64 << 20;
+/// Bytes for which a client has the time of the body time-out.
+const PROGRESS: u64 = 64 << 10;
 
 /// A request whose body has arrived.
 pub struct Incoming {
     app: Arc<App>,
     headers: HeaderMap,
-    body: Vec<u8>,
+    body: HeldBody,
     arrived: Instant,
-    permit: Option<Permit>,
+    place: Progress,
     client: Client,
     key: Option<Arc<Key>>,
 }
@@ -44,28 +44,36 @@ impl FromRequest<Arc<App>> for Incoming {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         let arrived = Instant::now();
         let (mut parts, body) = request.into_parts();
-        let permit = parts.extensions.remove::<Permit>();
+        let place = parts.extensions.remove::<Progress>().unwrap_or_default();
         let client = parts.extensions.remove::<Client>().unwrap_or_default();
         let key = parts.extensions.remove::<Option<Arc<Key>>>().flatten();
-        let body = read(&parts.headers, body, app.limits.max_body, app.limits.body_timeout).await?;
-        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, permit, client, key })
+        check_headers(&parts.headers, app.limits.max_body)?;
+        let body = collect(body, app).await?;
+        place.take(app, &client)?;
+        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, place, client, key })
     }
 }
 
 impl Incoming {
-    /// Runs a check of [`super::request`] on a thread of its own: parsing, templates and tokenising
+    /// Runs a check of [`super::request`] on a worker's thread: parsing, templates and tokenising
     /// take as long as the body is large, and the reactor must not wait for them.
     pub async fn check<T: Send + 'static>(
         self,
         check: fn(&Context<'_>, &[u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
+        let timeout = self.app.limits.request_timeout;
+        let deadline = Deadline::after(self.arrived, timeout);
+        let worker =
+            self.app.checks.worker(&self.client, self.body.bytes().len(), deadline.at).await;
+        let worker = worker.ok_or_else(|| deadline.error())?;
         let checking = move || {
-            let Self { app, headers, body, arrived, permit, client, key } = self;
+            let _worker = worker;
+            let Self { app, headers, body, arrived, place, client, key } = self;
             // Held until this is done, whether or not the client has gone by then.
-            let _permit = permit;
+            let _place = place;
             let served = app.served()?;
             let (served, limits, headers) = (&served, &app.limits, &headers);
-            check(&Context { served, limits, headers, arrived, client, key }, &body)
+            check(&Context { served, limits, headers, arrived, client, key }, body.bytes())
         };
         match tokio::task::spawn_blocking(checking).await {
             Ok(checked) => checked,
@@ -77,13 +85,8 @@ impl Incoming {
     }
 }
 
-/// Reads a JSON body of at most `limit` bytes within `timeout`.
-async fn read(
-    headers: &HeaderMap,
-    body: Body,
-    limit: u64,
-    timeout: Duration,
-) -> Result<Vec<u8>, ApiError> {
+/// Refuses a request whose headers say that its body is no JSON, or far larger than `limit` bytes.
+fn check_headers(headers: &HeaderMap, limit: u64) -> Result<(), ApiError> {
     let declared = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
     let essence =
         declared.as_deref().unwrap_or("absent").split(';').next().unwrap_or_default().trim();
@@ -104,21 +107,75 @@ async fn read(
     if length.is_some_and(|length| length > limit.saturating_add(DISCARD)) {
         return Err(ApiError::TooLarge { limit });
     }
-    let expired = |_| ApiError::BodyTimeout { seconds: timeout.as_secs_f64() };
-    tokio::time::timeout(timeout, collect(body, limit)).await.map_err(expired)?
+    Ok(())
 }
 
-async fn collect(body: Body, limit: u64) -> Result<Vec<u8>, ApiError> {
-    let (mut bytes, mut total) = (Vec::new(), 0u64);
+/// Reads a body within its size, its time and the memory for bodies. One that is refused is read to
+/// its end all the same, within bounds, so that the client hears why.
+async fn collect(body: Body, app: &App) -> Result<HeldBody, ApiError> {
+    let limit = app.limits.max_body;
+    let (mut held, mut refused, mut total) = (app.bodies.body(), None, 0u64);
+    let begun = Instant::now();
     let mut stream = body.into_data_stream();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| ApiError::BodyRead(error.to_string()))?;
+    loop {
+        let deadline = progress_deadline(begun, total, &app.limits);
+        let chunk = match tokio::time::timeout_at(deadline.into(), stream.next()).await {
+            Ok(None) => break,
+            Ok(Some(chunk)) => chunk.map_err(|error| ApiError::BodyRead(error.to_string()))?,
+            Err(_) => {
+                let seconds = app.limits.body_timeout.as_secs_f64();
+                return Err(ApiError::BodyTimeout { seconds });
+            }
+        };
         total = total.saturating_add(chunk.len() as u64);
-        if total <= limit {
-            bytes.extend_from_slice(&chunk);
-        } else if total > limit.saturating_add(DISCARD) {
-            break;
+        if total > limit {
+            refused = Some(ApiError::TooLarge { limit });
+        } else if refused.is_none() && held.push(&chunk).is_err() {
+            refused = Some(no_memory(&app.bodies));
+        }
+        if refused.is_some() {
+            held = app.bodies.body();
+            if total > limit.saturating_add(DISCARD) {
+                break;
+            }
         }
     }
-    if total > limit { Err(ApiError::TooLarge { limit }) } else { Ok(bytes) }
+    refused.map_or(Ok(held), Err)
+}
+
+/// When the next bytes of a body must be there: a body gets its time-out for each [`PROGRESS`]
+/// bytes, and at most the time of a whole request.
+fn progress_deadline(begun: Instant, total: u64, limits: &RequestLimits) -> Instant {
+    let parts = u32::try_from(1 + total / PROGRESS).unwrap_or(u32::MAX);
+    let time = limits.body_timeout.saturating_mul(parts);
+    begun + time.min(limits.request_timeout.max(limits.body_timeout))
+}
+
+fn no_memory(memory: &BodyMemory) -> ApiError {
+    ApiError::Overloaded {
+        message: format!("large request bodies hold {} bytes, the limit", memory.bytes()),
+        retry_after: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::ServeOptions;
+
+    #[test]
+    fn a_body_has_its_time_again_for_each_part_of_it() {
+        let soup = Some("s".into());
+        let options = ServeOptions { soup, body_timeout: Some(30.0), ..Default::default() };
+        let limits = options.check().unwrap().limits;
+        let begun = Instant::now();
+        for (total, seconds) in
+            [(0, 30), (65_535, 30), (65_536, 60), (1 << 20, 17 * 30), (1 << 30, 600)]
+        {
+            let time = progress_deadline(begun, total, &limits) - begun;
+            assert_eq!(time, Duration::from_secs(seconds), "{total} bytes");
+        }
+    }
 }

@@ -1,18 +1,34 @@
-//! Who is let in: API key, rate of the client, requests in progress.
+//! Who is let in: API key and rate of the client. A place among the requests in progress is taken
+//! when the body is there.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use axum::{
     extract::{ConnectInfo, Request, State},
+    http::HeaderMap,
     middleware::Next,
     response::Response,
 };
 
 use super::{
-    app::{App, Permit},
+    app::{App, Progress},
+    auth,
     error::ApiError,
+    keys::Key,
+    rate::retry_after,
 };
 use crate::engine::Client;
+
+/// The key that a request from `address` presents; `None` where the server asks for none.
+pub fn key(app: &App, address: &Client, headers: &HeaderMap) -> Result<Option<Arc<Key>>, ApiError> {
+    let checked = app.keys().check(headers);
+    let right = checked.as_ref().ok().map(|key| key.as_ref().map(|key| key.name.as_str()));
+    // Without a key nothing was guessed, and where none is asked for nothing can be.
+    if auth::presents(headers) && right != Some(None) {
+        app.failures.allow(address, right.flatten(), Instant::now())?;
+    }
+    checked
+}
 
 /// The layer around every route that makes the server work.
 pub async fn admit(
@@ -20,31 +36,27 @@ pub async fn admit(
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let key = app.keys().check(request.headers())?;
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.ip());
+    let address = address.map_or(Client::Local, Client::at);
+    let key = key(&app, &address, request.headers())?;
     if app.draining() {
         return Err(ApiError::Draining);
     }
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.ip());
-    let client = match (&key, address) {
-        (Some(key), _) => Client::Key(key.name.as_str().into()),
-        (None, Some(address)) => Client::at(address),
-        (None, None) => Client::Local,
+    let client = match &key {
+        Some(key) => Client::Key(key.name.as_str().into()),
+        None => address,
     };
     if let Some(rates) = &app.rates {
         rates.admit(&client, Instant::now()).map_err(|wait| ApiError::RateLimited {
             limit: rates.per_minute(),
-            retry_after: wait.as_secs_f64().ceil() as u64,
+            retry_after: retry_after(wait),
         })?;
     }
-    let permit = app.permits.clone().try_acquire_owned().map_err(|_| ApiError::Overloaded {
-        message: format!("{} requests are in progress, the limit", app.limits.max_in_flight),
-        retry_after: 1,
-    })?;
-    let permit = Permit(Arc::new(permit));
-    request.extensions_mut().insert(permit.clone());
+    let place = Progress::default();
+    request.extensions_mut().insert(place.clone());
     request.extensions_mut().insert(client);
     request.extensions_mut().insert(key);
     let mut response = next.run(request).await;
-    response.extensions_mut().insert(permit);
+    response.extensions_mut().insert(place);
     Ok(response)
 }

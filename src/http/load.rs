@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{app::Served, metrics::cache_event};
 use crate::{
-    chat::{ChatError, ChatTemplate, tools::CallFormat},
+    chat::{ChatError, ChatTemplate, ControlTokens, tools::CallFormat},
     config::ServeConfig,
     engine::{self, Listeners, OpenError, Pin},
     grammar::Compiler,
@@ -42,6 +42,9 @@ pub enum LoadError {
         /// The presets that exist.
         known: String,
     },
+    /// The tokenizer's special tokens are too many to search for.
+    #[error("the tokenizer's special tokens: {0}")]
+    Control(#[from] regex::Error),
     #[error("no directory for base models: give --models-dir, or set LADLE_HOME or HOME")]
     Home,
     #[error("loading failed: {0}")]
@@ -69,6 +72,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         tokenizer_info["chat_template"] = chat.source().into();
     }
     let calls = call_format(chat.as_ref(), &tokenizer);
+    let control = ControlTokens::new(tokenizer.added_tokens(), chat.as_ref())?;
     let menu = soup.manifest.menu()?;
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
@@ -94,6 +98,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         chat,
         calls,
         tokenizer_info,
+        control,
         description: Value::Null,
         created: now.as_secs(),
         unchanged: Mutex::new(soup.seen()),

@@ -1,18 +1,23 @@
 //! The HTTP server.
 //!
 //! A request's way: `observe` gives it an id and a span, `limits` lets it in (key, drain,
-//! `rate`, requests in progress), `incoming` reads its body, `request` makes a checked request
-//! of it, `run` runs it on the engine, and the route (`generate`, `openai`, `responses`, `anthropic`) writes the answer,
+//! `rate`, requests in progress), `incoming` reads its body into the memory that `bodies` has for
+//! it, `request` makes a checked request of it on one of the workers of `checks`, `run` runs it on the engine, and the route
+//! (`generate`, `openai`, `responses`, `anthropic`) writes the answer,
 //! whole or as a `stream`. Whatever goes wrong leaves through the table in `error`.
 
 mod admin;
 mod anthropic;
 mod app;
 mod auth;
+mod bodies;
 mod calls;
+mod checks;
 mod connection;
+mod connections;
 mod error;
 mod example;
+mod failures;
 mod generate;
 mod incoming;
 pub mod keys;
@@ -24,12 +29,15 @@ mod observe;
 mod openai;
 mod openapi;
 mod playground;
+mod protocol;
 mod rate;
+mod recent;
 mod request;
 mod responses;
 mod router;
 mod run;
 mod server;
+mod socket;
 mod stream;
 mod tokens;
 

@@ -1,4 +1,4 @@
-//! The outermost layer: a request's id, span and metrics, and the permit that is held until the last
+//! The outermost layer: a request's id, span and metrics, and the place that is kept until the last
 //! byte of its answer is sent or its client has gone.
 
 use std::{
@@ -22,7 +22,7 @@ use futures::StreamExt;
 use tracing::{Instrument, Span};
 
 use super::{
-    app::{App, Permit},
+    app::{App, Progress},
     error::ErrorClass,
 };
 
@@ -40,7 +40,7 @@ struct Tail {
     status: u16,
     started: Instant,
     span: Span,
-    permit: Option<Permit>,
+    place: Option<Progress>,
 }
 
 impl Drop for Tail {
@@ -64,7 +64,7 @@ pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) 
     let shown = id.to_str().unwrap_or_default();
     let span = tracing::info_span!("request", id = shown, method = %request.method(), route);
     let mut tail =
-        Tail { app, route, status: CLIENT_GONE, started, span: span.clone(), permit: None };
+        Tail { app, route, status: CLIENT_GONE, started, span: span.clone(), place: None };
     let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     if let Some(reason) =
@@ -73,7 +73,7 @@ pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) 
         tail.app.telemetry.rejected(reason);
     }
     tail.status = response.status().as_u16();
-    tail.permit = response.extensions_mut().remove::<Permit>();
+    tail.place = response.extensions_mut().remove::<Progress>();
     if response.body().size_hint().exact().is_some() {
         return response;
     }

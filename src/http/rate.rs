@@ -1,20 +1,21 @@
 //! The rate of each client: token buckets.
 
 use std::{
-    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use super::recent::Recent;
 use crate::engine::Client;
 
-/// Most clients that have a bucket at once. A bucket that is full again is dropped.
-const MAX_CLIENTS: usize = 65_536;
+/// Clients that have a bucket at once, at least; twice as many at most. Whoever brings more addresses
+/// than that only has the buckets forgotten that were not used of late: they are full again.
+const CLIENTS: usize = 32_768;
 
 /// The buckets of all clients: a token bucket each.
 pub struct Buckets {
     per_minute: usize,
-    state: Mutex<HashMap<Client, Bucket>>,
+    state: Mutex<Recent<Client, Bucket>>,
 }
 
 #[derive(Clone, Copy)]
@@ -26,7 +27,7 @@ struct Bucket {
 impl Buckets {
     /// Admits `per_minute` requests of each client, as a burst or spread out.
     pub fn new(per_minute: usize) -> Self {
-        Self { per_minute, state: Mutex::default() }
+        Self { per_minute, state: Mutex::new(Recent::new(CLIENTS)) }
     }
 
     pub fn per_minute(&self) -> usize {
@@ -35,26 +36,40 @@ impl Buckets {
 
     /// Takes one request out of the client's bucket, or says how long until there is one.
     pub fn admit(&self, client: &Client, now: Instant) -> Result<(), Duration> {
-        let capacity = self.per_minute as f64;
-        let rate = capacity / 60.0;
-        let level = |bucket: &Bucket| {
-            (bucket.tokens + now.saturating_duration_since(bucket.at).as_secs_f64() * rate)
-                .min(capacity)
-        };
         // The map is consistent even after a panic: every change is one assignment.
         let mut buckets = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= MAX_CLIENTS && !buckets.contains_key(client) {
-            buckets.retain(|_, bucket| level(bucket) < capacity);
-            if buckets.len() >= MAX_CLIENTS {
-                return Err(Duration::from_secs(60));
-            }
-        }
-        let bucket = buckets.entry(client.clone()).or_insert(Bucket { tokens: capacity, at: now });
-        let tokens = level(bucket);
-        let admitted = tokens >= 1.0;
-        *bucket = Bucket { tokens: if admitted { tokens - 1.0 } else { tokens }, at: now };
-        if admitted { Ok(()) } else { Err(Duration::from_secs_f64((1.0 - tokens) / rate)) }
+        let tokens = self.level(buckets.get(client), now);
+        let admitted = self.enough(tokens);
+        let left = if admitted.is_ok() { tokens - 1.0 } else { tokens };
+        buckets.put(client.clone(), Bucket { tokens: left, at: now });
+        admitted
     }
+
+    /// Whether there is a request in the client's bucket, else how long until there is.
+    pub fn wait(&self, client: &Client, now: Instant) -> Result<(), Duration> {
+        let buckets = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enough(self.level(buckets.get(client), now))
+    }
+
+    fn level(&self, bucket: Option<&Bucket>, now: Instant) -> f64 {
+        let capacity = self.per_minute as f64;
+        bucket.map_or(capacity, |bucket| {
+            let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
+            (bucket.tokens + passed * capacity / 60.0).min(capacity)
+        })
+    }
+
+    fn enough(&self, tokens: f64) -> Result<(), Duration> {
+        match tokens >= 1.0 {
+            true => Ok(()),
+            false => Err(Duration::from_secs_f64((1.0 - tokens) * 60.0 / self.per_minute as f64)),
+        }
+    }
+}
+
+/// Whole seconds of `Retry-After`.
+pub fn retry_after(wait: Duration) -> u64 {
+    wait.as_secs_f64().ceil() as u64
 }
 
 #[cfg(test)]
@@ -72,25 +87,27 @@ mod tests {
         assert_eq!(buckets.admit(one, start), Ok(()));
         let wait = buckets.admit(one, start).unwrap_err();
         assert!((wait.as_secs_f64() - 30.0).abs() < 1e-6, "{wait:?}");
+        assert_eq!(buckets.wait(one, start), Err(wait));
         assert_eq!(buckets.admit(two, start), Ok(()));
         assert_eq!(buckets.admit(one, start + Duration::from_secs(31)), Ok(()));
         assert!(buckets.admit(one, start + Duration::from_secs(31)).is_err());
     }
 
+    /// Whoever filled the table with addresses kept everybody else out.
     #[test]
-    fn memory_is_bounded_however_many_clients_come() {
-        let buckets = Buckets::new(60);
+    fn the_table_of_rates_cannot_be_filled_against_others() {
+        let buckets = Buckets::new(2);
         let start = Instant::now();
-        for client in 0..MAX_CLIENTS as u32 {
-            buckets.admit(&Client::at(IpAddr::from(client.to_be_bytes())), start).unwrap();
+        let at = |number: u32| Client::at(IpAddr::from(number.to_be_bytes()));
+        let busy = at(u32::MAX);
+        for number in 0..300_000 {
+            buckets.admit(&at(number), start).unwrap();
+            if number % 1000 == 0 {
+                let _ = buckets.admit(&busy, start);
+            }
         }
-        let late = &Client::at(IpAddr::from([255, 0, 0, 1]));
-        assert!(buckets.admit(late, start).is_err(), "all buckets are in use");
-        assert_eq!(
-            buckets.admit(late, start + Duration::from_secs(5)),
-            Ok(()),
-            "full ones are forgotten"
-        );
-        assert_eq!(buckets.state.lock().unwrap().len(), 1);
+        assert!(buckets.state.lock().unwrap().len() <= 2 * CLIENTS);
+        assert!(buckets.admit(&busy, start).is_err(), "who goes on is not forgotten");
+        assert_eq!(buckets.admit(&at(u32::MAX - 1), start), Ok(()), "late, and let in");
     }
 }

@@ -265,9 +265,9 @@ fn worse(a: Option<CacheOutcome>, b: Option<CacheOutcome>) -> Option<CacheOutcom
 
 fn refused(app: &App, served: &Served, error: SubmitError) -> ApiError {
     match error {
-        SubmitError::QueueFull { .. } => ApiError::Overloaded {
+        SubmitError::QueueFull { .. } | SubmitError::ShareFull { .. } => ApiError::Overloaded {
             message: error.to_string(),
-            retry_after: served.engine.retry_after().as_secs().max(1),
+            retry_after: served.engine.retry_after().as_secs(),
         },
         SubmitError::Draining | SubmitError::Stopped => app.stopped(),
         SubmitError::Invalid { field, reason } => {
@@ -286,6 +286,7 @@ fn failed(app: &App, error: &EngineError, seconds: f64) -> ApiError {
         EngineError::Memory(_) => {
             ApiError::Overloaded { message: error.to_string(), retry_after: MEMORY_RETRY }
         }
+        EngineError::Unread { .. } => ApiError::Unread,
         // The same coefficients would fail again: nothing for a client to retry.
         EngineError::NotFinite(_) => {
             ApiError::Value { param: "preference".into(), message: error.to_string() }

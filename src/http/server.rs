@@ -14,7 +14,7 @@ use tower_http::cors::AllowOrigin;
 
 use super::{
     app::{App, Served},
-    connection,
+    connection, connections,
     example::example,
     keys::KeyError,
     life,
@@ -22,7 +22,7 @@ use super::{
     router::{metrics_router, router},
 };
 use crate::{
-    config::{LogFormat, OnFailure, OptionError, ServeConfig, ServeOptions},
+    config::{ConnectionLimits, LogFormat, OnFailure, OptionError, ServeConfig, ServeOptions},
     telemetry::{LogError, Telemetry, init_logs},
 };
 
@@ -31,6 +31,8 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Pauses before an engine is started again: the first, and the longest of those that double.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// Connections to the address of metrics.
+const SCRAPERS: usize = 16;
 /// Time for connections to close after the engine has stopped.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -129,7 +131,11 @@ pub async fn serve_loaded(
     ];
     let (close, closed) = oneshot::channel();
     // Fails only if the sender was dropped: then the server shuts down as well.
-    let connections = connection::serve(listener, routes, async { _ = closed.await });
+    let limits = ConnectionLimits {
+        most: connections::affordable(config.connections.most),
+        ..config.connections
+    };
+    let connections = connection::serve(listener, routes, limits, async { _ = closed.await });
     let metrics = metrics(&app, &config).await?;
     let life = async {
         let outcome = live(&app, config, address, stop, Arc::new(load)).await;
@@ -166,7 +172,9 @@ async fn metrics(
     tracing::info!(%address, "listening for metrics");
     let routes = metrics_router(app.clone());
     let never = std::future::pending();
-    Ok(Some(tokio::spawn(connection::serve(listener, routes, never))))
+    let limits =
+        ConnectionLimits { most: SCRAPERS, most_of_client: SCRAPERS, ..config.connections };
+    Ok(Some(tokio::spawn(connection::serve(listener, routes, limits, never))))
 }
 
 /// What is done every now and then.
@@ -176,7 +184,10 @@ async fn upkeep(app: Arc<App>) {
         ticks.tick().await;
         app.telemetry.upkeep();
         let app = app.clone();
-        let look = move || app.served().map(|served| served.look_at_files());
+        let look = move || {
+            app.checks.give_back();
+            app.served().map(|served| served.look_at_files())
+        };
         // A look that panics is no reason to stop looking.
         let _ = tokio::task::spawn_blocking(look).await;
     }
@@ -236,9 +247,7 @@ async fn live(
 async fn drain(app: &App, config: &ServeConfig) {
     tracing::info!("draining");
     app.drain();
-    let everyone = u32::try_from(config.limits.max_in_flight).unwrap_or(u32::MAX);
-    let all = app.permits.acquire_many(everyone);
-    let idle = tokio::time::timeout(config.drain_timeout, all).await.is_ok();
+    let idle = tokio::time::timeout(config.drain_timeout, app.places.empty()).await.is_ok();
     let Ok(served) = app.served() else { return };
     if idle {
         served.engine.drain();

@@ -49,6 +49,20 @@ fn a_deadline_fails_running_and_waiting_requests() {
     settled(&engine);
 }
 
+/// What a client did not read was kept for it, however much it was.
+#[test]
+fn whoever_does_not_read_is_given_up() {
+    let controls = Arc::new(Controls::default());
+    let engine = engine(&controls, config(MergeMode::Mixed));
+    let most = |max_unread| GenerateRequest { max_unread, ..request(&nth(0), prompt(0, 5), 400) };
+    let (slow, patient) = (engine.submit(most(20)).unwrap(), engine.submit(most(1000)).unwrap());
+    settled(&engine);
+    let (slow, patient) = (collect(slow), collect(patient));
+    assert_eq!(slow.failed, Some(EngineError::Unread { unread: 21 }));
+    assert_eq!(slow.ids(), greedy(&nth(0), &prompt(0, 5), 20));
+    assert_eq!(patient.ids().len(), 400);
+}
+
 #[test]
 fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
     let controls = Arc::new(Controls::default());

@@ -1,4 +1,5 @@
 use std::{
+    cell::RefCell,
     io::{Read, Write},
     net::TcpStream,
     thread,
@@ -94,6 +95,66 @@ fn a_full_queue_answers_503_and_nothing_is_left_behind() {
     drop(running);
     server.wait_until_idle();
     server.generate(greedy());
+}
+
+/// One client could fill the queue, and every place in progress.
+#[test]
+fn one_client_leaves_others_places() {
+    let keys = vec![ApiKey("greedy".into()), ApiKey("modest".into())];
+    let server = Server::start(ServeOptions {
+        api_keys: Some(keys),
+        max_queue: Some(800.try_into().unwrap()),
+        max_in_flight: Some(4.try_into().unwrap()),
+        max_n: Some(1000.try_into().unwrap()),
+        max_sequences: Some(1.try_into().unwrap()),
+        ..options()
+    });
+    let soon = |more| with(greedy(), with(json!({"timeout": 0.05}), more));
+    let ask = |key: &str, body| {
+        let request = server.client.post(format!("{}/generate", server.url)).bearer_auth(key);
+        Reply::of(request.json(&body).send().unwrap())
+    };
+    let reply = ask("greedy", soon(json!({"n": 700})));
+    assert_eq!((reply.status, reply.error().0), (503, "overloaded"), "{}", reply.body);
+    assert!(reply.error().2.contains("of this client are waiting, the limit for one is 600"));
+
+    // Work for seconds, of which nobody waits for the end.
+    let long = with(greedy(), json!({"n": 150, "max_tokens": 240})).to_string();
+    let request = format!(
+        "POST /generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer greedy\r\ncontent-type: \
+         application/json\r\ncontent-length: {}\r\n\r\n{long}",
+        long.len()
+    );
+    let held = RefCell::new(Vec::new());
+    server.wait_until("its places are taken", |_| {
+        let mut socket = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).unwrap();
+        socket.write_all(request.as_bytes()).unwrap();
+        held.borrow_mut().push(socket);
+        let reply = ask("greedy", soon(json!({})));
+        reply.status == 503 && reply.error().2.contains("of this client are in progress")
+    });
+    assert_ne!(ask("modest", soon(json!({}))).status, 503);
+    drop(held);
+    server.wait_until_idle();
+}
+
+#[test]
+fn guessed_keys_are_limited_by_address() {
+    let keys = vec![ApiKey("right".into()), ApiKey("other".into())];
+    let server = Server::start(ServeOptions { api_keys: Some(keys), ..options() });
+    let ask = |key: &str| {
+        let request = server.client.post(format!("{}/v1/solve", server.url)).bearer_auth(key);
+        Reply::of(request.json(&json!({})).send().unwrap())
+    };
+    assert_eq!(ask("right").status, 200);
+    let wrong: Vec<u16> = (0..40).map(|n| ask(&format!("guess {n}")).status).collect();
+    assert_eq!(wrong[..30], [401; 30]);
+    assert!(wrong.contains(&429), "{wrong:?}");
+    // The key that this address used before passes.
+    assert_eq!(ask("right").status, 200);
+    let reply = ask("other");
+    assert_eq!((reply.status, reply.error().0), (429, "rate_limit_exceeded"));
+    assert!(reply.headers.contains_key("retry-after"));
 }
 
 #[test]

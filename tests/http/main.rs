@@ -21,9 +21,11 @@ mod process;
 mod reproducible;
 mod sdk;
 mod server;
+mod sockets;
 mod structured;
 mod text;
 mod tools;
+mod work;
 
 #[path = "../support/prerequisite.rs"]
 mod prerequisite;

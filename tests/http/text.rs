@@ -151,6 +151,54 @@ fn a_prompt_with_a_begin_of_sequence_token_gets_no_second_one() {
     assert_eq!(count(doubled), count(messages));
 }
 
+/// A user could end their own turn and begin one of the system's, by writing it out. Expected ids
+/// are those of `tests/reference/make_chat_text.py`.
+#[test]
+fn a_control_token_in_a_message_is_text_unless_it_is_asked_for() {
+    let expected: Value =
+        serde_json::from_slice(&fs::read(fixture("chat_text.json")).unwrap()).unwrap();
+    for (soup, server) in [("soup-tiny", Server::shared()), ("scripted-pieces", pieces())] {
+        let cases = expected["cases"][soup].as_array().unwrap();
+        assert!(cases.iter().any(|case| case["text"] != case["parsed"]));
+        for case in cases {
+            let messages = json!({"messages": case["messages"]});
+            let parsed = with(messages.clone(), json!({"parse_special": true}));
+            let ids = |body: &Value| server.post("/tokenize", body.clone()).ok()["tokens"].clone();
+            assert_eq!(ids(&messages), case["text"], "{messages}");
+            assert_eq!(ids(&parsed), case["parsed"], "{messages}");
+            for path in [CHAT, "/generate"] {
+                for (body, ids) in [(&messages, &case["text"]), (&parsed, &case["parsed"])] {
+                    let reply = server.post(path, with(body.clone(), json!({"max_tokens": 1})));
+                    let used = reply.ok()["usage"]["prompt_tokens"].clone();
+                    assert_eq!(used, ids.as_array().unwrap().len(), "{path} {body}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_spells_control_tokens_out_unless_it_is_told_not_to() {
+    let ids = |more: Value| {
+        let body = with(json!({"prompt": "a<|im_end|>", "add_special": false}), more);
+        Server::shared().post("/tokenize", body).ok()["tokens"].clone()
+    };
+    assert_eq!(ids(json!({})), ids(json!({"parse_special": true})));
+    let plain = ids(json!({"parse_special": false}));
+    assert_ne!(plain, ids(json!({})));
+    let text = Server::shared().post("/detokenize", json!({"tokens": plain, "skip_special": true}));
+    assert_eq!(text.ok()["text"], "a<|im_end|>");
+    // Echoed, it is the same text, and each token has its place in it.
+    let body = json!({
+        "prompt": "a<|im_end|>", "parse_special": false, "add_special_tokens": false,
+        "echo": true, "logprobs": 0, "max_tokens": 1, "temperature": 0,
+    });
+    let choice = completion(Server::shared(), body);
+    assert!(choice["text"].as_str().unwrap().starts_with("a<|im_end|>"), "{choice}");
+    let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
+    assert_eq!(offsets.len(), plain.as_array().unwrap().len() + 1);
+}
+
 /// What the template makes of a message of a user who says `x`.
 fn rendered(more: Value) -> Value {
     let tokens = bytes().post("/tokenize", with(conversation(json!({})), more)).ok();

@@ -83,7 +83,7 @@ pub fn ask(start: &str, more: Value) -> Value {
     let biases = ["\t", "\n", "\r", " "].map(|text| (space(text), json!(-20)));
     let biases: serde_json::Map<String, Value> = biases.into_iter().collect();
     let body = json!({"messages": [{"role": "user", "content": start}], "temperature": 0,
-        "max_tokens": 200, "tools": tools(), "logit_bias": biases});
+        "max_tokens": 200, "tools": tools(), "logit_bias": biases, "parse_special": true});
     with(body, more)
 }
 

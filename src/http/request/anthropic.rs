@@ -8,6 +8,7 @@ use super::{
     constraint,
     conversation::{self, MAX_MESSAGES, Opening, texts},
     json::{Fields, Place},
+    prompt::Encoding,
     sampling::{Length, Parameters},
     tools::{Choice, Tool, Tools, arguments},
     variables::Variables,
@@ -19,7 +20,7 @@ use crate::{
 
 /// `POST /v1/messages`.
 pub fn messages(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let (turns, variables, tools) = conversation_of(context, &mut fields)?;
     let length = Length {
         given: Length::take(context, &mut fields, "max_tokens", 1)?,
@@ -37,33 +38,27 @@ pub fn messages(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     }
     parameters.add_stops(&mut fields, "stop_sequences")?;
     one_choice(&fields, &parameters)?;
+    let encoding = Encoding::of_messages(&mut fields)?;
     fields.finish()?;
-    chat(target, turns, variables, tools, (length, parameters)).into_checked(context)
+    let (opening, messages) = (opening(&turns), turns);
+    let chat = Chat { target, messages, variables, opening, encoding, tools, length, parameters };
+    chat.into_checked(context)
 }
 
 /// `POST /v1/messages/count_tokens`: the tokens of the prompt.
 pub fn count_tokens(context: &Context<'_>, body: &[u8]) -> Result<usize, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let (turns, mut variables, tools) = conversation_of(context, &mut fields)?;
     Target::take(context, &mut fields)?;
+    let encoding = Encoding::of_messages(&mut fields)?;
     fields.finish()?;
     if let Some((described, _)) = tools.offered(context.served)? {
         variables.offer(described);
     }
     let opening = opening(&turns);
-    let prompt = conversation::prompt(context.served, turns, variables, opening, false)?;
+    let encoder = encoding.within(context, context.limits.request_timeout);
+    let prompt = conversation::prompt(&encoder, turns, variables, opening)?;
     Ok(prompt.ids.len())
-}
-
-fn chat(
-    target: Target,
-    messages: Vec<Message>,
-    variables: Variables,
-    tools: Tools,
-    (length, parameters): (Length, Parameters),
-) -> Chat {
-    let opening = opening(&messages);
-    Chat { target, messages, variables, opening, special: false, tools, length, parameters }
 }
 
 /// An answer goes on with a last turn of the assistant.

@@ -3,6 +3,7 @@
 use super::{
     Checked, Context, Target,
     conversation::{self, Opening},
+    prompt::Encoding,
     sampling::{Length, Parameters},
     tools::Tools,
     variables::Variables,
@@ -15,8 +16,7 @@ pub struct Chat {
     pub messages: Vec<Message>,
     pub variables: Variables,
     pub opening: Opening,
-    /// Whether the tokenizer's special tokens are added beside the template's.
-    pub special: bool,
+    pub encoding: Encoding,
     pub tools: Tools,
     pub length: Length,
     pub parameters: Parameters,
@@ -25,7 +25,7 @@ pub struct Chat {
 impl Chat {
     /// The checked request: tools offered to the template and held to, the conversation rendered.
     pub fn into_checked(self, context: &Context<'_>) -> Result<Checked, ApiError> {
-        let Self { messages, mut variables, opening, special, tools, length, .. } = self;
+        let Self { messages, mut variables, opening, encoding, tools, length, .. } = self;
         let mut parameters = self.parameters;
         let mut calls = None;
         if let Some((described, format)) = tools.offered(context.served)? {
@@ -33,7 +33,8 @@ impl Chat {
             let (read, asked) = tools.constrain(format, parameters.constraint.as_ref())?;
             (calls, parameters.constraint) = (Some(read), Some(asked));
         }
-        let prompt = conversation::prompt(context.served, messages, variables, opening, special)?;
+        let encoder = encoding.within(context, parameters.timeout);
+        let prompt = conversation::prompt(&encoder, messages, variables, opening)?;
         let checked = parameters.into_checked(context, self.target, vec![prompt], length)?;
         Ok(Checked { calls, ..checked })
     }

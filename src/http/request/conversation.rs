@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     json::{Fields, Place},
-    prompt::{self, Prompt},
+    prompt::{Encoder, Prompt},
     tools,
     variables::Variables,
 };
@@ -88,14 +88,14 @@ pub fn messages(template: &ChatTemplate, value: Value) -> Result<Vec<Message>, A
 }
 
 /// The prompt that the chat template makes of a conversation. The template writes its own special
-/// tokens; `special` adds the tokenizer's beside them.
+/// tokens.
 pub fn prompt(
-    served: &Served,
+    encoder: &Encoder<'_>,
     messages: Vec<Message>,
     variables: Variables,
     opening: Opening,
-    special: bool,
 ) -> Result<Prompt, ApiError> {
+    let served = encoder.served;
     let template = template(served)?;
     // An error of the template here means that it cannot render these messages.
     let refuse = |error: ChatError| ApiError::Value {
@@ -105,6 +105,7 @@ pub fn prompt(
     let add_generation_prompt = opening == Opening::Turn;
     let mut conversation =
         Conversation { messages, add_generation_prompt, variables: variables.into_map() };
+    let mark = encoder.mark_all(&mut conversation)?;
     let last = match opening {
         Opening::LastTurn => Some(continued(&conversation)?),
         _ => None,
@@ -121,7 +122,7 @@ pub fn prompt(
     };
     if served.active_from != ActiveFrom::GenerationPrompt || opening == Opening::Nothing {
         let text = cut(template.render(&conversation).map_err(refuse)?)?;
-        return prompt::encode(served, "messages", text, special);
+        return encoder.encode("messages", text, mark);
     }
     let (text, turns) = if last.is_some() {
         let text = template.render(&conversation).map_err(refuse)?;
@@ -132,9 +133,8 @@ pub fn prompt(
         let rendered = template.render_both(conversation).map_err(refuse)?;
         (rendered.prompt, rendered.turns)
     };
-    let mut prompt = prompt::encode(served, "messages", cut(text)?, special)?;
-    let turns = served.tokenizer.encode_prompt(&turns, special);
-    let turns = turns.map_err(|error| prompt::not_encoded("messages", error))?;
+    let mut prompt = encoder.encode("messages", cut(text)?, mark)?;
+    let turns = encoder.tokens("messages", &turns, mark)?;
     prompt.opening = Some(generation_prompt::start(&prompt.ids, &turns));
     Ok(prompt)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Checked, Context, StreamUsage, Target, json::Fields, prompt};
+use super::{Checked, Context, StreamUsage, Target, prompt};
 use crate::{engine::GenerateRequest, http::error::ApiError};
 
 /// Most inputs of a request.
@@ -20,7 +20,7 @@ pub enum Encoding {
 /// One request per input, and how its embedding is written.
 pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encoding), ApiError> {
     let Context { served, limits, arrived, .. } = context;
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let Target { model, solutions } = Target::take(context, &mut fields)?;
     let input = fields.take("input").ok_or_else(|| fields.missing("input", prompt::FORMS))?;
     let encoding = |value: &Value| match value.as_str()? {
@@ -30,10 +30,11 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
     };
     let expected = || "\"float\" or \"base64\"".to_owned();
     let encoding = fields.convert("encoding_format", encoding, expected)?;
-    let special = fields.flag("add_special_tokens")?.unwrap_or(true);
+    let texts = prompt::Encoding::take(&mut fields, true)?;
     let priority = fields.integer("priority", -100..=100)?.unwrap_or(0);
     fields.finish()?;
-    let prompts = prompt::several(served, "input", input, MAX_INPUTS, special)?;
+    let encoder = texts.within(context, limits.request_timeout);
+    let prompts = encoder.several("input", input, MAX_INPUTS)?;
     let request = |prompt: prompt::Prompt| {
         let (tokens, room) = (prompt.ids.len(), served.context());
         if tokens >= room {

@@ -4,7 +4,7 @@
 //! that is `null` is absent, at every depth but inside schemas and the arguments of calls. A key that
 //! occurs twice is refused, because which of the two counts is a guess.
 
-use std::{collections::HashSet, fmt, ops::RangeInclusive};
+use std::{cell::Cell, collections::HashSet, fmt, ops::RangeInclusive};
 
 use serde::{Deserializer, de};
 use serde_json::{Map, Value};
@@ -44,15 +44,27 @@ impl Strict {
     }
 }
 
-impl<'de> de::DeserializeSeed<'de> for Strict {
+/// Reads a value of a body that has a bound on its values: one of two bytes takes the memory of forty.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    how: Strict,
+    /// Values that may come yet; `None`: there were more.
+    left: &'a Cell<Option<usize>>,
+}
+
+impl<'de> de::DeserializeSeed<'de> for Reader<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
+        self.left.set(self.left.get().and_then(|left| left.checked_sub(1)));
+        match self.left.get() {
+            Some(_) => deserializer.deserialize_any(self),
+            None => Err(de::Error::custom("too many values")),
+        }
     }
 }
 
-impl<'de> de::Visitor<'de> for Strict {
+impl<'de> de::Visitor<'de> for Reader<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,7 +93,8 @@ impl<'de> de::Visitor<'de> for Strict {
     }
     fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(self.item())? {
+        let reader = Self { how: self.how.item(), ..self };
+        while let Some(item) = items.next_element_seed(reader)? {
             list.push(item);
         }
         Ok(list.into())
@@ -95,8 +108,9 @@ impl<'de> de::Visitor<'de> for Strict {
                     shorten(&key)
                 )));
             }
-            match entries.next_value_seed(self.member(&key))? {
-                Value::Null if self == Self::Plain => drop(nulls.insert(key)),
+            let reader = Self { how: self.how.member(&key), ..self };
+            match entries.next_value_seed(reader)? {
+                Value::Null if self.how == Strict::Plain => drop(nulls.insert(key)),
                 value => drop(map.insert(key, value)),
             }
         }
@@ -104,12 +118,16 @@ impl<'de> de::Visitor<'de> for Strict {
     }
 }
 
-/// The value of a body.
-fn strict(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+/// The value of a body, of at most so many values.
+fn strict(bytes: &[u8], most: usize) -> Result<Value, ApiError> {
+    let left = Cell::new(Some(most));
+    let reader = Reader { how: Strict::Plain, left: &left };
     let mut text = serde_json::Deserializer::from_slice(bytes);
-    let value = de::DeserializeSeed::deserialize(Strict::Plain, &mut text)?;
-    text.end()?;
-    Ok(value)
+    let read = de::DeserializeSeed::deserialize(reader, &mut text);
+    read.and_then(|value| text.end().map(|()| value)).map_err(|error| match left.get() {
+        None => ApiError::TooManyValues { limit: most },
+        Some(_) => ApiError::Json(error.to_string()),
+    })
 }
 
 /// An object whose fields are taken one by one; [`Fields::finish`] decides what nobody took.
@@ -122,9 +140,9 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Parses a body that must be a JSON object.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        let value = strict(bytes).map_err(|error| ApiError::Json(error.to_string()))?;
+    /// Parses a body that must be a JSON object, of at most so many values.
+    pub fn parse(bytes: &[u8], most_values: usize) -> Result<Self, ApiError> {
+        let value = strict(bytes, most_values)?;
         let place = Place::Body;
         match value {
             Value::Object(map) => Ok(Self { place, path: String::new(), map, known: Vec::new() }),
@@ -300,8 +318,26 @@ pub fn whole(value: &Value) -> Option<i128> {
 mod tests {
     use super::*;
 
+    fn parse(bytes: &[u8]) -> Result<Fields, ApiError> {
+        Fields::parse(bytes, 100)
+    }
+
+    #[test]
+    fn a_body_of_very_many_values_is_refused_before_it_takes_their_memory() {
+        let keys: String = (0..200).map(|key| format!("\"{key}\": null,")).collect();
+        for (open, many, close) in [
+            ("[", "1,".repeat(200), "1]"),
+            ("[", "{},".repeat(200), "1]"),
+            ("{", keys, "\"x\": 1}"),
+        ] {
+            let body = format!("{{\"a\": {open}{many}{close}}}");
+            assert_eq!(parse(body.as_bytes()).unwrap_err(), ApiError::TooManyValues { limit: 100 });
+        }
+        assert!(parse(format!("{{\"a\": [{}1]}}", "1,".repeat(97)).as_bytes()).is_ok());
+    }
+
     fn fields(text: &str) -> Fields {
-        Fields::parse(text.as_bytes()).unwrap()
+        parse(text.as_bytes()).unwrap()
     }
 
     #[test]
@@ -316,14 +352,13 @@ mod tests {
             ("{\"a\": 1} x", "trailing characters"),
             ("{\"a\": \"\u{1}\"}", "control character"),
         ] {
-            let error = Fields::parse(body.as_bytes()).unwrap_err().to_string();
+            let error = parse(body.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(part), "{body}: {error}");
         }
         let deep = format!("{{\"a\": {}", "[".repeat(100_000));
-        assert!(
-            Fields::parse(deep.as_bytes()).unwrap_err().to_string().contains("recursion limit")
-        );
-        assert!(Fields::parse(b"{\"a\": \"\xff\"}").is_err());
+        let deep = Fields::parse(deep.as_bytes(), 1_000_000).unwrap_err().to_string();
+        assert!(deep.contains("recursion limit"), "{deep}");
+        assert!(parse(b"{\"a\": \"\xff\"}").is_err());
     }
 
     #[test]

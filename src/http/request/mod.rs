@@ -43,6 +43,8 @@ use crate::{
 
 /// Longest model id, bytes. It is echoed in every chunk of a stream.
 const MAX_MODEL_ID: usize = 4096;
+/// JSON values that any body may hold, whatever the context.
+const MOST_VALUES: usize = 1 << 17;
 /// Header with a preference, for clients that can add no field.
 pub const PREFERENCE_HEADER: &str = "x-preference";
 
@@ -80,6 +82,48 @@ impl Context<'_> {
                  own: {}",
                 presets.join(", ")
             ))),
+        }
+    }
+}
+
+impl Context<'_> {
+    /// The fields of a body.
+    fn parse(&self, body: &[u8]) -> Result<Fields, ApiError> {
+        // As many as the prompts of token ids that one request may bring.
+        let ids = self.served.context().saturating_mul(self.limits.max_n);
+        Fields::parse(body, ids.max(MOST_VALUES))
+    }
+
+    /// The deadline of a request that gives itself so much time.
+    fn deadline(&self, timeout: Duration) -> Deadline {
+        Deadline::after(self.arrived, timeout)
+    }
+}
+
+/// When a request must be answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    /// `None`: beyond what the clock can say.
+    pub at: Option<Instant>,
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// So much time after `arrived`.
+    pub fn after(arrived: Instant, timeout: Duration) -> Self {
+        Self { at: arrived.checked_add(timeout), timeout }
+    }
+
+    /// The error of a request whose deadline has passed.
+    pub fn error(&self) -> ApiError {
+        ApiError::Deadline { seconds: self.timeout.as_secs_f64() }
+    }
+
+    /// Fails once the deadline has passed.
+    fn check(&self) -> Result<(), ApiError> {
+        match self.at {
+            Some(at) if at <= Instant::now() => Err(self.error()),
+            _ => Ok(()),
         }
     }
 }

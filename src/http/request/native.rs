@@ -1,10 +1,11 @@
 //! Requests of ladle's own routes.
 
+use serde_json::Value;
+
 use super::{
     Checked, Context, Model, StreamUsage, Target,
     conversation::{self, Opening},
-    json::Fields,
-    prompt::{self, Source},
+    prompt::{self, Encoding, Source},
     sampling::{Length, Parameters, logprobs, stream_options},
     tools::Tools,
     variables::Variables,
@@ -16,12 +17,12 @@ use crate::{
 
 /// `POST /generate`.
 pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let target = Target::take_compared(context, &mut fields)?;
     let source = prompt::source(&mut fields)?;
     let variables = Variables::take(&mut fields, source.template(context.served))?;
     let opening = Opening::take(&mut fields)?;
-    let special = fields.flag("add_special_tokens")?;
+    let encoding = Encoding::take(&mut fields, source.is_prompt())?;
     let logprobs = logprobs(&mut fields, "logprobs")?;
     let length = Length {
         given: Length::take(context, &mut fields, "max_tokens", 1)?,
@@ -35,17 +36,17 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     }
     let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
+    let encoder = encoding.within(context, parameters.timeout);
     let prompt = match source {
         Source::Prompt(prompt) => {
             variables.unused()?;
             opening.unused()?;
-            prompt::single(context.served, "prompt", prompt, special.unwrap_or(true))?
+            encoder.single("prompt", prompt)?
         }
         Source::Messages(messages) => {
             let messages =
                 conversation::messages(conversation::template(context.served)?, messages)?;
-            let special = special.unwrap_or(false);
-            conversation::prompt(context.served, messages, variables, opening, special)?
+            conversation::prompt(&encoder, messages, variables, opening)?
         }
     };
     parameters.into_checked(context, target, vec![prompt], length)
@@ -53,7 +54,7 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
 
 /// `POST /v1/solve`: the preference alone.
 pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let Target { mut solutions, .. } = Target::take(context, &mut fields)?;
     fields.finish()?;
     Ok(solutions.remove(0))
@@ -61,20 +62,23 @@ pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiErr
 
 /// `POST /tokenize`: the ids, and the longest prompt and answer together, in tokens.
 pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize), ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     Model::take(context.served, &mut fields)?;
     let source = prompt::source(&mut fields)?;
     let mut variables = Variables::take(&mut fields, source.template(context.served))?;
     let opening = Opening::take(&mut fields)?;
     let tools = Tools::take(&mut fields)?;
-    let special = match (fields.flag("add_special")?, fields.flag("add_special_tokens")?) {
-        (Some(one), Some(other)) if one != other => {
+    let other = fields.peek("add_special_tokens").and_then(Value::as_bool);
+    let mut encoding = Encoding::take(&mut fields, source.is_prompt())?;
+    if let Some(one) = fields.flag("add_special")? {
+        if let Some(other) = other.filter(|other| *other != one) {
             let expected = format!("add_special ({one}), its other name");
             return Err(ApiError::value("add_special_tokens", other, expected));
         }
-        (one, other) => one.or(other),
-    };
+        encoding.special = one;
+    }
     fields.finish()?;
+    let encoder = encoding.within(context, context.limits.request_timeout);
     let ids = match source {
         Source::Prompt(prompt) => {
             variables.unused()?;
@@ -84,8 +88,7 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
                 .as_str()
                 .ok_or_else(|| ApiError::value("prompt", show(&prompt), "a string"))?;
             // Unlike a prompt to be continued, the empty text is fine: it has no tokens.
-            let encoded = context.served.tokenizer.encode_prompt(text, special.unwrap_or(true));
-            encoded.map_err(|error| prompt::not_encoded("prompt", error))?
+            encoder.text(text)?
         }
         Source::Messages(messages) => {
             let messages =
@@ -93,8 +96,7 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
             if let Some((described, _)) = tools.offered(context.served)? {
                 variables.offer(described);
             }
-            let special = special.unwrap_or(false);
-            conversation::prompt(context.served, messages, variables, opening, special)?.ids
+            conversation::prompt(&encoder, messages, variables, opening)?.ids
         }
     };
     Ok((ids, context.served.context()))
@@ -102,7 +104,7 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
 
 /// `POST /detokenize`: the text.
 pub fn detokenize(context: &Context<'_>, body: &[u8]) -> Result<String, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     Model::take(context.served, &mut fields)?;
     let tokens =
         fields.list("tokens")?.ok_or_else(|| fields.missing("tokens", "a list of token ids"))?;

@@ -5,7 +5,7 @@ use super::{
     chat::Chat,
     conversation::{self, Opening},
     json::Fields,
-    prompt::{self, Prompt},
+    prompt::{self, Encoding, Prompt},
     sampling::{Length, Parameters, logprobs, stream_options},
     tools::Tools,
     variables::Variables,
@@ -17,14 +17,14 @@ const COMPLETION_TOKENS: usize = 16;
 
 /// `POST /v1/chat/completions`.
 pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let target = Target::take(context, &mut fields)?;
     let messages =
         fields.take("messages").ok_or_else(|| fields.missing("messages", "a list of messages"))?;
     let variables = Variables::take(&mut fields, context.served.chat.as_ref())?;
     let opening = Opening::take(&mut fields)?;
     let tools = Tools::take(&mut fields)?;
-    let special = fields.flag("add_special_tokens")?.unwrap_or(false);
+    let encoding = Encoding::take(&mut fields, false)?;
     let length = chat_length(context, &mut fields)?;
     let wanted = fields.flag("logprobs")?.unwrap_or(false);
     let logprobs = match logprobs(&mut fields, "top_logprobs")? {
@@ -37,7 +37,7 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let parameters = Parameters::take(context, &mut fields, logprobs)?;
     fields.finish()?;
     let messages = conversation::messages(conversation::template(context.served)?, messages)?;
-    let chat = Chat { target, messages, variables, opening, special, tools, length, parameters };
+    let chat = Chat { target, messages, variables, opening, encoding, tools, length, parameters };
     Ok(Checked { usage, ..chat.into_checked(context)? })
 }
 
@@ -58,10 +58,10 @@ fn chat_length(context: &Context<'_>, fields: &mut Fields) -> Result<Length, Api
 
 /// `POST /v1/completions`.
 pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let target = Target::take(context, &mut fields)?;
     let prompt = fields.take("prompt").ok_or_else(|| fields.missing("prompt", prompt::FORMS))?;
-    let special = fields.flag("add_special_tokens")?.unwrap_or(true);
+    let encoding = Encoding::take(&mut fields, true)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
     let logprobs = logprobs(&mut fields, "logprobs")?;
     let given = Length::take(context, &mut fields, "max_tokens", usize::from(!echo))?;
@@ -74,7 +74,8 @@ pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiErr
         return Err(ApiError::Unsupported { param: "best_of".into(), reason });
     }
     fields.finish()?;
-    let prompts = prompt::several(context.served, "prompt", prompt, context.limits.max_n, special)?;
+    let encoder = encoding.within(context, parameters.timeout);
+    let prompts = encoder.several("prompt", prompt, context.limits.max_n)?;
     let prompt_only = given == Some(0);
     let echoed = |prompt: &Prompt| {
         let tokenizer = &context.served.tokenizer;

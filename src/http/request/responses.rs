@@ -8,6 +8,7 @@ use super::{
     constraint,
     conversation::{self, MAX_MESSAGES, Opening, texts},
     json::{Fields, Place},
+    prompt::Encoding,
     sampling::{Length, Parameters, stream_options},
     tools::{Choice, Tool, Tools, arguments},
     variables::Variables,
@@ -49,7 +50,7 @@ pub fn responses(
     context: &Context<'_>,
     body: &[u8],
 ) -> Result<(Checked, Map<String, Value>), ApiError> {
-    let mut fields = Fields::parse(body)?;
+    let mut fields = context.parse(body)?;
     let template = conversation::template(context.served)?;
     let repeated = repeated(&fields);
     let mut turns = Vec::new();
@@ -95,13 +96,14 @@ pub fn responses(
         text.finish()?;
     }
     stream_options(&mut fields)?;
+    let encoding = Encoding::of_messages(&mut fields)?;
     if parameters.n != 1 {
         return Err(fields.refuse("n", &parameters.n.into(), "1: this route gives one answer"));
     }
     fields.finish()?;
-    let (opening, special) = (Opening::Turn, false);
+    let opening = Opening::Turn;
     let chat =
-        Chat { target, messages: turns, variables, opening, special, tools, length, parameters };
+        Chat { target, messages: turns, variables, opening, encoding, tools, length, parameters };
     Ok((chat.into_checked(context)?, repeated))
 }
 

@@ -22,6 +22,8 @@ const MAX_TOP_LOGPROBS: usize = 20;
 const MAX_BIASES: usize = 1024;
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 512;
+/// Parts of a streamed answer that may lie unread.
+const MAX_UNREAD: usize = 1024;
 
 /// How long an answer may get, in tokens.
 pub struct Length {
@@ -82,7 +84,8 @@ pub struct Parameters {
     pub n: usize,
     ignore_eos: bool,
     stream: bool,
-    timeout: Duration,
+    /// Time from arrival to the deadline.
+    pub timeout: Duration,
     priority: i32,
     combine_logits: bool,
     /// What the answer is held to.
@@ -213,9 +216,10 @@ impl Parameters {
                         grammar: grammar.clone(),
                         stop: self.stop.clone(),
                         ignore_eos: self.ignore_eos,
-                        deadline: context.arrived.checked_add(self.timeout),
+                        deadline: context.deadline(self.timeout).at,
                         priority: self.priority,
                         client: context.client.clone(),
+                        max_unread: MAX_UNREAD,
                         ..GenerateRequest::new(prompt.ids.clone(), c, max_tokens)
                     });
                 }
