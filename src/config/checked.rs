@@ -88,6 +88,8 @@ pub struct ServeConfig {
     pub named_keys: Option<PathBuf>,
     pub share_prefixes: bool,
     pub metrics_addr: Option<SocketAddr>,
+    /// Certificate chain and private key; `None`: no TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
     pub allow_origin: Vec<String>,
     pub log: String,
     pub log_format: LogFormat,
@@ -171,11 +173,23 @@ impl ServeOptions {
             named_keys: self.named_keys.clone(),
             share_prefixes: self.share_prefixes(),
             metrics_addr: self.metrics_addr,
+            tls: self.tls()?,
             log: self.logs.log(),
             log_format: self.logs.log_format(),
             pin: self.pin.unwrap_or_default(),
             allow_origin: self.allow_origin.unwrap_or_default(),
         })
+    }
+
+    /// Certificate and key: both or neither.
+    fn tls(&self) -> Result<Option<(PathBuf, PathBuf)>, OptionError> {
+        let missing = |option, hint| Err(OptionError::Missing { option, hint });
+        match (&self.tls_cert, &self.tls_key) {
+            (None, None) => Ok(None),
+            (Some(cert), Some(key)) => Ok(Some((cert.clone(), key.clone()))),
+            (Some(_), None) => missing("tls_key", "tls_cert needs its private key"),
+            (None, Some(_)) => missing("tls_cert", "tls_key needs its certificate"),
+        }
     }
 
     /// The keys given, and those of the file of keys.

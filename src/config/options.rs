@@ -203,6 +203,12 @@ options! {
         /// Let clients of different keys find each other's prompts in the prefix cache.
         #[arg(long, env = "LADLE_SHARE_PREFIXES", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         share_prefixes: bool = "false",
+        /// Certificate chain (PEM): the server speaks TLS; read again on SIGHUP.
+        #[arg(long, env = "LADLE_TLS_CERT", value_name = "FILE")]
+        tls_cert: PathBuf,
+        /// Its private key (PEM).
+        #[arg(long, env = "LADLE_TLS_KEY", value_name = "FILE")]
+        tls_key: PathBuf,
         /// Address and port that answer `/metrics` without a key; then the other port does not.
         #[arg(long, env = "LADLE_METRICS_ADDR", value_name = "ADDRESS:PORT")]
         metrics_addr: SocketAddr,

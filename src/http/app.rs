@@ -18,6 +18,7 @@ use super::{
     failures::Failures,
     keys::{self, Key, KeyError},
     rate::Buckets,
+    tls::{Tls, TlsError},
 };
 use crate::{
     chat::{ChatTemplate, ControlTokens, tools::CallFormat},
@@ -116,6 +117,15 @@ impl Progress {
     }
 }
 
+/// Keys or a certificate that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
 /// The state of one server.
 pub struct App {
     pub limits: RequestLimits,
@@ -129,6 +139,8 @@ pub struct App {
     pub telemetry: Arc<Telemetry>,
     /// Longest step of the engine while the server counts as ready.
     pub step_timeout: Duration,
+    /// The certificate, where connections are TLS.
+    pub tls: Option<Arc<Tls>>,
     keys: RwLock<Arc<Keys>>,
     config: ServeConfig,
     served: RwLock<Option<Arc<Served>>>,
@@ -137,8 +149,10 @@ pub struct App {
 
 impl App {
     /// The state of a server that has loaded nothing yet.
-    pub fn new(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Self, KeyError> {
+    pub fn new(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Self, AccessError> {
+        let tls = config.tls.as_ref().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         Ok(Self {
+            tls: tls.map(Arc::new),
             keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config)?))),
             config: config.clone(),
             rates: config.limits.rate_limit.map(Buckets::new),
@@ -179,8 +193,13 @@ impl App {
 
     /// Reads again what may change while the server runs.
     pub fn reload(&self) {
+        match self.tls.as_ref().map(|tls| tls.reload()) {
+            None => {}
+            Some(Ok(())) => tracing::info!("SIGHUP: the certificate was read"),
+            Some(Err(error)) => tracing::error!(%error, "SIGHUP: the certificate stays as it was"),
+        }
         match named(&self.config) {
-            Ok(None) => tracing::info!("SIGHUP: there is nothing to reload"),
+            Ok(None) => tracing::info!("SIGHUP: there are no named keys to read"),
             Ok(named) => {
                 let count = named.as_ref().map_or(0, Vec::len);
                 let keys = Arc::new(Keys::new(&self.config.api_keys, named));

@@ -1,4 +1,4 @@
-//! Connections: HTTP/1.1 over TCP, from `accept` to the last byte. HTTP/2 is not spoken: a client
+//! Connections: HTTP/1.1 over TCP, with TLS or without, from `accept` to the last byte. HTTP/2 is not spoken: a client
 //! that begins with its preface gets an error that HTTP/1.1 clients can read.
 
 use std::{
@@ -24,10 +24,11 @@ use hyper::{
 };
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
+    server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
@@ -37,6 +38,7 @@ use super::{
     error::{ApiError, MAX_HEAD},
     protocol::last_words,
     socket::{Answering, Io, Socket},
+    tls::Tls,
 };
 use crate::{config::ConnectionLimits, engine::Client};
 
@@ -45,12 +47,13 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 /// Connections that are told why they are refused, at a time; others are just closed.
 const REFUSED: usize = 32;
 
-/// Serves the connections of `listener` until `stop`; then those that are open get to finish the
+/// Serves the connections of `listener`, over TLS where it is given, until `stop`; then those that are open get to finish the
 /// request that they are at.
 pub async fn serve(
     listener: TcpListener,
     routes: Router,
     limits: ConnectionLimits,
+    tls: Option<Arc<Tls>>,
     stop: impl Future<Output = ()>,
 ) {
     tokio::pin!(stop);
@@ -58,6 +61,7 @@ pub async fn serve(
         routes,
         connections: Arc::new(Connections::new(limits.most, limits.most_of_client)),
         limits,
+        tls,
         open: GracefulShutdown::new(),
         refused: Arc::new(Semaphore::new(REFUSED)),
     };
@@ -90,6 +94,7 @@ fn gone_already(error: &io::Error) -> bool {
 struct Server {
     routes: Router,
     limits: ConnectionLimits,
+    tls: Option<Arc<Tls>>,
     connections: Arc<Connections>,
     open: GracefulShutdown,
     refused: Arc<Semaphore>,
@@ -99,38 +104,30 @@ impl Server {
     /// Serves a connection on a task of its own, or refuses it.
     fn take(&self, stream: TcpStream, address: SocketAddr) {
         let limits = self.limits;
-        let socket = Arc::new(Socket::new(stream, limits.write_timeout));
+        let socket = Arc::new(Socket::new(stream, limits.write_timeout, self.tls.is_some()));
         let counted = match self.connections.admit(Client::at(address.ip()), socket.clone()) {
             Ok(counted) => counted,
             Err(error) => return self.refuse(socket, &error),
         };
-        let connection = http1::Builder::new()
-            .half_close(true)
-            .max_buf_size(MAX_HEAD)
-            .timer(TokioTimer::new())
-            // It runs while nothing is sent, too; a head that has begun has a time of its own.
-            .header_read_timeout(limits.idle_timeout.max(limits.header_timeout))
-            .serve_connection(
-                TokioIo::new(Io::new(socket.clone(), limits.write_timeout)),
-                service(self.routes.clone(), socket.clone(), address),
-            );
-        let connection = self.open.watch(connection);
+        let talk = Talk {
+            answers: service(self.routes.clone(), socket.clone(), address),
+            socket: socket.clone(),
+            limits,
+            open: self.open.watcher(),
+            address,
+        };
+        let acceptor = self.tls.as_ref().map(|tls| tls.acceptor());
         tokio::spawn(async move {
             let _counted = counted;
-            tokio::select! {
-                ended = connection => {
-                    let Err(error) = ended else { return };
-                    tracing::debug!(%error, %address, "a connection failed");
-                    match error.is_parse_version_h2() {
-                        true => socket.refuse(&last_words(&ApiError::Head)).await,
-                        false => socket.linger().await,
-                    }
+            let io = Io::new(socket.clone(), limits.write_timeout);
+            let Some(acceptor) = acceptor else { return talk.over(io).await };
+            match tokio::time::timeout(limits.header_timeout, acceptor.accept(io)).await {
+                Ok(Ok(stream)) => {
+                    socket.opened();
+                    talk.over(stream).await;
                 }
-                () = socket.half_sent(limits.header_timeout) => {
-                    let seconds = limits.header_timeout.as_secs_f64();
-                    socket.refuse(&last_words(&ApiError::HeadTimeout { seconds })).await;
-                }
-                () = socket.given_up() => tracing::debug!(%address, "a connection made room"),
+                Ok(Err(error)) => tracing::debug!(%error, %address, "a handshake failed"),
+                Err(_) => tracing::debug!(%address, "a handshake took too long"),
             }
         });
     }
@@ -144,6 +141,48 @@ impl Server {
             socket.refuse(&answer).await;
             drop(permit);
         });
+    }
+}
+
+/// The requests and answers of one connection.
+struct Talk<S> {
+    answers: S,
+    socket: Arc<Socket>,
+    limits: ConnectionLimits,
+    open: Watcher,
+    address: SocketAddr,
+}
+
+impl<S> Talk<S>
+where
+    S: Service<Request<Incoming>, Response = Response<AnswerBody>, Error = Abandoned>,
+    S::Future: Send + 'static,
+{
+    /// Runs over `io`, which ends in the socket, until either side has enough.
+    async fn over(self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let Self { answers, socket, limits, open, address } = self;
+        let connection = http1::Builder::new()
+            .half_close(true)
+            .max_buf_size(MAX_HEAD)
+            .timer(TokioTimer::new())
+            // It runs while nothing is sent, too; a head that has begun has a time of its own.
+            .header_read_timeout(limits.idle_timeout.max(limits.header_timeout))
+            .serve_connection(TokioIo::new(io), answers);
+        tokio::select! {
+            ended = open.watch(connection) => {
+                let Err(error) = ended else { return };
+                tracing::debug!(%error, %address, "a connection failed");
+                match error.is_parse_version_h2() {
+                    true => socket.refuse(&last_words(&ApiError::Head)).await,
+                    false => socket.linger().await,
+                }
+            }
+            () = socket.half_sent(limits.header_timeout) => {
+                let seconds = limits.header_timeout.as_secs_f64();
+                socket.refuse(&last_words(&ApiError::HeadTimeout { seconds })).await;
+            }
+            () = socket.given_up() => tracing::debug!(%address, "a connection made room"),
+        }
     }
 }
 

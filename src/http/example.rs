@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::app::Served;
 
-/// A request to paste into a shell: the soup's own objectives, weighed alike.
-pub fn example(served: &Served, address: SocketAddr, open: bool) -> String {
+/// A request to paste into a shell: the soup's own objectives, weighed alike. `scheme` is http or
+/// https; a server that is not `open` asks for a key.
+pub fn example(served: &Served, scheme: &str, address: SocketAddr, open: bool) -> String {
     let ip = match address.ip() {
         ip if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         ip => ip,
@@ -21,7 +22,7 @@ pub fn example(served: &Served, address: SocketAddr, open: bool) -> String {
     body["preference"] = preference.into();
     body["max_tokens"] = 64.into();
     let key = if open { "" } else { " -H \"authorization: Bearer $LADLE_API_KEY\"" };
-    let url = format!("http://{}/generate", SocketAddr::new(ip, address.port()));
+    let url = format!("{scheme}://{}/generate", SocketAddr::new(ip, address.port()));
     // A name of an objective may hold a quotation mark of the shell.
     let body = body.to_string().replace('\'', "'\\''");
     format!("curl {url}{key} -H 'content-type: application/json' -d '{body}'")

@@ -39,6 +39,7 @@ mod run;
 mod server;
 mod socket;
 mod stream;
+mod tls;
 mod tokens;
 
 pub use app::Served;

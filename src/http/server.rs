@@ -13,10 +13,9 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tower_http::cors::AllowOrigin;
 
 use super::{
-    app::{App, Served},
+    app::{AccessError, App, Served},
     connection, connections,
     example::example,
-    keys::KeyError,
     life,
     load::{LoadError, load},
     router::{metrics_router, router},
@@ -59,9 +58,9 @@ pub enum ServeError {
     /// The soup cannot be served.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The file of named keys is not right.
+    /// The file of named keys is not right, or the certificate.
     #[error(transparent)]
-    Keys(#[from] KeyError),
+    Access(#[from] AccessError),
     /// The engine ended or hung, and the configuration says to end with it.
     #[error("{0}")]
     Engine(String),
@@ -135,7 +134,9 @@ pub async fn serve_loaded(
         most: connections::affordable(config.connections.most),
         ..config.connections
     };
-    let connections = connection::serve(listener, routes, limits, async { _ = closed.await });
+    let connections = connection::serve(listener, routes, limits, app.tls.clone(), async {
+        _ = closed.await;
+    });
     let metrics = metrics(&app, &config).await?;
     let life = async {
         let outcome = live(&app, config, address, stop, Arc::new(load)).await;
@@ -174,7 +175,7 @@ async fn metrics(
     let never = std::future::pending();
     let limits =
         ConnectionLimits { most: SCRAPERS, most_of_client: SCRAPERS, ..config.connections };
-    Ok(Some(tokio::spawn(connection::serve(listener, routes, limits, never))))
+    Ok(Some(tokio::spawn(connection::serve(listener, routes, limits, None, never))))
 }
 
 /// What is done every now and then.
@@ -206,6 +207,7 @@ async fn live(
     let config = Arc::new(config);
     let exits = config.on_engine_failure == OnFailure::Exit;
     let open = config.api_keys.is_empty() && config.named_keys.is_none();
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     tokio::pin!(stop);
     let mut pause = FIRST_PAUSE;
     loop {
@@ -219,7 +221,7 @@ async fn live(
             Ok(served) => app.publish(served?),
             Err(error) => return Err(LoadError::Panicked(error.to_string()).into()),
         };
-        tracing::info!("try: {}", example(&served, address, open));
+        tracing::info!("try: {}", example(&served, scheme, address, open));
         let begun = Instant::now();
         let ailment = tokio::select! {
             ailment = life::failure(app, &served, exits) => ailment,

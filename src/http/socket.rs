@@ -65,11 +65,13 @@ pub struct Socket {
     unflushed: AtomicBool,
     waits: watch::Sender<Waits>,
     unwanted: Notify,
+    /// TLS runs over it: nothing may be sent beside.
+    sealed: bool,
 }
 
 impl Socket {
     /// Takes a connection over. Events go out as they come; what a client does not read is bounded.
-    pub fn new(stream: TcpStream, write_timeout: Duration) -> Self {
+    pub fn new(stream: TcpStream, write_timeout: Duration, sealed: bool) -> Self {
         let socket = socket2::SockRef::from(&stream);
         let tuned = socket.set_tcp_nodelay(true);
         let tuned = tuned.and_then(|()| socket.set_send_buffer_size(SEND_BUFFER));
@@ -85,6 +87,7 @@ impl Socket {
             unflushed: AtomicBool::new(false),
             waits: watch::Sender::new(Waits::ForRequest(Instant::now())),
             unwanted: Notify::new(),
+            sealed,
         }
     }
 
@@ -96,6 +99,11 @@ impl Socket {
     /// Whether nothing of an answer is on its way.
     pub fn is_idle(&self) -> bool {
         self.waits() != Waits::ForAnswer && !self.unflushed.load(Ordering::Relaxed)
+    }
+
+    /// Records that a handshake has ended: what was read belonged to it.
+    pub fn opened(&self) {
+        self.waits.send_replace(Waits::ForRequest(Instant::now()));
     }
 
     /// Records that a request's head has arrived; the answer ends when the guard is dropped.
@@ -130,8 +138,10 @@ impl Socket {
 
     /// Sends the last bytes of a connection and waits until its client has had time to read them.
     pub async fn refuse(&self, answer: &[u8]) {
-        // A fresh or idle connection's buffer has room for an error.
-        let _ = self.stream.try_write(answer);
+        if !self.sealed {
+            // A fresh or idle connection's buffer has room for an error.
+            let _ = self.stream.try_write(answer);
+        }
         self.linger().await;
     }
 
@@ -162,8 +172,12 @@ impl Socket {
                 Err(_) => return,
             }
         }
-        // HTTP/1.0 knows no interim responses: such a client is answered on trust.
-        let probes = if version == Version::HTTP_11 { &PROBES[..] } else { &[] };
+        // HTTP/1.0 knows no interim responses, and none can be sent beside TLS: such a client is
+        // answered on trust.
+        let probes = match version == Version::HTTP_11 && !self.sealed {
+            true => &PROBES[..],
+            false => &[],
+        };
         for pause in probes {
             tokio::select! {
                 () = self.reset() => return,

@@ -9,6 +9,7 @@ use serde_json::Value;
 use ureq::{
     Agent, Body, BodyReader,
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request, response::Parts},
+    tls::{Certificate, RootCerts, TlsConfig},
 };
 
 /// Keeps connections open between requests.
@@ -17,10 +18,22 @@ pub struct Client(Agent);
 impl Client {
     /// A client that gives an answer that long.
     pub fn new(patience: Duration) -> Self {
+        Self::with(patience, TlsConfig::default())
+    }
+
+    /// A client that trusts the holder of a certificate, and nobody else.
+    pub fn trusting(patience: Duration, certificate: &[u8]) -> Self {
+        let certificate = Certificate::from_pem(certificate).unwrap();
+        let roots = RootCerts::from(vec![certificate]);
+        Self::with(patience, TlsConfig::builder().root_certs(roots).build())
+    }
+
+    fn with(patience: Duration, tls: TlsConfig) -> Self {
         let config = Agent::config_builder()
             .timeout_global(Some(patience))
             .http_status_as_error(false)
             .allow_non_standard_methods(true)
+            .tls_config(tls)
             .build();
         Self(config.into())
     }

@@ -112,7 +112,8 @@ fn a_file_of_keys_that_is_not_right_stops_the_start() {
     assert_eq!(server.post("/generate", greedy()).status, 401);
 }
 
-fn failed(options: ServeOptions) -> String {
+/// Why a server does not start.
+pub fn failed(options: ServeOptions) -> String {
     let config = options.check().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let outcome: Result<(), ServeError> = runtime.block_on(async {

@@ -24,6 +24,7 @@ mod server;
 mod sockets;
 mod structured;
 mod text;
+mod tls;
 mod tools;
 mod work;
 

@@ -118,6 +118,7 @@ impl Server {
         options: ServeOptions,
         load: impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
     ) -> Self {
+        let certificate = options.tls_cert.as_ref().map(|path| fs::read(path).unwrap());
         let config = options.check().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
@@ -132,9 +133,12 @@ impl Server {
                 serve_loaded(config, listener, async { _ = stopped.await }, load).await
             })
         });
-        let url =
-            format!("http://{}", told.recv_timeout(PATIENCE).expect("the server bound a port"));
-        let server = Self { stop: Some(stop), thread: Some(thread), ..Self::at(url) };
+        let address = told.recv_timeout(PATIENCE).expect("the server bound a port");
+        let (url, client) = match certificate {
+            None => (format!("http://{address}"), Client::new(PATIENCE)),
+            Some(pem) => (format!("https://{address}"), Client::trusting(PATIENCE, &pem)),
+        };
+        let server = Self { url, client, stop: Some(stop), thread: Some(thread) };
         server.wait_until("ready", |server| server.get("/ready").status == 200);
         server
     }
