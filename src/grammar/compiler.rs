@@ -84,7 +84,7 @@ impl Compiler {
         Self { tokenizer, vocabulary, workshop: OnceLock::new(), kept: Mutex::default() }
     }
 
-    /// The grammar of a constraint. Blocks for at most [`PATIENCE`] while another thread compiles
+    /// The grammar of a constraint. Blocks for at most five seconds while another thread compiles
     /// it; for the first one also while the vocabulary is sorted.
     pub fn compile(&self, constraint: Constraint) -> Result<Grammar, GrammarError> {
         if let Some(grammar) = self.find(&constraint) {
