@@ -8,10 +8,14 @@ use serde_json::{Map, Number, Value, json};
 
 use crate::server::{Server, greedy, options, with};
 
-const PATHS: [&str; 6] = [
+const PATHS: [&str; 10] = [
     "/generate",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
     "/v1/solve",
     "/tokenize",
     "/detokenize",
@@ -64,6 +68,33 @@ const FIELDS: &[&str] = &[
     "reasoning",
     "add_special",
     "skip_special",
+    "input",
+    "instructions",
+    "system",
+    "tool_choice",
+    "tool_calls",
+    "function",
+    "name",
+    "arguments",
+    "input_schema",
+    "output_config",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "json_schema",
+    "schema",
+    "format",
+    "properties",
+    "items",
+    "anyOf",
+    "enum",
+    "continue_final_message",
+    "add_generation_prompt",
+    "encoding_format",
+    "max_output_tokens",
+    "stop_sequences",
 ];
 
 fn number() -> impl Strategy<Value = Value> {
@@ -78,8 +109,19 @@ fn number() -> impl Strategy<Value = Value> {
 }
 
 fn text() -> impl Strategy<Value = Value> {
-    let words =
-        ["", "user", "text", "logits", "terse", "soup-tiny:terse", "helpful=1", "\u{0}é▁\n"];
+    let words = [
+        "",
+        "user",
+        "assistant",
+        "text",
+        "json_schema",
+        "object",
+        "logits",
+        "terse",
+        "soup-tiny:terse",
+        "helpful=1",
+        "\u{0}é▁\n",
+    ];
     prop_oneof![
         prop::sample::select(words.to_vec()).prop_map(Value::from),
         ".{0,40}".prop_map(Value::from),
@@ -112,6 +154,12 @@ fn base(path: &str) -> Value {
             json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
         }
         "/generate" | "/v1/completions" => json!({"prompt": "The soup is", "max_tokens": 2}),
+        "/v1/messages" => {
+            json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
+        }
+        "/v1/messages/count_tokens" => json!({"messages": [{"role": "user", "content": "Hello"}]}),
+        "/v1/responses" => json!({"input": "Hello", "max_output_tokens": 2}),
+        "/v1/embeddings" => json!({"input": "Hello"}),
         "/tokenize" => json!({"prompt": "The soup is"}),
         "/detokenize" => json!({"tokens": [5, 6]}),
         _ => json!({}),
@@ -154,7 +202,7 @@ fn cases(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(300))]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn any_fields_give_an_answer_or_an_error_of_the_client(
