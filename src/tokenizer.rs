@@ -118,8 +118,9 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// [`encode_with`](Self::encode_with), but without a second begin-of-sequence token where `special`
-    /// would put one before a text that begins with it.
+    /// [`encode`](Self::encode) of a text in which `mark` stands within each special token that is
+    /// plain text, without a second begin-of-sequence token where `special` would put one before
+    /// a text that begins with it.
     pub fn encode_prompt(
         &self,
         text: &str,

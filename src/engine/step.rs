@@ -288,7 +288,7 @@ impl<B: Backend> Worker<B> {
         };
         if let Some(live) = self.live.get(&id) {
             // Sending fails if the client left.
-            let _ = live.events.send(Event::Embedding(state));
+            live.events.send(Event::Embedding(state));
         }
         self.complete(id, End { reason: FinishReason::Stop, stop: None });
     }

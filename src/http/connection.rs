@@ -30,7 +30,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 use super::{
@@ -44,8 +44,11 @@ use crate::{config::ConnectionLimits, engine::Client};
 
 /// Pause after the system refused a connection because it or the process has no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(50);
-/// Connections that are told why they are refused, at a time; others are just closed.
+/// Connections that are told why they are refused, at a time; others are just closed. They take
+/// descriptors beside those that are served: a quarter of their number at most.
 const REFUSED: usize = 32;
+/// Connections that are about to be closed, at a time.
+const CLOSING: usize = 8;
 
 /// Serves the connections of `listener`, over TLS where it is given, until `stop`; then those that are open get to finish the
 /// request that they are at.
@@ -57,21 +60,28 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     tokio::pin!(stop);
+    let refused = REFUSED.min(limits.most / 4);
+    // Whatever is open takes a descriptor; loading a soup needs some, too.
+    let sockets = Arc::new(Semaphore::new(limits.most + refused + CLOSING));
     let server = Server {
         routes,
         connections: Arc::new(Connections::new(limits.most, limits.most_of_client)),
         limits,
         tls,
         open: GracefulShutdown::new(),
-        refused: Arc::new(Semaphore::new(REFUSED)),
+        refused: Arc::new(Semaphore::new(refused)),
     };
     loop {
+        let accepted = async {
+            let place = sockets.clone().acquire_owned().await.map_err(io::Error::other)?;
+            listener.accept().await.map(|(stream, address)| (stream, address, place))
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accepted => accepted,
             () = &mut stop => break,
         };
         match accepted {
-            Ok((stream, address)) => server.take(stream, address),
+            Ok((stream, address, place)) => server.take(stream, address, place),
             Err(error) if gone_already(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -102,9 +112,10 @@ struct Server {
 
 impl Server {
     /// Serves a connection on a task of its own, or refuses it.
-    fn take(&self, stream: TcpStream, address: SocketAddr) {
+    fn take(&self, stream: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) {
         let limits = self.limits;
-        let socket = Arc::new(Socket::new(stream, limits.write_timeout, self.tls.is_some()));
+        let sealed = self.tls.is_some();
+        let socket = Arc::new(Socket::new(stream, place, limits.write_timeout, sealed));
         let counted = match self.connections.admit(Client::at(address.ip()), socket.clone()) {
             Ok(counted) => counted,
             Err(error) => return self.refuse(socket, &error),

@@ -91,11 +91,11 @@ impl Connections {
 fn make_room(open: &mut Open) -> bool {
     let waiting = open.connections.iter().filter(|(_, (_, socket))| socket.is_idle());
     let longest = waiting.filter_map(|(&id, (client, socket))| match socket.waits() {
-        Waits::ForRequest(since) | Waits::ForHead(since) => {
+        Waits::Request(since) | Waits::Head(since) => {
             let count = open.of_client.get(client).copied().unwrap_or_default();
             Some((count, since.elapsed(), id))
         }
-        Waits::ForAnswer => None,
+        Waits::Answer => None,
     });
     let Some((_, _, id)) = longest.max() else { return false };
     if let Some(socket) = open.remove(id) {
@@ -142,13 +142,12 @@ fn descriptors(needed: u64) -> Option<u64> {
         return None;
     }
     let raised = libc::rlimit { rlim_cur: needed.min(limit.rlim_max), ..limit };
-    // SAFETY: as above.
-    if raised.rlim_cur > limit.rlim_cur
-        && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0
-    {
-        return Some(raised.rlim_cur);
+    if raised.rlim_cur <= limit.rlim_cur {
+        return Some(limit.rlim_cur);
     }
-    Some(limit.rlim_cur)
+    // SAFETY: as above.
+    let failed = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } != 0;
+    Some(if failed { limit.rlim_cur } else { raised.rlim_cur })
 }
 
 #[cfg(not(unix))]

@@ -23,7 +23,7 @@ use axum::http::Version;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
-    sync::{Notify, watch},
+    sync::{Notify, OwnedSemaphorePermit, watch},
     time::Sleep,
 };
 
@@ -51,11 +51,11 @@ const LINGER: (usize, Duration) = (1 << 20, Duration::from_secs(2));
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waits {
     /// The first byte of a request.
-    ForRequest(Instant),
+    Request(Instant),
     /// The rest of a request's head.
-    ForHead(Instant),
+    Head(Instant),
     /// Its answer, the request's body included.
-    ForAnswer,
+    Answer,
 }
 
 /// A client's socket, shared by the connection and the watches over its client.
@@ -67,11 +67,18 @@ pub struct Socket {
     unwanted: Notify,
     /// TLS runs over it: nothing may be sent beside.
     sealed: bool,
+    /// Given back once the stream is closed: fields are dropped in their order.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Socket {
     /// Takes a connection over. Events go out as they come; what a client does not read is bounded.
-    pub fn new(stream: TcpStream, write_timeout: Duration, sealed: bool) -> Self {
+    pub fn new(
+        stream: TcpStream,
+        place: OwnedSemaphorePermit,
+        write_timeout: Duration,
+        sealed: bool,
+    ) -> Self {
         let socket = socket2::SockRef::from(&stream);
         let tuned = socket.set_tcp_nodelay(true);
         let tuned = tuned.and_then(|()| socket.set_send_buffer_size(SEND_BUFFER));
@@ -85,9 +92,10 @@ impl Socket {
         Self {
             stream,
             unflushed: AtomicBool::new(false),
-            waits: watch::Sender::new(Waits::ForRequest(Instant::now())),
+            waits: watch::Sender::new(Waits::Request(Instant::now())),
             unwanted: Notify::new(),
             sealed,
+            _place: place,
         }
     }
 
@@ -98,24 +106,24 @@ impl Socket {
 
     /// Whether nothing of an answer is on its way.
     pub fn is_idle(&self) -> bool {
-        self.waits() != Waits::ForAnswer && !self.unflushed.load(Ordering::Relaxed)
+        self.waits() != Waits::Answer && !self.unflushed.load(Ordering::Relaxed)
     }
 
     /// Records that a handshake has ended: what was read belonged to it.
     pub fn opened(&self) {
-        self.waits.send_replace(Waits::ForRequest(Instant::now()));
+        self.waits.send_replace(Waits::Request(Instant::now()));
     }
 
     /// Records that a request's head has arrived; the answer ends when the guard is dropped.
     pub fn answer(self: &Arc<Self>) -> Answering {
-        self.waits.send_replace(Waits::ForAnswer);
+        self.waits.send_replace(Waits::Answer);
         Answering(self.clone())
     }
 
     /// Completes when the rest of a request's head is not there within `limit` of its first byte.
     pub async fn half_sent(&self, limit: Duration) {
         let mut waits = self.waits.subscribe();
-        let heads = |waits: &Waits| matches!(waits, Waits::ForHead(_));
+        let heads = |waits: &Waits| matches!(waits, Waits::Head(_));
         loop {
             // The sender lives as long as `self`, so waiting cannot fail.
             let _ = waits.wait_for(heads).await;
@@ -207,7 +215,7 @@ pub struct Answering(Arc<Socket>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.waits.send_replace(Waits::ForRequest(Instant::now()));
+        self.0.waits.send_replace(Waits::Request(Instant::now()));
     }
 }
 
@@ -288,8 +296,8 @@ impl AsyncRead for Io {
             ready!(socket.stream.poll_read_ready(context))?;
             match socket.stream.try_read(buffer.initialize_unfilled()) {
                 Ok(length) => {
-                    if length > 0 && matches!(socket.waits(), Waits::ForRequest(_)) {
-                        socket.waits.send_replace(Waits::ForHead(Instant::now()));
+                    if length > 0 && matches!(socket.waits(), Waits::Request(_)) {
+                        socket.waits.send_replace(Waits::Head(Instant::now()));
                     }
                     buffer.advance(length);
                     return Poll::Ready(Ok(()));

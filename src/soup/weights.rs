@@ -91,9 +91,10 @@ impl WeightFile {
         }
         let seen = Seen::new(path, &meta);
         let bytes: Bytes = match residence {
-            // SAFETY: the map is read-only; see above for changes made to the file by others.
             Residence::Mapped => {
-                Arc::new(unsafe { Mmap::map(&file) }.map_err(WeightError::io(path))?)
+                // SAFETY: the map is read-only; see above for changes made to the file by others.
+                let map = unsafe { Mmap::map(&file) };
+                Arc::new(map.map_err(WeightError::io(path))?)
             }
             Residence::Copied => Arc::new(copied(&file, &seen).map_err(WeightError::io(path))?),
         };

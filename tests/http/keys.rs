@@ -35,7 +35,7 @@ impl Keys {
         Self { file: dir.path().join("keys.toml"), _dir: dir }
     }
 
-    fn new(&self, arguments: &[&str]) -> String {
+    fn add(&self, arguments: &[&str]) -> String {
         let output = new(&self.file, arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -59,7 +59,7 @@ fn get(server: &Server, key: &str, path: &str) -> u16 {
 #[test]
 fn keys_are_drawn_and_only_their_digests_are_kept() {
     let keys = Keys::none();
-    let (one, two) = (keys.new(&["one"]), keys.new(&["two"]));
+    let (one, two) = (keys.add(&["one"]), keys.add(&["two"]));
     assert!(one != two && one.len() == 3 + 64, "{one} {two}");
     let text = fs::read_to_string(&keys.file).unwrap();
     assert!(!text.contains(&one[3..]) && text.contains(&ladle::files::sha256(one.as_bytes())));
@@ -126,7 +126,7 @@ pub fn failed(options: ServeOptions) -> String {
 #[test]
 fn a_key_of_presets_may_ask_for_nothing_else() {
     let keys = Keys::none();
-    let bound = keys.new(&["bound", "--preset", "balanced"]);
+    let bound = keys.add(&["bound", "--preset", "balanced"]);
     let server = Server::start(keys.options());
     let ask = |more: Value| post(&server, &bound, "/generate", &with(greedy(), more));
     // The default is `balanced`; the same model in numbers is the same model.
@@ -153,7 +153,7 @@ fn a_key_of_presets_may_ask_for_nothing_else() {
 #[test]
 fn metrics_are_for_admins_or_for_an_address_of_their_own() {
     let keys = Keys::none();
-    let (admin, user) = (keys.new(&["ops", "--admin"]), keys.new(&["user"]));
+    let (admin, user) = (keys.add(&["ops", "--admin"]), keys.add(&["user"]));
     let server = Server::start(keys.options());
     assert_eq!(server.client.get(format!("{}/metrics", server.url)).send().unwrap().status(), 401);
     assert_eq!(get(&server, &user, "/metrics"), 403);
@@ -173,13 +173,13 @@ fn metrics_are_for_admins_or_for_an_address_of_their_own() {
 #[test]
 fn a_hangup_reads_the_named_keys_again() {
     let keys = Keys::none();
-    let (old, file) = (keys.new(&["old"]), keys.file.to_str().unwrap());
+    let (old, file) = (keys.add(&["old"]), keys.file.to_str().unwrap());
     let soup = copied("soup-tiny");
     let process = Process::start(soup.path(), &["--named-keys", file]);
     let ask = |key: &str| post(&process.server, key, "/generate", &greedy()).status;
     assert_eq!(ask(&old), 200);
     fs::remove_file(&keys.file).unwrap();
-    let new = keys.new(&["new"]);
+    let new = keys.add(&["new"]);
     assert_eq!(ask(&new), 401);
     process.signal("HUP");
     process.wait_for(&["SIGHUP", "were read"]);
@@ -194,7 +194,7 @@ fn a_hangup_reads_the_named_keys_again() {
 #[test]
 fn a_prefix_is_found_by_its_own_key_alone_unless_they_are_shared() {
     let keys = Keys::none();
-    let (one, two) = (keys.new(&["one"]), keys.new(&["two"]));
+    let (one, two) = (keys.add(&["one"]), keys.add(&["two"]));
     let prompt = "The soup is warm and the spoon is long. ".repeat(4);
     let body = json!({"model": "soup-tiny", "prompt": prompt, "max_tokens": 1, "seed": 1});
     for share in [false, true] {

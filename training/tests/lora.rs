@@ -72,7 +72,7 @@ impl Reference {
         temperature: f64,
         loss: impl Fn(&Tensor) -> Tensor,
     ) -> (LogProbs, GradStore) {
-        let forward = self.policy.forward(&packed, 0).unwrap();
+        let forward = self.policy.forward(packed, 0).unwrap();
         let out = self.policy.log_probs(&forward.hidden, &packed.targets, temperature).unwrap();
         let mut grads = loss(&out.values).backward().unwrap();
         forward.backward(&self.policy, &mut grads).unwrap();
