@@ -3,16 +3,35 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     thread,
+    time::Instant,
 };
 
 use ladle::config::{ApiKey, ServeOptions};
 use serde_json::json;
 
-use crate::server::{PATIENCE, Reply, Server, greedy, options, with};
+use crate::{
+    client::Response,
+    server::{PATIENCE, Reply, Server, greedy, options, with},
+};
 
 /// A request that runs until it is dropped or the context is full.
 fn endless() -> serde_json::Value {
     with(greedy(), json!({"max_tokens": 240, "stream": true}))
+}
+
+/// What `body` is answered while an endless request runs, and that request; asked again where it
+/// ended before, as it does after some ten milliseconds.
+fn beside_an_endless_one(server: &Server, body: &serde_json::Value) -> (Reply, Response) {
+    let begin = Instant::now();
+    loop {
+        let running = server.send("/generate", endless());
+        let reply = server.post("/generate", body.clone());
+        if reply.status != 200 || begin.elapsed() > PATIENCE {
+            return (reply, running);
+        }
+        drop(running);
+        server.wait_until_idle();
+    }
 }
 
 #[test]
@@ -73,8 +92,7 @@ fn a_full_server_answers_503_and_recovers() {
     let server =
         Server::start(ServeOptions { max_in_flight: Some(1.try_into().unwrap()), ..options() });
     let before = server.generate(greedy())["text"].clone();
-    let running = server.send("/generate", endless());
-    let reply = server.post("/generate", greedy());
+    let (reply, running) = beside_an_endless_one(&server, &greedy());
     assert_eq!((reply.status, reply.error().0), (503, "overloaded"), "{}", reply.body);
     assert!(reply.headers.contains_key("retry-after"));
     drop(running);
@@ -88,8 +106,7 @@ fn a_full_queue_answers_503_and_nothing_is_left_behind() {
     let one = 1.try_into().unwrap();
     let server =
         Server::start(ServeOptions { max_queue: Some(one), max_sequences: Some(one), ..options() });
-    let running = server.send("/generate", endless());
-    let reply = server.post("/generate", with(greedy(), json!({"n": 8})));
+    let (reply, running) = beside_an_endless_one(&server, &with(greedy(), json!({"n": 8})));
     assert_eq!((reply.status, reply.error().0), (503, "overloaded"), "{}", reply.body);
     assert!(reply.headers.contains_key("retry-after"));
     drop(running);
