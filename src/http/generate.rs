@@ -109,6 +109,16 @@ struct StartOfOne {
     echo: Echo,
 }
 
+/// A piece of an answer's text.
+#[derive(Debug, Serialize)]
+struct Piece<'a> {
+    index: usize,
+    text: &'a str,
+    id: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<TokenText>,
+}
+
 /// The native stream: `start` (in a comparison one for each preference), one `token` per piece of
 /// text, `done` with the whole answer, or `error`.
 struct Native {
@@ -131,11 +141,9 @@ impl Dialect for Native {
                 out.push(stream::json(&run.echo()).event("start"));
             }
             Event::Token(token) if self.logprobs || !token.text.is_empty() => {
-                let mut value = json!({"index": index, "text": token.text, "id": token.id});
-                if self.logprobs {
-                    value["token"] = json!(TokenText::new(&self.tokenizer, token));
-                }
-                out.push(stream::json(&value).event("token"));
+                let described = self.logprobs.then(|| TokenText::new(&self.tokenizer, token));
+                let piece = Piece { index, text: &token.text, id: token.id, token: described };
+                out.push(stream::json(&piece).event("token"));
             }
             _ => {}
         }

@@ -177,6 +177,19 @@ fn log_probabilities_belong_to_the_chosen_tokens() {
     }
 }
 
+/// A stream wrote each log-probability with the digits of a wider type.
+#[test]
+fn a_stream_writes_log_probabilities_as_the_whole_answer_does() {
+    let server = Server::shared();
+    let body = with(greedy(), json!({"logprobs": 1}));
+    let whole = server.generate(body.clone());
+    let events = server.stream("/generate", with(body, json!({"stream": true})));
+    let tokens = events.iter().filter(|(name, _)| name == "token");
+    let tokens = tokens.map(|(_, data)| serde_json::from_str::<Value>(data).unwrap());
+    let tokens: Vec<Value> = tokens.map(|event| event["token"].clone()).collect();
+    assert_eq!(Value::from(tokens), whole["tokens"]);
+}
+
 #[test]
 fn messages_go_through_the_chat_template() {
     let server = Server::shared();
