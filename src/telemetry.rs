@@ -5,6 +5,7 @@
 //! with `ladle_`; durations are seconds and sizes are bytes. A preference vector never becomes a
 //! label: its weights go to one histogram per objective.
 
+mod keys;
 mod process;
 
 use std::{any::Any, time::Duration};
@@ -110,6 +111,12 @@ metrics_table! {
         "Distinct preferences in one step.";
     ROWS "ladle_step_rows" Kind::Histogram(STEP_ROWS), Count, "Token rows in one step.";
     KV_USAGE "ladle_kv_usage_ratio" Kind::Gauge, Count, "Share of the KV blocks in use, 0 to 1.";
+    KEY_REQUESTS "ladle_key_requests_total" Kind::Counter, Count,
+        "Requests that brought a known key, by its name.";
+    KEY_TOKENS "ladle_key_tokens_total" Kind::Counter, Count,
+        "Tokens of requests that have ended, by the name of their key.";
+    KEY_REFUSED "ladle_key_refused_total" Kind::Counter, Count,
+        "Requests that a limit of their key refused, by its name and the limit.";
     WEIGHTS "ladle_preference_weight" Kind::Histogram(WEIGHT), Count,
         "Normalised preference weight of requests, by objective.";
 }
@@ -192,6 +199,7 @@ pub struct Telemetry {
     pub step_rows: Histogram,
     /// Share of the KV blocks in use, 0 to 1.
     pub kv_usage: Gauge,
+    keys: keys::Names,
 }
 
 impl Telemetry {
@@ -262,6 +270,7 @@ impl Telemetry {
             step_preferences: histogram(PREFERENCES),
             step_rows: histogram(ROWS),
             kv_usage: gauge(KV_USAGE),
+            keys: keys::Names::default(),
             handle: recorder.handle(),
             recorder,
         }
@@ -277,9 +286,31 @@ impl Telemetry {
 
     /// Counts a request that was refused before it ran.
     pub fn rejected(&self, reason: Rejection) {
-        let label = Label::from_static_parts("reason", reason.label());
-        let key = Key::from_parts(REJECTED, vec![label]);
-        self.recorder.register_counter(&key, &METADATA).increment(1);
+        self.count(REJECTED, vec![Label::from_static_parts("reason", reason.label())], 1);
+    }
+
+    /// Counts a request that brought a known key.
+    pub fn key_request(&self, key: &str) {
+        self.count(KEY_REQUESTS, vec![self.keys.label(key)], 1);
+    }
+
+    /// Counts the tokens of a request that has ended.
+    pub fn key_tokens(&self, key: &str, prompt: usize, completion: usize) {
+        for (kind, tokens) in [("prompt", prompt), ("completion", completion)] {
+            let labels = vec![self.keys.label(key), Label::from_static_parts("kind", kind)];
+            self.count(KEY_TOKENS, labels, tokens as u64);
+        }
+    }
+
+    /// Counts a request that a limit of its key refused.
+    pub fn key_refused(&self, key: &str, limit: &'static str) {
+        let labels = vec![self.keys.label(key), Label::from_static_parts("limit", limit)];
+        self.count(KEY_REFUSED, labels, 1);
+    }
+
+    fn count(&self, name: &'static str, labels: Vec<Label>, more: u64) {
+        let key = Key::from_parts(name, labels);
+        self.recorder.register_counter(&key, &METADATA).increment(more);
     }
 
     /// Names the soup that is served.
@@ -365,6 +396,9 @@ mod tests {
         telemetry.request("/generate", 200, Duration::from_millis(400));
         telemetry.preference(&["helpful".into()], &[0.7]);
         telemetry.model("soup", "d1gest");
+        telemetry.key_request("team");
+        telemetry.key_tokens("team", 3, 4);
+        telemetry.key_refused("team", "max_in_flight");
         for histogram in [
             &telemetry.first_token,
             &telemetry.inter_token,

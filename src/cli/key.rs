@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ladle::http::keys;
+use ladle::http::keys::{self, Key};
 
 use super::output::print;
 
@@ -27,11 +27,31 @@ enum Command {
         /// A preset that its holder may ask for, and then no other preference; repeat.
         #[arg(long = "preset", value_name = "PRESET")]
         presets: Vec<String>,
+        /// Its holder's requests that may be in progress.
+        #[arg(long, value_name = "N")]
+        max_in_flight: Option<usize>,
+        /// Tokens of prompts and answers that its holder may have in a minute.
+        #[arg(long, value_name = "N")]
+        tokens_per_minute: Option<usize>,
+        /// The least and the highest priority that its holder's requests may have.
+        #[arg(long, value_name = "LEAST,MOST", value_parser = range, allow_hyphen_values = true)]
+        priority: Option<(i32, i32)>,
     },
 }
 
+/// Two whole numbers, as in `-10,0`.
+fn range(text: &str) -> Result<(i32, i32), String> {
+    let ends = text
+        .split_once(',')
+        .and_then(|(least, most)| Some((least.trim().parse().ok()?, most.trim().parse().ok()?)));
+    ends.ok_or_else(|| "expected LEAST,MOST, such as -10,0".to_owned())
+}
+
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Command::New { name, file, admin, presets } = args.command;
+    let Command::New { name, file, admin, presets, max_in_flight, tokens_per_minute, priority } =
+        args.command;
     let presets = (!presets.is_empty()).then_some(presets);
-    print(&keys::add(&file, &name, admin, presets)?)
+    let rights =
+        Key { name, admin, presets, max_in_flight, tokens_per_minute, priority, ..Key::default() };
+    print(&keys::add(&file, rights)?)
 }

@@ -231,9 +231,11 @@ impl EngineHandle {
         }
         let waiting = &self.shared.waiting;
         let client = requests.first().map_or(Client::Local, |request| request.client.clone());
-        let places = waiting.take(&client, requests.len()).map_err(|full| match full {
+        let places = waiting.take(&client, requests.len(), None).map_err(|full| match full {
             Full::All { taken } => SubmitError::QueueFull { waiting: taken, limit: waiting.most() },
             Full::Client { taken, most } => SubmitError::ShareFull { waiting: taken, limit: most },
+            // None was given.
+            Full::Own { most } => SubmitError::ShareFull { waiting: most, limit: most },
         })?;
         let mut generations = Vec::with_capacity(requests.len());
         let submission = |(request, place): (GenerateRequest, _)| {

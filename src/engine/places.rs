@@ -22,8 +22,10 @@ pub struct Places {
 pub enum Full {
     /// For anybody.
     All { taken: usize },
-    /// For this client, which has so many of the most that it may have.
+    /// For this client, which has so many of the most that one client may have.
     Client { taken: usize, most: usize },
+    /// For this client, which has a limit of its own.
+    Own { most: usize },
 }
 
 impl Places {
@@ -48,10 +50,18 @@ impl Places {
         let _ = self.taken.subscribe().wait_for(|taken| *taken == 0).await;
     }
 
-    /// Takes `count` places for a client, all or none.
-    pub fn take(self: &Arc<Self>, client: &Client, count: usize) -> Result<Vec<Place>, Full> {
+    /// Takes `count` places for a client, all or none; `limit` is the client's own.
+    pub fn take(
+        self: &Arc<Self>,
+        client: &Client,
+        count: usize,
+        limit: Option<usize>,
+    ) -> Result<Vec<Place>, Full> {
         let mut of_client = self.lock();
         let (taken, own) = (self.taken(), of_client.get(client).copied().unwrap_or_default());
+        if let Some(most) = limit.filter(|most| count > most.saturating_sub(own)) {
+            return Err(Full::Own { most });
+        }
         if count > self.most.saturating_sub(taken) {
             return Err(Full::All { taken });
         }
@@ -103,17 +113,19 @@ mod tests {
     fn one_client_leaves_places_for_others() {
         let places = Arc::new(Places::new(8));
         let (greedy, modest) = (Client::Key("greedy".into()), Client::Key("modest".into()));
-        let six = places.take(&greedy, 6).unwrap();
+        let six = places.take(&greedy, 6, None).unwrap();
         let full = Full::Client { taken: 6, most: 6 };
-        assert_eq!(places.take(&greedy, 1).err(), Some(full));
-        let two = places.take(&modest, 2).unwrap();
-        assert_eq!(places.take(&modest, 1).err(), Some(Full::All { taken: 8 }));
+        assert_eq!(places.take(&greedy, 1, None).err(), Some(full));
+        assert_eq!(places.take(&greedy, 1, Some(6)).err(), Some(Full::Own { most: 6 }));
+        let two = places.take(&modest, 2, Some(2)).unwrap();
+        assert_eq!(places.take(&modest, 1, None).err(), Some(Full::All { taken: 8 }));
         drop(six);
-        assert_eq!(places.take(&greedy, 7).err(), Some(Full::All { taken: 2 }));
+        assert_eq!(places.take(&greedy, 7, None).err(), Some(Full::All { taken: 2 }));
+        assert_eq!(places.take(&modest, 1, Some(2)).err(), Some(Full::Own { most: 2 }));
         drop(two);
         assert_eq!(places.taken(), 0);
         assert!(places.lock().is_empty(), "nobody is remembered");
-        assert_eq!(places.take(&Client::Local, 8).unwrap().len(), 8);
-        assert_eq!(Arc::new(Places::new(1)).take(&greedy, 1).unwrap().len(), 1);
+        assert_eq!(places.take(&Client::Local, 8, None).unwrap().len(), 8);
+        assert_eq!(Arc::new(Places::new(1)).take(&greedy, 1, None).unwrap().len(), 1);
     }
 }

@@ -18,16 +18,20 @@ pub async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// `GET /ready`: the soup is loaded, new work is taken and the engine makes its steps.
-pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    if app.draining() {
-        return Err(ApiError::Draining);
-    }
-    let served = app.served()?;
-    match served.engine.ailment(app.step_timeout) {
-        Some(ailment) => Err(ApiError::Engine(ailment)),
-        None => Ok(Json(json!({"status": "ready", "soup": served.name}))),
-    }
+/// `GET /ready`: the soup is loaded, new work is taken and the engine makes its steps. Probes ask
+/// every few seconds, so that it is not is no news for the log.
+pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Response> {
+    let readiness = || {
+        if app.draining() {
+            return Err(ApiError::Draining);
+        }
+        let served = app.served()?;
+        match served.engine.ailment(app.step_timeout) {
+            Some(ailment) => Err(ApiError::Engine(ailment)),
+            None => Ok(Json(json!({"status": "ready", "soup": served.name}))),
+        }
+    };
+    readiness().map_err(ApiError::answer)
 }
 
 /// `GET /metrics`: Prometheus' text format.

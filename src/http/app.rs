@@ -97,19 +97,28 @@ impl Served {
 pub struct Progress(Arc<OnceLock<Vec<Place>>>);
 
 impl Progress {
-    /// Takes a place, or says that the server is full or about to stop.
-    pub fn take(&self, app: &App, client: &Client) -> Result<(), ApiError> {
+    /// Takes a place, or says that the server is full or about to stop, or that the key has as many as
+    /// it may.
+    pub fn take(&self, app: &App, client: &Client, key: Option<&Key>) -> Result<(), ApiError> {
         if app.draining() {
             return Err(ApiError::Draining);
         }
-        let place = app.places.take(client, 1).map_err(|full| ApiError::Overloaded {
-            message: match full {
-                Full::All { taken } => format!("{taken} requests are in progress, the limit"),
-                Full::Client { taken, .. } => {
-                    format!("{taken} requests of this client are in progress, the limit for one")
+        let limit = key.and_then(|key| key.max_in_flight);
+        let place = app.places.take(client, 1, limit).map_err(|full| {
+            let (key, retry_after) = (key.map(|key| key.name.as_str()), app.retry_after());
+            let overloaded = |message| ApiError::Overloaded { message, retry_after };
+            match full {
+                Full::All { taken } => {
+                    overloaded(format!("{taken} requests are in progress, the limit"))
                 }
-            },
-            retry_after: app.retry_after(),
+                Full::Client { taken, .. } => overloaded(format!(
+                    "{taken} requests of this client are in progress, the limit for one"
+                )),
+                Full::Own { most } => {
+                    let why = "as many of its requests are in progress".to_owned();
+                    app.over_limit(key.unwrap_or_default(), "max_in_flight", most, why, retry_after)
+                }
+            }
         })?;
         // A request takes one place.
         let _ = self.0.set(place);
@@ -129,7 +138,9 @@ pub enum AccessError {
 /// The state of one server.
 pub struct App {
     pub limits: RequestLimits,
-    pub rates: Option<Buckets>,
+    /// Requests of each client in a minute, and tokens of each key.
+    pub requests: Buckets,
+    pub tokens: Buckets,
     /// One for each request in progress.
     pub places: Arc<Places>,
     /// Wrong keys by address.
@@ -153,9 +164,10 @@ impl App {
         let tls = config.tls.as_ref().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         Ok(Self {
             tls: tls.map(Arc::new),
-            keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config)?))),
+            keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config, None)?))),
             config: config.clone(),
-            rates: config.limits.rate_limit.map(Buckets::new),
+            requests: Buckets::default(),
+            tokens: Buckets::default(),
             places: Arc::new(Places::new(config.limits.max_in_flight)),
             failures: Failures::default(),
             bodies: BodyMemory::new(config.limits.body_memory),
@@ -191,6 +203,24 @@ impl App {
         served.clone().ok_or(ApiError::Loading)
     }
 
+    /// Refuses keys of presets that the soup does not have.
+    pub fn check_presets(&self, served: &Served) -> Result<(), KeyError> {
+        named(&self.config, Some(served)).map(|_| ())
+    }
+
+    /// The error of a request that exceeds a limit of its key, and its count.
+    pub fn over_limit(
+        &self,
+        key: &str,
+        limit: &'static str,
+        most: usize,
+        why: String,
+        retry_after: u64,
+    ) -> ApiError {
+        self.telemetry.key_refused(key, limit);
+        ApiError::KeyLimit { key: key.to_owned(), limit, most, why, retry_after }
+    }
+
     /// Reads again what may change while the server runs.
     pub fn reload(&self) {
         match self.tls.as_ref().map(|tls| tls.reload()) {
@@ -198,7 +228,7 @@ impl App {
             Some(Ok(())) => tracing::info!("SIGHUP: the certificate was read"),
             Some(Err(error)) => tracing::error!(%error, "SIGHUP: the certificate stays as it was"),
         }
-        match named(&self.config) {
+        match named(&self.config, self.served().ok().as_deref()) {
             Ok(None) => tracing::info!("SIGHUP: there are no named keys to read"),
             Ok(named) => {
                 let count = named.as_ref().map_or(0, Vec::len);
@@ -231,7 +261,12 @@ impl App {
     }
 }
 
-/// The named keys; `None` where no file of them is configured.
-fn named(config: &ServeConfig) -> Result<Option<Vec<Key>>, KeyError> {
-    config.named_keys.as_deref().map(keys::read).transpose()
+/// The named keys, whose presets `served` must have; `None` where no file of them is configured.
+fn named(config: &ServeConfig, served: Option<&Served>) -> Result<Option<Vec<Key>>, KeyError> {
+    let Some(path) = config.named_keys.as_deref() else { return Ok(None) };
+    let keys = keys::read(path)?;
+    if let Some(served) = served {
+        keys::check_presets(path, &keys, &served.menu)?;
+    }
+    Ok(Some(keys))
 }

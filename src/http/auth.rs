@@ -23,8 +23,7 @@ impl Keys {
         let key = |(index, key): (usize, &ApiKey)| Key {
             name: format!("key {}", index + 1),
             sha256: sha256(key.0.as_bytes()),
-            admin: false,
-            presets: None,
+            ..Key::default()
         };
         let plain = plain.iter().enumerate().map(key);
         let keys = plain.chain(named.iter().flatten().cloned()).map(Arc::new).collect();
@@ -85,8 +84,8 @@ mod tests {
     use super::*;
 
     fn check(header: Option<&str>) -> Result<Option<String>, ApiError> {
-        let named =
-            Key { name: "team".into(), sha256: sha256(b"gamma"), admin: true, presets: None };
+        let (name, sha256) = ("team".into(), sha256(b"gamma"));
+        let named = Key { name, sha256, admin: true, ..Key::default() };
         let keys = [ApiKey("alpha".into()), ApiKey("Beta".into())];
         let keys = Keys::new(&keys, Some(vec![named]));
         let mut headers = HeaderMap::new();

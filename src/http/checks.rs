@@ -8,7 +8,6 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -52,30 +51,22 @@ impl Default for Checks {
 }
 
 impl Checks {
-    /// Waits for a worker for a body of so many bytes; `None` if there is none by `deadline`.
+    /// Waits for a worker for a body of so many bytes.
     pub fn worker(
         &self,
         client: &Client,
         bytes: usize,
-        deadline: Option<Instant>,
-    ) -> impl Future<Output = Option<Worker>> + Send + 'static {
+    ) -> impl Future<Output = Worker> + Send + 'static {
         let large = bytes > SMALL;
         self.used.fetch_or(large, Ordering::Relaxed);
         let workers = if large { self.large.clone() } else { self.small.clone() };
         let turns = (!large).then(|| self.turns(client));
-        // The semaphores are never closed.
-        let worker = async move {
+        async move {
             let _turn = match turns {
-                Some(turns) => Some(turns.acquire_owned().await.ok()?),
+                Some(turns) => Some(taken(turns).await),
                 None => None,
             };
-            Some(Worker { _turn, _worker: workers.acquire_owned().await.ok()? })
-        };
-        async move {
-            match deadline {
-                None => worker.await,
-                Some(at) => tokio::time::timeout_at(at.into(), worker).await.ok()?,
-            }
+            Worker { _turn, _worker: taken(workers).await }
         }
     }
 
@@ -105,6 +96,10 @@ impl Checks {
     }
 }
 
+async fn taken(semaphore: Arc<Semaphore>) -> OwnedSemaphorePermit {
+    semaphore.acquire_owned().await.expect("the semaphores are never closed")
+}
+
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
@@ -115,14 +110,12 @@ mod tests {
     async fn one_client_leaves_workers_to_others_and_large_bodies_to_small_ones() {
         let checks = Checks::default();
         let (greedy, modest) = (Client::Key("greedy".into()), Client::Key("modest".into()));
-        let worker = |client: &Client, bytes| checks.worker(client, bytes, None).now_or_never();
+        let worker = |client: &Client, bytes| checks.worker(client, bytes).now_or_never();
         let held: Vec<_> = (0..checks.of_client).map(|_| worker(&greedy, 1).unwrap()).collect();
         assert!(worker(&greedy, 1).is_none(), "it waits");
         let other = worker(&modest, SMALL).unwrap();
         let large = worker(&greedy, SMALL + 1).unwrap();
         assert!(worker(&modest, SMALL + 1).is_none(), "large ones wait for each other");
-        let late = checks.worker(&modest, SMALL + 1, Some(Instant::now()));
-        assert!(late.await.is_none());
         drop((held, other, large));
         assert!(worker(&greedy, 1).is_some() && worker(&modest, SMALL + 1).is_some());
         assert!(checks.turns.lock().unwrap().len() <= 2);

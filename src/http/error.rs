@@ -110,6 +110,16 @@ pub enum ApiError {
     /// The client is over its rate.
     #[error("more than {limit} requests per minute; retry in {retry_after} s")]
     RateLimited { limit: usize, retry_after: u64 },
+    /// The key is at one of its limits.
+    #[error("{limit} of the key {key:?} is {most}: {why}; retry in {retry_after} s")]
+    KeyLimit {
+        key: String,
+        /// The limit, as the file of keys names it.
+        limit: &'static str,
+        most: usize,
+        why: String,
+        retry_after: u64,
+    },
     /// The address tried too many keys.
     #[error("more than {limit} wrong keys per minute from this address; retry in {retry_after} s")]
     WrongKeys { limit: usize, retry_after: u64 },
@@ -223,7 +233,7 @@ impl ApiError {
             Self::ContentEncoding { .. } => {
                 (S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_content_encoding", Some(Invalid))
             }
-            Self::RateLimited { .. } | Self::WrongKeys { .. } => {
+            Self::RateLimited { .. } | Self::KeyLimit { .. } | Self::WrongKeys { .. } => {
                 (S::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", Some(RateLimited))
             }
             Self::ConnectionLimit { .. } => (
@@ -258,6 +268,7 @@ impl ApiError {
             Self::ContentType { .. } => Some("content-type"),
             Self::ContentEncoding { .. } => Some("content-encoding"),
             Self::Model { .. } => Some("model"),
+            Self::KeyLimit { limit, .. } => Some(limit),
             _ => None,
         }
     }
@@ -266,6 +277,7 @@ impl ApiError {
     pub fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. }
+            | Self::KeyLimit { retry_after, .. }
             | Self::WrongKeys { retry_after, .. }
             | Self::Overloaded { retry_after, .. } => Some(*retry_after),
             Self::Loading | Self::ConnectionLimit { .. } => Some(1),
@@ -316,12 +328,10 @@ impl From<FormError> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// The answer, without a line in the log.
+    pub fn answer(self) -> Response {
         let class = self.class();
-        if class.status.is_server_error() {
-            tracing::warn!(code = class.code, "{self}");
-        }
         let mut response = (class.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -332,6 +342,16 @@ impl IntoResponse for ApiError {
         // The layer that counts requests reads the reason from here.
         response.extensions_mut().insert(class);
         response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let class = self.class();
+        if class.status.is_server_error() {
+            tracing::warn!(code = class.code, "{self}");
+        }
+        self.answer()
     }
 }
 

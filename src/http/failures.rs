@@ -25,7 +25,7 @@ pub struct Failures {
 
 impl Default for Failures {
     fn default() -> Self {
-        Self { wrong: Buckets::new(PER_MINUTE), right: Mutex::new(Recent::new(KNOWN)) }
+        Self { wrong: Buckets::default(), right: Mutex::new(Recent::new(KNOWN)) }
     }
 }
 
@@ -41,11 +41,13 @@ impl Failures {
     ) -> Result<(), ApiError> {
         let refused =
             |wait| ApiError::WrongKeys { limit: PER_MINUTE, retry_after: retry_after(wait) };
-        let Some(name) = right else { return self.wrong.admit(address, now).map_err(refused) };
+        let Some(name) = right else {
+            return self.wrong.take(address, 1, PER_MINUTE, now).map_err(refused);
+        };
         let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = (address.clone(), name.to_owned());
         if right.get(&pair).is_none() {
-            self.wrong.wait(address, now).map_err(refused)?;
+            self.wrong.wait(address, PER_MINUTE, now).map_err(refused)?;
         }
         right.put(pair, ());
         Ok(())

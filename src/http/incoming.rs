@@ -10,14 +10,14 @@ use axum::{
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 
 use super::{
     app::{App, Progress},
     bodies::{BodyMemory, HeldBody},
     error::{ApiError, shorten},
     keys::Key,
-    request::{Context, Deadline},
+    request::{Context, Deadline, timeout},
 };
 use crate::{config::RequestLimits, engine::Client};
 
@@ -31,7 +31,7 @@ const PROGRESS: u64 = 64 << 10;
 pub struct Incoming {
     app: Arc<App>,
     headers: HeaderMap,
-    body: HeldBody,
+    body: Arc<HeldBody>,
     arrived: Instant,
     place: Progress,
     client: Client,
@@ -48,8 +48,8 @@ impl FromRequest<Arc<App>> for Incoming {
         let client = parts.extensions.remove::<Client>().unwrap_or_default();
         let key = parts.extensions.remove::<Option<Arc<Key>>>().flatten();
         check_headers(&parts.headers, app.limits.max_body)?;
-        let body = collect(body, app).await?;
-        place.take(app, &client)?;
+        let body = Arc::new(collect(body, app).await?);
+        place.take(app, &client, key.as_deref())?;
         Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, place, client, key })
     }
 }
@@ -61,11 +61,15 @@ impl Incoming {
         self,
         check: fn(&Context<'_>, &[u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        let timeout = self.app.limits.request_timeout;
-        let deadline = Deadline::after(self.arrived, timeout);
-        let worker =
-            self.app.checks.worker(&self.client, self.body.bytes().len(), deadline.at).await;
-        let worker = worker.ok_or_else(|| deadline.error())?;
+        let worker = self.app.checks.worker(&self.client, self.body.bytes().len());
+        tokio::pin!(worker);
+        let worker = match worker.as_mut().now_or_never() {
+            Some(worker) => worker,
+            None => {
+                let deadline = self.deadline().await;
+                deadline.keep(worker).await?
+            }
+        };
         let checking = move || {
             let _worker = worker;
             let Self { app, headers, body, arrived, place, client, key } = self;
@@ -82,6 +86,16 @@ impl Incoming {
                 Err(_) => Err(ApiError::Draining),
             },
         }
+    }
+}
+
+impl Incoming {
+    /// The deadline that the request gives itself: known before it is checked, as it may have to wait
+    /// for that.
+    async fn deadline(&self) -> Deadline {
+        let (body, longest) = (self.body.clone(), self.app.limits.request_timeout);
+        let asked = tokio::task::spawn_blocking(move || timeout::asked(body.bytes(), longest));
+        Deadline::after(self.arrived, asked.await.unwrap_or(longest))
     }
 }
 

@@ -6,20 +6,27 @@
 
 use std::{
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, FileError, hex, sha256};
+use crate::{
+    engine::Client,
+    files::{self, FileError, hex, sha256},
+    preference::Menu,
+};
 
 /// Begins the text of a key, so that scanners for leaked secrets find it.
 const PREFIX: &str = "lk_";
 /// Longest name.
 const MAX_NAME: usize = 64;
+/// The priorities that requests may have.
+pub const PRIORITIES: RangeInclusive<i32> = -100..=100;
 
 /// Whom a key lets in, and to what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     /// What its holder is called in counts and logs.
@@ -32,6 +39,44 @@ pub struct Key {
     /// The presets whose models alone its holder may ask for; `None`: any preference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presets: Option<Vec<String>>,
+    /// Its requests that may be in progress; `None`: a client's share of the server's places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_in_flight: Option<usize>,
+    /// Tokens of prompts and answers in a minute; `None`: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_minute: Option<usize>,
+    /// The least and the highest priority that its requests may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<(i32, i32)>,
+}
+
+impl Key {
+    /// Its holder.
+    pub fn client(&self) -> Client {
+        Client::Key(self.name.as_str().into())
+    }
+
+    /// The first setting that is not right: its name, its value and what would be right.
+    fn fault(&self) -> Option<(&'static str, String, &'static str)> {
+        let hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if !is_name(&self.name) {
+            let expected = "1 to 64 characters of A-Z a-z 0-9 . _ -";
+            return Some(("name", format!("{:?}", self.name), expected));
+        }
+        if self.sha256.len() != 64 || !self.sha256.bytes().all(hexadecimal) {
+            let expected = "64 lower-case hexadecimal digits";
+            return Some(("sha256", format!("{:?}", self.sha256), expected));
+        }
+        let limits =
+            [("max_in_flight", self.max_in_flight), ("tokens_per_minute", self.tokens_per_minute)];
+        if let Some((what, _)) = limits.into_iter().find(|(_, limit)| *limit == Some(0)) {
+            return Some((what, "0".to_owned(), "at least 1"));
+        }
+        let (least, most) = self.priority?;
+        let right = least <= most && PRIORITIES.contains(&least) && PRIORITIES.contains(&most);
+        let expected = "[LEAST, MOST] within -100 to 100";
+        (!right).then(|| ("priority", format!("[{least}, {most}]"), expected))
+    }
 }
 
 /// The file.
@@ -52,7 +97,7 @@ pub enum KeyError {
     Format { path: PathBuf, reason: String },
     /// A key's entry is not right.
     #[error("{path}: key {name:?}: {what} is {got}, expected {expected}", path = path.display())]
-    Entry { path: PathBuf, name: String, what: &'static str, got: String, expected: &'static str },
+    Entry { path: PathBuf, name: String, what: &'static str, got: String, expected: String },
 }
 
 /// Reads a file of keys.
@@ -65,37 +110,43 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Key>, KeyError> {
     let format = |reason: String| KeyError::Format { path: path.to_owned(), reason };
     let Document { keys } = toml::from_str(text).map_err(|error| format(error.to_string()))?;
     for (index, key) in keys.iter().enumerate() {
-        let refuse = |what, got: String, expected| KeyError::Entry {
-            path: path.to_owned(),
-            name: key.name.clone(),
-            what,
-            got,
-            expected,
-        };
-        if !is_name(&key.name) {
-            let expected = "1 to 64 characters of A-Z a-z 0-9 . _ -";
-            return Err(refuse("name", format!("{:?}", key.name), expected));
-        }
-        if keys[..index].iter().any(|other| other.name == key.name) {
-            return Err(refuse("name", "that of an earlier key".to_owned(), "another"));
-        }
-        let hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if key.sha256.len() != 64 || !key.sha256.bytes().all(hexadecimal) {
-            let expected = "64 lower-case hexadecimal digits";
-            return Err(refuse("sha256", format!("{:?}", key.sha256), expected));
+        let repeated = keys[..index].iter().any(|other| other.name == key.name);
+        let repeated = repeated.then(|| ("name", "that of an earlier key".to_owned(), "another"));
+        if let Some((what, got, expected)) = key.fault().or(repeated) {
+            return Err(KeyError::Entry {
+                path: path.to_owned(),
+                name: key.name.clone(),
+                what,
+                got,
+                expected: expected.to_owned(),
+            });
         }
     }
     Ok(keys)
 }
 
-/// Draws a key for `name`, adds its entry to the file at `path` (made where absent) and returns its
-/// text, which is kept nowhere.
-pub fn add(
-    path: &Path,
-    name: &str,
-    admin: bool,
-    presets: Option<Vec<String>>,
-) -> Result<String, KeyError> {
+/// Refuses keys of presets that a soup does not have.
+pub fn check_presets(path: &Path, keys: &[Key], menu: &Menu) -> Result<(), KeyError> {
+    let known = |preset: &String| menu.presets.iter().any(|(name, _)| name == preset);
+    for key in keys {
+        let presets = key.presets.iter().flatten();
+        if let Some(preset) = presets.into_iter().find(|preset| !known(preset)) {
+            let names: Vec<&str> = menu.presets.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(KeyError::Entry {
+                path: path.to_owned(),
+                name: key.name.clone(),
+                what: "presets",
+                got: format!("{preset:?}"),
+                expected: format!("presets of the soup: {}", names.join(", ")),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Draws the text of a key, whose digest `key` gets, adds its entry to the file at `path` (made where
+/// absent) and returns the text, which is kept nowhere.
+pub fn add(path: &Path, key: Key) -> Result<String, KeyError> {
     let before = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -105,7 +156,7 @@ pub fn add(
     getrandom::fill(&mut secret)
         .map_err(|error| FileError::at(path)(io::Error::other(error.to_string())))?;
     let text = format!("{PREFIX}{}", hex(&secret));
-    let key = Key { name: name.into(), sha256: sha256(text.as_bytes()), admin, presets };
+    let key = Key { sha256: sha256(text.as_bytes()), ..key };
     let entry = toml::to_string(&Document { keys: vec![key] });
     let entry = entry
         .map_err(|error| KeyError::Format { path: path.to_owned(), reason: error.to_string() })?;

@@ -43,14 +43,15 @@ pub async fn admit(
         return Err(ApiError::Draining);
     }
     let client = match &key {
-        Some(key) => Client::Key(key.name.as_str().into()),
+        Some(key) => {
+            app.telemetry.key_request(&key.name);
+            key.client()
+        }
         None => address,
     };
-    if let Some(rates) = &app.rates {
-        rates.admit(&client, Instant::now()).map_err(|wait| ApiError::RateLimited {
-            limit: rates.per_minute(),
-            retry_after: retry_after(wait),
-        })?;
+    if let Some(limit) = app.limits.rate_limit {
+        let admitted = app.requests.take(&client, 1, limit, Instant::now());
+        admitted.map_err(|wait| ApiError::RateLimited { limit, retry_after: retry_after(wait) })?;
     }
     let place = Progress::default();
     request.extensions_mut().insert(place.clone());

@@ -12,6 +12,7 @@ mod app;
 mod auth;
 mod bodies;
 mod calls;
+mod charge;
 mod checks;
 mod connection;
 mod connections;

@@ -33,6 +33,9 @@ const MAX_ID: usize = 128;
 /// Status, in the log and the metrics only, of a request whose client went before its answer began.
 const CLIENT_GONE: u16 = 499;
 
+/// Routes that are asked every few seconds by whoever watches the server.
+const PROBED: [&str; 3] = ["/health", "/ready", "/metrics"];
+
 /// Records a request when it is dropped: its answer's last byte is sent, or its client has gone.
 struct Tail {
     app: Arc<App>,
@@ -47,7 +50,11 @@ impl Drop for Tail {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         self.app.telemetry.request(&self.route, self.status, took);
-        tracing::info!(parent: &self.span, status = self.status, seconds = took.as_secs_f64(), "answered");
+        let (span, status, seconds) = (&self.span, self.status, took.as_secs_f64());
+        match PROBED.contains(&self.route.as_str()) {
+            true => tracing::debug!(parent: span, status, seconds, "answered"),
+            false => tracing::info!(parent: span, status, seconds, "answered"),
+        }
     }
 }
 

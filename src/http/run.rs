@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::{
     app::{App, Served},
+    charge::Charge,
     error::ApiError,
     request::Checked,
 };
@@ -73,6 +74,16 @@ pub struct Run {
     /// The solution of all choices, or in a comparison of each one.
     solved: Vec<Solved>,
     soup: SoupId,
+    charge: Option<Charge>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let used = self.usage();
+        if let Some(charge) = &mut self.charge {
+            charge.used(used);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -90,6 +101,7 @@ impl Run {
     /// has its own status and a stream begins with its first token.
     pub async fn start(app: Arc<App>, checked: Checked) -> Result<Self, ApiError> {
         let served = app.served()?;
+        let charge = Charge::of(&app, &checked)?;
         let menu = &served.menu;
         for solution in &checked.solutions {
             app.telemetry.preference(&menu.objectives, solution.preference.weights());
@@ -121,6 +133,7 @@ impl Run {
             seconds: checked.timeout.as_secs_f64(),
             solved,
             soup,
+            charge,
             app,
         };
         let mut begun = VecDeque::new();

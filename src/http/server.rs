@@ -218,7 +218,11 @@ async fn live(
             () = &mut stop => return Ok(()),
         };
         let served = match loaded {
-            Ok(served) => app.publish(served?),
+            Ok(served) => {
+                let served = served?;
+                app.check_presets(&served).map_err(AccessError::from)?;
+                app.publish(served)
+            }
             Err(error) => return Err(LoadError::Panicked(error.to_string()).into()),
         };
         tracing::info!("try: {}", example(&served, scheme, address, open));

@@ -24,29 +24,29 @@ fn new(file: &Path, arguments: &[&str]) -> Output {
 }
 
 /// A file of keys, and what their holders have.
-struct Keys {
+pub struct Keys {
     _dir: TempDir,
-    file: PathBuf,
+    pub file: PathBuf,
 }
 
 impl Keys {
-    fn none() -> Self {
+    pub fn none() -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self { file: dir.path().join("keys.toml"), _dir: dir }
     }
 
-    fn add(&self, arguments: &[&str]) -> String {
+    pub fn add(&self, arguments: &[&str]) -> String {
         let output = new(&self.file, arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    fn options(&self) -> ServeOptions {
+    pub fn options(&self) -> ServeOptions {
         ServeOptions { named_keys: Some(self.file.clone()), ..options() }
     }
 }
 
-fn post(server: &Server, key: &str, path: &str, body: &Value) -> Reply {
+pub fn post(server: &Server, key: &str, path: &str, body: &Value) -> Reply {
     let request = server.client.post(format!("{}{path}", server.url)).bearer_auth(key);
     Reply::of(request.json(body).send().unwrap())
 }

@@ -43,6 +43,22 @@ fn a_client_that_leaves_frees_its_work() {
     assert_eq!(server.generate(greedy())["text"], before);
 }
 
+/// Each probe of a server that was loading wrote a warning.
+#[test]
+fn probes_leave_no_lines_in_the_log() {
+    let soup = copied("soup-tiny");
+    // It is asked whether it is ready until it is.
+    let process = Process::start(soup.path(), &[]);
+    assert_eq!(process.server.get("/health").status, 200);
+    assert!(process.server.metric("ladle_requests_running") >= 0.0);
+    process.server.generate(greedy());
+    for line in process.lines_until(&["answered", "/generate"]) {
+        for route in ["/ready", "/health", "/metrics"] {
+            assert!(!line.contains(route), "{line}");
+        }
+    }
+}
+
 #[test]
 fn draining_finishes_what_runs_and_refuses_what_is_new() {
     let mut server = Server::start(options());

@@ -2,6 +2,7 @@ use std::{
     cell::RefCell,
     io::{Read, Write},
     net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
@@ -194,6 +195,38 @@ fn a_passed_deadline_is_504_and_frees_the_work() {
     assert_eq!((reply.status, reply.error().0), (504, "deadline_exceeded"), "{}", reply.body);
     assert!(reply.error().2.contains("0.001 s"));
     server.generate(greedy());
+}
+
+/// The longest time of any request counted while one waited to be checked.
+#[test]
+fn a_request_that_waits_to_be_checked_keeps_to_its_own_deadline() {
+    let server = Server::shared();
+    let large = json!({"prompt": "a b? ".repeat(700_000)}).to_string();
+    // It would be refused as soon as it was checked.
+    let waiting =
+        json!({"prompt": "x", "temperature": 9, "timeout": 0.001, "stop": "a".repeat(70_000)});
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let status = server.post_bytes("/generate", large.clone()).status;
+                    assert!([400, 503].contains(&status), "{status}");
+                }
+            });
+        }
+        let begin = Instant::now();
+        let reply = loop {
+            let reply = server.post("/generate", waiting.clone());
+            if reply.status == 504 || begin.elapsed() > PATIENCE {
+                break reply;
+            }
+            assert_eq!((reply.status, reply.error().1), (400, Some("temperature")));
+        };
+        done.store(true, Ordering::Relaxed);
+        assert_eq!((reply.status, reply.error().0), (504, "deadline_exceeded"), "{}", reply.body);
+        assert!(reply.error().2.contains("0.001 s"), "{}", reply.body);
+    });
 }
 
 #[test]

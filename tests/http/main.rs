@@ -11,6 +11,7 @@ mod description;
 mod dialects;
 mod embeddings;
 mod generate;
+mod key_limits;
 mod keys;
 mod lifecycle;
 mod limits;

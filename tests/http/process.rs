@@ -54,13 +54,17 @@ impl Process {
 
     /// The next line of the log that holds all of `parts`.
     pub fn wait_for(&self, parts: &[&str]) -> String {
-        loop {
+        self.lines_until(parts).pop().unwrap()
+    }
+
+    /// The next lines of the log, up to one that holds all of `parts`.
+    pub fn lines_until(&self, parts: &[&str]) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        while !lines.last().is_some_and(|line| parts.iter().all(|part| line.contains(part))) {
             let line = self.log.recv_timeout(PATIENCE);
-            let line = line.unwrap_or_else(|_| panic!("no line with {parts:?} in the log"));
-            if parts.iter().all(|part| line.contains(part)) {
-                return line;
-            }
+            lines.push(line.unwrap_or_else(|_| panic!("no line with {parts:?} in the log")));
         }
+        lines
     }
 
     /// Sends a signal by its name.

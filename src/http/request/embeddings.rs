@@ -31,7 +31,7 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
     let expected = || "\"float\" or \"base64\"".to_owned();
     let encoding = fields.convert("encoding_format", encoding, expected)?;
     let texts = prompt::Encoding::take(&mut fields, true)?;
-    let priority = fields.integer("priority", -100..=100)?.unwrap_or(0);
+    let priority = context.priority(&mut fields)?;
     fields.finish()?;
     let encoder = texts.within(context, limits.request_timeout);
     let prompts = encoder.several("input", input, MAX_INPUTS)?;
@@ -62,6 +62,7 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
         echo: Vec::new(),
         calls: None,
         prompt_only: false,
+        key: context.key.clone(),
     };
     Ok((checked, encoding.unwrap_or(Encoding::Float)))
 }

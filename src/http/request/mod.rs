@@ -18,6 +18,7 @@ pub mod openai;
 pub mod prompt;
 pub mod responses;
 pub mod sampling;
+pub mod timeout;
 pub mod tools;
 mod variables;
 
@@ -33,7 +34,7 @@ use self::{json::Fields, tools::Calls};
 use super::{
     app::Served,
     error::{ApiError, shorten, show},
-    keys::Key,
+    keys::{Key, PRIORITIES},
 };
 use crate::{
     config::RequestLimits,
@@ -87,6 +88,21 @@ impl Context<'_> {
 }
 
 impl Context<'_> {
+    /// Takes `priority`, within the range of the request's key. None given: the one nearest to 0.
+    fn priority(&self, fields: &mut Fields) -> Result<i32, ApiError> {
+        let asked = fields.integer("priority", PRIORITIES)?;
+        let Some(Key { priority: Some((least, most)), name, .. }) = self.key.as_deref() else {
+            return Ok(asked.unwrap_or(0));
+        };
+        match asked {
+            None => Ok(0.clamp(*least, *most)),
+            Some(asked) if (*least..=*most).contains(&asked) => Ok(asked),
+            Some(asked) => Err(ApiError::Forbidden(format!(
+                "priority is {asked}, and the key {name:?} may ask for {least} to {most}"
+            ))),
+        }
+    }
+
     /// The fields of a body.
     fn parse(&self, body: &[u8]) -> Result<Fields, ApiError> {
         // As many as the prompts of token ids that one request may bring.
@@ -119,6 +135,12 @@ impl Deadline {
         ApiError::Deadline { seconds: self.timeout.as_secs_f64() }
     }
 
+    /// What `future` gives, if it does so before the deadline.
+    pub async fn keep<T>(&self, future: impl Future<Output = T>) -> Result<T, ApiError> {
+        let Some(at) = self.at else { return Ok(future.await) };
+        tokio::time::timeout_at(at.into(), future).await.map_err(|_| self.error())
+    }
+
     /// Fails once the deadline has passed.
     fn check(&self) -> Result<(), ApiError> {
         match self.at {
@@ -149,6 +171,8 @@ pub struct Checked {
     pub calls: Option<Calls>,
     /// Only the prompt is wanted (`max_tokens: 0`): the one token that is generated is dropped.
     pub prompt_only: bool,
+    /// The key that is charged for it, where the server asks for one.
+    pub key: Option<Arc<Key>>,
 }
 
 /// A prompt that stands before its answers.
@@ -160,6 +184,15 @@ pub struct EchoedPrompt {
 }
 
 impl Checked {
+    /// The most tokens that it may take; a prompt counts once however many choices it has.
+    pub fn most_tokens(&self) -> usize {
+        let of = |(index, request): (usize, &GenerateRequest)| {
+            let prompt = if index % self.n == 0 { request.prompt.len() } else { 0 };
+            prompt + request.max_tokens
+        };
+        self.requests.iter().enumerate().map(of).sum()
+    }
+
     /// Whether log-probabilities were asked for.
     pub fn wants_logprobs(&self) -> bool {
         self.requests.iter().any(|request| request.sampling.logprobs.is_some())

@@ -9,6 +9,7 @@ use super::{
     constraint::{self, Asked},
     json::{Fields, Place, whole},
     prompt::Prompt,
+    timeout,
 };
 use crate::{
     engine::{Combine, GenerateRequest},
@@ -117,11 +118,8 @@ impl Parameters {
             seed: fields.bits("seed")?,
             logprobs,
         };
-        let longest = limits.request_timeout.as_secs_f64();
-        let timeout = match fields.number("timeout", 0.001..=longest)? {
-            Some(seconds) => Duration::from_secs_f64(seconds),
-            None => limits.request_timeout,
-        };
+        let longest = limits.request_timeout;
+        let timeout = fields.number("timeout", timeout::range(longest))?;
         let logits = |value: &Value| match value.as_str()? {
             "weights" => Some(false),
             "logits" => Some(true),
@@ -134,8 +132,8 @@ impl Parameters {
             n: fields.integer("n", 1..=limits.max_n)?.unwrap_or(1),
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             stream: fields.flag("stream")?.unwrap_or(false),
-            timeout,
-            priority: fields.integer("priority", -100..=100)?.unwrap_or(0),
+            timeout: timeout.map_or(longest, Duration::from_secs_f64),
+            priority: context.priority(fields)?,
             combine_logits: fields.convert("combine", logits, combine)?.unwrap_or(false),
             constraint: constraint::take(fields)?,
         })
@@ -236,6 +234,7 @@ impl Parameters {
             echo: Vec::new(),
             calls: None,
             prompt_only: false,
+            key: context.key.clone(),
         })
     }
 }
