@@ -1,6 +1,9 @@
-//! Anonymous memory for what is read as a stream: weights, merged models, keys and values.
+//! Anonymous memory for what is read as a stream (weights, merged models, keys and values), and how
+//! much there is.
 
-use std::io;
+mod cgroup;
+
+use std::{fs, io, path::Path};
 
 use memmap2::MmapMut;
 
@@ -13,4 +16,10 @@ pub fn huge(bytes: usize) -> io::Result<MmapMut> {
     #[cfg(target_os = "linux")]
     let _ = memory.advise(memmap2::Advice::HugePage);
     Ok(memory)
+}
+
+/// The bytes that the process's control group may have; `None` where nothing limits them.
+pub fn limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    cgroup::limit(Path::new("/sys/fs/cgroup"), &groups)
 }

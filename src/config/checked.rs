@@ -67,6 +67,8 @@ pub struct ServeConfig {
     pub device: Processor,
     /// Bytes; `None`: nine tenths of what is free.
     pub device_memory: Option<u64>,
+    /// Bytes; `None`: the control group's limit.
+    pub max_memory: Option<u64>,
     /// Bytes; `None`: the device's default.
     pub merge_cache: Option<u64>,
     /// Bytes; `None`: the device's default.
@@ -138,6 +140,7 @@ impl ServeOptions {
             merge_mode: self.merge_mode(),
             device: self.device(),
             device_memory: self.device_memory.map(|bytes| bytes.0),
+            max_memory: self.max_memory.map(|bytes| bytes.0),
             merge_cache: self.merge_cache.map(|bytes| bytes.0),
             kv_cache: self.kv_cache.map(|bytes| bytes.0),
             threads: self.threads.map(NonZeroUsize::get),

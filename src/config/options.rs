@@ -116,12 +116,15 @@ options! {
         /// GPU memory to use for everything.
         #[arg(long, env = "LADLE_DEVICE_MEMORY", value_name = "SIZE")]
         device_memory: ByteSize | "nine tenths of what is free",
+        /// Memory of the process, of which all budgets are parts; a soup that does not fit is refused.
+        #[arg(long, env = "LADLE_MAX_MEMORY", value_name = "SIZE")]
+        max_memory: ByteSize | "the control group's limit, where there is one",
         /// Byte budget of fused weights.
         #[arg(long, env = "LADLE_MERGE_CACHE", value_name = "SIZE")]
-        merge_cache: ByteSize | "2GiB; on a GPU what is left",
+        merge_cache: ByteSize | "2GiB, or what max_memory leaves; on a GPU what is left",
         /// Byte budget of keys and values.
         #[arg(long, env = "LADLE_KV_CACHE", value_name = "SIZE")]
-        kv_cache: ByteSize | "1GiB; on a GPU a quarter of what is left",
+        kv_cache: ByteSize | "1GiB, or a part of what max_memory leaves; on a GPU a quarter of what is left",
         /// Compute threads.
         #[arg(long, env = "LADLE_THREADS", value_name = "N")]
         threads: NonZeroUsize | "all cores",

@@ -2,6 +2,7 @@
 //! merged models, and the key/value memory.
 
 use super::{
+    budget::{KV_BYTES, MERGED_BYTES},
     error::OpenError,
     loaded::{Identity, Loaded, Passes, kv_shape},
     merged::{Merged, OnCacheEvent},
@@ -45,9 +46,9 @@ impl Default for CpuOptions {
             isa: None,
             threads: None,
             merge_threads: 1,
-            kv_bytes: 1 << 30,
+            kv_bytes: KV_BYTES,
             kv_dtype: None,
-            merged_bytes: 2 << 30,
+            merged_bytes: MERGED_BYTES,
             merge_mode: MergeMode::Auto,
             on_cache_event: None,
         }

@@ -5,6 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{
     error::OpenError,
+    footprint::activations,
     loaded::{Identity, Loaded, Passes, kv_shape},
     merged::{Merged, OnCacheEvent},
     placement::{Demand, Placement, place},
@@ -189,12 +190,6 @@ fn demand(
             converted += factor.len() * dtype.size();
         }
     }
-    // f32 and a rounded copy: the residual stream, what a layer holds at once, and the logits.
-    let widths =
-        6 * config.hidden_size + 3 * config.heads * config.head_dim + 3 * config.intermediate_size;
-    let logits = options.logit_rows * config.vocab_size;
-    let activations =
-        options.step_rows.saturating_mul(widths).saturating_add(logits).saturating_mul(6);
     let merges = options.merge_mode != MergeMode::Mixed;
     let mixes = options.merge_mode != MergeMode::Fused;
     let model = Layout::new(plan, None).map_err(MergeError::from)?;
@@ -203,7 +198,7 @@ fn demand(
         factors,
         staging: largest_staging(plan),
         model: model.bytes(),
-        activations,
+        activations: activations(config, options.step_rows, options.logit_rows),
         kv: options.kv_bytes,
         merged: options.merged_bytes,
     })

@@ -1,6 +1,6 @@
 //! Why a soup cannot be served.
 
-use super::{placement::NoFit, start::StartError};
+use super::{budget::NoRoom, placement::NoFit, start::StartError};
 use crate::{
     kernels::{Dtype, KV_BLOCK, KernelError, cuda::DeviceError, host::shown},
     merge::MergeError,
@@ -21,6 +21,9 @@ pub enum OpenError {
     /// The GPU's memory does not hold the soup.
     #[error(transparent)]
     NoFit(#[from] NoFit),
+    /// The memory that the process may have does not hold the soup.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// A quantised base on a GPU.
     #[error(
         "{tensor} of the base is {dtype}: quantised weights are served on the CPU (--device cpu); a \

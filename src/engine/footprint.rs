@@ -4,7 +4,10 @@ use super::cost::{Footprint, Pass};
 use crate::{
     kernels::{Dtype, HostTensor},
     merge::{SoupPlan, low_rank::total_rank},
-    model::names::{EMBEDDING, is_vocabulary},
+    model::{
+        config::ModelConfig,
+        names::{EMBEDDING, is_vocabulary},
+    },
 };
 
 /// How much faster products of bytes (quantised weights) are than products of floats where
@@ -48,4 +51,13 @@ pub(super) fn footprint(plan: &SoupPlan, tied: bool) -> Footprint {
         }
     }
     cost
+}
+
+/// Bytes of the activations of the largest step, in f32 and in a rounded copy: the residual stream,
+/// what a layer holds at once, and the logits.
+pub(super) fn activations(config: &ModelConfig, step_rows: usize, logit_rows: usize) -> usize {
+    let widths =
+        6 * config.hidden_size + 3 * config.heads * config.head_dim + 3 * config.intermediate_size;
+    let logits = logit_rows * config.vocab_size;
+    step_rows.saturating_mul(widths).saturating_add(logits).saturating_mul(6)
 }

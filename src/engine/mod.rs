@@ -18,6 +18,7 @@ pub mod answer;
 pub mod backend;
 pub mod batch;
 pub mod blocks;
+pub mod budget;
 mod client;
 pub mod cost;
 pub mod cpu;
@@ -48,7 +49,7 @@ pub use cuda::{CudaBackend, CudaOptions};
 pub use error::OpenError;
 pub use handle::{Bounds, EngineHandle, EngineState, Generation};
 pub use merged::OnCacheEvent;
-pub use open::{Listeners, open};
+pub use open::{Listeners, budgets, open};
 pub use places::{Full, Place, Places};
 pub use request::{
     CacheOutcome, Combine, EngineError, Event, FinishReason, Finished, GenerateRequest, Mode,

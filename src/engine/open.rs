@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::{
+    budget::{Budgets, Held, Wanted, divide},
     cost::Machine,
     cpu::{CpuBackend, CpuOptions},
     cuda::{CudaBackend, CudaOptions},
     error::OpenError,
+    footprint::activations,
     handle::EngineHandle,
     merged::OnCacheEvent,
     scheduler::StepLimits,
@@ -14,8 +16,9 @@ use super::{
     stats::Observer,
 };
 use crate::{
-    config::{Processor, ServeConfig},
+    config::{MergeMode, Processor, ServeConfig},
     kernels::cuda::{Gpu, image::kernel_caches},
+    merge::{MergeError, SoupPlan, slab::Layout},
     soup::Soup,
     tokenizer::Tokenizer,
 };
@@ -36,7 +39,6 @@ pub fn open(
     pinned: Vec<Pin>,
     listeners: Listeners,
 ) -> Result<EngineHandle, OpenError> {
-    let bytes = |budget: Option<u64>| budget.map(|b| usize::try_from(b).unwrap_or(usize::MAX));
     let defaults = EngineConfig::default();
     let engine = EngineConfig {
         limits: StepLimits {
@@ -80,4 +82,43 @@ pub fn open(
             Ok(start(CudaBackend::open(soup, gpu, &options)?, tokenizer, engine)?)
         }
     }
+}
+
+/// What a soup holds under a configuration, and what that leaves of `ceiling` bytes for keys, values
+/// and merged models on the host.
+pub fn budgets(
+    soup: &Soup,
+    config: &ServeConfig,
+    ceiling: usize,
+) -> Result<(Held, Budgets), OpenError> {
+    let plan = SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?;
+    // Passes read adapters stacked along their rank: a copy.
+    let factors = plan.tensors().iter().flat_map(|tensor| &tensor.low_rank);
+    let factors = factors.map(|term| term.lora.down.bytes().len() + term.lora.up.bytes().len());
+    let tokenizer = std::fs::metadata(soup.base_dir.join("tokenizer.json"));
+    let logit_rows = EngineConfig::default().limits.logit_rows;
+    let held = Held::new(
+        soup.weight_bytes() + factors.sum::<usize>(),
+        tokenizer.map_or(0, |file| file.len() as usize),
+        activations(&soup.config, config.max_step_tokens, logit_rows),
+        config.max_context.unwrap_or(usize::MAX).min(soup.config.max_positions),
+        config,
+    );
+    let merges = config.merge_mode != MergeMode::Mixed && plan.quantised().is_none();
+    let model = Layout::new(&plan, None).map_err(MergeError::from)?.bytes();
+    let wanted = match config.device {
+        Processor::Cpu => Wanted {
+            kv: bytes(config.kv_cache),
+            merged: bytes(config.merge_cache),
+            model: if merges { model } else { 0 },
+            fused: config.merge_mode == MergeMode::Fused,
+        },
+        // They lie in the device's memory.
+        Processor::Cuda(_) => Wanted { kv: Some(0), merged: Some(0), model: 0, fused: false },
+    };
+    Ok((held, divide(&held, &wanted, ceiling)?))
+}
+
+fn bytes(budget: Option<u64>) -> Option<usize> {
+    budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
 }

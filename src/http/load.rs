@@ -10,10 +10,15 @@ use serde_json::{Map, Value, json};
 use super::{app::Served, metrics::cache_event};
 use crate::{
     chat::{ChatError, ChatTemplate, ControlTokens, tools::CallFormat},
-    config::ServeConfig,
-    engine::{self, Listeners, OpenError, Pin},
+    config::{Processor, Residence, ServeConfig},
+    engine::{
+        self, Listeners, OpenError, Pin,
+        budget::{Budgets, Held},
+        budgets,
+    },
     grammar::Compiler,
     import::{Store, StoreError, default_models_dir},
+    memory,
     preference::{Menu, Solved},
     soup::{ManifestError, OpenOptions, Soup},
     telemetry::Telemetry,
@@ -64,6 +69,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         residence: config.weights,
         ..OpenOptions::default()
     };
+    let config = &within_memory(&store, config, &options)?;
     let soup = store.open(&config.soup, options)?;
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
     let chat = ChatTemplate::from_dir(&soup.base_dir)?;
@@ -107,6 +113,43 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     description["chat"] = served.chat.is_some().into();
     served.description = description;
     Ok(served)
+}
+
+/// The configuration with the budgets that the memory of the process leaves. Weights are mapped for
+/// it and not read, so that a soup that does not fit is refused before it is copied.
+fn within_memory(
+    store: &Store,
+    config: &ServeConfig,
+    options: &OpenOptions,
+) -> Result<ServeConfig, LoadError> {
+    let Some(ceiling) = config.max_memory.or_else(memory::limit) else {
+        return Ok(config.clone());
+    };
+    let mapped = Residence::Mapped;
+    let looked = OpenOptions { verify_digests: false, residence: mapped, ..options.clone() };
+    let soup = store.open(&config.soup, looked)?;
+    let ceiling = usize::try_from(ceiling).unwrap_or(usize::MAX);
+    let (held, Budgets { kv, merged }) = budgets(&soup, config, ceiling)?;
+    let Held { weights, process, activations, bodies, requests } = held;
+    tracing::info!(
+        max_memory = ceiling,
+        weights,
+        process,
+        activations,
+        bodies,
+        requests,
+        kv_cache = kv,
+        merge_cache = merged,
+        "memory is divided"
+    );
+    Ok(match config.device {
+        Processor::Cpu => ServeConfig {
+            kv_cache: Some(kv as u64),
+            merge_cache: Some(merged as u64),
+            ..config.clone()
+        },
+        Processor::Cuda(_) => config.clone(),
+    })
 }
 
 /// How the model writes calls of tools, or why it cannot be offered any.

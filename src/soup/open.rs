@@ -193,6 +193,11 @@ impl Soup {
         sft.chain(self.backbones.iter().flat_map(Backbone::files))
     }
 
+    /// Bytes of all weight files.
+    pub fn weight_bytes(&self) -> usize {
+        self.base.files().iter().chain(self.own_files()).map(|file| file.bytes().len()).sum()
+    }
+
     /// All weight files as they were when they were opened.
     pub fn seen(&self) -> Vec<Seen> {
         self.base.files().iter().chain(self.own_files()).map(|file| file.seen.clone()).collect()

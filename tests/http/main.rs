@@ -1,6 +1,7 @@
 //! The server through its own door: a real socket, the real engine, the tiny soup.
 
 mod any_body;
+mod attacks;
 mod bad_input;
 mod changed_files;
 mod client;
@@ -15,6 +16,7 @@ mod key_limits;
 mod keys;
 mod lifecycle;
 mod limits;
+mod memory;
 mod metrics;
 mod openai;
 mod preference;
