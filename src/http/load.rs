@@ -197,6 +197,7 @@ fn describe(soup: &Soup, menu: &Menu) -> Value {
         "name": manifest.name,
         "digest": soup.digest,
         "description": manifest.description,
+        "examples": manifest.examples,
         "objectives": manifest.objectives.iter().map(|objective| json!({
             "name": objective.name,
             "description": objective.description,

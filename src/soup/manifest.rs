@@ -28,6 +28,9 @@ pub struct Manifest {
     /// Purpose of the soup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// Messages to try it with, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<String>,
     /// Preset that a request without a preference gets; without it, equal weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<String>,

@@ -88,7 +88,7 @@ fn the_soup_describes_itself() {
     assert!((row[0] - 0.15).abs() < 1e-12 && (row[1] - 0.7).abs() < 1e-12, "{row:?}");
     assert_eq!(soup["presets"]["terse"], json!({"helpful": 0.2, "harmless": 0.0, "brief": 0.8}));
     assert_eq!((&soup["alpha"]["min"], &soup["alpha"]["max"]), (&json!(0.0), &json!(2.0)));
-    assert_eq!(soup["front"], Value::Null);
+    assert_eq!((&soup["front"], &soup["examples"]), (&Value::Null, &json!([])));
     assert_eq!(soup["lambda_rule"], "exact");
 }
 
