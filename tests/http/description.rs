@@ -1,6 +1,8 @@
 //! /openapi.json against what the server really takes and gives.
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::server::{Server, greedy, with};
 
@@ -122,16 +124,35 @@ fn answers_have_exactly_the_described_fields() {
     }
 }
 
+/// What stands between the first `<tag…>` and its end.
+fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
+    let (_, rest) = page.split_once(&format!("<{tag}")).unwrap();
+    rest.split_once('>').unwrap().1.split_once(&format!("</{tag}>")).unwrap().0
+}
+
 #[test]
-fn the_playground_is_one_page_without_outside_assets() {
+fn the_playground_is_one_page_and_its_policy_allows_its_own_style_and_script_alone() {
     let server = Server::shared();
     let page = server.client.get(&server.url).send().unwrap();
     assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
-    assert!(
-        page.headers()["content-security-policy"].to_str().unwrap().contains("default-src 'none'")
-    );
+    let policy = page.headers()["content-security-policy"].to_str().unwrap().to_owned();
     let text = page.text().unwrap();
-    let outside: Vec<&str> =
-        ["src=", "@import", "url("].into_iter().filter(|part| text.contains(part)).collect();
+    let outside: Vec<&str> = ["src=", "@import", "url(", "{{", "style=\"", "onclick=\""]
+        .into_iter()
+        .filter(|part| text.contains(part))
+        .collect();
     assert!(outside.is_empty(), "{outside:?}");
+    for tag in ["style", "script"] {
+        assert_eq!(text.matches(&format!("<{tag}")).count(), 1, "{tag}");
+        assert_eq!(text.matches(&format!("</{tag}")).count(), 1, "{tag}");
+        let hash = BASE64_STANDARD.encode(Sha256::digest(inside(&text, tag)));
+        assert!(policy.contains(&format!("{tag}-src 'sha256-{hash}'")), "{tag} {hash}: {policy}");
+    }
+    for part in ["default-src 'none'", "connect-src 'self'", "require-trusted-types-for 'script'"] {
+        assert!(policy.contains(part), "{part}: {policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+    for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+        assert!(!text.contains(forbidden), "{forbidden}");
+    }
 }
