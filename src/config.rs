@@ -8,6 +8,7 @@ pub mod environment;
 mod error;
 mod options;
 pub mod program;
+mod traces;
 mod values;
 
 use std::path::Path;
@@ -17,8 +18,11 @@ use toml::de::{DeTable, ValueDeserializer};
 
 pub use checked::{ConnectionLimits, RequestLimits, ServeConfig};
 pub use error::OptionError;
-pub use options::{LogOptions, ServeOptions, StoreOptions};
-pub use values::{ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence};
+pub use options::{LogOptions, ServeOptions, StoreOptions, TraceOptions};
+pub use traces::Traces;
+pub use values::{
+    ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence, Sampler,
+};
 
 impl ServeOptions {
     /// Reads a configuration file; an unknown key is an error that names it.
@@ -88,12 +92,13 @@ mod tests {
 
     #[test]
     fn every_group_of_options_can_stand_in_a_file() {
-        let options =
-            file("models_dir = 'm'\noffline = true\nlog_format = 'json'\nport = 1").unwrap();
+        let text =
+            "models_dir = 'm'\noffline = true\nlog_format = 'json'\nport = 1\ntrace_queue = 9";
+        let options = file(text).unwrap();
         assert_eq!(options.store.models_dir, Some("m".into()));
         assert!(options.store.offline());
         assert_eq!((options.logs.log_format(), options.port()), (LogFormat::Json, 1));
-        assert_eq!(options.logs.log(), "info");
+        assert_eq!((options.logs.log(), options.traces.trace_queue().get()), ("info".into(), 9));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! with `ladle_`; durations are seconds and sizes are bytes. A preference vector never becomes a
 //! label: its weights go to one histogram per objective.
 
+mod edges;
 mod keys;
+mod logs;
 mod process;
 
 use std::{any::Any, time::Duration};
@@ -15,32 +17,9 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-/// vLLM's edges for whole requests and for queueing, seconds, and finer ones before them: a route
-/// that generates nothing answers within milliseconds.
-const REQUEST_SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0,
-    10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
-];
-/// vLLM's edges for the time to the first token, seconds.
-const FIRST_TOKEN_SECONDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
-];
-/// vLLM's edges for the gap between two tokens, seconds.
-const INTER_TOKEN_SECONDS: &[f64] = &[
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
-    40.0, 80.0,
-];
-/// vLLM's edges for the tokens of one step.
-const STEP_ROWS: &[f64] =
-    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
-/// vLLM's edges for the tokens of a request.
-const REQUEST_TOKENS: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5,
-    5e5, 1e6,
-];
-const STEP_PREFERENCES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
-const WEIGHT: &[f64] = &[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+use edges::*;
+
+pub use logs::{LogError, init_logs};
 
 /// How a metric is kept.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +54,7 @@ metrics_table! {
         "Between two tokens of one sequence.";
     QUEUE "ladle_queue_time_seconds" Kind::Histogram(REQUEST_SECONDS), Seconds,
         "From submission to the step that first runs a sequence.";
+    READY "ladle_ready" Kind::Gauge, Count, "1 while /ready answers 200, else 0.";
     RUNNING "ladle_requests_running" Kind::Gauge, Count, "Sequences in the running batch.";
     WAITING "ladle_requests_waiting" Kind::Gauge, Count, "Sequences in the queue.";
     REJECTED "ladle_requests_rejected_total" Kind::Counter, Count,
@@ -85,6 +65,10 @@ metrics_table! {
         "Prompt tokens of completed sequences.";
     REQUEST_GENERATION "ladle_request_generation_tokens" Kind::Histogram(REQUEST_TOKENS), Count,
         "Generated tokens of completed sequences.";
+    FAILED "ladle_requests_failed_total" Kind::Counter, Count,
+        "Sequences that failed after they were accepted: deadlines, unread answers, errors.";
+    CANCELLED "ladle_requests_cancelled_total" Kind::Counter, Count,
+        "Sequences whose client went away before the end.";
     PREEMPTIONS "ladle_preemptions_total" Kind::Counter, Count,
         "Times a running sequence gave its KV blocks up and was computed again later.";
     PREFIX_QUERIES "ladle_prefix_cache_queries_total" Kind::Counter, Count,
@@ -92,10 +76,14 @@ metrics_table! {
     PREFIX_HITS "ladle_prefix_cache_hits_total" Kind::Counter, Count,
         "Prompt tokens found in the prefix cache.";
     KV_BLOCKS "ladle_kv_blocks" Kind::Gauge, Count, "KV blocks that exist.";
+    KV_CACHED "ladle_kv_blocks_cached" Kind::Gauge, Count,
+        "KV blocks that no sequence holds, kept for the prefix cache.";
     KV_BLOCK_TOKENS "ladle_kv_block_tokens" Kind::Gauge, Count, "Tokens of a KV block.";
     MODEL "ladle_model_info" Kind::Gauge, Count,
         "1, labelled with the model id and the digest of the soup that is served.";
     BUILD "ladle_build_info" Kind::Gauge, Count, "1, labelled with the version of the server.";
+    PINNED "ladle_pinned_preset" Kind::Gauge, Count,
+        "1 for each preset whose fused weights are made at the start and kept.";
     PROMPT_TOKENS "ladle_prompt_tokens_total" Kind::Counter, Count, "Prompt tokens computed, without those from the prefix cache.";
     GENERATED_TOKENS "ladle_generated_tokens_total" Kind::Counter, Count, "Tokens generated.";
     MERGE "ladle_merge_seconds" Kind::Histogram(FIRST_TOKEN_SECONDS), Seconds,
@@ -105,6 +93,7 @@ metrics_table! {
         "Look-ups that began a merge.";
     MERGE_EVICTIONS "ladle_merge_cache_evictions_total" Kind::Counter, Count,
         "Fused weights dropped to make room.";
+    MERGE_MODELS "ladle_merge_cache_models" Kind::Gauge, Count, "Sets of fused weights held.";
     MERGE_BYTES "ladle_merge_cache_bytes" Kind::Gauge, Bytes, "Bytes of fused weights held.";
     STEPS "ladle_steps_total" Kind::Counter, Count, "Forward passes, by execution mode.";
     PREFERENCES "ladle_step_preferences" Kind::Histogram(STEP_PREFERENCES), Count,
@@ -117,6 +106,10 @@ metrics_table! {
         "Tokens of requests that have ended, by the name of their key.";
     KEY_REFUSED "ladle_key_refused_total" Kind::Counter, Count,
         "Requests that a limit of their key refused, by its name and the limit.";
+    SPANS_EXPORTED "ladle_trace_spans_exported_total" Kind::Counter, Count,
+        "Spans that the collector of traces took.";
+    SPANS_DROPPED "ladle_trace_spans_dropped_total" Kind::Counter, Count,
+        "Spans that did not fit into the queue or could not be delivered.";
     WEIGHTS "ladle_preference_weight" Kind::Histogram(WEIGHT), Count,
         "Normalised preference weight of requests, by objective.";
 }
@@ -160,6 +153,8 @@ pub struct Telemetry {
     pub inter_token: Histogram,
     /// Submission to first step, seconds.
     pub queue: Histogram,
+    /// Whether new work is taken.
+    pub ready: Gauge,
     /// Sequences in the running batch.
     pub running: Gauge,
     /// Sequences in the queue.
@@ -170,11 +165,14 @@ pub struct Telemetry {
     /// Tokens of completed sequences.
     pub request_prompt: Histogram,
     pub request_generation: Histogram,
+    pub failed: Counter,
+    pub cancelled: Counter,
     pub preemptions: Counter,
     /// Prompt tokens looked up in the prefix cache, and found.
     pub prefix_queries: Counter,
     pub prefix_hits: Counter,
     pub kv_blocks: Gauge,
+    pub kv_cached: Gauge,
     pub kv_block_tokens: Gauge,
     /// Prompt tokens computed, without those from the prefix cache.
     pub prompt_tokens: Counter,
@@ -187,7 +185,8 @@ pub struct Telemetry {
     pub merge_misses: Counter,
     /// Fused weights dropped to make room.
     pub merge_evictions: Counter,
-    /// Bytes of fused weights held.
+    /// Sets of fused weights held, and their bytes.
+    pub merge_models: Gauge,
     pub merge_bytes: Gauge,
     /// Forward passes over fused weights.
     pub steps_fused: Counter,
@@ -200,6 +199,9 @@ pub struct Telemetry {
     /// Share of the KV blocks in use, 0 to 1.
     pub kv_usage: Gauge,
     keys: keys::Names,
+    /// Spans that the collector of traces took, and those that did not get there.
+    pub spans_exported: Counter,
+    pub spans_dropped: Counter,
 }
 
 impl Telemetry {
@@ -248,14 +250,18 @@ impl Telemetry {
             cut: success("length"),
             request_prompt: histogram(REQUEST_PROMPT),
             request_generation: histogram(REQUEST_GENERATION),
+            failed: plain(FAILED),
+            cancelled: plain(CANCELLED),
             preemptions: plain(PREEMPTIONS),
             prefix_queries: plain(PREFIX_QUERIES),
             prefix_hits: plain(PREFIX_HITS),
             kv_blocks: gauge(KV_BLOCKS),
+            kv_cached: gauge(KV_CACHED),
             kv_block_tokens: gauge(KV_BLOCK_TOKENS),
             first_token: histogram(FIRST_TOKEN),
             inter_token: histogram(INTER_TOKEN),
             queue: histogram(QUEUE),
+            ready: gauge(READY),
             running: gauge(RUNNING),
             waiting: gauge(WAITING),
             prompt_tokens: plain(PROMPT_TOKENS),
@@ -264,6 +270,7 @@ impl Telemetry {
             merge_hits: plain(MERGE_HITS),
             merge_misses: plain(MERGE_MISSES),
             merge_evictions: plain(MERGE_EVICTIONS),
+            merge_models: gauge(MERGE_MODELS),
             merge_bytes: gauge(MERGE_BYTES),
             steps_fused: counter(STEPS, vec![Label::from_static_parts("mode", "fused")]),
             steps_mixed: counter(STEPS, vec![Label::from_static_parts("mode", "mixed")]),
@@ -271,6 +278,8 @@ impl Telemetry {
             step_rows: histogram(ROWS),
             kv_usage: gauge(KV_USAGE),
             keys: keys::Names::default(),
+            spans_exported: plain(SPANS_EXPORTED),
+            spans_dropped: plain(SPANS_DROPPED),
             handle: recorder.handle(),
             recorder,
         }
@@ -313,13 +322,15 @@ impl Telemetry {
         self.recorder.register_counter(&key, &METADATA).increment(more);
     }
 
-    /// Names the soup that is served.
-    pub fn model(&self, name: &str, digest: &str) {
-        let labels = vec![
-            Label::new("model_name", name.to_owned()),
-            Label::new("digest", digest.to_owned()),
-        ];
-        self.recorder.register_gauge(&Key::from_parts(MODEL, labels), &METADATA).set(1.0);
+    /// Names the soup that is served, and its presets that are pinned.
+    pub fn model(&self, name: &str, digest: &str, pinned: &[String]) {
+        let one = |metric, labels: &[(&'static str, &str)]| {
+            let labels = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned()));
+            let key = Key::from_parts(metric, labels.collect::<Vec<_>>());
+            self.recorder.register_gauge(&key, &METADATA).set(1.0);
+        };
+        one(MODEL, &[("model_name", name), ("digest", digest)]);
+        pinned.iter().for_each(|preset| one(PINNED, &[("preset", preset)]));
     }
 
     /// Records the normalised weights of one request, one per objective.
@@ -348,38 +359,6 @@ impl Default for Telemetry {
     }
 }
 
-/// Why logging could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The filter does not parse.
-    #[error(
-        "log filter is {filter:?}, expected directives such as \"info\" or \"ladle=debug\": {reason}"
-    )]
-    Filter {
-        /// The filter given.
-        filter: String,
-        /// Message of the parser.
-        reason: String,
-    },
-    /// The process already has a subscriber.
-    #[error("logging is already set up in this process")]
-    AlreadySet,
-}
-
-/// Sends the process's logs to standard error, as text or as one JSON object a line.
-///
-/// Spans carry request ids. Prompts and answers are never logged at any level.
-pub fn init_logs(filter: &str, json: bool) -> Result<(), LogError> {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let parsed = EnvFilter::try_new(filter).map_err(|error| LogError::Filter {
-        filter: filter.to_owned(),
-        reason: error.to_string(),
-    })?;
-    let builder = fmt().with_env_filter(parsed).with_writer(std::io::stderr);
-    let set = if json { builder.json().try_init() } else { builder.try_init() };
-    set.map_err(|_| LogError::AlreadySet)
-}
-
 /// The text that a panic was raised with.
 pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -395,7 +374,7 @@ mod tests {
         let telemetry = Telemetry::new();
         telemetry.request("/generate", 200, Duration::from_millis(400));
         telemetry.preference(&["helpful".into()], &[0.7]);
-        telemetry.model("soup", "d1gest");
+        telemetry.model("soup", "d1gest", &["brief".into()]);
         telemetry.key_request("team");
         telemetry.key_tokens("team", 3, 4);
         telemetry.key_refused("team", "max_in_flight");

@@ -8,8 +8,10 @@ use std::{
 };
 
 use super::{
+    environment,
     error::OptionError,
     options::ServeOptions,
+    traces::Traces,
     values::{ApiKey, LogFormat, MergeMode, OnFailure, Processor, Residence},
 };
 
@@ -95,6 +97,8 @@ pub struct ServeConfig {
     pub allow_origin: Vec<String>,
     pub log: String,
     pub log_format: LogFormat,
+    /// `None`: there are none.
+    pub traces: Option<Traces>,
 }
 
 impl ServeOptions {
@@ -179,6 +183,7 @@ impl ServeOptions {
             tls: self.tls()?,
             log: self.logs.log(),
             log_format: self.logs.log_format(),
+            traces: self.traces.check(environment::variables())?,
             pin: self.pin.unwrap_or_default(),
             allow_origin: self.allow_origin.unwrap_or_default(),
         })

@@ -37,6 +37,12 @@ pub const VARIABLES: [Variable; 9] = [
     variable("HF_HUB_DISABLE_IMPLICIT_TOKEN", "If not empty, no token is sent", "not set"),
 ];
 
+/// Everything in the environment that is text.
+pub fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
 /// The variables as lines of help.
 pub fn help() -> String {
     let width = VARIABLES.iter().map(|variable| variable.name.len()).max().unwrap_or(0);

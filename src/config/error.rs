@@ -25,6 +25,13 @@ pub enum OptionError {
         got: String,
         expected: String,
     },
+    /// A variable of the environment asks for what is not done.
+    #[error("{name} is set, which is not supported: {hint}")]
+    Variable {
+        name: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
     /// An option without a default was not given.
     #[error("no {option} given: {hint}")]
     Missing {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use serde::Deserialize;
 
-use super::{ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence};
+use super::{ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence, Sampler};
 
 /// Defines groups of options, which are `None` where they are not given.
 ///
@@ -83,8 +83,54 @@ options! {
         log_format: LogFormat = "text",
     }
 
+    /// Where traces go, and which. The variables are OpenTelemetry's own.
+    TraceOptions [] {
+        /// Collector of traces (OTLP over HTTP), such as http://127.0.0.1:4318; they are sent to its
+        /// /v1/traces.
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+        otlp_endpoint: String | "there are no traces",
+        /// Whole address for traces, instead of the collector's /v1/traces.
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value_name = "URL")]
+        otlp_traces_endpoint: String,
+        /// How they are sent; nothing else than http/protobuf is spoken.
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_PROTOCOL", value_name = "PROTOCOL")]
+        otlp_protocol: String = "http/protobuf",
+        /// Headers for the collector, such as `authorization=Bearer%20KEY`, comma-separated, values
+        /// percent-encoded.
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS", value_name = "NAME=VALUE", hide_env_values = true)]
+        otlp_headers: ApiKey,
+        /// Milliseconds that the collector may take to answer.
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_TIMEOUT", value_name = "MILLISECONDS")]
+        otlp_timeout: NonZeroUsize = "10000",
+        /// How they are compressed: none or gzip.
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_COMPRESSION", value_name = "HOW")]
+        otlp_compression: String = "none",
+        /// Name of the service in traces.
+        #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME")]
+        service_name: String = "ladle",
+        /// Further attributes of the process in traces, comma-separated, values percent-encoded.
+        #[arg(long, env = "OTEL_RESOURCE_ATTRIBUTES", value_name = "NAME=VALUE")]
+        resource_attributes: String,
+        /// Which traces are recorded: always_on, always_off, traceidratio, or one of these after
+        /// `parentbased_`, which does as the caller's `traceparent` says where there is one.
+        #[arg(long, env = "OTEL_TRACES_SAMPLER", value_name = "SAMPLER")]
+        traces_sampler: Sampler = "parentbased_always_on",
+        /// Share of traces that traceidratio records, 0 to 1.
+        #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE")]
+        traces_sampler_arg: f64 = "1",
+        /// Spans that may wait to be sent; more are dropped.
+        #[arg(long, env = "OTEL_BSP_MAX_QUEUE_SIZE", value_name = "N")]
+        trace_queue: NonZeroUsize = "2048",
+        /// Milliseconds that spans may wait for others to be sent with.
+        #[arg(long, env = "OTEL_BSP_SCHEDULE_DELAY", value_name = "MILLISECONDS")]
+        trace_delay: u32 = "5000",
+        /// Put each request's preference on its span.
+        #[arg(long, env = "LADLE_TRACE_PREFERENCES", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        trace_preferences: bool = "false",
+    }
+
     /// The options of `ladle serve` as given, before defaults and checks.
-    ServeOptions [store: StoreOptions, logs: LogOptions] {
+    ServeOptions [store: StoreOptions, logs: LogOptions, traces: TraceOptions] {
         /// The soup directory (holds soup.toml).
         #[arg(long, env = "LADLE_SOUP", value_name = "DIR")]
         soup: PathBuf,

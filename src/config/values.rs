@@ -84,6 +84,44 @@ impl FromStr for LogFormat {
     }
 }
 
+/// Which traces are recorded, as OpenTelemetry's samplers say.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampler {
+    /// What a caller has decided is kept.
+    pub parent_based: bool,
+    /// Share of the others that are recorded, 0 to 1; `None`: as another option says.
+    pub share: Option<f64>,
+}
+
+impl FromStr for Sampler {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (parent_based, root) = match text.strip_prefix("parentbased_") {
+            Some(root) => (true, root),
+            None => (false, text),
+        };
+        let share = match root {
+            "always_on" => Some(1.0),
+            "always_off" => Some(0.0),
+            "traceidratio" => None,
+            _ => {
+                return Err(format!(
+                    "{text:?} is not a sampler; expected always_on, always_off or traceidratio, or \
+                     one of them after parentbased_"
+                ));
+            }
+        };
+        Ok(Self { parent_based, share })
+    }
+}
+
+impl<'de> Deserialize<'de> for Sampler {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 /// A number of bytes, written as `1073741824`, `512MiB`, `2GiB` or `1.5GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);

@@ -50,6 +50,7 @@ pub async fn metrics(
 
 /// The same where whoever can reach the address may read them.
 pub async fn open_metrics(State(app): State<Arc<App>>) -> Response {
+    app.telemetry.ready.set(f64::from(u8::from(ready(State(app.clone())).await.is_ok())));
     if let Ok(served) = app.served() {
         super::metrics::engine_stats(&app.telemetry, &served.engine.stats());
     }

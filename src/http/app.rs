@@ -1,6 +1,7 @@
 //! State that the handlers share: the served soup once it is loaded, limits, keys and metrics.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +20,7 @@ use super::{
     keys::{self, Key, KeyError},
     rate::Buckets,
     tls::{Tls, TlsError},
+    trace::Tracer,
 };
 use crate::{
     chat::{ChatTemplate, ControlTokens, tools::CallFormat},
@@ -38,6 +40,10 @@ pub struct Served {
     /// The soup's name: the model id.
     pub name: String,
     pub digest: String,
+    /// Where its base is.
+    pub base: PathBuf,
+    /// Byte budget of fused weights, where one was given or follows from the memory of the process.
+    pub merge_cache: Option<u64>,
     /// Objectives, presets, defaults and bounds.
     pub menu: Menu,
     /// B.
@@ -133,6 +139,9 @@ pub enum AccessError {
     Keys(#[from] KeyError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The thread that sends traces does not start.
+    #[error("traces: {0}")]
+    Traces(#[from] std::io::Error),
 }
 
 /// The state of one server.
@@ -148,6 +157,8 @@ pub struct App {
     pub bodies: BodyMemory,
     pub checks: Checks,
     pub telemetry: Arc<Telemetry>,
+    /// Where traces are recorded.
+    pub tracer: Option<Arc<Tracer>>,
     /// Longest step of the engine while the server counts as ready.
     pub step_timeout: Duration,
     /// The certificate, where connections are TLS.
@@ -162,6 +173,8 @@ impl App {
     /// The state of a server that has loaded nothing yet.
     pub fn new(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Self, AccessError> {
         let tls = config.tls.as_ref().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
+        let traces = config.traces.as_ref();
+        let tracer = traces.map(|traces| Tracer::start(traces, &telemetry)).transpose()?;
         Ok(Self {
             tls: tls.map(Arc::new),
             keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config, None)?))),
@@ -174,6 +187,7 @@ impl App {
             checks: Checks::default(),
             limits: config.limits.clone(),
             telemetry,
+            tracer: tracer.map(Arc::new),
             step_timeout: config.step_timeout,
             served: RwLock::default(),
             draining: AtomicBool::new(false),

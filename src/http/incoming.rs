@@ -18,6 +18,7 @@ use super::{
     error::{ApiError, shorten},
     keys::Key,
     request::{Context, Deadline, timeout},
+    trace::Trace,
 };
 use crate::{config::RequestLimits, engine::Client};
 
@@ -36,6 +37,7 @@ pub struct Incoming {
     place: Progress,
     client: Client,
     key: Option<Arc<Key>>,
+    trace: Trace,
 }
 
 impl FromRequest<Arc<App>> for Incoming {
@@ -47,10 +49,12 @@ impl FromRequest<Arc<App>> for Incoming {
         let place = parts.extensions.remove::<Progress>().unwrap_or_default();
         let client = parts.extensions.remove::<Client>().unwrap_or_default();
         let key = parts.extensions.remove::<Option<Arc<Key>>>().flatten();
+        let trace = parts.extensions.remove::<Trace>().unwrap_or_default();
         check_headers(&parts.headers, app.limits.max_body)?;
         let body = Arc::new(collect(body, app).await?);
         place.take(app, &client, key.as_deref())?;
-        Ok(Self { app: app.clone(), headers: parts.headers, body, arrived, place, client, key })
+        let (app, headers) = (app.clone(), parts.headers);
+        Ok(Self { app, headers, body, arrived, place, client, key, trace })
     }
 }
 
@@ -72,12 +76,13 @@ impl Incoming {
         };
         let checking = move || {
             let _worker = worker;
-            let Self { app, headers, body, arrived, place, client, key } = self;
+            let Self { app, headers, body, arrived, place, client, key, trace } = self;
             // Held until this is done, whether or not the client has gone by then.
             let _place = place;
             let served = app.served()?;
             let (served, limits, headers) = (&served, &app.limits, &headers);
-            check(&Context { served, limits, headers, arrived, client, key }, body.bytes())
+            let context = Context { served, limits, headers, arrived, client, key, trace };
+            check(&context, body.bytes())
         };
         match tokio::task::spawn_blocking(checking).await {
             Ok(checked) => checked,

@@ -83,7 +83,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
     let mut description = describe(&soup, &menu);
-    telemetry.model(&name, &digest);
+    telemetry.model(&name, &digest, &config.pin);
     let listeners = Listeners {
         observer: telemetry.clone(),
         on_cache_event: Arc::new(move |event| cache_event(&telemetry, event)),
@@ -96,6 +96,8 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         engine,
         name,
         digest,
+        base: soup.base_dir.clone(),
+        merge_cache: config.merge_cache,
         menu,
         mixing,
         active_from: soup.active_from.clone(),

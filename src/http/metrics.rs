@@ -26,10 +26,12 @@ pub fn cache_event(telemetry: &Telemetry, event: CacheEvent) {
         CacheEvent::Miss => telemetry.merge_misses.increment(1),
         CacheEvent::Evicted { bytes } => {
             telemetry.merge_evictions.increment(1);
+            telemetry.merge_models.decrement(1.0);
             telemetry.merge_bytes.decrement(bytes as f64);
         }
         CacheEvent::Built { elapsed, bytes } => {
             telemetry.merge.record(elapsed.as_secs_f64());
+            telemetry.merge_models.increment(1.0);
             telemetry.merge_bytes.increment(bytes as f64);
         }
         // Those that joined a build, found no room or failed ask again and are counted then.
@@ -43,7 +45,10 @@ pub fn engine_stats(telemetry: &Telemetry, stats: &EngineStats) {
     telemetry.waiting.set(stats.waiting as f64);
     telemetry.kv_usage.set(stats.kv_used as f64 / stats.kv_blocks.max(1) as f64);
     telemetry.kv_blocks.set(stats.kv_blocks as f64);
+    telemetry.kv_cached.set(stats.kv_cached as f64);
     telemetry.kv_block_tokens.set(stats.block_tokens as f64);
+    telemetry.failed.absolute(stats.failed);
+    telemetry.cancelled.absolute(stats.cancelled);
     telemetry.preemptions.absolute(stats.preempted);
     telemetry.prefix_queries.absolute(stats.queried_tokens);
     telemetry.prefix_hits.absolute(stats.cached_tokens);

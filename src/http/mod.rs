@@ -7,6 +7,7 @@
 //! whole or as a `stream`. Whatever goes wrong leaves through the table in `error`.
 
 mod admin;
+mod announce;
 mod anthropic;
 mod app;
 mod auth;
@@ -17,7 +18,6 @@ mod checks;
 mod connection;
 mod connections;
 mod error;
-mod example;
 mod failures;
 mod generate;
 mod incoming;
@@ -39,9 +39,11 @@ mod router;
 mod run;
 mod server;
 mod socket;
+mod spans;
 mod stream;
 mod tls;
 mod tokens;
+mod trace;
 
 pub use app::Served;
 pub use load::{LoadError, load};

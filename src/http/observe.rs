@@ -14,7 +14,7 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderValue},
+    http::{HeaderMap, HeaderValue, Method},
     middleware::Next,
     response::Response,
 };
@@ -24,6 +24,8 @@ use tracing::{Instrument, Span};
 use super::{
     app::{App, Progress},
     error::ErrorClass,
+    spans,
+    trace::{self, Trace},
 };
 
 /// Header that carries a request's id in both directions.
@@ -39,27 +41,37 @@ const PROBED: [&str; 3] = ["/health", "/ready", "/metrics"];
 /// Records a request when it is dropped: its answer's last byte is sent, or its client has gone.
 struct Tail {
     app: Arc<App>,
+    method: Method,
     route: String,
     status: u16,
     started: Instant,
     span: Span,
+    trace: Trace,
     place: Option<Progress>,
 }
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        let took = self.started.elapsed();
-        self.app.telemetry.request(&self.route, self.status, took);
-        let (span, status, seconds) = (&self.span, self.status, took.as_secs_f64());
+        let (status, took) = (self.status, self.started.elapsed());
+        self.app.telemetry.request(&self.route, status, took);
+        let seconds = took.as_secs_f64();
         match PROBED.contains(&self.route.as_str()) {
-            true => tracing::debug!(parent: span, status, seconds, "answered"),
-            false => tracing::info!(parent: span, status, seconds, "answered"),
+            true => tracing::debug!(parent: &self.span, status, seconds, "answered"),
+            false => tracing::info!(parent: &self.span, status, seconds, "answered"),
         }
+        let failure = match status {
+            CLIENT_GONE => Some("the client went away before its answer began".to_owned()),
+            _ => {
+                self.trace.set("http.response.status_code", usize::from(status));
+                (status >= 500).then(|| format!("answered {status}"))
+            }
+        };
+        self.trace.end(format!("{} {}", self.method, self.route), failure);
     }
 }
 
 /// The outermost layer.
-pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
     // The pattern, not the path: labels of metrics must not come from clients.
@@ -69,9 +81,19 @@ pub async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) 
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
     let shown = id.to_str().unwrap_or_default();
-    let span = tracing::info_span!("request", id = shown, method = %request.method(), route);
-    let mut tail =
-        Tail { app, route, status: CLIENT_GONE, started, span: span.clone(), place: None };
+    let method = request.method().clone();
+    let tracer = app.tracer.as_ref().filter(|_| method == Method::POST);
+    let (trace, trace_id) = trace::begin(tracer, request.headers());
+    let span = tracing::info_span!("request", id = shown, %method, route, trace_id);
+    trace.set("http.request.method", method.as_str());
+    trace.set("http.route", &route[..]);
+    trace.set("ladle.request.id", shown);
+    if let Some(operation) = spans::operation(&route) {
+        trace.set("gen_ai.operation.name", operation);
+    }
+    request.extensions_mut().insert(trace.clone());
+    let (status, place) = (CLIENT_GONE, None);
+    let mut tail = Tail { app, method, route, status, started, span: span.clone(), trace, place };
     let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     if let Some(reason) =

@@ -18,6 +18,8 @@ use super::{
     charge::Charge,
     error::ApiError,
     request::Checked,
+    spans,
+    trace::{Phases, Trace},
 };
 use crate::{
     engine::{
@@ -75,18 +77,9 @@ pub struct Run {
     solved: Vec<Solved>,
     soup: SoupId,
     charge: Option<Charge>,
+    trace: Trace,
 }
 
-impl Drop for Run {
-    fn drop(&mut self) {
-        let used = self.usage();
-        if let Some(charge) = &mut self.charge {
-            charge.used(used);
-        }
-    }
-}
-
-#[derive(Default)]
 struct Progress {
     mode: Option<Mode>,
     cache: Option<CacheOutcome>,
@@ -94,6 +87,7 @@ struct Progress {
     usage: Usage,
     last_token: Option<Instant>,
     finished: Option<Finished>,
+    phases: Phases,
 }
 
 impl Run {
@@ -109,12 +103,18 @@ impl Run {
         let solved = checked.solutions.iter().map(|solution| Solved::new(menu, solution));
         let solved = solved.collect();
         let soup = SoupId { name: served.name.clone(), digest: served.digest.clone() };
-        let choices = checked.requests.iter().map(|request| {
-            let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
-            Progress { usage, ..Progress::default() }
+        let (trace, several) = (checked.trace.clone(), checked.requests.len() > 1);
+        spans::asked(&trace, &checked, &served);
+        let submitted = Instant::now();
+        let choices = checked.requests.iter().enumerate().map(|(index, request)| Progress {
+            mode: None,
+            cache: None,
+            usage: Usage { prompt_tokens: request.prompt.len(), ..Usage::default() },
+            last_token: None,
+            finished: None,
+            phases: Phases::new(trace.clone(), several.then_some(index), "queue", submitted),
         });
         let choices = choices.collect();
-        let submitted = Instant::now();
         let generations = served
             .engine
             .submit_all(checked.requests)
@@ -134,6 +134,7 @@ impl Run {
             solved,
             soup,
             charge,
+            trace,
             app,
         };
         let mut begun = VecDeque::new();
@@ -171,13 +172,21 @@ impl Run {
                 choice.mode = Some(started.mode);
                 choice.cache = started.cache;
                 choice.usage.cached_tokens = started.cached_tokens;
+                let merge = self.submitted + started.queue;
+                if started.merge > Duration::ZERO {
+                    choice.phases.begin("merge", merge);
+                }
+                choice.phases.begin("prefill", merge + started.merge);
             }
             Event::Prompt(_) | Event::Embedding(_) => {}
             Event::Token(_) => {
                 let now = Instant::now();
                 choice.usage.completion_tokens += 1;
                 match choice.last_token.replace(now) {
-                    None => telemetry.first_token.record((now - self.submitted).as_secs_f64()),
+                    None => {
+                        telemetry.first_token.record((now - self.submitted).as_secs_f64());
+                        choice.phases.begin("decode", now);
+                    }
                     Some(last) => telemetry.inter_token.record((now - last).as_secs_f64()),
                 }
             }
@@ -189,6 +198,7 @@ impl Run {
                 let Usage { prompt_tokens, completion_tokens, .. } = finished.usage;
                 telemetry.request_prompt.record(prompt_tokens as f64);
                 telemetry.request_generation.record(completion_tokens as f64);
+                choice.phases.end(Instant::now());
                 choice.usage = finished.usage;
                 choice.finished = Some(finished.clone());
             }
@@ -265,6 +275,21 @@ impl Run {
     /// An empty choice for each of those that run.
     pub fn blank(&self) -> Vec<Choice> {
         vec![Choice::default(); self.choices.len()]
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let used = self.usage();
+        if let Some(charge) = &mut self.charge {
+            charge.used(used);
+        }
+        let finished = self.choices.iter().filter_map(|choice| choice.finished.as_ref());
+        let reasons = finished.map(|finished| finished.reason.as_str().to_owned()).collect();
+        spans::answered(&self.trace, used, reasons);
+        if let Some(mode) = self.choices.iter().find_map(|choice| choice.mode) {
+            self.trace.set("ladle.mode", mode.as_str());
+        }
     }
 }
 

@@ -13,10 +13,9 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tower_http::cors::AllowOrigin;
 
 use super::{
+    announce::announce,
     app::{AccessError, App, Served},
-    connection, connections,
-    example::example,
-    life,
+    connection, connections, life,
     load::{LoadError, load},
     router::{metrics_router, router},
 };
@@ -157,6 +156,9 @@ pub async fn serve_loaded(
     };
     let outcome = serving.await;
     tasks.iter().chain(&metrics).for_each(JoinHandle::abort);
+    if let Some(tracer) = &app.tracer {
+        tracer.flush(GRACE).await;
+    }
     outcome
 }
 
@@ -206,13 +208,11 @@ async fn live(
 ) -> Result<(), ServeError> {
     let config = Arc::new(config);
     let exits = config.on_engine_failure == OnFailure::Exit;
-    let open = config.api_keys.is_empty() && config.named_keys.is_none();
-    let scheme = if config.tls.is_some() { "https" } else { "http" };
     tokio::pin!(stop);
     let mut pause = FIRST_PAUSE;
     loop {
-        let (load, telemetry, config) = (load.clone(), app.telemetry.clone(), config.clone());
-        let loading = tokio::task::spawn_blocking(move || load(&config, telemetry));
+        let (load, telemetry, of) = (load.clone(), app.telemetry.clone(), config.clone());
+        let loading = tokio::task::spawn_blocking(move || load(&of, telemetry));
         let loaded = tokio::select! {
             loaded = loading => loaded,
             () = &mut stop => return Ok(()),
@@ -225,7 +225,7 @@ async fn live(
             }
             Err(error) => return Err(LoadError::Panicked(error.to_string()).into()),
         };
-        tracing::info!("try: {}", example(&served, scheme, address, open));
+        announce(&served, &config, address);
         let begun = Instant::now();
         let ailment = tokio::select! {
             ailment = life::failure(app, &served, exits) => ailment,

@@ -16,6 +16,7 @@ mod key_limits;
 mod keys;
 mod lifecycle;
 mod limits;
+mod logs;
 mod memory;
 mod metrics;
 mod openai;
@@ -29,6 +30,7 @@ mod structured;
 mod text;
 mod tls;
 mod tools;
+mod traces;
 mod work;
 
 #[path = "../support/prerequisite.rs"]

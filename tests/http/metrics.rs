@@ -25,6 +25,10 @@ fn counters_follow_the_requests() {
     assert_eq!(metric("ladle_prefix_cache_queries_total"), prompt);
     assert_eq!(metric("ladle_prefix_cache_hits_total"), 0.0);
     assert_eq!(metric("ladle_preemptions_total"), 0.0);
+    assert_eq!((metric("ladle_ready"), metric("ladle_requests_failed_total")), (1.0, 0.0));
+    assert_eq!(metric("ladle_requests_cancelled_total"), 0.0);
+    assert_eq!(metric("ladle_merge_cache_models"), metric("ladle_merge_seconds_count"));
+    assert!(metric("ladle_kv_blocks_cached") <= metric("ladle_kv_blocks"));
     assert!(metric("ladle_kv_blocks") > 0.0 && metric("ladle_kv_block_tokens") > 0.0);
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(metric(&format!("ladle_build_info{{version=\"{version}\"}}")), 1.0);
@@ -66,14 +70,15 @@ fn no_preference_and_no_prompt_becomes_a_label() {
         json!({"preference": [0.123, 0.456, 0.421], "prompt": "secret words"}),
     ));
     let text = server.client.get(format!("{}/metrics", server.url)).send().unwrap().text().unwrap();
-    assert!(!text.contains("0.123") && !text.contains("secret"));
-    let labels: std::collections::BTreeSet<&str> = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split_once('{'))
-        .flat_map(|(_, rest)| rest.split('}').next().unwrap().split(','))
-        .filter_map(|pair| pair.split_once('=').map(|(name, _)| name))
+    let labelled = text.lines().filter(|line| !line.starts_with('#'));
+    let labelled: Vec<&str> = labelled
+        .filter_map(|line| line.split_once('{')?.1.rsplit_once('}').map(|(labels, _)| labels))
         .collect();
+    let told = labelled.join(" ");
+    assert!(!told.contains("0.123") && !told.contains("secret"), "{told}");
+    let pairs = labelled.iter().flat_map(|labels| labels.split(','));
+    let labels: std::collections::BTreeSet<&str> =
+        pairs.filter_map(|pair| pair.split_once('=').map(|(name, _)| name)).collect();
     let known = [
         "digest",
         "finished_reason",
@@ -81,6 +86,7 @@ fn no_preference_and_no_prompt_becomes_a_label() {
         "mode",
         "model_name",
         "objective",
+        "preset",
         "reason",
         "route",
         "status",

@@ -63,6 +63,7 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
         calls: None,
         prompt_only: false,
         key: context.key.clone(),
+        trace: context.trace.clone(),
     };
     Ok((checked, encoding.unwrap_or(Encoding::Float)))
 }

@@ -35,6 +35,7 @@ use super::{
     app::Served,
     error::{ApiError, shorten, show},
     keys::{Key, PRIORITIES},
+    trace::Trace,
 };
 use crate::{
     config::RequestLimits,
@@ -59,6 +60,7 @@ pub struct Context<'a> {
     pub client: Client,
     /// The key that the request presented, where the server asks for one.
     pub key: Option<Arc<Key>>,
+    pub trace: Trace,
 }
 
 impl Context<'_> {
@@ -173,6 +175,7 @@ pub struct Checked {
     pub prompt_only: bool,
     /// The key that is charged for it, where the server asks for one.
     pub key: Option<Arc<Key>>,
+    pub trace: Trace,
 }
 
 /// A prompt that stands before its answers.

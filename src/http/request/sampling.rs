@@ -235,6 +235,7 @@ impl Parameters {
             calls: None,
             prompt_only: false,
             key: context.key.clone(),
+            trace: context.trace.clone(),
         })
     }
 }
