@@ -18,4 +18,4 @@ pub use compiler::Compiler;
 pub use constraint::Constraint;
 pub use error::GrammarError;
 pub use guide::{Grammar, Guide, GuideError, Mask, Wake};
-pub use schema::prepare as prepare_schema;
+pub use schema::{prepare as prepare_schema, within};

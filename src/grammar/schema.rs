@@ -93,7 +93,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// Whether a value is nested at most `depth` deep and holds at most as many values as are `left`.
-fn within(value: &Value, depth: usize, left: &mut usize) -> bool {
+pub fn within(value: &Value, depth: usize, left: &mut usize) -> bool {
     let (Some(depth), Some(rest)) = (depth.checked_sub(1), left.checked_sub(1)) else {
         return false;
     };

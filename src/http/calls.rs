@@ -82,7 +82,7 @@ pub fn read(choice: &Choice, calls: Option<&Calls>) -> Spoken {
         match piece {
             Piece::Text(more) => text.push_str(&more),
             Piece::Call { name, .. } => {
-                found.push(Call { id: id("call"), name, arguments: String::new() });
+                found.push(Call { id: id("call_"), name, arguments: String::new() });
             }
             Piece::Arguments { text, .. } => {
                 if let Some(call) = found.last_mut() {
@@ -100,5 +100,5 @@ pub fn id(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{prefix}_{:x}{number:x}", now.as_micros())
+    format!("{prefix}{:x}-{number:x}", now.as_micros())
 }

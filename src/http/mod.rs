@@ -29,6 +29,7 @@ mod metrics;
 mod observe;
 mod openai;
 mod openapi;
+mod pieces;
 mod playground;
 mod protocol;
 mod rate;

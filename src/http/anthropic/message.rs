@@ -10,7 +10,7 @@ use crate::{
 /// An answer without content.
 pub fn empty(model: &str) -> Value {
     json!({
-        "id": calls::id("msg"),
+        "id": calls::id("msg_"),
         "type": "message",
         "role": "assistant",
         "model": model,

@@ -19,12 +19,12 @@ use self::{
 };
 use super::{
     app::App,
-    calls::{self, Reader},
+    calls,
     error::ApiError,
     incoming::Incoming,
+    pieces,
     request::anthropic,
     run::{Run, collect},
-    stream as sse,
 };
 
 /// Answers a conversation.
@@ -33,7 +33,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
     let (stream, model, tools) = (checked.stream, checked.model.clone(), checked.calls.clone());
     let mut run = Run::start(app, checked).await?;
     if stream {
-        return Ok(sse::respond(run, Messages::new(model, Reader::new(tools.as_ref()))));
+        return Ok(pieces::respond(run, tools.as_ref(), Messages::new(model)));
     }
     let choice = collect(&mut run).await?.pop().unwrap_or_default();
     let spoken = calls::read(&choice, tools.as_ref());

@@ -6,20 +6,13 @@ use serde_json::{Value, json};
 use super::message::{empty, stop_reason, usage};
 use crate::{
     chat::tools::Piece,
-    engine::Event,
-    http::{
-        calls::{self, Reader},
-        error::ApiError,
-        run::Run,
-        stream::{self, Dialect},
-    },
+    engine::Finished,
+    http::{calls, error::ApiError, pieces::Writer, run::Run, stream},
 };
 
 /// The events of one answer.
 pub struct Messages {
     model: String,
-    reader: Reader,
-    begun: bool,
     /// Blocks that have begun, and whether the last one is open, and is text.
     blocks: usize,
     open: Option<Block>,
@@ -32,17 +25,8 @@ enum Block {
 }
 
 impl Messages {
-    pub fn new(model: String, reader: Reader) -> Self {
-        Self { model, reader, begun: false, blocks: 0, open: None }
-    }
-
-    fn begin(&mut self, run: &Run, out: &mut Vec<sse::Event>) {
-        if !std::mem::replace(&mut self.begun, true) {
-            let mut message = empty(&self.model);
-            message["usage"] = usage(run.usage());
-            message["ladle"] = json!(run.echo());
-            out.push(event("message_start", json!({"message": message})));
-        }
+    pub fn new(model: String) -> Self {
+        Self { model, blocks: 0, open: None }
     }
 
     fn close(&mut self, out: &mut Vec<sse::Event>) {
@@ -57,8 +41,23 @@ impl Messages {
         out.push(event("content_block_start", started));
         (self.blocks, self.open) = (self.blocks + 1, Some(block));
     }
+}
 
-    fn write(&mut self, piece: Piece, out: &mut Vec<sse::Event>) {
+/// An event with its name as its type.
+fn event(name: &'static str, mut data: Value) -> sse::Event {
+    data["type"] = name.into();
+    stream::json(&data).event(name)
+}
+
+impl Writer for Messages {
+    fn begin(&mut self, run: &Run, out: &mut Vec<sse::Event>) {
+        let mut message = empty(&self.model);
+        message["usage"] = usage(run.usage());
+        message["ladle"] = json!(run.echo());
+        out.push(event("message_start", json!({"message": message})));
+    }
+
+    fn piece(&mut self, piece: Piece, out: &mut Vec<sse::Event>) {
         let delta = match piece {
             Piece::Text(text) => {
                 if self.open != Some(Block::Text) {
@@ -67,7 +66,7 @@ impl Messages {
                 json!({"type": "text_delta", "text": text})
             }
             Piece::Call { name, .. } => {
-                let id = calls::id("toolu");
+                let id = calls::id("toolu_");
                 let call = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
                 return self.start(Block::Call, call, out);
             }
@@ -77,45 +76,17 @@ impl Messages {
         };
         out.push(event("content_block_delta", json!({"index": self.blocks - 1, "delta": delta})));
     }
-}
 
-/// An event with its name as its type.
-fn event(name: &'static str, mut data: Value) -> sse::Event {
-    data["type"] = name.into();
-    stream::json(&data).event(name)
-}
-
-impl Dialect for Messages {
-    fn event(&mut self, run: &Run, _: usize, event_of: Event) -> Vec<sse::Event> {
-        let mut out = Vec::new();
-        match event_of {
-            Event::Token(token) => {
-                self.begin(run, &mut out);
-                for piece in self.reader.push(&token.text) {
-                    self.write(piece, &mut out);
-                }
-            }
-            Event::Finished(finished) => {
-                self.begin(run, &mut out);
-                for piece in self.reader.finish() {
-                    self.write(piece, &mut out);
-                }
-                self.close(&mut out);
-                let reason = stop_reason(finished.reason, &finished.stop, self.reader.has_called());
-                let delta = json!({"stop_reason": reason, "stop_sequence": finished.stop});
-                let end = json!({"delta": delta, "usage": usage(run.usage()), "ladle": run.echo()});
-                out.push(event("message_delta", end));
-            }
-            Event::Started(_) | Event::Prompt(_) | Event::Embedding(_) | Event::Failed(_) => {}
-        }
-        out
+    fn complete(&mut self, run: &Run, end: &Finished, called: bool, out: &mut Vec<sse::Event>) {
+        self.close(out);
+        let reason = stop_reason(end.reason, &end.stop, called);
+        let delta = json!({"stop_reason": reason, "stop_sequence": end.stop});
+        let end = json!({"delta": delta, "usage": usage(run.usage()), "ladle": run.echo()});
+        out.push(event("message_delta", end));
+        out.push(event("message_stop", json!({})));
     }
 
-    fn end(&mut self, _: &Run) -> Vec<sse::Event> {
-        vec![event("message_stop", json!({}))]
-    }
-
-    fn failure(&mut self, error: &ApiError) -> Vec<sse::Event> {
-        vec![event("error", json!(error.body()))]
+    fn failure(&mut self, error: &ApiError) -> sse::Event {
+        event("error", error.body())
     }
 }

@@ -37,7 +37,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
     let tokenizer = app.served()?.tokenizer.clone();
     let mut run = Run::start(app, checked).await?;
     if stream {
-        let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", model, &run.echo());
+        let envelope = Envelope::new("chatcmpl-", "chat.completion.chunk", model, &run.echo());
         let progress = || Progress { begun: false, reader: Reader::new(tools.as_ref()) };
         let choices = run.blank().iter().map(|_| progress()).collect();
         let chunks = Chunks::new(envelope, usage);
@@ -53,7 +53,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
             "finish_reason": spoken.reason,
         })
     };
-    let envelope = Envelope::new("chatcmpl", "chat.completion", model, &run.echo());
+    let envelope = Envelope::new("chatcmpl-", "chat.completion", model, &run.echo());
     let body = Body {
         choices: choices.into_iter().enumerate().map(choice).collect(),
         envelope: &envelope,
@@ -112,7 +112,7 @@ fn delta(piece: Piece) -> Value {
         Piece::Text(text) => json!({"content": text}),
         Piece::Call { index, name } => {
             let function = json!({"name": name, "arguments": ""});
-            let id = calls::id("call");
+            let id = calls::id("call_");
             json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
         }
         Piece::Arguments { index, text } => {

@@ -179,7 +179,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
     let format = Format::new(app.served()?.tokenizer.clone(), &mut checked);
     let count = checked.requests.len();
     let mut run = Run::start(app, checked).await?;
-    let envelope = Envelope::new("cmpl", "text_completion", model, &run.echo());
+    let envelope = Envelope::new("cmpl-", "text_completion", model, &run.echo());
     if stream {
         let chunks = Chunks::new(envelope, usage);
         let progress = (0..count).map(|index| Progress::new(&format, index)).collect();

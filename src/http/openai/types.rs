@@ -1,14 +1,14 @@
 //! Shapes that the OpenAI routes share.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{engine::Usage, http::run::Echo};
+use crate::{
+    engine::Usage,
+    http::{calls, run::Echo},
+};
 
 /// Tokens of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -49,13 +49,10 @@ impl Envelope {
     /// A new answer of `model`, the id that was asked for: `prefix` begins the answer's id, `object`
     /// names its kind.
     pub fn new(prefix: &str, object: &'static str, model: String, echo: &Echo) -> Self {
-        // Unique within the process; the start time tells processes apart.
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let digest = &echo.soup.digest;
         Self {
-            id: format!("{prefix}-{:x}-{number:x}", now.as_micros()),
+            id: calls::id(prefix),
             object,
             created: now.as_secs(),
             model,

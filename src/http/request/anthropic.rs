@@ -5,12 +5,11 @@ use serde_json::{Map, Value, json};
 use super::{
     Checked, Context, Target,
     chat::Chat,
-    constraint,
     conversation::{self, MAX_MESSAGES, Opening, texts},
     json::{Fields, Place},
     prompt::Encoding,
     sampling::{Length, Parameters},
-    tools::{Choice, Tool, Tools, arguments},
+    tools::{Choice, Tool, Tools, arguments, tool_list, tool_name},
     variables::Variables,
 };
 use crate::{
@@ -22,22 +21,11 @@ use crate::{
 pub fn messages(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
     let mut fields = context.parse(body)?;
     let (turns, variables, tools) = conversation_of(context, &mut fields)?;
-    let length = Length {
-        given: Length::take(context, &mut fields, "max_tokens", 1)?,
-        param: "max_tokens",
-        default: context.limits.default_max_tokens,
-    };
+    let length = Length::of(context, &mut fields, "max_tokens")?;
     let target = Target::take(context, &mut fields)?;
-    let mut parameters = Parameters::take(context, &mut fields, None)?;
-    if let Some(value) = fields.take("output_config") {
-        let mut output = Fields::of(Place::Output, fields.path("output_config"), value)?;
-        if let Some(format) = output.take("format") {
-            parameters.constrain(constraint::format(output.path("format"), format)?)?;
-        }
-        output.finish()?;
-    }
+    let mut parameters = Parameters::take_for_one(context, &mut fields)?;
+    parameters.take_format(&mut fields, "output_config")?;
     parameters.add_stops(&mut fields, "stop_sequences")?;
-    one_choice(&fields, &parameters)?;
     let encoding = Encoding::of_messages(&mut fields)?;
     fields.finish()?;
     let (opening, messages) = (opening(&turns), turns);
@@ -66,13 +54,6 @@ fn opening(turns: &[Message]) -> Opening {
     match turns.last() {
         Some(turn) if turn.role == "assistant" => Opening::LastTurn,
         _ => Opening::Turn,
-    }
-}
-
-fn one_choice(fields: &Fields, parameters: &Parameters) -> Result<(), ApiError> {
-    match parameters.n {
-        1 => Ok(()),
-        n => Err(fields.refuse("n", &n.into(), "1: this route gives one answer")),
     }
 }
 
@@ -174,8 +155,7 @@ impl Blocks {
             }
             "tool_use" => {
                 let id = block.text("id")?;
-                let name = block.text("name")?;
-                let name = name.ok_or_else(|| block.missing("name", "the name of a tool"))?;
+                let name = tool_name(&mut block)?;
                 let input = block.take("input");
                 let input: Map<String, Value> = arguments(block.path("input"), input)?;
                 self.calls.push(call(id.as_deref(), &name, input));
@@ -199,17 +179,12 @@ impl Blocks {
 
 /// `tools` and `tool_choice`.
 fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
-    let items = fields.list("tools")?.unwrap_or_default().into_iter().enumerate();
-    let tools = items.map(|(index, item)| {
-        let mut tool = Fields::of(Place::Tool, format!("tools[{index}]"), item)?;
+    let tools = tool_list(fields, |mut tool| {
         if let Some(kind) = tool.take("type").filter(|kind| kind != "custom") {
             return Err(tool.refuse("type", &kind, "\"custom\", the only kind of tool"));
         }
-        let described = Tool::take(&mut tool, "input_schema")?;
-        tool.finish()?;
-        Ok(described)
-    });
-    let tools = tools.collect::<Result<Vec<_>, ApiError>>()?;
+        Tool::take(tool, "input_schema")
+    })?;
     let (mut choice, mut parallel) = (Choice::Auto, true);
     if let Some(value) = fields.take("tool_choice") {
         let mut chosen = Fields::of(Place::Tool, "tool_choice", value)?;
@@ -219,10 +194,7 @@ fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
             "auto" => Choice::Auto,
             "any" => Choice::Required,
             "none" => Choice::None,
-            "tool" => {
-                let name = chosen.text("name")?;
-                Choice::Named(name.ok_or_else(|| chosen.missing("name", "the name of a tool"))?)
-            }
+            "tool" => Choice::Named(tool_name(&mut chosen)?),
             _ => return Err(chosen.refuse("type", &kind.into(), expected)),
         };
         parallel = !chosen.flag("disable_parallel_tool_use")?.unwrap_or(false);

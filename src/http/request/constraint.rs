@@ -55,12 +55,18 @@ pub fn take(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
     }
     asked
         .extend(named(fields, ["guided_json", "guided_regex", "guided_choice", "guided_grammar"])?);
-    match asked.as_slice() {
-        [first, second, ..] => {
+    one(asked)
+}
+
+/// The one constraint of several fields.
+pub fn one(asked: impl IntoIterator<Item = Asked>) -> Result<Option<Asked>, ApiError> {
+    let mut asked = asked.into_iter();
+    match (asked.next(), asked.next()) {
+        (Some(first), Some(second)) => {
             let got = format!("given beside {}", first.field);
-            Err(ApiError::value(second.field.clone(), got, "one constraint"))
+            Err(ApiError::value(second.field, got, "one constraint"))
         }
-        _ => Ok(asked.pop()),
+        (one, _) => Ok(one),
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     json::{Fields, Place},
     prompt::{Encoder, Prompt},
-    tools,
+    tools::{Shape, arguments, tool_name},
     variables::Variables,
 };
 use crate::{
@@ -232,16 +232,10 @@ fn former_calls(
     let former = |(index, value)| {
         let mut fields = Fields::of(Place::Tool, format!("{path}[{index}]"), value)?;
         let id = fields.text("id")?;
-        tools::function_type(&mut fields)?;
-        let function = fields.take("function");
-        let function =
-            function.ok_or_else(|| fields.missing("function", "{\"name\", \"arguments\"}"))?;
-        let mut function = Fields::of(Place::Tool, fields.path("function"), function)?;
-        fields.finish()?;
-        let name = function.text("name")?;
-        let name = name.ok_or_else(|| function.missing("name", "the name of a tool"))?;
-        let arguments = function.take("arguments");
-        let arguments = tools::arguments(function.path("arguments"), arguments)?;
+        let mut function = Shape::Nested.function(fields, "{\"name\", \"arguments\"}")?;
+        let name = tool_name(&mut function)?;
+        let value = function.take("arguments");
+        let arguments = arguments(function.path("arguments"), value)?;
         function.finish()?;
         Ok(call(id.as_deref(), &name, arguments))
     };

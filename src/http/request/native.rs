@@ -7,7 +7,7 @@ use super::{
     conversation::{self, Opening},
     prompt::{self, Encoding, Source},
     sampling::{Length, Parameters, logprobs, stream_options},
-    tools::Tools,
+    tools::{Shape, Tools},
     variables::Variables,
 };
 use crate::{
@@ -24,11 +24,7 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
     let opening = Opening::take(&mut fields)?;
     let encoding = Encoding::take(&mut fields, source.is_prompt())?;
     let logprobs = logprobs(&mut fields, "logprobs")?;
-    let length = Length {
-        given: Length::take(context, &mut fields, "max_tokens", 1)?,
-        param: "max_tokens",
-        default: context.limits.default_max_tokens,
-    };
+    let length = Length::of(context, &mut fields, "max_tokens")?;
     if stream_options(&mut fields)? == StreamUsage::Always {
         let reason = "the last event carries the usage".to_owned();
         let param = "stream_options.continuous_usage_stats".to_owned();
@@ -67,7 +63,7 @@ pub fn tokenize(context: &Context<'_>, body: &[u8]) -> Result<(Vec<u32>, usize),
     let source = prompt::source(&mut fields)?;
     let mut variables = Variables::take(&mut fields, source.template(context.served))?;
     let opening = Opening::take(&mut fields)?;
-    let tools = Tools::take(&mut fields)?;
+    let tools = Tools::take(&mut fields, Shape::Nested)?;
     let other = fields.peek("add_special_tokens").and_then(Value::as_bool);
     let mut encoding = Encoding::take(&mut fields, source.is_prompt())?;
     if let Some(one) = fields.flag("add_special")? {

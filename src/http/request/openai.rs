@@ -7,7 +7,7 @@ use super::{
     json::Fields,
     prompt::{self, Encoding, Prompt},
     sampling::{Length, Parameters, logprobs, stream_options},
-    tools::Tools,
+    tools::{Shape, Tools},
     variables::Variables,
 };
 use crate::http::error::ApiError;
@@ -23,7 +23,7 @@ pub fn chat(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError> {
         fields.take("messages").ok_or_else(|| fields.missing("messages", "a list of messages"))?;
     let variables = Variables::take(&mut fields, context.served.chat.as_ref())?;
     let opening = Opening::take(&mut fields)?;
-    let tools = Tools::take(&mut fields)?;
+    let tools = Tools::take(&mut fields, Shape::Nested)?;
     let encoding = Encoding::take(&mut fields, false)?;
     let length = chat_length(context, &mut fields)?;
     let wanted = fields.flag("logprobs")?.unwrap_or(false);

@@ -5,12 +5,11 @@ use serde_json::{Map, Value, json};
 use super::{
     Checked, Context, Target,
     chat::Chat,
-    constraint,
     conversation::{self, MAX_MESSAGES, Opening, texts},
     json::{Fields, Place},
     prompt::Encoding,
     sampling::{Length, Parameters, stream_options},
-    tools::{Choice, Tool, Tools, arguments},
+    tools::{Shape, Tools, arguments, tool_name},
     variables::Variables,
 };
 use crate::{
@@ -81,25 +80,12 @@ pub fn responses(
     }
     let target = Target::take(context, &mut fields)?;
     let variables = Variables::take(&mut fields, Some(template))?;
-    let tools = tools(&mut fields)?;
-    let length = Length {
-        given: Length::take(context, &mut fields, "max_output_tokens", 1)?,
-        param: "max_output_tokens",
-        default: context.limits.default_max_tokens,
-    };
-    let mut parameters = Parameters::take(context, &mut fields, None)?;
-    if let Some(value) = fields.take("text") {
-        let mut text = Fields::of(Place::Output, fields.path("text"), value)?;
-        if let Some(format) = text.take("format") {
-            parameters.constrain(constraint::format(text.path("format"), format)?)?;
-        }
-        text.finish()?;
-    }
+    let tools = Tools::take(&mut fields, Shape::Flat)?;
+    let length = Length::of(context, &mut fields, "max_output_tokens")?;
+    let mut parameters = Parameters::take_for_one(context, &mut fields)?;
+    parameters.take_format(&mut fields, "text")?;
     stream_options(&mut fields)?;
     let encoding = Encoding::of_messages(&mut fields)?;
-    if parameters.n != 1 {
-        return Err(fields.refuse("n", &parameters.n.into(), "1: this route gives one answer"));
-    }
     fields.finish()?;
     let opening = Opening::Turn;
     let chat =
@@ -139,21 +125,19 @@ fn take_item(
         }
         "function_call" => {
             let (_, id) = (item.text("id")?, item.text("call_id")?);
-            let name = item.text("name")?;
-            let name = name.ok_or_else(|| item.missing("name", "the name of a tool"))?;
+            let name = tool_name(&mut item)?;
             let value = item.take("arguments");
             let call = call(id.as_deref(), &name, arguments(item.path("arguments"), value)?);
             // Calls of one turn follow its text and each other.
-            let turn = match turns.last_mut() {
-                Some(turn) if turn.role == "assistant" => turn,
-                _ => {
-                    let content = template.content(Content::Text(String::new()));
-                    turns.push(Message::new("assistant", content));
-                    turns.last_mut().expect("it was just put there")
-                }
+            let mut turn = match turns.pop_if(|turn| turn.role == "assistant") {
+                Some(turn) => turn,
+                None => Message::new("assistant", template.content(String::new().into())),
             };
-            let calls = turn.more.entry("tool_calls").or_insert_with(|| json!([]));
-            calls.as_array_mut().into_iter().for_each(|calls| calls.push(call.clone()));
+            match turn.more.get_mut("tool_calls").and_then(Value::as_array_mut) {
+                Some(calls) => calls.push(call),
+                None => drop(turn.more.insert("tool_calls".to_owned(), json!([call]))),
+            }
+            turns.push(turn);
         }
         "function_call_output" => {
             if !template.knows("tool") {
@@ -186,39 +170,4 @@ fn one_text(content: Content) -> Content {
         },
         content => content,
     }
-}
-
-/// `tools`, `tool_choice` and `parallel_tool_calls`: as of a chat completion, without the objects
-/// `function`.
-fn tools(fields: &mut Fields) -> Result<Tools, ApiError> {
-    let items = fields.list("tools")?.unwrap_or_default().into_iter().enumerate();
-    let tools = items.map(|(index, item)| {
-        let mut tool = Fields::of(Place::Tool, format!("tools[{index}]"), item)?;
-        super::tools::function_type(&mut tool)?;
-        let described = Tool::take(&mut tool, "parameters")?;
-        tool.finish()?;
-        Ok(described)
-    });
-    let tools = tools.collect::<Result<Vec<_>, ApiError>>()?;
-    let expected = "\"none\", \"auto\", \"required\" or {\"type\": \"function\", \"name\": a tool}";
-    let choice = match fields.take("tool_choice") {
-        None => Choice::Auto,
-        Some(Value::String(choice)) => match choice.as_str() {
-            "none" => Choice::None,
-            "auto" => Choice::Auto,
-            "required" => Choice::Required,
-            _ => return Err(fields.refuse("tool_choice", &choice.into(), expected)),
-        },
-        Some(value @ Value::Object(_)) => {
-            let mut named = Fields::of(Place::Tool, "tool_choice", value)?;
-            super::tools::function_type(&mut named)?;
-            let name = named.text("name")?;
-            let name = name.ok_or_else(|| named.missing("name", "the name of a tool"))?;
-            named.finish()?;
-            Choice::Named(name)
-        }
-        Some(other) => return Err(fields.refuse("tool_choice", &other, expected)),
-    };
-    let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
-    Tools { tools, choice, parallel }.checked()
 }

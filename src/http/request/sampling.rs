@@ -59,6 +59,16 @@ impl Length {
         fields.convert(param, length, || format!("a whole number in [{least}, {most}]"))
     }
 
+    /// The length that the field `param` asks for, else the server's default.
+    pub fn of(
+        context: &Context<'_>,
+        fields: &mut Fields,
+        param: &'static str,
+    ) -> Result<Self, ApiError> {
+        let given = Self::take(context, fields, param, 1)?;
+        Ok(Self { given, param, default: context.limits.default_max_tokens })
+    }
+
     /// The tokens to generate after a prompt: what was asked for must fit, the default is cut.
     /// `context` is the most of prompt and answer together.
     fn after(&self, prompt: &Prompt, context: usize) -> Result<usize, ApiError> {
@@ -139,19 +149,24 @@ impl Parameters {
         })
     }
 
-    /// Adds the constraint of another field.
-    pub fn constrain(&mut self, asked: Option<Asked>) -> Result<(), ApiError> {
-        match (&self.constraint, asked) {
-            (_, None) => Ok(()),
-            (None, asked) => {
-                self.constraint = asked;
-                Ok(())
-            }
-            (Some(first), Some(second)) => {
-                let got = format!("given beside {}", first.field);
-                Err(ApiError::value(second.field, got, "one constraint"))
-            }
+    /// As [`Self::take`], on a route that gives one answer, without log-probabilities.
+    pub fn take_for_one(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
+        let parameters = Self::take(context, fields, None)?;
+        match parameters.n {
+            1 => Ok(parameters),
+            n => Err(ApiError::value("n", n, "1: this route gives one answer")),
         }
+    }
+
+    /// Takes the `format` of the answer from the object `name`.
+    pub fn take_format(&mut self, fields: &mut Fields, name: &'static str) -> Result<(), ApiError> {
+        let Some(value) = fields.take(name) else { return Ok(()) };
+        let mut output = Fields::of(Place::Output, fields.path(name), value)?;
+        if let Some(format) = output.take("format") {
+            let asked = constraint::format(output.path("format"), format)?;
+            self.constraint = constraint::one(self.constraint.take().into_iter().chain(asked))?;
+        }
+        output.finish()
     }
 
     /// Adds the stop strings of another field to those of `stop`.

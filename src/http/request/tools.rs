@@ -37,8 +37,8 @@ pub struct Tool {
 }
 
 impl Tool {
-    /// A tool whose name and parameters stand in `fields`, the latter under `parameters`.
-    pub fn take(fields: &mut Fields, parameters: &'static str) -> Result<Self, ApiError> {
+    /// The tool that `fields` are, its parameters under the name `parameters`.
+    pub fn take(mut fields: Fields, parameters: &'static str) -> Result<Self, ApiError> {
         let expected = "1 to 64 letters, digits, _, - or .";
         let name = fields.text("name")?.ok_or_else(|| fields.missing("name", expected))?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
@@ -48,8 +48,10 @@ impl Tool {
         fields.flag("strict")?;
         let path = fields.path(parameters);
         let none = || json!({"type": "object", "properties": {}, "additionalProperties": false});
-        let value = fields.take(parameters).unwrap_or_else(none);
-        Ok(Self { name, description: fields.text("description")?, parameters: value, path })
+        let parameters = fields.take(parameters).unwrap_or_else(none);
+        let description = fields.text("description")?;
+        fields.finish()?;
+        Ok(Self { name, description, parameters, path })
     }
 
     /// As templates read it.
@@ -110,45 +112,84 @@ pub struct Calls {
     pub reason: &'static str,
 }
 
+/// Where the name and the rest of a function stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// In an object `function`: chat completions.
+    Nested,
+    /// Beside `type`: responses.
+    Flat,
+}
+
+impl Shape {
+    /// The fields of a function; `expected` are those of the object `function`.
+    pub fn function(self, mut fields: Fields, expected: &str) -> Result<Fields, ApiError> {
+        if let Some(kind) = fields.take("type").filter(|kind| kind != "function") {
+            return Err(fields.refuse("type", &kind, "\"function\", the only kind of tool"));
+        }
+        if self == Self::Flat {
+            return Ok(fields);
+        }
+        let function =
+            fields.take("function").ok_or_else(|| fields.missing("function", expected))?;
+        let function = Fields::of(Place::Tool, fields.path("function"), function)?;
+        fields.finish()?;
+        Ok(function)
+    }
+
+    /// The tool that is named by an object.
+    fn named(self, value: Value) -> Result<Choice, ApiError> {
+        let fields = Fields::of(Place::Tool, "tool_choice", value)?;
+        let mut function = self.function(fields, "{\"name\"}")?;
+        let name = tool_name(&mut function)?;
+        function.finish()?;
+        Ok(Choice::Named(name))
+    }
+
+    /// The forms of `tool_choice`.
+    fn choices(self) -> &'static str {
+        match self {
+            Self::Nested => {
+                "\"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\"}}"
+            }
+            Self::Flat => {
+                "\"none\", \"auto\", \"required\" or {\"type\": \"function\", \"name\": a tool}"
+            }
+        }
+    }
+}
+
+/// The tools of a body, each of which `read` reads.
+pub fn tool_list(
+    fields: &mut Fields,
+    read: impl Fn(Fields) -> Result<Tool, ApiError>,
+) -> Result<Vec<Tool>, ApiError> {
+    let items = fields.list("tools")?.unwrap_or_default().into_iter().enumerate();
+    let read = |(index, item)| read(Fields::of(Place::Tool, format!("tools[{index}]"), item)?);
+    items.map(read).collect()
+}
+
+/// The name of a tool that is called.
+pub fn tool_name(fields: &mut Fields) -> Result<String, ApiError> {
+    fields.text("name")?.ok_or_else(|| fields.missing("name", "the name of a tool"))
+}
+
 impl Tools {
-    /// Takes OpenAI's fields of a chat completion.
-    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let items = fields.list("tools")?.unwrap_or_default();
-        let tools = items.into_iter().enumerate().map(|(index, item)| {
-            let mut tool = Fields::of(Place::Tool, format!("tools[{index}]"), item)?;
-            function_type(&mut tool)?;
-            let function = tool
-                .take("function")
-                .ok_or_else(|| tool.missing("function", "{\"name\", \"parameters\"}"))?;
-            let mut function = Fields::of(Place::Tool, tool.path("function"), function)?;
-            tool.finish()?;
-            let tool = Tool::take(&mut function, "parameters")?;
-            function.finish()?;
-            Ok(tool)
-        });
-        let tools = tools.collect::<Result<Vec<_>, ApiError>>()?;
+    /// Takes OpenAI's fields.
+    pub fn take(fields: &mut Fields, shape: Shape) -> Result<Self, ApiError> {
+        let tools = tool_list(fields, |tool| {
+            Tool::take(shape.function(tool, "{\"name\", \"parameters\"}")?, "parameters")
+        })?;
         let choice = match fields.take("tool_choice") {
             None => Choice::Auto,
             Some(Value::String(choice)) => match choice.as_str() {
                 "none" => Choice::None,
                 "auto" => Choice::Auto,
                 "required" => Choice::Required,
-                _ => return Err(fields.refuse("tool_choice", &choice.into(), CHOICES)),
+                _ => return Err(fields.refuse("tool_choice", &choice.into(), shape.choices())),
             },
-            Some(value @ Value::Object(_)) => {
-                let mut named = Fields::of(Place::Tool, "tool_choice", value)?;
-                function_type(&mut named)?;
-                let function = named
-                    .take("function")
-                    .ok_or_else(|| named.missing("function", "{\"name\"}"))?;
-                let mut function = Fields::of(Place::Tool, named.path("function"), function)?;
-                named.finish()?;
-                let name = function.text("name")?;
-                let name = name.ok_or_else(|| function.missing("name", "the name of a tool"))?;
-                function.finish()?;
-                Choice::Named(name)
-            }
-            Some(other) => return Err(fields.refuse("tool_choice", &other, CHOICES)),
+            Some(value @ Value::Object(_)) => shape.named(value)?,
+            Some(other) => return Err(fields.refuse("tool_choice", &other, shape.choices())),
         };
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
         Self { tools, choice, parallel }.checked()
@@ -246,18 +287,6 @@ impl Tools {
         let reason = if matches!(self.choice, Choice::Named(_)) { "stop" } else { "tool_calls" };
         let calls = Calls { format: format.clone(), reason };
         Ok((calls, Asked { field: "tools".to_owned(), constraint: Constraint::Lark(grammar) }))
-    }
-}
-
-const CHOICES: &str =
-    "\"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\"}}";
-
-/// `type`, which is `function`.
-pub fn function_type(fields: &mut Fields) -> Result<(), ApiError> {
-    match fields.take("type") {
-        None => Ok(()),
-        Some(kind) if kind == "function" => Ok(()),
-        Some(kind) => Err(fields.refuse("type", &kind, "\"function\", the only kind of tool")),
     }
 }
 

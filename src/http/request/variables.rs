@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::json::Fields;
 use crate::{
     chat::{ChatTemplate, is_reserved},
+    grammar::within,
     http::error::{ApiError, shorten, show},
 };
 
@@ -141,17 +142,4 @@ fn bounded(param: String, value: &Value, left: &mut usize) -> Result<(), ApiErro
     }
     let expected = format!("at most {MAX_VALUES} values, nested at most {MAX_DEPTH} deep");
     Err(ApiError::value(param, show(value), expected))
-}
-
-/// Whether a value is nested at most `depth` deep and holds at most as many values as are `left`.
-fn within(value: &Value, depth: usize, left: &mut usize) -> bool {
-    let (Some(depth), Some(rest)) = (depth.checked_sub(1), left.checked_sub(1)) else {
-        return false;
-    };
-    *left = rest;
-    match value {
-        Value::Array(items) => items.iter().all(|item| within(item, depth, left)),
-        Value::Object(map) => map.values().all(|item| within(item, depth, left)),
-        _ => true,
-    }
 }

@@ -19,12 +19,12 @@ use self::{
 };
 use super::{
     app::App,
-    calls::{self, Reader},
+    calls,
     error::ApiError,
     incoming::Incoming,
+    pieces,
     request::responses,
     run::{Run, collect},
-    stream as sse,
 };
 
 /// Answers an input.
@@ -34,15 +34,16 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
     let envelope = Envelope::new(checked.model.clone(), repeated);
     let mut run = Run::start(app, checked).await?;
     if stream {
-        return Ok(sse::respond(run, Events::new(envelope, Reader::new(tools.as_ref()))));
+        return Ok(pieces::respond(run, tools.as_ref(), Events::new(envelope)));
     }
     let choice = collect(&mut run).await?.pop().unwrap_or_default();
     let spoken = calls::read(&choice, tools.as_ref());
     let mut output = Vec::new();
     if !spoken.text.is_empty() || spoken.calls.is_empty() {
-        output.push(message(&calls::id("msg"), &spoken.text, "completed"));
+        output.push(message(&calls::id("msg_"), &spoken.text, "completed"));
     }
-    output
-        .extend(spoken.calls.iter().map(|call| function_call(&calls::id("fc"), call, "completed")));
+    output.extend(
+        spoken.calls.iter().map(|call| function_call(&calls::id("fc_"), call, "completed")),
+    );
     Ok(Json(envelope.complete(&run, choice.reason, output)).into_response())
 }

@@ -25,7 +25,7 @@ impl Envelope {
     /// A new response to a request with these fields.
     pub fn new(model: String, repeated: Map<String, Value>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { id: calls::id("resp"), created: now.as_secs(), model, repeated }
+        Self { id: calls::id("resp_"), created: now.as_secs(), model, repeated }
     }
 
     /// The response while it runs, or its end, with this output.
