@@ -15,6 +15,11 @@ use ladle::{
 };
 use libfuzzer_sys::fuzz_target;
 
+#[path = "../../tests/support/routes.rs"]
+mod routes;
+
+use routes::POSTS;
+
 /// A server of the tiny soup, for the whole process.
 fn address() -> SocketAddr {
     static ADDRESS: OnceLock<SocketAddr> = OnceLock::new();
@@ -73,16 +78,8 @@ fn exchange(address: SocketAddr, head: &str, body: &[u8]) -> u16 {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    const ROUTES: [&str; 6] = [
-        "/generate",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/solve",
-        "/tokenize",
-        "/detokenize",
-    ];
     let Some((&route, body)) = bytes.split_first() else { return };
-    let route = ROUTES[usize::from(route) % ROUTES.len()];
+    let (route, _) = &POSTS[usize::from(route) % POSTS.len()];
     let status = exchange(address(), &format!("POST {route}"), body);
     assert!(status < 500, "{route}: {status}");
 });

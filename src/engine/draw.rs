@@ -45,28 +45,38 @@ struct RequestLogits<'a> {
 impl<B: Backend> Worker<B> {
     /// The embeddings of the requests that want one and whose last row was computed.
     pub(super) fn embeddings(
-        &self,
+        &mut self,
         results: &[(Forward, B::Logits)],
     ) -> Vec<(SeqId, Result<Vec<f32>, EngineError>)> {
-        let mut found = Vec::new();
-        if !self.live.values().any(|live| live.embed) {
-            return found;
+        let Self { backend, live, scheduler, .. } = self;
+        if !live.values().any(|live| live.pool.is_some()) {
+            return Vec::new();
         }
+        let mut rows: HashMap<SeqId, Vec<(Output, Option<&[f32]>)>> = HashMap::new();
         for (forward, logits) in results {
-            let hidden = self.backend.hidden(logits);
+            let hidden = backend.hidden(logits);
             for (index, output) in forward.outputs.iter().enumerate() {
-                if !self.live.get(&output.id).is_some_and(|live| live.embed) {
-                    continue;
-                }
                 let state = hidden.map(|hidden| {
                     let size = hidden.len() / forward.outputs.len();
-                    hidden[index * size..(index + 1) * size].to_vec()
+                    &hidden[index * size..(index + 1) * size]
                 });
-                let reason = "embeddings are computed on the CPU only";
-                found.push((output.id, state.ok_or(EngineError::Unsupported(reason))));
+                rows.entry(output.id).or_default().push((*output, state));
             }
         }
-        found
+        let embedding = |(id, mut rows): (SeqId, Vec<(Output, Option<&[f32]>)>)| {
+            let pool = live.get_mut(&id)?.pool.as_mut()?;
+            rows.sort_by_key(|(output, _)| output.position);
+            for (_, state) in &rows {
+                let Some(state) = state else {
+                    let reason = "embeddings are computed on the CPU only";
+                    return Some((id, Err(EngineError::Unsupported(reason))));
+                };
+                pool.push(state);
+            }
+            let complete = rows.last()?.0.position + 1 == scheduler.tokens(id).len();
+            complete.then(|| (id, Ok(pool.mean())))
+        };
+        rows.into_iter().filter_map(embedding).collect()
     }
 
     /// Chooses the next token of every request whose last row was computed and whose mask is there.

@@ -118,8 +118,8 @@ impl Bounds {
             return invalid("stop", "an empty string, expected at least one character".to_owned());
         }
         let draws = request.grammar.is_some() || request.prompt_logprobs.is_some() || lanes > 1;
-        if request.embed && draws {
-            let reason = "is true, expected false beside a grammar, log-probabilities or lanes";
+        if request.embed.is_some() && draws {
+            let reason = "is given, expected nothing beside a grammar, log-probabilities or lanes";
             return invalid("embed", reason.to_owned());
         }
         if request.grammar.is_some() && request.ignore_eos {

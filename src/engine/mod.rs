@@ -34,6 +34,7 @@ pub mod models;
 mod open;
 pub mod placement;
 mod places;
+mod pooling;
 pub mod request;
 pub mod scheduler;
 mod start;
@@ -51,6 +52,7 @@ pub use handle::{Bounds, EngineHandle, EngineState, Generation};
 pub use merged::OnCacheEvent;
 pub use open::{Listeners, budgets, open};
 pub use places::{Full, Place, Places};
+pub use pooling::Pooling;
 pub use request::{
     CacheOutcome, Combine, EngineError, Event, FinishReason, Finished, GenerateRequest, Mode,
     Started, SubmitError, Timings, Token, TokenLogprob, Usage,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::client::Client;
+use super::{client::Client, pooling::Pooling};
 use crate::{grammar::Grammar, preference::Coefficients, sampling::SamplingParams};
 
 /// How the backbones act together on one request.
@@ -36,8 +36,9 @@ pub struct GenerateRequest {
     /// What the answer is held to; not beside `ignore_eos`, as the end of the grammar is the end of the
     /// answer.
     pub grammar: Option<Grammar>,
-    /// Only the final hidden state of the prompt's last token is wanted: no token is drawn.
-    pub embed: bool,
+    /// Only the embedding of the prompt is wanted, made of these tokens' final hidden states: no token
+    /// is drawn. One of all tokens does not use the prefix cache.
+    pub embed: Option<Pooling>,
     /// Most tokens to generate, at least 1; prompt + this fit the context.
     pub max_tokens: usize,
     /// Strings that end the answer; they and what follows are not delivered.
@@ -67,7 +68,7 @@ impl GenerateRequest {
             combine: Combine::Weights,
             sampling: SamplingParams::default(),
             grammar: None,
-            embed: false,
+            embed: None,
             max_tokens,
             stop: Vec::new(),
             ignore_eos: false,
@@ -82,7 +83,7 @@ impl GenerateRequest {
     /// Whether the same request, sent again, must get the same answer: nothing of it is drawn, or
     /// it is drawn with a seed.
     pub fn is_repeatable(&self) -> bool {
-        self.sampling.is_repeatable() || self.prompt_logprobs.is_some() || self.embed
+        self.sampling.is_repeatable() || self.prompt_logprobs.is_some() || self.embed.is_some()
     }
 }
 
@@ -94,7 +95,7 @@ pub enum Event {
     Started(Started),
     /// Log-probabilities of the prompt, when asked for: one entry per token but the first.
     Prompt(Vec<TokenLogprob>),
-    /// The final hidden state, normed, of the prompt's last token, where that is wanted.
+    /// The embedding of the prompt, where that is wanted: the mean of normed final hidden states.
     Embedding(Vec<f32>),
     /// A token was generated.
     Token(Token),

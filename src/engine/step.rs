@@ -157,7 +157,7 @@ impl<B: Backend> Worker<B> {
             live.queue = waited - live.merge;
             live.cached_tokens = cached.min(live.prompt_tokens);
             self.stats.cached_tokens += live.cached_tokens as u64;
-            if live.prompt_logprobs.is_none() {
+            if !live.needs_prompt() {
                 self.stats.queried_tokens += live.prompt_tokens as u64;
             }
             live.events.send(Event::Started(Started {
@@ -176,7 +176,7 @@ impl<B: Backend> Worker<B> {
             let tokens = self.scheduler.tokens(id);
             let wanted = |&row: &usize| {
                 let next = rows.start + row + 1;
-                next == tokens.len() || live.prompt_logprobs.is_some() && next < live.prompt_tokens
+                next == tokens.len() || live.needs_prompt() && next < live.prompt_tokens
             };
             LaneRows {
                 id,
@@ -280,7 +280,7 @@ impl<B: Backend> Worker<B> {
         self.complete(id, end);
     }
 
-    /// Takes in the final hidden state of a prompt, of which nothing else is wanted.
+    /// Takes in the embedding of a prompt, of which nothing else is wanted.
     fn deliver_embedding(&mut self, id: SeqId, state: Result<Vec<f32>, EngineError>) {
         let state = match state {
             Ok(state) => state,

@@ -17,6 +17,7 @@ use super::{
     handle::{EngineState, Message, SharedState, Submission},
     models::{Lanes, Models, Readiness, Wanted},
     places::Place,
+    pooling::Pool,
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
     scheduler::{NewSequence, Scheduler, SeqId},
     stats::{EngineStats, Observer},
@@ -42,8 +43,8 @@ pub(super) struct Live {
     pub sampling: SamplingParams,
     pub seed: u64,
     pub history: History,
-    /// Only its embedding is wanted.
-    pub embed: bool,
+    /// Its embedding, where that alone is wanted.
+    pub pool: Option<Pool>,
     /// Its way through the grammar of the request.
     pub guide: Option<Guide>,
     /// Logits of the next token, which waits for its mask.
@@ -71,6 +72,14 @@ impl Live {
     pub(super) fn will_be_computed_again(&mut self) {
         self.prompt_report.clear();
         self.parked = None;
+        if let Some(pool) = &mut self.pool {
+            pool.clear();
+        }
+    }
+
+    /// Whether the result of every row of the prompt is wanted, not only that of the last one.
+    pub(super) fn needs_prompt(&self) -> bool {
+        self.prompt_logprobs.is_some() || self.pool.as_ref().is_some_and(Pool::needs_all)
     }
 }
 
@@ -226,7 +235,7 @@ impl<B: Backend> Worker<B> {
             } else {
                 History::default()
             },
-            embed: request.embed,
+            pool: request.embed.map(Pool::new),
             guide: request.grammar.map(|grammar| grammar.start(self.wake.clone())),
             parked: None,
             answer: Answer::new(&self.tokenizer, &prompt, request.stop, eos, max_tokens),
@@ -251,7 +260,7 @@ impl<B: Backend> Worker<B> {
             chains: self.models.chains(&lanes),
             priority: request.priority,
             arrived: arrived.saturating_duration_since(self.started),
-            prompt_logits: live.prompt_logprobs.is_some(),
+            prompt_logits: live.needs_prompt(),
             client: request.client,
         });
         self.live.insert(id, live);

@@ -28,7 +28,7 @@ pub fn asked(trace: &Trace, checked: &Checked, served: &Served) {
     if checked.requests.len() > 1 {
         trace.set("gen_ai.request.choice.count", checked.requests.len());
     }
-    if !request.embed {
+    if request.embed.is_none() {
         let sampling = &request.sampling;
         trace.set("gen_ai.request.max_tokens", request.max_tokens);
         trace.set("gen_ai.request.stream", checked.stream);

@@ -6,20 +6,10 @@ use ladle::config::ServeOptions;
 use proptest::{prelude::*, test_runner::RngSeed};
 use serde_json::{Map, Number, Value, json};
 
-use crate::server::{Server, greedy, options, with};
-
-const PATHS: [&str; 10] = [
-    "/generate",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/embeddings",
-    "/v1/solve",
-    "/tokenize",
-    "/detokenize",
-];
+use crate::{
+    routes::POSTS,
+    server::{Server, greedy, options, with},
+};
 
 const FIELDS: &[&str] = &[
     "model",
@@ -95,6 +85,8 @@ const FIELDS: &[&str] = &[
     "encoding_format",
     "max_output_tokens",
     "stop_sequences",
+    "pooling",
+    "weights",
 ];
 
 fn number() -> impl Strategy<Value = Value> {
@@ -147,25 +139,6 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The smallest body that each route answers.
-fn base(path: &str) -> Value {
-    match path {
-        "/v1/chat/completions" => {
-            json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
-        }
-        "/generate" | "/v1/completions" => json!({"prompt": "The soup is", "max_tokens": 2}),
-        "/v1/messages" => {
-            json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
-        }
-        "/v1/messages/count_tokens" => json!({"messages": [{"role": "user", "content": "Hello"}]}),
-        "/v1/responses" => json!({"input": "Hello", "max_output_tokens": 2}),
-        "/v1/embeddings" => json!({"input": "Hello"}),
-        "/tokenize" => json!({"prompt": "The soup is"}),
-        "/detokenize" => json!({"tokens": [5, 6]}),
-        _ => json!({}),
-    }
-}
-
 /// Answers of at most 8 tokens.
 fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
@@ -192,8 +165,9 @@ fn answered(path: &str, body: Vec<u8>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn path() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(PATHS.to_vec())
+/// A route with a body that it answers.
+fn route() -> impl Strategy<Value = (String, Value)> {
+    prop::sample::select(POSTS.as_slice())
 }
 
 fn cases(cases: u32) -> ProptestConfig {
@@ -206,20 +180,20 @@ proptest! {
 
     #[test]
     fn any_fields_give_an_answer_or_an_error_of_the_client(
-        path in path(), fields in prop::collection::btree_map(name(), value(), 1..4),
+        (path, base) in route(), fields in prop::collection::btree_map(name(), value(), 1..4),
     ) {
-        let body = with(base(path), Value::Object(Map::from_iter(fields)));
-        answered(path, body.to_string().into_bytes())?;
+        let body = with(base, Value::Object(Map::from_iter(fields)));
+        answered(&path, body.to_string().into_bytes())?;
     }
 
     #[test]
     fn any_damage_to_a_body_gives_an_answer_or_an_error_of_the_client(
-        path in path(),
+        (path, base) in route(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         end in any::<prop::sample::Index>(),
         whole: bool,
     ) {
-        let mut body = base(path).to_string().into_bytes();
+        let mut body = base.to_string().into_bytes();
         for (place, byte) in damage {
             let place = place.index(body.len());
             body[place] = byte;
@@ -227,7 +201,7 @@ proptest! {
         if !whole {
             body.truncate(end.index(body.len()));
         }
-        answered(path, body)?;
+        answered(&path, body)?;
     }
 }
 
@@ -259,7 +233,7 @@ fn the_server_answers_as_before_after_odd_bodies() {
         wide.as_str(),
         many.as_str(),
     ] {
-        for path in PATHS {
+        for (path, _) in POSTS.iter() {
             let shown = &body[..body.len().min(60)];
             let status = server.post_bytes(path, body).status;
             assert_eq!(status, 400, "{path} {shown}");

@@ -1,6 +1,9 @@
 use serde_json::{Value, json};
 
-use crate::server::{Server, greedy, with};
+use crate::{
+    routes::POSTS,
+    server::{Server, greedy, with},
+};
 
 /// Asks, checks the error, and checks that the next good request is unharmed.
 fn refused(
@@ -241,14 +244,7 @@ fn messages_that_are_none() {
 
 #[test]
 fn bodies_that_are_not_json() {
-    for path in [
-        "/generate",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/solve",
-        "/tokenize",
-        "/detokenize",
-    ] {
+    for path in POSTS.iter().map(|(path, _)| path.as_str()) {
         refused(
             path,
             "{\"prompt\": \"x\",\n \"n\": }",
@@ -276,25 +272,14 @@ fn bodies_that_are_not_json() {
         refused(path, &b"{\"prompt\": \"\xc3\x28\"}"[..], 400, "invalid_json", None, &["line 1"]);
         let deep = format!("{{\"prompt\": {}", "[".repeat(200_000));
         refused(path, deep, 400, "invalid_json", None, &["recursion limit"]);
-        refused(
-            path,
-            "{\"colour\": 1}",
-            400,
-            if path == "/generate" || path == "/tokenize" {
-                "invalid_value"
-            } else if path == "/v1/solve" {
-                "unknown_field"
-            } else {
-                "invalid_value"
-            },
-            match path {
-                "/generate" | "/tokenize" | "/v1/completions" => Some("prompt"),
-                "/v1/chat/completions" => Some("messages"),
-                "/v1/solve" => Some("colour"),
-                _ => Some("tokens"),
-            },
-            &[],
-        );
+        let (code, param) = match path {
+            "/v1/solve" => ("unknown_field", "colour"),
+            "/generate" | "/tokenize" | "/v1/completions" => ("invalid_value", "prompt"),
+            "/v1/responses" | "/v1/embeddings" => ("invalid_value", "input"),
+            "/detokenize" => ("invalid_value", "tokens"),
+            _ => ("invalid_value", "messages"),
+        };
+        refused(path, "{\"colour\": 1}", 400, code, Some(param), &[]);
     }
 }
 

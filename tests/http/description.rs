@@ -1,10 +1,17 @@
 //! /openapi.json against what the server really takes and gives.
 
+use std::collections::HashSet;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::server::{Server, greedy, with};
+use crate::{
+    routes::POSTS,
+    server::{Server, with},
+    structured::validate,
+    tools::{ask as ask_for_tools, hermes, tools},
+};
 
 fn schema<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     match value["$ref"].as_str() {
@@ -47,22 +54,13 @@ fn every_described_route_exists_and_only_with_its_methods() {
 fn every_described_field_is_taken_and_no_other() {
     let server = Server::shared();
     let document = server.get("/openapi.json").ok();
-    let base = |path: &str| match path {
-        "/v1/chat/completions" | "/v1/messages" | "/v1/messages/count_tokens" => {
-            json!({"messages": [{"role": "user", "content": "x"}]})
-        }
-        "/v1/responses" | "/v1/embeddings" => json!({"input": "x"}),
-        "/v1/completions" | "/generate" | "/tokenize" => json!({"prompt": "x"}),
-        "/detokenize" => json!({"tokens": [1]}),
-        _ => json!({}),
-    };
-    for (path, methods) in document["paths"].as_object().unwrap() {
-        let Some(body) = methods["post"].get("requestBody") else { continue };
+    for (path, example) in POSTS.iter() {
+        let body = &document["paths"][path]["post"]["requestBody"];
         let request = schema(&document, &body["content"]["application/json"]["schema"]);
         for name in request["properties"].as_object().unwrap().keys() {
             // An object with a strange key is no right value of any field but a schema.
             let wrong = if name == "guided_json" { json!(5) } else { json!({"\u{0}": {}}) };
-            let reply = server.post(path, with(base(path), json!({name: wrong})));
+            let reply = server.post(path, with(example.clone(), json!({name: wrong})));
             assert_eq!(reply.status, 400, "{path} {name}: {}", reply.body);
             let (code, param, _) = reply.error();
             let own = param.is_some_and(|param| param.starts_with(name.as_str()));
@@ -78,7 +76,7 @@ fn every_described_field_is_taken_and_no_other() {
                 reply.body
             );
         }
-        let reply = server.post(path, with(base(path), json!({"undescribed": 1})));
+        let reply = server.post(path, with(example.clone(), json!({"undescribed": 1})));
         assert_eq!((reply.status, reply.error().0), (400, "unknown_field"), "{path}");
         let (_, _, message) = reply.error();
         let known: std::collections::BTreeSet<&str> =
@@ -90,38 +88,72 @@ fn every_described_field_is_taken_and_no_other() {
 }
 
 #[test]
-fn answers_have_exactly_the_described_fields() {
+fn every_operation_has_a_name_of_its_own_and_a_tag() {
+    let document = Server::shared().get("/openapi.json").ok();
+    let tags: Vec<&Value> =
+        document["tags"].as_array().unwrap().iter().map(|tag| &tag["name"]).collect();
+    let mut names = HashSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for operation in methods.as_object().unwrap().values() {
+            assert!(names.insert(operation["operationId"].as_str().unwrap()), "{path}");
+            assert!(tags.contains(&&operation["tags"][0]), "{path}");
+        }
+    }
+}
+
+#[test]
+fn answers_are_what_is_described() {
     let server = Server::shared();
     let document = server.get("/openapi.json").ok();
-    let check = |path: &str, method: &str, answer: &Value| {
-        let content = &document["paths"][path][method]["responses"]["200"]["content"]["application/json"]
-            ["schema"];
-        let described = schema(&document, content);
-        let properties = described["properties"].as_object().unwrap();
-        for name in answer.as_object().unwrap().keys() {
-            assert!(properties.contains_key(name), "{path}: {name} is not described");
-        }
-        for name in described["required"].as_array().into_iter().flatten() {
-            assert!(answer.get(name.as_str().unwrap()).is_some(), "{path}: {name} is missing");
-        }
+    let described = |path: &str, method: &str, status: u16| {
+        let response = &document["paths"][path][method]["responses"][status.to_string()];
+        let content = &schema(&document, response)["content"]["application/json"]["schema"];
+        with(content.clone(), json!({"components": document["components"]}))
     };
-    let full = with(greedy(), json!({"n": 2, "logprobs": 1}));
-    check("/generate", "post", &server.generate(full));
-    let messages = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2});
-    check("/v1/chat/completions", "post", &server.post("/v1/chat/completions", messages).ok());
-    let messages = json!({"messages": [{"role": "user", "content": "x"}]});
-    check("/v1/messages", "post", &server.post("/v1/messages", messages.clone()).ok());
-    let tokens = server.post("/v1/messages/count_tokens", messages).ok();
-    check("/v1/messages/count_tokens", "post", &tokens);
-    check("/v1/embeddings", "post", &server.post("/v1/embeddings", json!({"input": "x"})).ok());
-    check("/v1/responses", "post", &server.post("/v1/responses", json!({"input": "x"})).ok());
-    check("/v1/completions", "post", &server.post("/v1/completions", greedy()).ok());
-    check("/v1/solve", "post", &server.post("/v1/solve", json!({})).ok());
-    check("/tokenize", "post", &server.post("/tokenize", json!({"prompt": "x"})).ok());
-    check("/detokenize", "post", &server.post("/detokenize", json!({"tokens": [5]})).ok());
-    for path in ["/v1/soup", "/v1/models", "/health", "/ready"] {
-        check(path, "get", &server.get(path).ok());
+    let mut answers = Vec::new();
+    let mut ask = |server: &Server, path: &str, body: Value, status: u16| {
+        let reply = server.post(path, body);
+        assert_eq!(reply.status, status, "{path}: {}", reply.body);
+        answers.push((described(path, "post", status), reply.body.to_string()));
+    };
+    for (path, example) in POSTS.iter() {
+        ask(server, path, example.clone(), 200);
+        ask(server, path, with(example.clone(), json!({"model": 5})), 400);
+        ask(server, path, with(example.clone(), json!({"model": "another"})), 404);
     }
+    let example = |path: &str| &POSTS.iter().find(|(post, _)| post == path).unwrap().1;
+    for (path, more) in [
+        ("/generate", json!({"n": 2, "logprobs": 2})),
+        ("/generate", json!({"preferences": ["terse", "balanced"], "alpha": 0.5})),
+        ("/v1/chat/completions", json!({"n": 2, "logprobs": true, "top_logprobs": 2})),
+        ("/v1/completions", json!({"echo": true, "logprobs": 2, "n": 2})),
+        ("/v1/embeddings", json!({"encoding_format": "base64", "weights": "sft"})),
+        ("/v1/solve", json!({"preference": "terse", "alpha": {"brief": 1}})),
+    ] {
+        ask(server, path, with(example(path).clone(), more), 200);
+    }
+    let chat = ask_for_tools("<s13>", json!({}));
+    ask(hermes(), "/v1/chat/completions", chat, 200);
+    let functions = tools();
+    let functions = functions.as_array().unwrap().iter().map(|tool| tool["function"].clone());
+    let functions: Vec<Value> = functions.collect();
+    let called = json!({"max_output_tokens": 200, "tools": functions, "tool_choice": "required"});
+    ask(hermes(), "/v1/responses", with(example("/v1/responses").clone(), called), 200);
+    let named = |mut tool: Value| match tool.as_object_mut().unwrap().remove("parameters") {
+        Some(schema) => with(tool, json!({"input_schema": schema})),
+        None => tool,
+    };
+    let blocks: Vec<Value> = functions.into_iter().map(named).collect();
+    let called = json!({"max_tokens": 200, "tools": blocks, "tool_choice": {"type": "any"}});
+    ask(hermes(), "/v1/messages", with(example("/v1/messages").clone(), called), 200);
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let answer = &methods["get"]["responses"]["200"]["content"];
+        if answer.get("application/json").is_some() {
+            let reply = server.get(&path.replace("{id}", "soup-tiny:terse")).ok();
+            answers.push((described(path, "get", 200), reply.to_string()));
+        }
+    }
+    validate(&answers);
 }
 
 /// What stands between the first `<tag…>` and its end.

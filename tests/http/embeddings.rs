@@ -4,7 +4,7 @@ use ladle::config::{MergeMode, ServeOptions};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use crate::server::{Server, fixture, options, with};
+use crate::server::{Server, copied, fixture, options, with};
 
 const EMBEDDINGS: &str = "/v1/embeddings";
 
@@ -69,6 +69,70 @@ fn the_head_makes_the_next_tokens_log_probabilities_of_an_embedding() {
             }
         }
     }
+}
+
+/// tests/reference/make_embeddings.py made the numbers.
+#[test]
+fn last_and_mean_states_are_those_of_transformers() {
+    let text = std::fs::read(fixture("embeddings.json")).unwrap();
+    let reference: Value = serde_json::from_slice(&text).unwrap();
+    let few = Some(5.try_into().unwrap());
+    let tokens = &reference["tokens"];
+    for soup in ["soup-tiny", "soup-tiny-mixed"] {
+        for mode in [MergeMode::Fused, MergeMode::Mixed] {
+            // A prompt takes several steps.
+            let server = Server::start(ServeOptions {
+                soup: Some(fixture(soup)),
+                merge_mode: Some(mode),
+                max_step_tokens: few,
+                max_sequences: few,
+                ..options()
+            });
+            let cases = reference["cases"].as_array().unwrap().iter();
+            for case in cases.filter(|case| case["soup"] == soup) {
+                for pooling in ["last", "mean"] {
+                    let input = json!({"input": tokens, "pooling": pooling});
+                    let got = &vectors(&server, with(input, case["asked"].clone()))[0];
+                    let expected = case[pooling].as_array().unwrap();
+                    assert_eq!(got.len(), expected.len());
+                    let apart = got.iter().zip(expected).map(|(x, y)| x - y.as_f64().unwrap());
+                    let worst = apart.fold(0.0, |worst: f64, x| worst.max(x.abs()));
+                    assert!(worst < 1e-3, "{mode:?} {pooling} {}: {worst}", case["asked"]);
+                }
+            }
+        }
+    }
+}
+
+/// Where the backbones act on the last token alone, the mean over two is of one state of θ_sft and
+/// one of the preference's model.
+#[test]
+fn a_mean_is_over_the_states_of_whatever_computes_each_token() {
+    let soup = copied("soup-tiny");
+    let manifest = soup.path().join("soup.toml");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(manifest, format!("activation = \"answer\"\n{text}")).unwrap();
+    let server = Server::start(ServeOptions { soup: Some(soup.path().to_owned()), ..options() });
+    let of =
+        |ids: Value, more: Value| vectors(&server, with(json!({"input": ids}), more))[0].clone();
+    let terse = json!({"preference": "terse"});
+    let first = of(json!([301]), json!({"weights": "sft"}));
+    let last = of(json!([301, 17]), terse.clone());
+    let mean = of(json!([301, 17]), with(terse, json!({"pooling": "mean"})));
+    // The mean of two vectors lies in their plane, between them.
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (a, b, c) = (dot(&mean, &first), dot(&mean, &last), dot(&first, &last));
+    let (x, y) = ((a - b * c) / (1.0 - c * c), (b - a * c) / (1.0 - c * c));
+    let rest = mean.iter().zip(first.iter().zip(&last)).map(|(m, (f, l))| m - x * f - y * l);
+    let rest = rest.fold(0.0, |worst: f64, x| worst.max(x.abs()));
+    assert!(x > 0.0 && y > 0.0 && rest < 1e-3, "{x} {y} {rest}");
+    let other = json!({"pooling": "mean", "weights": "sft"});
+    assert!(dot(&of(json!([301, 17]), other), &mean) < 0.999);
+    // θ_sft needs no tokens that activate backbones.
+    let soup = Some(fixture("soup-tiny-answer"));
+    let server = Server::start(ServeOptions { soup, ..options() });
+    server.post(EMBEDDINGS, json!({"input": "x", "weights": "sft"})).ok();
+    assert_eq!(server.post(EMBEDDINGS, json!({"input": "x"})).error().1, Some("input"));
 }
 
 #[test]
@@ -137,6 +201,11 @@ fn what_embeddings_cannot_be_is_named() {
         (json!({"input": [600]}), "invalid_value", "input[0]"),
         (json!({"input": "word ".repeat(400)}), "context_length_exceeded", "input"),
         (json!({"encoding_format": "int8"}), "invalid_value", "encoding_format"),
+        (json!({"pooling": "max"}), "invalid_value", "pooling"),
+        (json!({"weights": "base"}), "invalid_value", "weights"),
+        (json!({"weights": "sft", "preference": "terse"}), "invalid_value", "preference"),
+        (json!({"weights": "sft", "alpha": 0}), "invalid_value", "alpha"),
+        (json!({"weights": "sft", "model": "soup-tiny:terse"}), "invalid_value", "model"),
         (json!({"dimensions": 8}), "unsupported", "dimensions"),
         (json!({"max_tokens": 8}), "unknown_field", "max_tokens"),
     ] {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::{
     client::Response,
+    routes::POSTS,
     server::{PATIENCE, Reply, Server, greedy, options, with},
 };
 
@@ -44,14 +45,7 @@ fn without_a_key_only_the_open_routes_answer() {
         assert_eq!((reply.status, reply.error().0), (401, "invalid_api_key"), "{path}");
         assert_eq!(reply.headers["www-authenticate"], "Bearer");
     }
-    for path in [
-        "/generate",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/solve",
-        "/tokenize",
-        "/detokenize",
-    ] {
+    for (path, _) in POSTS.iter() {
         assert_eq!(server.post(path, json!({})).status, 401, "{path}");
     }
     for path in ["/health", "/ready", "/openapi.json"] {

@@ -1,6 +1,7 @@
 //! The server through its own door: a real socket, the real engine, the tiny soup.
 
 mod any_body;
+mod ask;
 mod attacks;
 mod bad_input;
 mod changed_files;
@@ -11,6 +12,7 @@ mod connections;
 mod description;
 mod dialects;
 mod embeddings;
+mod foreign;
 mod generate;
 mod key_limits;
 mod keys;
@@ -22,6 +24,7 @@ mod metrics;
 mod openai;
 mod preference;
 mod process;
+mod protocol;
 mod reproducible;
 mod sdk;
 mod server;
@@ -35,3 +38,5 @@ mod work;
 
 #[path = "../support/prerequisite.rs"]
 mod prerequisite;
+#[path = "../support/routes.rs"]
+mod routes;

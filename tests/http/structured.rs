@@ -46,7 +46,7 @@ fn json_schema(schema: &Value) -> Value {
 }
 
 /// Holds answers against their schemas with the Python package jsonschema.
-fn validate(answers: &[(Value, String)]) {
+pub fn validate(answers: &[(Value, String)]) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let python =
         std::env::var_os("LADLE_TEST_PYTHON").map_or(root.join(".venv/bin/python"), PathBuf::from);

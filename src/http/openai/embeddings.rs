@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: the final hidden state of an input's last token, scaled to length 1.
+//! `POST /v1/embeddings`: final hidden states of an input's tokens, scaled to length 1.
 
 use std::sync::Arc;
 

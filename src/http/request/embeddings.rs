@@ -3,7 +3,11 @@
 use serde_json::Value;
 
 use super::{Checked, Context, StreamUsage, Target, prompt};
-use crate::{engine::GenerateRequest, http::error::ApiError};
+use crate::{
+    engine::{GenerateRequest, Pooling},
+    http::error::ApiError,
+    soup::ActiveFrom,
+};
 
 /// Most inputs of a request.
 const MAX_INPUTS: usize = 256;
@@ -21,7 +25,7 @@ pub enum Encoding {
 pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encoding), ApiError> {
     let Context { served, limits, arrived, .. } = context;
     let mut fields = context.parse(body)?;
-    let Target { model, solutions } = Target::take(context, &mut fields)?;
+    let Target { model, solutions } = Target::take_or_sft(context, &mut fields)?;
     let input = fields.take("input").ok_or_else(|| fields.missing("input", prompt::FORMS))?;
     let encoding = |value: &Value| match value.as_str()? {
         "float" => Some(Encoding::Float),
@@ -30,6 +34,13 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
     };
     let expected = || "\"float\" or \"base64\"".to_owned();
     let encoding = fields.convert("encoding_format", encoding, expected)?;
+    let pooling = |value: &Value| match value.as_str()? {
+        "last" => Some(Pooling::Last),
+        "mean" => Some(Pooling::Mean),
+        _ => None,
+    };
+    let expected = || "\"last\" or \"mean\"".to_owned();
+    let pooling = fields.convert("pooling", pooling, expected)?.unwrap_or(Pooling::Last);
     let texts = prompt::Encoding::take(&mut fields, true)?;
     let priority = context.priority(&mut fields)?;
     fields.finish()?;
@@ -41,9 +52,16 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
             let (context, prompt) = (room, prompt.param);
             return Err(ApiError::ContextLength { context, prompt, tokens, answer: None });
         }
+        let is_sft = solutions[0].coefficients.backbones.iter().all(|c| *c == 0.0);
+        let active_from = match served.active_from {
+            ActiveFrom::Start => None,
+            // No backbone acts on any token.
+            _ if is_sft => Some(0),
+            _ => prompt.active_from(served)?,
+        };
         Ok(GenerateRequest {
-            active_from: prompt.active_from(served)?,
-            embed: true,
+            active_from,
+            embed: Some(pooling),
             deadline: arrived.checked_add(limits.request_timeout),
             priority,
             client: context.client.clone(),

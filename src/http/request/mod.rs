@@ -290,6 +290,39 @@ impl Target {
         Ok(Self { model: model.id, solutions: vec![solution] })
     }
 
+    /// As [`Self::take`]; a body with `weights` `"sft"` wants θ_sft itself, which is α = −1 whatever the
+    /// preference.
+    fn take_or_sft(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
+        let sft = |value: &Value| match value.as_str()? {
+            "merged" => Some(false),
+            "sft" => Some(true),
+            _ => None,
+        };
+        let expected = || "\"merged\" or \"sft\"".to_owned();
+        if !fields.convert("weights", sft, expected)?.unwrap_or(false) {
+            return Self::take(context, fields);
+        }
+        for name in ["preference", "alpha", "lambda"] {
+            if let Some(value) = fields.take(name) {
+                let expected = "nothing beside weights \"sft\", which no backbone changes";
+                return Err(fields.refuse(name, &value, expected));
+            }
+        }
+        let Context { served, headers, .. } = context;
+        if headers.contains_key(PREFERENCE_HEADER) {
+            return Err(ApiError::value("X-Preference", "given", "none beside weights \"sft\""));
+        }
+        let Model { id, preference } = Model::take(served, fields)?;
+        if preference.is_some() {
+            let expected = format!("{:?} beside weights \"sft\"", served.name);
+            return Err(fields.refuse("model", &id.into(), expected));
+        }
+        let solver = Solver { alpha: Alpha::Scalar(-1.0), rule: served.menu.default_rule };
+        let solution = solver.solve(served, &served.menu.default_preference);
+        context.permit(&solution)?;
+        Ok(Self { model: id, solutions: vec![solution] })
+    }
+
     /// As [`Self::take`]; a body with `preferences` gives several to compare instead of one.
     fn take_compared(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
         let Some(value) = fields.take("preferences") else { return Self::take(context, fields) };
