@@ -136,6 +136,7 @@ fn a_whole_number_may_be_written_with_a_fraction_of_zero() {
         (r#""n": "2""#, "n"),
         (r#""seed": 1e300"#, "seed"),
         (r#""seed": 0.5"#, "seed"),
+        (r#""seed": -9223372036854775809"#, "seed"),
         (r#""seed": 18446744073709551616"#, "seed"),
         (r#""priority": -100.5"#, "priority"),
         (r#""logprobs": 1e-9"#, "logprobs"),

@@ -16,6 +16,9 @@ use crate::http::error::{ApiError, shorten, show};
 /// Members whose value is JSON of its own, in which null is a value like others.
 const VERBATIM: &[&str] = &["guided_json", "input_schema", "json", "parameters", "schema"];
 
+/// Floats up to here are told from each other by 1.
+const EXACT: f64 = (1_u64 << 53) as f64;
+
 /// How values are read: without repeated keys, and mostly without members that are `null`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Strict {
@@ -212,8 +215,11 @@ impl Fields {
 
     /// Any 64-bit whole number; a negative one stands for its two's complement.
     pub fn bits(&mut self, name: &'static str) -> Result<Option<u64>, ApiError> {
+        // A float beyond 2⁵³ may stand for another number, which is not a seed to be repeated.
+        let exact =
+            |value: &Value| !value.is_f64() || value.as_f64().is_some_and(|x| x.abs() <= EXACT);
         let bits = |value: &Value| {
-            let number = whole(value)?;
+            let number = whole(value).filter(|_| exact(value))?;
             u64::try_from(number).ok().or_else(|| i64::try_from(number).ok().map(|n| n as u64))
         };
         self.convert(name, bits, || "a whole number of at most 64 bits".to_owned())
