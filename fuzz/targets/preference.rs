@@ -8,6 +8,7 @@ fuzz_target!(|text: &str| {
     let menu = Menu {
         objectives: ["helpful", "harmless", "brief"].map(str::to_owned).to_vec(),
         presets: vec![("balanced".to_owned(), vec![1.0; 3])],
+        efforts: Vec::new(),
         default_preference: Preference::uniform(3),
         default_alpha: Alpha::default(),
         alpha_bounds: (0.0, 2.0),
