@@ -15,7 +15,7 @@ impl World {
     pub(super) fn admitted(&mut self, id: SeqId, cached: usize) {
         let live = self.live.get_mut(&id).unwrap();
         let most = if live.prompt_logits { 0 } else { live.tokens.len() - 1 };
-        assert!(cached % BLOCK == 0 && cached <= most, "{cached} of {most}");
+        assert!(cached.is_multiple_of(BLOCK) && cached <= most, "{cached} of {most}");
         for (lane, rows) in live.rows.iter().enumerate() {
             let blocks = self.scheduler.blocks(id, lane);
             for (position, row) in rows[..cached].iter().enumerate() {
