@@ -1,6 +1,7 @@
 """A server of its own for the scripts of this directory, and what it uses. Linux, Python 3.9."""
 
 import collections
+import errno
 import http.client
 import json
 import os
@@ -56,6 +57,8 @@ class Server:
         """Status and body of an answer; status 0 and the error's name where there was none."""
         connection = self.connect(**where)
         try:
+            while not self._open(connection):
+                time.sleep(0.1)
             headers = {"content-type": "application/json", **(headers or {})}
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -64,6 +67,17 @@ class Server:
             return 0, type(error).__name__.encode()
         finally:
             connection.close()
+
+    @staticmethod
+    def _open(connection):
+        """Opens a connection; false where all ports of this machine are in use for the moment."""
+        try:
+            connection.connect()
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return False
+        return True
 
     def get(self, path):
         return self.ask("GET", path)[0]
