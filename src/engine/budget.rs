@@ -10,9 +10,9 @@ pub const MERGED_BYTES: usize = 2 << 30;
 /// Least bytes of keys and values where no budget is given for them.
 const LEAST_KV: usize = 64 << 20;
 /// The program itself, its threads and what the allocator keeps.
-const PROGRAM: usize = 64 << 20;
+const PROGRAM: usize = 48 << 20;
 /// What a tokenizer takes in memory for each byte of its file, its trie for grammars included.
-const TOKENIZER: usize = 24;
+const TOKENIZER: usize = 16;
 /// What the check of a body takes at most for each byte of it (JSON, template, texts).
 const CHECK: usize = 24;
 /// What the checks of bodies of at most 64 KiB take, which run beside each other.

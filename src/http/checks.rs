@@ -4,10 +4,7 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,8 +23,6 @@ pub struct Checks {
     of_client: usize,
     turns: Mutex<HashMap<Client, Weak<Semaphore>>>,
     large: Arc<Semaphore>,
-    /// A large body was checked since memory was last given back.
-    used: AtomicBool,
 }
 
 /// A worker that is taken; dropping it gives it back.
@@ -45,7 +40,6 @@ impl Default for Checks {
             of_client: workers / 2,
             turns: Mutex::default(),
             large: Arc::new(Semaphore::new(1)),
-            used: AtomicBool::new(false),
         }
     }
 }
@@ -58,7 +52,6 @@ impl Checks {
         bytes: usize,
     ) -> impl Future<Output = Worker> + Send + 'static {
         let large = bytes > SMALL;
-        self.used.fetch_or(large, Ordering::Relaxed);
         let workers = if large { self.large.clone() } else { self.small.clone() };
         let turns = (!large).then(|| self.turns(client));
         async move {
@@ -80,19 +73,6 @@ impl Checks {
         let own = Arc::new(Semaphore::new(self.of_client));
         turns.insert(client.clone(), Arc::downgrade(&own));
         own
-    }
-
-    /// Gives the memory of large bodies and their checks back to the system, where the allocator keeps
-    /// it.
-    pub fn give_back(&self) {
-        if !self.used.swap(false, Ordering::Relaxed) {
-            return;
-        }
-        // SAFETY: the function has no preconditions; it only frees what nobody uses.
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        unsafe {
-            libc::malloc_trim(0);
-        }
     }
 }
 

@@ -21,10 +21,12 @@ use super::{
 };
 use crate::{
     config::{ConnectionLimits, LogFormat, OnFailure, OptionError, ServeConfig, ServeOptions},
+    memory,
     telemetry::{LogError, Telemetry, init_logs},
 };
 
-/// Interval at which samples of histograms are folded and served files are looked at.
+/// Interval at which samples of histograms are folded, served files are looked at and memory is given
+/// back.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Pauses before an engine is started again: the first, and the longest of those that double.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -87,6 +89,7 @@ pub fn command(options: ServeOptions, file: Option<&Path>) -> Result<(), ServeEr
 
 /// Binds, serves until SIGTERM or SIGINT, drains, returns.
 pub fn run(config: ServeConfig) -> Result<(), ServeError> {
+    memory::use_one_arena();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         let listener = bind(&config).await?;
@@ -188,7 +191,7 @@ async fn upkeep(app: Arc<App>) {
         app.telemetry.upkeep();
         let app = app.clone();
         let look = move || {
-            app.checks.give_back();
+            memory::give_back();
             app.served().map(|served| served.look_at_files())
         };
         // A look that panics is no reason to stop looking.
