@@ -28,7 +28,7 @@ use crate::{
     engine::{Ailment, Client, EngineHandle, Full, Place, Places},
     files::Seen,
     grammar::Compiler,
-    preference::{Menu, MixingMatrix},
+    preference::{Front, Menu, MixingMatrix},
     soup::ActiveFrom,
     telemetry::Telemetry,
     tokenizer::Tokenizer,
@@ -48,6 +48,8 @@ pub struct Served {
     pub menu: Menu,
     /// B.
     pub mixing: MixingMatrix,
+    /// The measured front, or why it predicts nothing.
+    pub front: Result<Front, String>,
     /// The first token of a sequence that the backbones act on.
     pub active_from: ActiveFrom,
     pub tokenizer: Tokenizer,

@@ -19,7 +19,7 @@ use crate::{
     grammar::Compiler,
     import::{Store, StoreError, default_models_dir},
     memory,
-    preference::{Menu, Solved},
+    preference::{Front, Menu, Solved},
     soup::{ManifestError, OpenOptions, Soup},
     telemetry::Telemetry,
     tokenizer::{self, Tokenizer, TokenizerError},
@@ -82,6 +82,8 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let menu = soup.manifest.menu()?;
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
+    let front = soup.front.as_ref().ok_or_else(|| "it has none".to_owned());
+    let front = front.and_then(|front| Front::read(front, &menu.objectives, menu.default_rule));
     let mut description = describe(&soup, &menu);
     telemetry.model(&name, &digest, &config.pin);
     let listeners = Listeners {
@@ -100,6 +102,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         merge_cache: config.merge_cache,
         menu,
         mixing,
+        front,
         active_from: soup.active_from.clone(),
         tokenizer,
         grammars,

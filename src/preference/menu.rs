@@ -2,7 +2,7 @@
 //! looked up in, and the names under which a solution is told.
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     form::{AlphaForm, Form, FormError},
@@ -129,6 +129,9 @@ pub struct Solved {
     pub lambda_rule: LambdaRule,
     /// c likewise, and that of θ_sft under `sft`.
     pub coefficients: Map<String, Value>,
+    /// What the rewards are expected to be by objective, where that was asked and is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<Map<String, Value>>,
 }
 
 impl Solved {
@@ -143,6 +146,10 @@ impl Solved {
         };
         let mut coefficients = named(&solution.coefficients.backbones);
         coefficients.insert("sft".into(), solution.coefficients.sft.into());
+        let predicted = solution.predicted.as_ref().map(|predicted| {
+            let names = menu.objectives.iter().cloned();
+            names.zip(predicted.iter().map(|one| json!(one))).collect()
+        });
         Self {
             preference: named(solution.preference.weights()),
             alpha: match &solution.alpha {
@@ -152,6 +159,7 @@ impl Solved {
             lambda: named(&solution.lambda),
             lambda_rule: solution.rule,
             coefficients,
+            predicted,
         }
     }
 }
@@ -163,8 +171,6 @@ fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn menu() -> Menu {

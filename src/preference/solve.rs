@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{mixing::MixingMatrix, simplex::Preference};
+use super::{mixing::MixingMatrix, simplex::Preference, surrogate::Predicted};
 
 /// Extrapolation away from θ_sft (Bone Soups eq. 9, `docs/algorithms.md` §1.3): one α ≥ 0, or one per
 /// objective.
@@ -123,6 +123,8 @@ pub struct Solution {
     pub lambda: Vec<f64>,
     /// c.
     pub coefficients: Coefficients,
+    /// What its rewards are expected to be, one per objective, where that was asked and is known.
+    pub predicted: Option<Vec<Predicted>>,
 }
 
 impl MixingMatrix {
@@ -157,6 +159,7 @@ impl MixingMatrix {
             rule,
             lambda,
             coefficients: Coefficients { backbones, sft: 0.0 - extrapolated },
+            predicted: None,
         }
     }
 }

@@ -220,3 +220,86 @@ fn an_effort_is_a_preset_where_the_soup_says_so() {
         assert!(error.contains(told), "{error}");
     }
 }
+
+#[test]
+fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
+    let soup = copied("soup-tiny");
+    let reference: Value =
+        serde_json::from_str(include_str!("../fixtures/front-reference.json")).unwrap();
+    let case = &reference["cases"][1];
+    fs::write(soup.path().join("front.json"), case["front"].to_string()).unwrap();
+    let server = Server::start(ServeOptions { soup: Some(soup.path().into()), ..options() });
+    let expected = &case["targets"][0];
+    let goal = json!({"target": expected["target"], "maximise": expected["maximise"]});
+    let solved = server.post("/v1/solve", goal.clone()).ok();
+    let (bounded, bound) = expected["target"].as_object().unwrap().iter().next().unwrap();
+    let value = |answer: &Value, name: &str| answer["predicted"][name]["value"].as_f64().unwrap();
+    assert!(value(&solved, bounded) >= bound["min"].as_f64().unwrap() - 1e-6, "{solved}");
+    let maximised = expected["maximise"].as_str().unwrap();
+    assert!((value(&solved, maximised) - expected["best"].as_f64().unwrap()).abs() < 1e-3);
+
+    // The same preference on every route; it answers as if it had been given.
+    let answer = server.generate(with(greedy(), goal.clone()));
+    assert_eq!(answer["preference"], solved["preference"]);
+    assert_eq!(answer["predicted"], solved["predicted"]);
+    let given = server.generate(with(greedy(), json!({"preference": solved["preference"]})));
+    assert_eq!((&answer["text"], &given["predicted"]), (&given["text"], &Value::Null));
+    let body = json!({"model": "soup-tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1});
+    let chat = server.post("/v1/chat/completions", with(body, goal.clone())).ok();
+    assert_eq!(chat["ladle"]["preference"], solved["preference"]);
+
+    for (body, param, words) in [
+        (
+            json!({"target": expected["target"]}),
+            "maximise",
+            "maximise is null, expected the objective",
+        ),
+        (json!({"maximise": "speed"}), "maximise", "maximise is \"speed\", expected the objective"),
+        (
+            json!({"maximise": "brief", "target": 5}),
+            "target",
+            "target is 5, expected bounds by objective",
+        ),
+        (
+            json!({"maximise": "brief", "target": {"speed": {"min": 1}}}),
+            "target.speed",
+            "names \"speed\"",
+        ),
+        (
+            json!({"maximise": "brief", "target": {"brief": 1}}),
+            "target.brief",
+            "expected an object with min",
+        ),
+        (
+            json!({"maximise": "brief", "target": {"brief": {"mean": 1}}}),
+            "target.brief.mean",
+            "min or max",
+        ),
+        (
+            json!({"maximise": "brief", "target": {"brief": {"min": "1"}}}),
+            "target.brief.min",
+            "a number",
+        ),
+        (
+            json!({"maximise": "brief", "target": {"brief": {"min": 1e9}}}),
+            "target.brief.min",
+            "predicted to reach",
+        ),
+        (json!({"maximise": "brief", "alpha": 1}), "target", "measured at"),
+        (
+            json!({"maximise": "brief", "preference": "terse"}),
+            "preference",
+            "either preference or target",
+        ),
+    ] {
+        let refused = server.post("/v1/solve", body.clone());
+        assert_eq!(refused.status, 400, "{body}");
+        let (_, named, message) = refused.error();
+        assert_eq!(named, Some(param), "{body}: {message}");
+        assert!(message.contains(words), "{body}: {message}");
+    }
+    let compared = with(greedy(), json!({"preferences": ["terse", "terse"], "maximise": "brief"}));
+    assert!(server.post("/generate", compared).error().2.contains("beside preferences"));
+    let without = Server::shared().post("/v1/solve", json!({"maximise": "brief"}));
+    assert!(without.error().2.contains("a soup with a measured front"), "{:?}", without.error());
+}

@@ -40,7 +40,9 @@ use super::{
 use crate::{
     config::RequestLimits,
     engine::{Client, GenerateRequest},
-    preference::{Alpha, AlphaForm, Form, LambdaRule, ModelKey, Preference, Solution},
+    preference::{
+        Alpha, AlphaForm, Form, FormError, Goal, LambdaRule, ModelKey, Preference, Solution,
+    },
 };
 
 /// Longest model id, bytes. It is echoed in every chunk of a stream.
@@ -265,13 +267,30 @@ pub struct Target {
 }
 
 impl Target {
-    /// Takes `model`, `preference`, `alpha` and `lambda`. Precedence: the body's `preference`, the model id,
-    /// the header, the soup's preset for the `reasoning_effort`, the soup's default. Only the form that counts is looked at.
+    /// Takes `model`, `preference` or `target` with `maximise`, `alpha` and `lambda`. Precedence: the body's
+    /// `preference` or `target`, the model id, the header, the soup's preset for the `reasoning_effort`, the
+    /// soup's default. Only the form that counts is looked at.
     fn take(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
         let Context { served, headers, .. } = context;
         let (menu, model) = (&served.menu, Model::take(served, fields)?);
+        let solver = Solver::take(served, fields)?;
+        let goal = goal(served, fields)?;
         let preference = if let Some(value) = fields.take("preference") {
+            if goal.is_some() {
+                return Err(ApiError::value(
+                    "preference",
+                    show(&value),
+                    "either preference or target",
+                ));
+            }
             menu.preference("preference", Form::from_json("preference", value)?)?
+        } else if let Some(goal) = &goal {
+            let nowhere = |reason: &String| {
+                let got = format!("asked of a soup whose front says nothing: {reason}");
+                FormError::value("target", got, "a soup with a measured front")
+            };
+            let front = served.front.as_ref().map_err(nowhere)?;
+            goal.solve(menu, front, solver.rule, &solver.alpha)?
         } else if let Some(text) = &model.preference {
             menu.preference("model", Form::from_text("model", text)?)?
         } else if let Some(header) = headers.get(PREFERENCE_HEADER) {
@@ -285,8 +304,11 @@ impl Target {
         } else {
             menu.default_preference.clone()
         };
-        let solution = Solver::take(served, fields)?.solve(served, &preference);
+        let mut solution = solver.solve(served, &preference);
         context.permit(&solution)?;
+        if goal.is_some() {
+            predict(served, &mut solution);
+        }
         Ok(Self { model: model.id, solutions: vec![solution] })
     }
 
@@ -341,6 +363,9 @@ impl Target {
             let expected = "either preference or preferences";
             return Err(ApiError::value("preference", show(&value), expected));
         }
+        if goal(served, fields)?.is_some() {
+            return Err(ApiError::value("target", "given beside preferences", "one of the two"));
+        }
         let (model, solver) = (Model::take(served, fields)?, Solver::take(served, fields)?);
         let solve = |(index, form)| {
             let field = format!("preferences[{index}]");
@@ -352,6 +377,19 @@ impl Target {
         let solutions = forms.into_iter().enumerate().map(solve);
         Ok(Self { model: model.id, solutions: solutions.collect::<Result<_, ApiError>>()? })
     }
+}
+
+/// Takes `target` and `maximise`.
+fn goal(served: &Served, fields: &mut Fields) -> Result<Option<Goal>, ApiError> {
+    match (fields.take("target"), fields.take("maximise")) {
+        (None, None) => Ok(None),
+        (target, maximise) => Ok(Some(Goal::from_json(&served.menu, target, maximise)?)),
+    }
+}
+
+/// Adds to a solution what its rewards are expected to be, where the soup's front says it.
+fn predict(served: &Served, solution: &mut Solution) {
+    solution.predicted = served.front.as_ref().ok().and_then(|front| front.predict(solution));
 }
 
 /// `reasoning_effort`, which templates read too.

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::{
     Checked, Context, Model, StreamUsage, Target,
     conversation::{self, Opening},
+    predict,
     prompt::{self, Encoding, Source},
     sampling::{Length, Parameters, logprobs, stream_options},
     tools::{Shape, Tools},
@@ -53,7 +54,9 @@ pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiErr
     let mut fields = context.parse(body)?;
     let Target { mut solutions, .. } = Target::take(context, &mut fields)?;
     fields.finish()?;
-    Ok(solutions.remove(0))
+    let mut solution = solutions.remove(0);
+    predict(context.served, &mut solution);
+    Ok(solution)
 }
 
 /// `POST /tokenize`: the ids, and the longest prompt and answer together, in tokens.

@@ -1,0 +1,174 @@
+//! Rewards predicted from a measured front, and preferences that reach targets, against numpy
+//! (`tests/reference/make_front.py`).
+
+use ladle::preference::{Alpha, Front, Goal, LambdaRule, Menu, MixingMatrix, Preference, Solution};
+use serde_json::{Value, json};
+
+struct Case {
+    reference: Value,
+    menu: Menu,
+    front: Front,
+}
+
+fn reference() -> Value {
+    serde_json::from_str(include_str!("fixtures/front-reference.json")).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn menu(objectives: &[&str]) -> Menu {
+    Menu {
+        objectives: objectives.iter().map(|name| (*name).to_owned()).collect(),
+        presets: Vec::new(),
+        efforts: Vec::new(),
+        default_preference: Preference::uniform(objectives.len()),
+        default_alpha: Alpha::default(),
+        alpha_bounds: (0.0, 1.0),
+        default_rule: LambdaRule::Exact,
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let Value::Array(cases) = reference()["cases"].take() else { panic!("expected cases") };
+    let case = |reference: Value| {
+        let objectives = reference["front"]["objectives"].as_array().unwrap();
+        let names: Vec<&str> = objectives.iter().map(|one| one["name"].as_str().unwrap()).collect();
+        let menu = menu(&names);
+        let front = read(&reference["front"], &menu).unwrap();
+        Case { menu, front, reference }
+    };
+    cases.into_iter().map(case).collect()
+}
+
+fn read(front: &Value, menu: &Menu) -> Result<Front, String> {
+    Front::read(front, &menu.objectives, menu.default_rule)
+}
+
+fn solution(mu: &[f64], rule: LambdaRule, alpha: Alpha) -> Solution {
+    let mixing = MixingMatrix::circulant(mu.len(), 0.7).unwrap();
+    mixing.solve_by(rule, &Preference::new(mu, mu.len()).unwrap(), &alpha)
+}
+
+impl Case {
+    fn reach(&self, target: Value, maximise: &str) -> Result<Vec<f64>, String> {
+        let goal = Goal::from_json(&self.menu, Some(target), Some(maximise.into()));
+        let preference = goal.and_then(|goal| {
+            goal.solve(&self.menu, &self.front, LambdaRule::Exact, &Alpha::default())
+        });
+        let mu = preference.map_err(|error| error.to_string())?;
+        let predicted =
+            self.front.predict(&solution(mu.weights(), LambdaRule::Exact, Alpha::default()));
+        Ok(predicted.unwrap().iter().map(|one| one.value).collect())
+    }
+
+    fn place(&self, name: &str) -> usize {
+        self.menu.objectives.iter().position(|objective| objective == name).unwrap()
+    }
+}
+
+#[test]
+fn predictions_and_their_errors_are_those_of_refitting_without_each_point() {
+    for case in cases() {
+        for expected in case.reference["predictions"].as_array().unwrap() {
+            let mu = numbers(&expected["preference"]);
+            let predicted = case.front.predict(&solution(&mu, LambdaRule::Exact, Alpha::default()));
+            for (index, one) in predicted.unwrap().iter().enumerate() {
+                for (name, got) in [("value", one.value), ("low", one.low), ("high", one.high)] {
+                    let expected = numbers(&expected[name])[index];
+                    assert!((got - expected).abs() < 1e-9, "{name}: {got}, expected {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_target_is_reached_as_well_as_by_trying_every_preference() {
+    for case in cases() {
+        for expected in case.reference["targets"].as_array().unwrap() {
+            let (target, maximise) = (&expected["target"], expected["maximise"].as_str().unwrap());
+            let reached = case.reach(target.clone(), maximise).unwrap();
+            let (name, bound) = target.as_object().unwrap().iter().next().unwrap();
+            assert!(reached[case.place(name)] >= bound["min"].as_f64().unwrap() - 1e-6);
+            let (got, best) = (reached[case.place(maximise)], expected["best"].as_f64().unwrap());
+            assert!(got >= best - 1e-4, "{maximise} {got}, by exhaustion {best} with {target}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_reached_is_said_with_what_can() {
+    for case in cases() {
+        let (largest, smallest) =
+            (numbers(&case.reference["largest"]), numbers(&case.reference["smallest"]));
+        for (index, name) in case.menu.objectives.iter().enumerate() {
+            for (end, reached, beyond, word) in [
+                ("min", largest[index], largest[index] + 0.5, "most"),
+                ("max", smallest[index], smallest[index] - 0.5, "least"),
+            ] {
+                let error = case.reach(json!({name: {end: beyond}}), name).unwrap_err();
+                let expected = format!(
+                    "target.{name}.{end} is {beyond}, expected at {word} {reached:.3}, which the soup's front is predicted to reach"
+                );
+                assert_eq!(error, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn bounds_that_no_preference_keeps_at_once_are_refused_with_the_nearest() {
+    let case = &cases()[0];
+    let largest = numbers(&case.reference["largest"]);
+    // Each alone can be reached, both cannot: the front falls from one end to the other.
+    let target =
+        json!({"helpful": {"min": largest[0] - 1e-3}, "harmless": {"min": largest[1] - 1e-3}});
+    let error = case.reach(target, "helpful").unwrap_err();
+    assert!(error.starts_with("target is out of reach, expected bounds that one preference keeps"));
+    assert!(error.contains("nearest are helpful "), "{error}");
+}
+
+#[test]
+fn only_what_was_measured_is_predicted() {
+    let case = &cases()[0];
+    for (rule, alpha) in [
+        (LambdaRule::Clamp, Alpha::Scalar(0.0)),
+        (LambdaRule::Exact, Alpha::Scalar(0.5)),
+        (LambdaRule::Exact, Alpha::PerObjective(vec![0.0, 0.0])),
+    ] {
+        assert_eq!(case.front.predict(&solution(&[0.5, 0.5], rule, alpha.clone())), None);
+        let goal = Goal::from_json(&case.menu, None, Some("helpful".into())).unwrap();
+        let error = goal.solve(&case.menu, &case.front, rule, &alpha).unwrap_err();
+        let measured =
+            "expected what the soup's front was measured at: lambda \"exact\" and alpha 0";
+        assert!(error.to_string().contains(measured), "{error}");
+    }
+}
+
+#[test]
+fn a_front_that_predicts_nothing_says_why() {
+    let menu = menu(&["helpful", "harmless"]);
+    let front = |change: &dyn Fn(&mut Value)| {
+        let mut front = reference()["cases"][0]["front"].take();
+        change(&mut front);
+        read(&front, &menu).map(|_| ()).unwrap_err()
+    };
+    let few = |front: &mut Value| {
+        front["methods"][0]["points"].as_array_mut().unwrap().truncate(3);
+    };
+    assert_eq!(front(&few), "it has 3 points, expected more than 3");
+    let same = |front: &mut Value| {
+        let points = front["methods"][0]["points"].as_array_mut().unwrap();
+        points.iter_mut().for_each(|point| point["preference"] = json!([0.5, 0.5]));
+    };
+    assert_eq!(front(&same), "its preferences do not determine a quadratic");
+    let foreign = |front: &mut Value| front["objectives"][0]["name"] = "kind".into();
+    assert_eq!(front(&foreign), "it was measured for other objectives");
+    let other = |front: &mut Value| front["methods"][0]["kind"] = "rewarded".into();
+    assert_eq!(front(&other), "it has no sweep of the soup as it is served");
+    let short = |front: &mut Value| front["methods"][0]["points"][0]["mean"] = json!([1.0]);
+    assert_eq!(front(&short), "a point of it has another number of objectives");
+    assert!(front(&|front: &mut Value| front["methods"] = 5.into()).contains("invalid type"));
+}
