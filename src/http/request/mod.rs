@@ -273,9 +273,10 @@ impl Target {
     fn take(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
         let Context { served, headers, .. } = context;
         let (menu, model) = (&served.menu, Model::take(served, fields)?);
+        let given = fields.take("preference");
         let solver = Solver::take(served, fields)?;
         let goal = goal(served, fields)?;
-        let preference = if let Some(value) = fields.take("preference") {
+        let preference = if let Some(value) = given {
             if goal.is_some() {
                 return Err(ApiError::value(
                     "preference",
