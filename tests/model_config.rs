@@ -1,6 +1,6 @@
 //! What a `config.json` becomes, and what is said of one that cannot be served.
 
-use ladle::model::config::ModelConfig;
+use ladle::model::config::{ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
 fn llama() -> Value {
@@ -117,19 +117,29 @@ fn the_difference_of_two_models_is_told_by_key() {
     let told = differs(json!({"rms_norm_eps": null}), json!({})).unwrap();
     assert_eq!(told, "rms_norm_eps: 1e-6, 1e-5");
     let scaled = json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}});
+    let granite = |factor| json!({"model_type": "granite", "residual_multiplier": factor});
+    assert!(differs(granite(0.5), granite(0.25)).unwrap().contains("residual_multiplier"));
     assert!(differs(json!({}), scaled).unwrap().contains("rope_scaling"));
 }
 
 #[test]
 fn families_have_the_tensors_that_transformers_gives_them() {
     let qwen2 = read(with(llama(), json!({"model_type": "qwen2", "num_key_value_heads": 2})));
-    assert!(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.qk_norm);
+    assert!(qwen2.qkv_bias && !qwen2.output_bias && qwen2.qk_norm == QkNorm::None);
     let qwen3 = read(with(llama(), json!({"model_type": "qwen3", "num_key_value_heads": 2})));
-    assert!(!qwen3.qkv_bias && qwen3.qk_norm);
+    assert!(!qwen3.qkv_bias && qwen3.qk_norm == QkNorm::Heads);
     assert_eq!(qwen3.head_dim, 128);
     let shapes: std::collections::HashMap<_, _> = qwen3.tensors().into_iter().collect();
     assert_eq!(shapes["model.layers.0.self_attn.q_proj.weight"], [8 * 128, 64]);
     assert_eq!(shapes["model.layers.2.self_attn.k_norm.weight"], [128]);
+    let smollm3 = json!({"model_type": "smollm3", "num_key_value_heads": 2});
+    let smollm3 = read(with(with(llama(), smollm3), json!({"no_rope_layer_interval": 2})));
+    assert_eq!((smollm3.rotary.as_slice(), smollm3.tied), ([true, false, true].as_slice(), true));
+    let olmo2 = read(with(llama(), json!({"model_type": "olmo2", "num_key_value_heads": 2})));
+    let shapes: std::collections::HashMap<_, _> = olmo2.tensors().into_iter().collect();
+    assert_eq!(shapes["model.layers.1.self_attn.k_norm.weight"], [16]);
+    assert!(shapes.contains_key("model.layers.1.post_feedforward_layernorm.weight"));
+    assert!(!shapes.contains_key("model.layers.1.input_layernorm.weight"));
     let biased = read(with(llama(), json!({"attention_bias": true, "mlp_bias": true})));
     assert!(biased.qkv_bias && biased.output_bias && biased.mlp_bias);
 }
@@ -139,8 +149,26 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
     for (changes, expected) in [
         (
             json!({"model_type": "gemma"}),
-            "config.json: model_type: is \"gemma\", which is not served; must be one of llama, \
-             mistral, qwen2, qwen3",
+            "config.json: model_type: is \"gemma\", which is not served: the nearest served is \
+             llama, which lacks norms with 1 + gain, GELU, scaled embeddings; must be one of \
+             llama, mistral, qwen2, qwen3, smollm3, olmo2, granite",
+        ),
+        (
+            json!({"model_type": "brand_new"}),
+            "config.json: model_type: is \"brand_new\", which is not served; must be one of \
+             llama, mistral, qwen2, qwen3, smollm3, olmo2, granite",
+        ),
+        (
+            json!({"model_type": "smollm3", "num_key_value_heads": 2, "no_rope_layers": [1, 0]}),
+            "config.json: no_rope_layers: must be a list of num_hidden_layers = 3 numbers, 0 or 1",
+        ),
+        (
+            json!({"model_type": "smollm3", "num_key_value_heads": 2, "no_rope_layers": [1, 2, 1]}),
+            "config.json: no_rope_layers[1]: is 2, must be 0 or 1",
+        ),
+        (
+            json!({"model_type": "granite", "logits_scaling": 0}),
+            "config.json: logits_scaling: is 0, must be a number above 0",
         ),
         (
             json!({"hidden_size": null}),

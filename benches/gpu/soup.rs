@@ -9,7 +9,7 @@ use ladle::{
         SoupPlan,
         plan::{Change, Ingredient, Ingredients, Tensors},
     },
-    model::config::ModelConfig,
+    model::config::{ModelConfig, Multipliers, Norms, QkNorm},
     soup::LoraModule,
 };
 
@@ -47,11 +47,14 @@ pub fn config(
         max_positions: 4096,
         norm_eps: 1e-5,
         rope: Rope { inv_freq: (0..head_dim / 2).map(frequency).collect(), scale: 1.0 },
+        rotary: vec![true; layers],
         windows: vec![None; layers],
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
-        qk_norm: false,
+        norms: Norms::Before,
+        qk_norm: QkNorm::None,
+        multipliers: Multipliers::ONE,
         tied: false,
         eos: Vec::new(),
     }

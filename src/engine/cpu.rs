@@ -132,7 +132,7 @@ impl Passes for CpuPasses {
             return Ok(CpuOutputs { hidden, logits: None });
         }
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
-        let logits = decoder.logits(&self.kernels, &hidden, c.as_ref())?;
+        let logits = decoder.logits(&self.kernels, &hidden, batch.outputs.len(), c.as_ref())?;
         Ok(CpuOutputs { hidden, logits: Some(logits) })
     }
 

@@ -226,7 +226,7 @@ impl<D: Device> Passes for CudaPasses<D> {
             return Ok(Vec::new());
         }
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
-        let logits = decoder.logits(&self.kernels, &hidden, c.as_ref())?;
+        let logits = decoder.logits(&self.kernels, &hidden, batch.outputs.len(), c.as_ref())?;
         self.kernels.values(&logits)
     }
 

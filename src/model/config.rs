@@ -7,7 +7,7 @@ use crate::kernels::{AttentionShape, Rope};
 /// A checked model configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// `model_type` of the checkpoint: llama, mistral, qwen2 or qwen3.
+    /// `model_type` of the checkpoint, such as llama.
     pub model_type: String,
     /// Vocabulary rows of the embedding.
     pub vocab_size: usize,
@@ -29,6 +29,8 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// Rotary constants, scaling applied.
     pub rope: Rope,
+    /// Whether queries and keys are rotated, per layer.
+    pub rotary: Vec<bool>,
     /// Sliding window in tokens, per layer.
     pub windows: Vec<Option<usize>>,
     /// Biases on q, k and v.
@@ -37,12 +39,64 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// Biases in the feed-forward layer.
     pub mlp_bias: bool,
-    /// RMS norms on each head of q and k (Qwen3).
-    pub qk_norm: bool,
+    /// Where the norms of a layer stand.
+    pub norms: Norms,
+    /// RMS norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Constant factors (Granite).
+    pub multipliers: Multipliers,
     /// The output head is the embedding table.
     pub tied: bool,
     /// End-of-sequence ids named by the configuration.
     pub eos: Vec<u32>,
+}
+
+/// Where the two norms of a layer stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms {
+    /// Of the inputs of attention and feed-forward layer (Llama).
+    Before,
+    /// Of their outputs, before these are added to the residual stream (OLMo 2).
+    After,
+}
+
+/// RMS norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// One gain for each head (Qwen3).
+    Heads,
+    /// Over all heads together (OLMo 2).
+    Whole,
+}
+
+/// Constant factors of a forward pass; 1 changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Multipliers {
+    /// Of the embeddings.
+    pub embedding: f32,
+    /// Of the queries, beside attention's 1/√head_dim.
+    pub query: f32,
+    /// Of the outputs of attention and feed-forward layer.
+    pub residual: f32,
+    /// Of the logits.
+    pub logits: f32,
+}
+
+impl Norms {
+    /// The norms before and after attention, before and after the feed-forward layer.
+    pub fn modules(self) -> [Option<Module>; 4] {
+        match self {
+            Self::Before => [Some(Module::InputNorm), None, Some(Module::PostNorm), None],
+            Self::After => [None, Some(Module::PostNorm), None, Some(Module::PostMlpNorm)],
+        }
+    }
+}
+
+impl Multipliers {
+    /// None of them.
+    pub const ONE: Self = Self { embedding: 1.0, query: 1.0, residual: 1.0, logits: 1.0 };
 }
 
 /// A configuration that is not supported, with the key that decides it.
@@ -89,6 +143,9 @@ impl ModelConfig {
             "attention_bias": qkv_bias,
             "attention_bias": output_bias,
             "mlp_bias": mlp_bias,
+            "no_rope_layers": rotary,
+            "embedding_multiplier, attention_multiplier, residual_multiplier or logits_scaling":
+                multipliers,
             "tie_word_embeddings": tied,
         }
         if self.windows != other.windows {
@@ -120,7 +177,7 @@ impl ModelConfig {
         let (q, kv, ff) = (self.heads * hd, self.kv_heads * hd, self.intermediate_size);
         let mut out = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, h])];
         for layer in 0..self.layers {
-            for norm in [Module::InputNorm, Module::PostNorm] {
+            for norm in self.norms.modules().into_iter().flatten() {
                 out.push((norm.weight(layer), vec![h]));
             }
             for (module, rows, cols, bias) in [
@@ -137,10 +194,15 @@ impl ModelConfig {
                     out.push((module.bias(layer), vec![rows]));
                 }
             }
-            if self.qk_norm {
-                for norm in [Module::QNorm, Module::KNorm] {
-                    out.push((norm.weight(layer), vec![hd]));
-                }
+            let widths = match self.qk_norm {
+                QkNorm::None => None,
+                QkNorm::Heads => Some([hd, hd]),
+                QkNorm::Whole => Some([q, kv]),
+            };
+            for (norm, width) in
+                [Module::QNorm, Module::KNorm].into_iter().zip(widths.into_iter().flatten())
+            {
+                out.push((norm.weight(layer), vec![width]));
             }
         }
         out.push((NORM.to_owned(), vec![h]));

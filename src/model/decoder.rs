@@ -6,9 +6,12 @@
 //!             x += down(silu(gate(norm x)) ⊙ up(norm x))
 //! logits = head(norm x[outputs])
 //! ```
+//!
+//! Families differ in where norms stand, in layers without rotation and in constant factors: all of
+//! it is data of [`ModelConfig`].
 
 use super::{
-    config::ModelConfig,
+    config::{ModelConfig, QkNorm},
     linear::{Affine, Parameter, linears},
     names::{EMBEDDING, HEAD, Module, NORM},
 };
@@ -30,13 +33,13 @@ impl<W> Linear<W> {
 
 #[derive(Debug, Clone)]
 struct Layer<W> {
-    input_norm: Parameter<W>,
+    /// Norms before and after attention, before and after the feed-forward layer.
+    norms: [Option<Parameter<W>>; 4],
     q: Linear<W>,
     k: Linear<W>,
     v: Linear<W>,
     o: Linear<W>,
     qk_norm: Option<(Parameter<W>, Parameter<W>)>,
-    post_norm: Parameter<W>,
     gate: Linear<W>,
     up: Linear<W>,
     down: Linear<W>,
@@ -68,6 +71,7 @@ impl<W: Clone> Decoder<W> {
                     bias: if bias { Some(parameter(&module.bias(index))?) } else { None },
                 })
             };
+            let [q_norm, k_norm] = [Module::QNorm, Module::KNorm];
             layers.push(Layer {
                 q: linear(Module::Q, config.qkv_bias)?,
                 k: linear(Module::K, config.qkv_bias)?,
@@ -76,13 +80,18 @@ impl<W: Clone> Decoder<W> {
                 gate: linear(Module::Gate, config.mlp_bias)?,
                 up: linear(Module::Up, config.mlp_bias)?,
                 down: linear(Module::Down, config.mlp_bias)?,
-                input_norm: parameter(&Module::InputNorm.weight(index))?,
-                post_norm: parameter(&Module::PostNorm.weight(index))?,
-                qk_norm: if config.qk_norm {
-                    let norms = [Module::QNorm, Module::KNorm].map(|norm| norm.weight(index));
-                    Some((parameter(&norms[0])?, parameter(&norms[1])?))
-                } else {
+                qk_norm: if config.qk_norm == QkNorm::None {
                     None
+                } else {
+                    Some((parameter(&q_norm.weight(index))?, parameter(&k_norm.weight(index))?))
+                },
+                norms: {
+                    let mut norms = [None, None, None, None];
+                    for (norm, module) in norms.iter_mut().zip(config.norms.modules()) {
+                        *norm =
+                            module.map(|module| parameter(&module.weight(index))).transpose()?;
+                    }
+                    norms
                 },
             });
         }
@@ -149,7 +158,8 @@ impl<W: Clone> Decoder<W> {
 
     /// The first part of both: the embeddings of the batch's tokens, `[rows, hidden_size]`.
     pub fn embed<K: Kernels<Weight = W>>(&self, k: &K, batch: &Batch) -> Result<K::Tensor> {
-        self.embedding.embed(k, &batch.tokens, batch.coefficients.as_ref())
+        let x = self.embedding.embed(k, &batch.tokens, batch.coefficients.as_ref())?;
+        scaled(k, x, batch.tokens.len(), self.config.multipliers.embedding)
     }
 
     /// One layer, on all rows; `index` is below [`ModelConfig::layers`].
@@ -177,15 +187,21 @@ impl<W: Clone> Decoder<W> {
     ) -> Result<K::Tensor> {
         let (layer, eps) = (&self.layers[index], self.config.norm_eps);
         let (rows, c) = (batch.tokens.len(), batch.coefficients.as_ref());
-        let h = layer.input_norm.rms_norm(k, x, rows, eps, c)?;
+        let h = match &layer.norms[0] {
+            Some(norm) => &norm.rms_norm(k, x, rows, eps, c)?,
+            None => x,
+        };
         let qkv = [layer.q.onto(None), layer.k.onto(None), layer.v.onto(None)];
-        let [mut query, mut key, value] = linears(k, &h, qkv, rows, c)?;
+        let [mut query, mut key, value] = linears(k, h, qkv, rows, c)?;
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
             query = q_norm.rms_norm(k, &query, rows, eps, c)?;
             key = k_norm.rms_norm(k, &key, rows, eps, c)?;
         }
-        let query = k.rope(query, &batch.positions, &self.config.rope)?;
-        let key = k.rope(key, &batch.positions, &self.config.rope)?;
+        if self.config.rotary[index] {
+            query = k.rope(query, &batch.positions, &self.config.rope)?;
+            key = k.rope(key, &batch.positions, &self.config.rope)?;
+        }
+        let query = scaled(k, query, rows, self.config.multipliers.query)?;
         let shape = self.config.attention(index);
         k.attention(query, key, value, index, shape, batch, cache)
     }
@@ -200,13 +216,37 @@ impl<W: Clone> Decoder<W> {
         (rows, c): (usize, Option<&RowCoefficients>),
     ) -> Result<K::Tensor> {
         let layer = &self.layers[index];
-        let [x] = linears(k, attended, [layer.o.onto(Some(x))], rows, c)?;
-        let h = layer.post_norm.rms_norm(k, &x, rows, self.config.norm_eps, c)?;
+        let [_, after_attention, before, after] = &layer.norms;
+        let x = self.residual(k, x, attended, (&layer.o, after_attention.as_ref()), (rows, c))?;
+        let h = match before {
+            Some(norm) => &norm.rms_norm(k, &x, rows, self.config.norm_eps, c)?,
+            None => &x,
+        };
         let pair = [layer.gate.onto(None), layer.up.onto(None)];
-        let [gate, up] = linears(k, &h, pair, rows, c)?;
+        let [gate, up] = linears(k, h, pair, rows, c)?;
         let h = k.swiglu(gate, &up)?;
-        let [x] = linears(k, &h, [layer.down.onto(Some(x))], rows, c)?;
-        Ok(x)
+        self.residual(k, x, &h, (&layer.down, after.as_ref()), (rows, c))
+    }
+
+    /// `x + multiplier · norm(linear(h))`.
+    fn residual<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        x: K::Tensor,
+        h: &K::Tensor,
+        (linear, norm): (&Linear<W>, Option<&Parameter<W>>),
+        (rows, c): (usize, Option<&RowCoefficients>),
+    ) -> Result<K::Tensor> {
+        let multiplier = self.config.multipliers.residual;
+        if norm.is_none() && multiplier == 1.0 {
+            let [x] = linears(k, h, [linear.onto(Some(x))], rows, c)?;
+            return Ok(x);
+        }
+        let [mut y] = linears(k, h, [linear.onto(None)], rows, c)?;
+        if let Some(norm) = norm {
+            y = norm.rms_norm(k, &y, rows, self.config.norm_eps, c)?;
+        }
+        k.add(x, &scaled(k, y, rows, multiplier)?)
     }
 
     /// The last part of [`Self::hidden`]: the output rows of the last layer's result, normed.
@@ -221,14 +261,16 @@ impl<W: Clone> Decoder<W> {
         self.norm.rms_norm(k, &x, batch.outputs.len(), self.config.norm_eps, c.as_ref())
     }
 
-    /// Logits of hidden states → `[outputs, vocab_size]`; `coefficients` are those of the outputs.
+    /// Logits of hidden states of `rows` outputs → `[rows, vocab_size]`; `coefficients` are theirs.
     pub fn logits<K: Kernels<Weight = W>>(
         &self,
         k: &K,
         hidden: &K::Tensor,
+        rows: usize,
         coefficients: Option<&RowCoefficients>,
     ) -> Result<K::Tensor> {
-        self.head.linear(k, hidden, coefficients)
+        let logits = self.head.linear(k, hidden, coefficients)?;
+        scaled(k, logits, rows, self.config.multipliers.logits)
     }
 
     /// [`Self::outputs`] and [`Self::logits`] in one: `[outputs, vocab_size]`.
@@ -240,6 +282,11 @@ impl<W: Clone> Decoder<W> {
     ) -> Result<K::Tensor> {
         let hidden = self.outputs(k, batch, cache)?;
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
-        self.logits(k, &hidden, c.as_ref())
+        self.logits(k, &hidden, batch.outputs.len(), c.as_ref())
     }
+}
+
+/// `factor · x` for `x` of `rows` rows.
+fn scaled<K: Kernels>(k: &K, x: K::Tensor, rows: usize, factor: f32) -> Result<K::Tensor> {
+    if factor == 1.0 { Ok(x) } else { k.scale_rows(x, &vec![factor; rows]) }
 }

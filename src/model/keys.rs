@@ -63,9 +63,9 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| error(key, format!("is {value}, must be a number above 0")))
     }
 
-    /// ε of the norms.
-    pub fn norm_eps(&self) -> Result<f32, ModelConfigError> {
-        let (key, eps) = ("rms_norm_eps", self.positive("rms_norm_eps", Some(1e-6))?);
+    /// ε of the norms; `default` where the key is absent.
+    pub fn norm_eps(&self, default: f64) -> Result<f32, ModelConfigError> {
+        let (key, eps) = ("rms_norm_eps", self.positive("rms_norm_eps", Some(default))?);
         if eps > 0.1 || eps < f64::from(f32::MIN_POSITIVE) {
             return Err(error(key, format!("is {eps}, must be a small number, at most 0.1")));
         }

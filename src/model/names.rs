@@ -17,8 +17,11 @@ pub const TARGETS: [&str; 7] =
 pub enum Module {
     /// Norm before the attention.
     InputNorm,
-    /// Norm before the feed-forward layer.
+    /// Norm after the attention: of its output where norms stand after, else before the feed-forward
+    /// layer.
     PostNorm,
+    /// Norm of the feed-forward layer's output.
+    PostMlpNorm,
     /// Query projection.
     Q,
     /// Key projection.
@@ -27,9 +30,9 @@ pub enum Module {
     V,
     /// Attention output projection.
     O,
-    /// Norm on each head of the queries.
+    /// Norm of the queries.
     QNorm,
-    /// Norm on each head of the keys.
+    /// Norm of the keys.
     KNorm,
     /// Gate projection of the feed-forward layer.
     Gate,
@@ -45,6 +48,7 @@ impl Module {
         match self {
             Self::InputNorm => "input_layernorm",
             Self::PostNorm => "post_attention_layernorm",
+            Self::PostMlpNorm => "post_feedforward_layernorm",
             Self::Q => "self_attn.q_proj",
             Self::K => "self_attn.k_proj",
             Self::V => "self_attn.v_proj",

@@ -3,12 +3,13 @@
 use serde_json::Value;
 
 use super::{
-    config::{ModelConfig, ModelConfigError},
+    config::{ModelConfig, ModelConfigError, Multipliers, Norms, QkNorm},
     keys::{Keys, error},
     rope::rope,
 };
 
 /// Differences between the families.
+#[derive(Clone, Copy)]
 struct Family {
     model_type: &'static str,
     /// Biases on q, k, v without a key that says so.
@@ -17,12 +18,24 @@ struct Family {
     attention_bias_key: bool,
     /// `mlp_bias` is read.
     mlp_bias_key: bool,
-    /// Norms on the heads of q and k.
-    qk_norm: bool,
+    /// As many heads of keys and values as of queries where `num_key_value_heads` is absent.
+    kv_heads_default: bool,
+    norms: Norms,
+    qk_norm: QkNorm,
     /// How `sliding_window` becomes a window per layer.
     window: WindowRule,
+    /// Some layers do not rotate: `no_rope_layers`, `no_rope_layer_interval`.
+    unrotated: bool,
+    /// The keys of [`Multipliers`] are read.
+    multipliers: bool,
     /// `head_dim` when the key is absent; `None` is hidden_size / num_attention_heads.
     head_dim: Option<usize>,
+    /// `rms_norm_eps` when the key is absent.
+    norm_eps: f64,
+    /// `rope_theta` when the key is absent.
+    theta: f64,
+    /// `tie_word_embeddings` when the key is absent.
+    tied: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -33,46 +46,96 @@ enum WindowRule {
     All { absent: usize },
     /// Only with `use_sliding_window`: the layers of `layer_types`, else those from
     /// `max_window_layers` on.
-    Chosen,
+    Late,
+    /// Only with `use_sliding_window`: the layers of `layer_types`, else those without rotation.
+    Unrotated,
 }
 
-const FAMILIES: [Family; 4] = [
-    Family {
-        model_type: "llama",
-        always_qkv_bias: false,
-        attention_bias_key: true,
-        mlp_bias_key: true,
-        qk_norm: false,
-        window: WindowRule::Never,
-        head_dim: None,
-    },
-    Family {
-        model_type: "mistral",
-        always_qkv_bias: false,
-        attention_bias_key: false,
-        mlp_bias_key: false,
-        qk_norm: false,
-        window: WindowRule::All { absent: 4096 },
-        head_dim: None,
-    },
-    Family {
-        model_type: "qwen2",
-        always_qkv_bias: true,
-        attention_bias_key: false,
-        mlp_bias_key: false,
-        qk_norm: false,
-        window: WindowRule::Chosen,
-        head_dim: None,
-    },
-    Family {
-        model_type: "qwen3",
-        always_qkv_bias: false,
-        attention_bias_key: true,
-        mlp_bias_key: false,
-        qk_norm: true,
-        window: WindowRule::Chosen,
-        head_dim: Some(128),
-    },
+const LLAMA: Family = Family {
+    model_type: "llama",
+    always_qkv_bias: false,
+    attention_bias_key: true,
+    mlp_bias_key: true,
+    kv_heads_default: true,
+    norms: Norms::Before,
+    qk_norm: QkNorm::None,
+    window: WindowRule::Never,
+    unrotated: false,
+    multipliers: false,
+    head_dim: None,
+    norm_eps: 1e-6,
+    theta: 10_000.0,
+    tied: false,
+};
+
+const MISTRAL: Family = Family {
+    model_type: "mistral",
+    attention_bias_key: false,
+    mlp_bias_key: false,
+    kv_heads_default: false,
+    window: WindowRule::All { absent: 4096 },
+    ..LLAMA
+};
+
+const QWEN2: Family =
+    Family { model_type: "qwen2", always_qkv_bias: true, window: WindowRule::Late, ..MISTRAL };
+
+const QWEN3: Family = Family {
+    model_type: "qwen3",
+    always_qkv_bias: false,
+    attention_bias_key: true,
+    qk_norm: QkNorm::Heads,
+    head_dim: Some(128),
+    ..QWEN2
+};
+
+const SMOLLM3: Family = Family {
+    model_type: "smollm3",
+    kv_heads_default: false,
+    window: WindowRule::Unrotated,
+    unrotated: true,
+    theta: 2_000_000.0,
+    tied: true,
+    ..LLAMA
+};
+
+const OLMO2: Family = Family {
+    model_type: "olmo2",
+    mlp_bias_key: false,
+    norms: Norms::After,
+    qk_norm: QkNorm::Whole,
+    norm_eps: 1e-5,
+    ..LLAMA
+};
+
+const GRANITE: Family = Family { model_type: "granite", multipliers: true, ..LLAMA };
+
+const FAMILIES: [Family; 7] = [LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GRANITE];
+
+/// Families that are not served, the nearest one that is, and what it lacks for them.
+const UNSERVED: [(&str, &Family, &str); 14] = [
+    ("gemma", &LLAMA, "norms with 1 + gain, GELU, scaled embeddings"),
+    (
+        "gemma2",
+        &LLAMA,
+        "norms with 1 + gain, GELU, scaled embeddings, soft caps of scores and logits",
+    ),
+    ("gemma3", &QWEN3, "norms with 1 + gain, GELU, scaled embeddings, two rotary bases, images"),
+    ("gemma3_text", &QWEN3, "norms with 1 + gain, GELU, scaled embeddings, two rotary bases"),
+    ("phi", &LLAMA, "layer norms with biases, parallel layers, heads rotated in part"),
+    (
+        "phi3",
+        &MISTRAL,
+        "q, k, v in one tensor, gate and up in one, heads rotated in part, longrope",
+    ),
+    ("olmo", &LLAMA, "layer norms without gain"),
+    ("olmo3", &OLMO2, "windows and rotary scaling that differ by layer"),
+    ("granitemoe", &GRANITE, "experts"),
+    ("mixtral", &MISTRAL, "experts"),
+    ("qwen2_moe", &QWEN2, "experts"),
+    ("qwen3_moe", &QWEN3, "experts"),
+    ("gpt2", &LLAMA, "learned positions, layer norms with biases, GELU"),
+    ("t5", &LLAMA, "an encoder, cross-attention, relative positions"),
 ];
 
 // Above any model of the family; products of a few such numbers do not overflow.
@@ -112,8 +175,8 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let layers = keys.size("num_hidden_layers", MAX_LAYERS)?;
     let heads = keys.size("num_attention_heads", MAX_HEADS)?;
     // transformers' default where the key is absent is a constant in the other families.
-    let default = (family.model_type == "llama" || keys.map.contains_key("num_key_value_heads"))
-        .then_some(heads);
+    let default =
+        (family.kv_heads_default || keys.map.contains_key("num_key_value_heads")).then_some(heads);
     let kv_heads = keys.size_or("num_key_value_heads", MAX_HEADS, default)?;
     if heads % kv_heads != 0 {
         let reason = format!("is {kv_heads}, must divide num_attention_heads = {heads}");
@@ -128,6 +191,7 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let max_positions = keys.size("max_position_embeddings", MAX_POSITIONS)?;
     let attention_bias = family.attention_bias_key && keys.flag("attention_bias")?;
     let vocab_size = keys.size("vocab_size", MAX_VOCAB)?;
+    let rotary = if family.unrotated { rotary(&keys, layers)? } else { vec![true; layers] };
 
     Ok(ModelConfig {
         model_type: family.model_type.to_owned(),
@@ -139,14 +203,23 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
         kv_heads,
         head_dim,
         max_positions,
-        norm_eps: keys.norm_eps()?,
-        rope: rope(&keys, head_dim, max_positions)?,
-        windows: windows(&keys, family.window, layers)?,
+        norm_eps: keys.norm_eps(family.norm_eps)?,
+        rope: rope(&keys, head_dim, max_positions, family.theta)?,
+        windows: windows(&keys, family.window, &rotary)?,
+        rotary,
         qkv_bias: family.always_qkv_bias || attention_bias,
         output_bias: attention_bias,
         mlp_bias: family.mlp_bias_key && keys.flag("mlp_bias")?,
+        norms: family.norms,
         qk_norm: family.qk_norm,
-        tied: keys.flag("tie_word_embeddings")?,
+        multipliers: match family.multipliers {
+            true => multipliers(&keys, head_dim)?,
+            false => Multipliers::ONE,
+        },
+        tied: match keys.get("tie_word_embeddings") {
+            None => family.tied,
+            Some(_) => keys.flag("tie_word_embeddings")?,
+        },
         eos: eos(&keys, vocab_size)?,
     })
 }
@@ -157,15 +230,54 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, ModelConfigError> {
         error("model_type", format!("is missing or not a string, must be one of {known}"))
     })?;
     FAMILIES.iter().find(|family| family.model_type == name).ok_or_else(|| {
-        error("model_type", format!("is {name:?}, which is not served; must be one of {known}"))
+        let lacks = match UNSERVED.iter().find(|(unserved, ..)| *unserved == name) {
+            Some((_, nearest, lacks)) => {
+                format!(": the nearest served is {}, which lacks {lacks}", nearest.model_type)
+            }
+            None => String::new(),
+        };
+        let reason = format!("is {name:?}, which is not served{lacks}; must be one of {known}");
+        error("model_type", reason)
+    })
+}
+
+/// Which layers rotate: `no_rope_layers` (1 where they do), else all but each
+/// `no_rope_layer_interval`-th.
+fn rotary(keys: &Keys<'_>, layers: usize) -> Result<Vec<bool>, ModelConfigError> {
+    let key = "no_rope_layers";
+    let Some(list) = keys.get(key) else {
+        let interval = keys.size_or("no_rope_layer_interval", MAX_LAYERS, Some(4))?;
+        return Ok((1..=layers).map(|layer| layer % interval != 0).collect());
+    };
+    let list = list.as_array().filter(|list| list.len() == layers).ok_or_else(|| {
+        error(key, format!("must be a list of num_hidden_layers = {layers} numbers, 0 or 1"))
+    })?;
+    let one = |(layer, value): (usize, &Value)| match value.as_u64() {
+        Some(0) => Ok(false),
+        Some(1) => Ok(true),
+        _ => Err(error(&format!("{key}[{layer}]"), format!("is {value}, must be 0 or 1"))),
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+/// Granite's constant factors; its `attention_multiplier` stands in the place of 1/√head_dim.
+fn multipliers(keys: &Keys<'_>, head_dim: usize) -> Result<Multipliers, ModelConfigError> {
+    let factor = |key| keys.positive(key, Some(1.0));
+    let query = factor("attention_multiplier")? * (head_dim as f64).sqrt();
+    Ok(Multipliers {
+        embedding: factor("embedding_multiplier")? as f32,
+        query: query as f32,
+        residual: factor("residual_multiplier")? as f32,
+        logits: (1.0 / factor("logits_scaling")?) as f32,
     })
 }
 
 fn windows(
     keys: &Keys<'_>,
     rule: WindowRule,
-    layers: usize,
+    rotary: &[bool],
 ) -> Result<Vec<Option<usize>>, ModelConfigError> {
+    let layers = rotary.len();
     let width = |absent| match keys.map.get("sliding_window") {
         None => Ok(absent),
         Some(Value::Null) => Ok(None),
@@ -184,14 +296,16 @@ fn windows(
                 _ => Ok(vec![window; layers]),
             }
         }
-        WindowRule::Chosen => {
+        WindowRule::Late | WindowRule::Unrotated => {
             if !keys.flag("use_sliding_window")? {
                 return Ok(vec![None; layers]);
             }
-            let window = width(Some(4096))?;
+            let late = matches!(rule, WindowRule::Late);
+            let window = width(late.then_some(4096))?;
             let Some(types) = keys.get("layer_types") else {
                 let first = keys.count_or("max_window_layers", MAX_LAYERS, Some(28))?;
-                return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
+                let slides = |layer: usize| if late { layer >= first } else { !rotary[layer] };
+                return Ok((0..layers).map(|layer| window.filter(|_| slides(layer))).collect());
             };
             let types =
                 types.as_array().filter(|types| types.len() == layers).ok_or_else(|| {

@@ -8,12 +8,14 @@ use super::{
 };
 use crate::kernels::Rope;
 
-/// Rotary constants: `inv_freq[j] = theta^(−2j / head_dim)`, scaled by `rope_type`. f32 as in
+/// Rotary constants: `inv_freq[j] = theta^(−2j / head_dim)`, scaled by `rope_type`; `default_theta`
+/// where the configuration names none. f32 as in
 /// transformers, with which the models were trained.
 pub(super) fn rope(
     keys: &Keys<'_>,
     head_dim: usize,
     max_positions: usize,
+    default_theta: f64,
 ) -> Result<Rope, ModelConfigError> {
     // transformers 5 keeps everything in `rope_parameters`. 4 keeps `rope_theta` apart and the rest
     // in `rope_scaling`, which wins where both are present.
@@ -38,7 +40,7 @@ pub(super) fn rope(
     }
     let theta = match section.get("rope_theta") {
         Some(_) => section.positive("rope_theta", None).map_err(inside)?,
-        None => keys.positive("rope_theta", Some(10_000.0))?,
+        None => keys.positive("rope_theta", Some(default_theta))?,
     };
     if section
         .get("partial_rotary_factor")

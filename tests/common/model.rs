@@ -26,8 +26,21 @@ pub struct Sequence {
     pub logits: Vec<Vec<f32>>,
 }
 
-pub fn family_names() -> [&'static str; 8] {
-    ["llama2", "llama3", "llama-bias", "smollm2", "qwen2-tied", "qwen2-window", "qwen3", "mistral"]
+pub fn family_names() -> [&'static str; 12] {
+    [
+        "llama2",
+        "llama3",
+        "llama-bias",
+        "smollm2",
+        "qwen2-tied",
+        "qwen2-window",
+        "qwen3",
+        "mistral",
+        "smollm3",
+        "smollm3-window",
+        "olmo2",
+        "granite",
+    ]
 }
 
 pub fn load(name: &str) -> Model {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ladle::{
     kernels::{Dtype, HostTensor, Rope, RowCoefficients},
     merge::plan::{Change, Ingredient, Ingredients, SoupPlan, Tensors},
-    model::config::ModelConfig,
+    model::config::{ModelConfig, Multipliers, Norms, QkNorm},
     preference::Coefficients,
     soup::LoraModule,
 };
@@ -82,11 +82,14 @@ pub fn config(hidden: usize, ff: usize, vocab: usize, tied: bool) -> ModelConfig
             inv_freq: (0..head_dim / 2).map(|i| 100f32.powf(-(i as f32) / 3.0)).collect(),
             scale: 1.0,
         },
+        rotary: vec![true; 2],
         windows: vec![None; 2],
         qkv_bias: true,
         output_bias: false,
         mlp_bias: true,
-        qk_norm: true,
+        norms: Norms::Before,
+        qk_norm: QkNorm::Heads,
+        multipliers: Multipliers::ONE,
         tied,
         eos: vec![0],
     }

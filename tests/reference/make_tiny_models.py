@@ -1,9 +1,10 @@
 """Tiny random checkpoints of the Llama family with transformers' own logits.
 
-    python tests/reference/make_tiny_models.py tests/fixtures/models
+    python tests/reference/make_tiny_models.py tests/fixtures/models [NAME ...]
 
 Each folder holds config.json, model.safetensors (f32) and reference.safetensors: for sequence i,
-tokens.i int64 [length] and logits.i f32 [length, vocab]; versions.json has seed and versions.
+tokens.i int64 [length] and logits.i f32 [length, vocab]; versions.json has the seed, and the versions
+that made each.
 """
 
 import json
@@ -14,10 +15,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 SEED = 20261121
@@ -80,6 +84,27 @@ MODELS = {
         vocab_size=128, rope_parameters=rope(), tie_word_embeddings=False, sliding_window=8,
         **COMMON,
     ),
+    # Of four layers, every fourth one does not rotate.
+    "smollm3": SmolLM3Config(
+        hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, rope_parameters=rope(2000000.0), tie_word_embeddings=True, pad_token_id=0,
+        **{**COMMON, "num_hidden_layers": 4},
+    ),
+    "smollm3-window": SmolLM3Config(
+        hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, rope_parameters=rope(), tie_word_embeddings=False, pad_token_id=0,
+        attention_bias=True, no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=6,
+        **COMMON,
+    ),
+    "olmo2": Olmo2Config(
+        hidden_size=48, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, rope_parameters=rope(500000.0), tie_word_embeddings=False, **COMMON,
+    ),
+    "granite": GraniteConfig(
+        hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, rope_parameters=rope(), tie_word_embeddings=True, embedding_multiplier=3.0,
+        attention_multiplier=0.0625, residual_multiplier=0.4, logits_scaling=2.5, **COMMON,
+    ),
 }
 
 # transformers 4 wrote theta and scaling apart: some fixtures keep that form.
@@ -99,8 +124,12 @@ def config_json(name, model):
     return config
 
 
-def main(out):
+def main(out, names):
+    path = out / "versions.json"
+    versions = json.loads(path.read_text()) if path.exists() else {"seed": SEED}
     for index, (name, config) in enumerate(MODELS.items()):
+        if names and name not in names:
+            continue
         generator = torch.Generator().manual_seed(SEED + index)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():
@@ -127,9 +156,9 @@ def main(out):
         text = json.dumps(config_json(name, model), indent=2, sort_keys=True) + "\n"
         (folder / "config.json").write_text(text)
         print(name, sum((folder / f).stat().st_size for f in ["model.safetensors", "reference.safetensors"]))
-    versions = {"seed": SEED, "torch": torch.__version__, "transformers": transformers.__version__}
-    (out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+        versions[name] = {"torch": torch.__version__, "transformers": transformers.__version__}
+    path.write_text(json.dumps(versions, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:])

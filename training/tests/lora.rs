@@ -31,11 +31,19 @@ fn reference_with(dropout: f64) -> Reference {
 }
 
 fn reference_of(lora: LoraConfig) -> Reference {
-    let directory =
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/lora-training");
-    let read = |name: &str| load(directory.join(name), &Device::Cpu).unwrap();
+    read_reference("lora-training", "lora-training", lora)
+}
+
+/// The network of one folder of the fixtures with the reference of another.
+fn read_reference(network: &str, reference: &str, lora: LoraConfig) -> Reference {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let path = |name: &str| match name.strip_prefix("reference.") {
+        Some(_) => fixtures.join(reference).join(name),
+        None => fixtures.join(network).join(name),
+    };
+    let read = |name: &str| load(path(name), &Device::Cpu).unwrap();
     let json = |name: &str| -> Value {
-        serde_json::from_str(&fs::read_to_string(directory.join(name)).unwrap()).unwrap()
+        serde_json::from_str(&fs::read_to_string(path(name)).unwrap()).unwrap()
     };
     let weights: BTreeMap<_, _> = read("model.safetensors")
         .into_iter()
@@ -98,7 +106,10 @@ fn assert_close(name: &str, got: &[f32], expected: &[f32], tolerance: f32) {
 
 #[test]
 fn log_probs_and_entropy_of_packed_sequences_equal_torch() {
-    let reference = reference();
+    check_log_probs(&reference());
+}
+
+fn check_log_probs(reference: &Reference) {
     let packed = pack(&reference.sequences);
     for (name, temperature) in [("1", 1.0), ("0.7", 0.7)] {
         let hidden = reference.policy.hidden(&packed).unwrap();
@@ -148,7 +159,10 @@ fn a_shared_prompt_gives_the_log_probs_and_gradients_of_separate_ones() {
 
 #[test]
 fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
-    let reference = reference();
+    check_network_without_adapters(&reference());
+}
+
+fn check_network_without_adapters(reference: &Reference) {
     let packed = pack(&reference.sequences);
     let hidden = reference.policy.reference_hidden(&packed).unwrap();
     assert!(!hidden.track_op());
@@ -164,10 +178,26 @@ fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
 #[test]
 fn every_factor_gets_torchs_gradient_and_no_frozen_tensor_any() {
     let reference = reference();
+    assert_eq!(reference.policy.variables().len(), 2 * 2 * 7);
+    check_gradients(&reference);
+}
+
+/// Variants of the decoder (`make_lora_families.py`).
+#[test]
+fn other_families_have_torchs_log_probs_and_gradients() {
+    for name in ["smollm3", "smollm3-window", "olmo2", "granite"] {
+        let [network, reference] = ["models", "lora-training"].map(|dir| format!("{dir}/{name}"));
+        let reference = read_reference(&network, &reference, LoraConfig::default());
+        check_log_probs(&reference);
+        check_network_without_adapters(&reference);
+        check_gradients(&reference);
+    }
+}
+
+fn check_gradients(reference: &Reference) {
     let packed = pack(&reference.sequences);
     let (_, grads) = reference.run(&packed, 0.7, |x| x.mean_all().unwrap().neg().unwrap());
     let variables = reference.policy.variables();
-    assert_eq!(variables.len(), 2 * 2 * 7);
     for (name, var) in &variables {
         let grad = values(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")));
         let expected = reference.expected(&format!("grad.{name}"));

@@ -367,6 +367,7 @@ impl Policy {
         targets: &[u32],
         temperature: f64,
     ) -> Result<LogProbs> {
+        let temperature = temperature / f64::from(self.model().multipliers.logits);
         Ok(log_probs(hidden, &self.head, targets, temperature)?)
     }
 

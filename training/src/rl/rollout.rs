@@ -233,7 +233,7 @@ impl Sampler {
             }
             let batch = step(&active, requests, &rollouts);
             let hidden = decoder.outputs(&self.kernels, &batch, &mut self.cache)?;
-            let logits = decoder.logits(&self.kernels, &hidden, None)?;
+            let logits = decoder.logits(&self.kernels, &hidden, active.len(), None)?;
             for (row, sequence) in active.iter_mut().enumerate() {
                 let request = &requests[sequence.index];
                 let rollout = &mut rollouts[sequence.index];
