@@ -47,5 +47,6 @@ mod tokens;
 mod trace;
 
 pub use app::Served;
+pub use connection::serve as serve_connections;
 pub use load::{LoadError, load};
-pub use server::{ServeError, bind, command, run, serve, serve_loaded};
+pub use server::{ServeError, bind, command, run, serve, serve_loaded, signal};

@@ -1,6 +1,6 @@
 //! What the policies of a run are trained for: the columns of B, or one set of weights.
 
-use ladle::preference::MixingMatrix;
+use ladle::preference::{MixingMatrix, mixing::condition_number};
 
 use crate::{
     config::{Config, ConfigError, MixingConfig},
@@ -21,6 +21,17 @@ pub struct Column<'a> {
     pub mixing: &'a MixingMatrix,
     /// Index of the column, and of the objective whose weight stays the largest in it.
     pub own: usize,
+}
+
+impl Column<'_> {
+    /// κ(B) with this column as it was realised.
+    pub fn condition(&self, realised: &[f64]) -> f64 {
+        let mut rows = self.mixing.rows();
+        for (row, weight) in rows.iter_mut().zip(realised) {
+            row[self.own] = *weight;
+        }
+        condition_number(&rows)
+    }
 }
 
 impl Aim {

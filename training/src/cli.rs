@@ -1,6 +1,6 @@
 //! The command line of `train-backbones`.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ladle::{
@@ -125,8 +125,47 @@ pub enum Command {
         #[arg(long, default_value = "rewarded soup")]
         baseline: String,
     },
+    /// Serves the rewards of one backbone over HTTP, for trainers that run elsewhere: `POST /rewards`,
+    /// and `POST /get_reward` for OpenRLHF.
+    ServeRewards(Rewards),
     #[command(flatten)]
     Pages(Pages),
+}
+
+/// The rewards of one backbone as a service.
+#[derive(Args)]
+pub struct Rewards {
+    /// The run's configuration; of its data and base nothing is opened but, for OpenRLHF, the base's
+    /// tokenizer.
+    pub config: PathBuf,
+    /// Overrides a key of the configuration, as in balance.every=5; repeat.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Override>,
+    /// Backbone whose column of B weighs the rewards.
+    #[arg(long, value_name = "NAME")]
+    pub backbone: String,
+    /// Where the frozen scale of the rewards is from: a run of the same configuration, such as one that
+    /// `train-backbones sft` made, or its standardiser.toml.
+    #[arg(long, value_name = "RUN|FILE")]
+    pub share: PathBuf,
+    /// Address to listen on; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8090")]
+    pub listen: SocketAddr,
+    /// File of the weights' state, made where absent; needed where the weights move.
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// Text that ends a response in OpenRLHF's queries; repeat. Left out, the end-of-sequence tokens of
+    /// the base's tokenizer.
+    #[arg(long, value_name = "TEXT")]
+    pub end: Vec<String>,
+    /// Rows of one request at most.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub max_rows: usize,
+    /// Bytes of one request at most.
+    #[arg(long, value_name = "N", default_value_t = 16 << 20)]
+    pub max_bytes: usize,
+    #[command(flatten)]
+    pub at: At,
 }
 
 /// The program's command line; the options of logging are accepted before and after any command.

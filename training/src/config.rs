@@ -130,6 +130,12 @@ impl Config {
         }
     }
 
+    /// Seed of the backbones' stage. `own` is 0 for what the backbones share: prompts, their order,
+    /// the noise of sampling and, unless each has its own, A.
+    pub fn stage_seed(&self, own: u64) -> u64 {
+        self.seed.wrapping_add((own + 1) << 32)
+    }
+
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         Self::read_with(path, &[])

@@ -24,6 +24,7 @@ pub mod rewards;
 pub mod rl;
 pub mod run;
 pub mod select;
+pub mod service;
 pub mod setup;
 pub mod sft;
 pub mod share;

@@ -4,7 +4,7 @@ mod cli;
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use cli::{At, Cli, Command, Source, Sweep};
 use ladle::{
     config::{LogFormat, program::exit},
@@ -28,8 +28,9 @@ use ladle_training::{
     },
     rewards::fit,
     run::Run,
-    select, share,
+    select, service, share,
 };
+use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
     exit(run())
@@ -76,9 +77,42 @@ fn run() -> Result<()> {
             write_json(&out.join("aggregate.json"), &together)?;
             print!("{together}");
         }
+        Command::ServeRewards(rewards) => serve_rewards(rewards)?,
         Command::Pages(pages) => pages.run(cli::program())?,
     }
     Ok(())
+}
+
+/// Serves a backbone's rewards until SIGTERM or SIGINT.
+fn serve_rewards(rewards: cli::Rewards) -> Result<()> {
+    let cli::Rewards { config, set, backbone, share, listen, state, end, max_rows, max_bytes, at } =
+        rewards;
+    let config = Config::read_with(&config, &set)?;
+    let places = || places(PathBuf::new(), &at, &config.base);
+    let ends = match end.is_empty() {
+        true => service::ends(&places()?.base).map_err(Error::msg)?,
+        false => end,
+    };
+    let (data, rows, bytes) = (at.data.clone(), max_rows, max_bytes);
+    let settings = service::Settings {
+        config: config.clone(),
+        backbone,
+        data,
+        share,
+        state,
+        rows,
+        bytes,
+        ends,
+    };
+    let service = service::Service::open(settings)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
+        println!("rewards on http://{}", listener.local_addr()?);
+        service::serve(service, listener, ladle::http::signal()).await;
+        Ok(())
+    })
 }
 
 /// Trains, and prints the soup's path and the command that serves it.

@@ -66,10 +66,7 @@ impl Run {
         if let Some((path, remedy)) = inputs::missing(&config, &places.data) {
             return Err(RunError::Missing { path, remedy });
         }
-        let rewards = config.objectives.iter();
-        let rewards =
-            rewards.map(|o| registry::build(&o.name, o.reward.clone().located(&places.data)));
-        let rewards = RewardSet::new(rewards.collect::<std::result::Result<_, _>>()?);
+        let rewards = rewards(&config, &places.data)?;
         let base = Base::open(&places.base)?;
         let (mut train, mut validation, mut test) = (Vec::new(), Vec::new(), Vec::new());
         let mut firsts = Vec::new();
@@ -224,11 +221,12 @@ impl Run {
                 continue;
             }
             let (base, sft) = (&self.base, sft.as_ref());
+            let own = if self.config.lora.shared() { 0 } else { index as u64 };
             let start = Start { base, frozen: &frozen, sft, cache: &cache };
             let task = BackboneTask {
                 name,
-                seed: self.seed(0),
-                factors: self.seed(if self.config.lora.shared() { 0 } else { index as u64 }),
+                seed: self.config.stage_seed(0),
+                factors: self.config.stage_seed(own),
                 config: &self.config,
                 start,
                 prompts: &self.train,
@@ -259,12 +257,6 @@ impl Run {
             self.write_soup(&self.config, &layout)?;
         }
         Ok(())
-    }
-
-    /// Seed of the backbones' stage. `own` is 0 for what the backbones share: prompts, their order,
-    /// the noise of sampling and, unless each has its own, A.
-    fn seed(&self, own: u64) -> u64 {
-        self.config.seed.wrapping_add((own + 1) << 32)
     }
 
     /// Completes the snapshot after `step` updates into a run of that length.
@@ -302,6 +294,13 @@ impl Run {
         };
         export::write_soup(config, &self.places, mixing, layout)
     }
+}
+
+/// The objectives' rewards; paths of their models are relative to `data`.
+pub fn rewards(config: &Config, data: &Path) -> Result<RewardSet> {
+    let rewards = config.objectives.iter();
+    let rewards = rewards.map(|o| registry::build(&o.name, o.reward.clone().located(data)));
+    Ok(RewardSet::new(rewards.collect::<std::result::Result<_, _>>()?))
 }
 
 /// The rows of a file of a data set; those of one of several have its name before their id.

@@ -9,11 +9,12 @@ use std::{fs, path::Path};
 use toml::{Table, Value};
 
 use crate::{
-    checkpoint::{CheckpointError, write_atomically},
+    checkpoint::{CheckpointError, read_toml, write_atomically},
     config::Config,
     error::RunError,
     inputs::Inputs,
     layout::Layout,
+    rl::balance::Standardiser,
     run::Run,
 };
 
@@ -34,11 +35,7 @@ const SAME: [&str; 9] = [
 /// `other`.
 pub fn share(run: &Run, other: &Path) -> Result<(), RunError> {
     let refuse = |reason: String| RunError::Share { run: other.to_owned(), reason };
-    let (own, theirs) = (run.layout(), Layout::new(other));
-    let config = Config::read(&theirs.config())?;
-    if let Some((key, there, here)) = difference(&config, &run.config) {
-        return Err(refuse(format!("{key} is {there} there, expected {here} as in this run")));
-    }
+    let (own, theirs) = (run.layout(), comparable(&run.config, other)?);
     if let Some(before) = Inputs::recorded(&theirs)?
         && let Some(change) =
             before.changed(&Inputs::read(&run.config, &run.places.data, &run.places.base)?)
@@ -67,6 +64,36 @@ pub fn share(run: &Run, other: &Path) -> Result<(), RunError> {
         }
     }
     Ok(())
+}
+
+/// The layout of the run in `other`, whose θ_sft and scale of the rewards are those of `config`.
+fn comparable(config: &Config, other: &Path) -> Result<Layout, RunError> {
+    let theirs = Layout::new(other);
+    match difference(&Config::read(&theirs.config())?, config) {
+        None => Ok(theirs),
+        Some((key, there, here)) => {
+            let reason = format!("{key} is {there} there, expected {here} as in this run");
+            Err(RunError::Share { run: other.to_owned(), reason })
+        }
+    }
+}
+
+/// The frozen scale of the rewards of `config`: that of a run in `from`, or of a file.
+pub fn standardiser(config: &Config, from: &Path) -> Result<Standardiser, RunError> {
+    let path = match from.is_dir() {
+        true => comparable(config, from)?.standardiser(),
+        false => from.to_owned(),
+    };
+    let read: Standardiser = read_toml(&path)?;
+    let (n, Standardiser { mean, std }) = (config.objectives.len(), &read);
+    let whole = mean.len() == n && std.len() == n;
+    let usable = |(mean, std): (&f64, &f64)| mean.is_finite() && std.is_finite() && *std > 0.0;
+    if !(whole && mean.iter().zip(std).all(usable)) {
+        let expected = "one finite mean and one std above 0 per objective";
+        let reason = format!("mean is {mean:?} and std {std:?}, expected {expected} ({n})");
+        return Err(CheckpointError::Format { path, reason }.into());
+    }
+    Ok(read)
 }
 
 /// The first setting that differs although it must not: its key and both values.

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use candle_core::Device;
-use ladle::{kernels::HostTensor, preference::mixing::condition_number};
+use ladle::kernels::HostTensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -168,7 +168,7 @@ impl<'a> Trainer<'a> {
             self.state.kl.update(kl, batch.len());
             if let Some(Update { floored, moved, weights }) = self.balance(&judged)? {
                 let condition = self.task.column.as_ref().map_or(String::new(), |column| {
-                    let condition = self.condition(column);
+                    let condition = column.condition(&self.state.balance.realised());
                     format!("; condition number of B with this column as realised: {condition:.2}")
                 });
                 recorder.note(&format!(
@@ -367,15 +367,6 @@ impl<'a> Trainer<'a> {
         let snapshot = layout.snapshot(self.state.step);
         let realised = self.state.balance.realised();
         export::write_backbone(&self.policy, &realised, name, &snapshot, &config.base)
-    }
-
-    /// κ(B) with this backbone's column as it was realised so far.
-    fn condition(&self, column: &Column<'_>) -> f64 {
-        let mut rows = column.mixing.rows();
-        for (row, weight) in rows.iter_mut().zip(self.state.balance.realised()) {
-            row[column.own] = weight;
-        }
-        condition_number(&rows)
     }
 
     fn save(&self) -> Result<()> {

@@ -4,6 +4,9 @@ mod answer_only;
 mod evaluations;
 mod optimum;
 mod refused;
+mod reward_service;
+#[path = "../support/mod.rs"]
+mod support;
 mod taken_up;
 mod types;
 
