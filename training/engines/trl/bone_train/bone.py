@@ -1,4 +1,4 @@
-"""bone.json: what a backbone says of itself (docs/bones.md)."""
+"""bone.json: what a backbone says of itself."""
 
 import hashlib
 import json

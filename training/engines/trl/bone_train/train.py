@@ -114,7 +114,7 @@ def build(config, backbone, service, out, *, data=".", base=None, sft=None, trai
     known = rows.short(rows.read(config["data"], data), tokenizer, config["data"]["max_prompt_tokens"])
     rl, lora = config["rl"], config["lora"]
     kind, form = TRAINERS[trainer]
-    given = arguments(config, trainer, out, accelerate.PartialState().num_processes, per_device)
+    given = arguments(config, trainer, out, accelerate.PartialState(cpu=not torch.cuda.is_available()).num_processes, per_device)
     given["reward_weights"] = column
     for key in extra or {}:
         if key in given:
@@ -155,6 +155,8 @@ def run(config, backbone, service, out, *, base=None, sft=None, **options):
     bone.belongs(service.state(), config, backbone)
     work = out.with_name(out.name + ".part")
     trainer = build(config, backbone, service, work / "checkpoints", base=base, sft=sft, **options)
+    rl, processes = config["rl"], trainer.accelerator.num_processes
+    trainer.accelerator.print(f"{backbone}: {rl['steps']} steps of {rl['batch']} answers, {processes} processes")
     checkpoints = work / "checkpoints"
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
     saved, bare = work / "saved", work / "bone"

@@ -19,7 +19,7 @@ class LaunchersTest(unittest.TestCase):
         from accelerate.commands.config.config_args import load_config_from_file
         from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-        for name, kind in (("fsdp", "FSDP"), ("zero3", "DEEPSPEED"), ("cpu", "MULTI_CPU")):
+        for name, kind in (("fsdp", "FSDP"), ("zero3", "DEEPSPEED")):
             path = LAUNCH / f"{name}.yaml"
             # An unknown key is an error here.
             self.assertEqual(load_config_from_file(str(path)).distributed_type.value, kind)

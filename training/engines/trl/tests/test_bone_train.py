@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[4]
 sys.path[:0] = [str(ROOT / "training/engines/trl"), str(pathlib.Path(__file__).parent)]
 
 if sys.version_info >= (3, 11):
-    from bone_train import bone, settings
+    from bone_train import bone, describe, export, settings
     from bone_train.__main__ import main
     from bone_train.service import Service, ServiceError
     from bone_train.settings import SettingsError
@@ -139,6 +139,43 @@ class BoneTrainTest(unittest.TestCase):
         self.assertIsNone(made["realised"])
         self.assertNotIn("lead", made["balance"])
         self.assertEqual(made["weights"]["adapter_model.safetensors"], bone.digest(self.directory / "adapter_model.safetensors"))
+
+    def test_an_adapter_of_another_engine_gets_its_bone_and_no_other_backbone_s(self):
+        (self.directory / "adapter_model.safetensors").write_bytes(b"weights")
+        with StandIn("others", [0.4, 0.6]) as stand_in:
+            given = [str(self.directory), str(self.path), f"--rewards={stand_in.url}", f"--base={self.directory}", "--steps=2"]
+            describe.main([*given, "--backbone=others", "--engine=verl=0.9.1"])
+            made = json.loads((self.directory / "bone.json").read_text())
+            self.assertEqual((made["backbone"], made["engine"]), ("others", {"name": "verl", "versions": {"verl": "0.9.1"}}))
+            for more, words in (
+                (["--backbone=vowels", "--engine=verl=1"], "backbone of the reward service is others, expected vowels"),
+                (["--backbone=others", "--engine=verl"], "--engine is 'verl', expected a name and a version"),
+                (["--backbone=others", "--engine=verl=1", "--set=mixing={beta=0.7}"], "column of the reward service"),
+            ):
+                with self.assertRaisesRegex(SystemExit, words):
+                    describe.main([*given, *more])
+
+    def test_other_engines_get_the_settings_or_a_refusal_by_name(self):
+        given = {"base": "/base", "rewards": "http://rewards", "out": "/out", "gpus": 2}
+        config = settings.read(self.path, ["rl.kl=0.02", "rollout.temperature=0.7"])
+        arguments = export.openrlhf(config, **given)
+        for line in (["--rollout.batch_size", "8"], ["--algo.kl.init_coef", "0.02"], ["--rollout.temperature", "0.7"],
+                     ["--train.seed", "3"], ["--reward.remote_url", "http://rewards/get_reward"], ["--actor.adam.betas", "0.9", "0.999"]):
+            self.assertIn(line, arguments)
+        overrides = export.verl(config, **given)
+        for line in ("data.train_batch_size=8", "algorithm.kl_ctrl.kl_coef=0.02", "algorithm.use_kl_in_reward=true",
+                     "actor_rollout_ref.rollout.temperature=0.7", "trainer.total_training_steps=2"):
+            self.assertIn([line], overrides)
+        (manager,) = [line.partition("=")[2] for (line,) in overrides if line.startswith("reward.reward_manager.module.path")]
+        self.assertTrue(pathlib.Path(manager).is_file(), manager)
+        for engine, change, words in (
+            ("openrlhf", 'balance.strategy="inverse"', "balance.strategy is 'inverse', expected \"average\""),
+            ("verl", 'lora.activation="answer"', "lora.activation is 'answer', expected \"all\""),
+            ("openrlhf", "lora.alpha=8.5", "lora.alpha is 8.5"),
+            ("verl", "rl.advantage_clip=5.0", "rl.advantage_clip is 5.0"),
+        ):
+            with self.assertRaisesRegex(SettingsError, words):
+                export.check(settings.read(self.path, [change]), engine)
 
     def test_the_command_names_what_is_wrong_before_torch_is_loaded(self):
         for arguments, words in (

@@ -67,13 +67,13 @@ class WithTrlTest(unittest.TestCase):
         """`bone-train` in several processes; the directory of the bone and what it printed."""
         out = self.directory / f"bone-{backbone}"
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1",
-            "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "bone_train",
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "bone_train",
             str(self.config), f"--backbone={backbone}", f"--rewards={url}", f"--out={out}", f"--data={self.directory}", *more,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "training/engines/trl"), *sys.path])}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         self.assertEqual(done.returncode == 0, succeeds, done.stdout[-2000:] + done.stderr[-4000:])
+        self.assertIn(f"answers, {processes} processes", done.stdout)
         return out, done.stdout + done.stderr
 
     def build(self, backbone, url, *changes, **options):
