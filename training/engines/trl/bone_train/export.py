@@ -85,7 +85,7 @@ def verl(config, *, base, rewards, out, gpus):
     rl, rollout, optimizer, lora = config["rl"], config["rollout"], config["optimizer"], config["lora"]
     prompts = rl["batch"] // rollout["samples"]
     actor, model = "actor_rollout_ref.actor", "actor_rollout_ref.model"
-    manager = pathlib.Path(__file__).resolve().parents[2] / "verl/reward.py"
+    manager = pathlib.Path(__file__).resolve().with_name("verl_reward.py")
     given = {
         "data.train_files": f"{out}/prompts.parquet",
         "data.val_files": f"{out}/prompts.parquet",

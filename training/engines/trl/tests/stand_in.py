@@ -59,9 +59,10 @@ class StandIn:
         }
 
     def rewards(self, body):
-        scale = self.state()["standardiser"]
+        scale, weights = self.state()["standardiser"], self.later if body.get("step") else self.column
         rows = []
         for row in body["rows"]:
             raw = [float(bool(re.search(pattern, row["response"]))) for pattern in REWARDS.values()]
-            rows.append({"standardised": [(r - m) / s for r, m, s in zip(raw, scale["mean"], scale["std"])]})
-        return {"rows": rows, "weights": self.later if body["step"] else self.column}
+            standardised = [(r - m) / s for r, m, s in zip(raw, scale["mean"], scale["std"])]
+            rows.append({"raw": raw, "standardised": standardised, "reward": sum(w * r for w, r in zip(weights, standardised))})
+        return {"objectives": list(REWARDS), "rows": rows, "weights": weights}

@@ -4,6 +4,7 @@
 
 The rewards are a stand-in's, and those of `train-backbones serve-rewards` where it is built."""
 
+import asyncio
 import json
 import os
 import pathlib
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import types
 import unittest
+import unittest.mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 sys.path[:0] = [str(ROOT / "training/engines/trl"), str(pathlib.Path(__file__).parent)]
@@ -20,6 +23,7 @@ from stand_in import REWARDS, StandIn
 
 try:
     import torch
+    import transformers
     from safetensors.torch import load_file
     from trl.trainer.utils import pad
 
@@ -191,6 +195,28 @@ class WithTrlTest(unittest.TestCase):
                 self.build("others", stand_in.url, "data.max_prompt_tokens=3")
             with self.assertRaisesRegex(settings.SettingsError, "sft: .* expected --sft"):
                 self.build("others", stand_in.url, "sft={}")
+
+    def test_verl_s_reward_manager_asks_for_what_the_tokens_say(self):
+        # verl itself is not needed: its base class keeps the tokenizer, its data are tensors by name.
+        base = types.ModuleType("verl.experimental.reward_loop.reward_manager.base")
+        base.RewardManagerBase = type("RewardManagerBase", (), {"__init__": lambda self, config, tokenizer, score: setattr(self, "tokenizer", tokenizer)})
+        parts = base.__name__.split(".")
+        modules = {".".join(parts[:end]): types.ModuleType(".".join(parts[:end])) for end in range(1, len(parts))}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(ROOT / "tests/fixtures/soup-tiny/base")
+        answer, padding = tokenizer("a b")["input_ids"] + [tokenizer.eos_token_id], [0, 0]
+        row = {"prompt": "Why?", "references": [], "fields": {}}
+        item = types.SimpleNamespace(
+            batch={"responses": torch.tensor(answer + padding), "attention_mask": torch.tensor([1] * 3 + [1] * len(answer) + [0, 0])},
+            non_tensor_batch={"reward_model": {"ground_truth": json.dumps(row)}},
+        )
+        with StandIn("vowels", [0.6, 0.4], refuse_first=1) as stand_in, unittest.mock.patch.dict(sys.modules, {**modules, base.__name__: base}):
+            with unittest.mock.patch.dict(os.environ, {"BONE_REWARDS": stand_in.url}):
+                from bone_train.verl_reward import BoneRewardManager
+
+                got = asyncio.run(BoneRewardManager({}, tokenizer).run_single([item]))
+        self.assertEqual(stand_in.asked, [{"rows": [{**row, "response": tokenizer.decode(answer[:-1]), "finished": True}]}])
+        self.assertEqual(got["reward_extra_info"], {"vowels": 1.0, "others": 0.0})
+        self.assertAlmostEqual(got["reward_score"], 0.6 * 1.5 - 0.4 * 1.0)
 
     def test_rewards_weights_and_bone_are_those_of_train_backbones(self):
         binary = pathlib.Path(os.environ.get("TRAIN_BACKBONES", ROOT / "target/release/train-backbones"))

@@ -8,18 +8,15 @@ import asyncio
 import json
 import os
 
-import aiohttp
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-# Statuses and how often they are asked again: what may pass.
-PASSING, TRIES = (429, 502, 503, 504), 10
+from bone_train.service import Service
 
 
 class BoneRewardManager(RewardManagerBase):
     def __init__(self, config, tokenizer, compute_score=None, **_):
         super().__init__(config, tokenizer, compute_score)
-        self.url = os.environ["BONE_REWARDS"].rstrip("/") + "/rewards"
-        self.ends = {tokenizer.eos_token_id}
+        self.service = Service(os.environ["BONE_REWARDS"])
 
     async def run_single(self, data):
         item = data[-1:][0]
@@ -29,24 +26,9 @@ class BoneRewardManager(RewardManagerBase):
         row = {
             **json.loads(item.non_tensor_batch["reward_model"]["ground_truth"]),
             "response": self.tokenizer.decode(tokens, skip_special_tokens=True),
-            "finished": bool(tokens) and tokens[-1] in self.ends,
+            "finished": bool(tokens) and tokens[-1] == self.tokenizer.eos_token_id,
         }
-        answer = await self.ask({"rows": [row]})
+        answer = await asyncio.to_thread(self.service.ask, "/rewards", {"rows": [row]})
         (scored,) = answer["rows"]
         objectives = dict(zip(answer["objectives"], scored["raw"]))
         return {"reward_score": scored["reward"], "reward_extra_info": objectives}
-
-    async def ask(self, body):
-        for trial in range(TRIES):
-            try:
-                async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
-                    async with session.post(self.url, json=body) as response:
-                        if response.status == 200:
-                            return await response.json()
-                        complaint = f"{self.url}: {response.status}: {(await response.text())[:500]}"
-                        if response.status not in PASSING:
-                            raise ValueError(complaint)
-            except aiohttp.ClientError as error:
-                complaint = f"{self.url}: {error}"
-            await asyncio.sleep(min(2**trial / 10, 10))
-        raise RuntimeError(complaint)
