@@ -19,19 +19,20 @@ use super::{
     open::{OpenOptions, Soup, base_dir, full_backbone, same_tokenizer},
     weights::WeightFile,
 };
-use crate::files::{self, FileError, Staging};
+use crate::files::{self, FileError, Staging, same_digest};
 
 /// The parts of a new soup.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// The soup's name.
     pub name: String,
-    /// Where the base is; a relative path is taken from the working directory.
+    /// Where the base is; a relative path is taken from the working directory. Where it has digests,
+    /// the base must have these.
     pub base: BaseEntry,
     /// Directory of the supervised adapter.
     pub sft: Option<PathBuf>,
     /// Objectives, in order; empty: those of the backbones' names.
-    pub objectives: Vec<String>,
+    pub objectives: Vec<Objective>,
     /// Names and directories of the backbones, in the order of the objectives.
     pub backbones: Vec<(String, PathBuf)>,
     /// The mixing matrix.
@@ -69,11 +70,22 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
     };
     let mut base_model = Checkpoint::open(&base_dir)?;
     let config = base_model.check()?;
-    base.sha256 = digest::of_files(&base_dir, base_model.files().iter());
+    let pinned = digest::of_files(&base_dir, base_model.files().iter());
+    if !base.sha256.is_empty() {
+        let absent = || "absent".to_owned();
+        for file in base.sha256.keys().chain(pinned.keys()) {
+            let of = |digests: &BTreeMap<String, String>| digests.get(file).cloned();
+            let (expected, got) = (of(&base.sha256), of(&pinned).unwrap_or_else(absent));
+            same_digest(&base_dir.join(file), &expected.unwrap_or_else(absent), got)?;
+        }
+    }
+    base.sha256 = pinned;
 
-    let names = recipe.backbones.iter().map(|(name, _)| name.clone());
-    let objectives =
-        if recipe.objectives.is_empty() { names.collect() } else { recipe.objectives.clone() };
+    let names = recipe.backbones.iter().map(|(name, _)| Objective::named(name));
+    let objectives = match recipe.objectives.as_slice() {
+        [] => names.collect(),
+        objectives => objectives.to_vec(),
+    };
     let mut manifest = Manifest {
         format: manifest::FORMAT,
         name: recipe.name.clone(),
@@ -87,10 +99,7 @@ fn write(dir: &Path, recipe: &Recipe, options: &OpenOptions) -> Result<(Staging,
         extrapolation: Extrapolation::default(),
         presets: BTreeMap::new(),
         reasoning_effort: BTreeMap::new(),
-        objectives: objectives
-            .into_iter()
-            .map(|name| Objective { name, description: String::new(), range: None })
-            .collect(),
+        objectives,
         backbones: recipe
             .backbones
             .iter()

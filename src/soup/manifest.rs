@@ -120,6 +120,13 @@ pub struct Objective {
     pub range: Option<[f64; 2]>,
 }
 
+impl Objective {
+    /// An objective of which nothing but its name is known.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), description: String::new(), range: None }
+    }
+}
+
 /// One tuned model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

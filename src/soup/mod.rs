@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod adapter;
+pub mod bones;
 pub mod checkpoint;
 mod digest;
 mod error;

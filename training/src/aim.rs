@@ -16,6 +16,7 @@ pub enum Aim {
 }
 
 /// A column of B: a backbone's.
+#[derive(Clone, Copy)]
 pub struct Column<'a> {
     /// B.
     pub mixing: &'a MixingMatrix,

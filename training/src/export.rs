@@ -1,30 +1,47 @@
 //! Products of a run: PEFT adapters, and the soup made of them.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use candle_core::{DType, Tensor};
 use ladle::{
+    files::{sha256, write_json},
     import::check_soup,
     soup::{
-        self, OpenOptions, Soup,
+        self, Adapter, Checkpoint, OpenOptions, Soup,
+        bones::{self, Bone, Engine, Kl, Rewarded, Scale},
         init::Recipe,
-        manifest::{self, BaseEntry, Manifest, Mixing},
+        manifest::{self, BaseEntry, Mixing, Objective},
     },
 };
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
+    aim::Column,
     checkpoint::{CheckpointError, read_toml, serialize, write_atomically, write_toml},
-    config::{Config, MixingConfig},
+    config::{Config, MixingConfig, ObjectiveConfig, POLICY},
     error::RunError,
     layout::{Layout, Places, WEIGHTS},
-    rl::lora::Policy,
+    rl::{
+        balance::{Standardiser, Strategy},
+        lora::Policy,
+    },
+    setup::Base,
 };
 
 /// Writes the policy's adapter as PEFT does, its factors in bf16: `adapter_model.safetensors` last,
 /// so that a directory with that file is a whole adapter.
 pub fn write_adapter(policy: &Policy, directory: &Path, base: &str) -> Result<(), RunError> {
+    write_adapter_after(policy, directory, base, |_| Ok(()))
+}
+
+/// As [`write_adapter`], after `before` was given the digest of the weights that are about to be there.
+fn write_adapter_after(
+    policy: &Policy,
+    directory: &Path,
+    base: &str,
+    before: impl FnOnce(String) -> Result<(), RunError>,
+) -> Result<(), RunError> {
     let config = policy.config();
     let settings = json!({
         "peft_type": "LORA",
@@ -50,20 +67,91 @@ pub fn write_adapter(policy: &Policy, directory: &Path, base: &str) -> Result<()
     let path = directory.join(WEIGHTS);
     let bytes = serialize(&tensors, None)
         .map_err(|reason| CheckpointError::Format { path: path.clone(), reason })?;
+    before(sha256(&bytes))?;
     Ok(write_atomically(&path, &bytes)?)
 }
 
-/// Writes a trained backbone: the weights of its rewards, then its adapter.
+/// A trained backbone, or a policy alone.
+pub struct Trained<'a> {
+    pub name: &'a str,
+    pub policy: &'a Policy,
+    /// Step-weighted mean of the reward weights: its column of the realised B.
+    pub realised: Vec<f64>,
+    pub steps: u64,
+    pub kl: Kl,
+    /// Its column of B; none of a policy alone.
+    pub column: Option<Column<'a>>,
+    pub standardiser: &'a Standardiser,
+}
+
+/// Writes a trained backbone: the weights of its rewards, what it says of itself, then its adapter.
 pub fn write_backbone(
-    policy: &Policy,
-    realised: &[f64],
-    name: &str,
-    layout: &Layout,
-    base: &str,
+    trained: &Trained<'_>,
+    config: &Config,
+    base: &Base,
+    (layout, sft): (&Layout, &Layout),
 ) -> Result<(), RunError> {
-    let realised = Realised { realised: realised.to_vec() };
-    write_toml(&layout.realised(name), &realised)?;
-    write_adapter(policy, &layout.adapter(name), base)
+    let realised = Realised { realised: trained.realised.clone() };
+    write_toml(&layout.realised(trained.name), &realised)?;
+    let directory = layout.adapter(trained.name);
+    let bone = |digest: String| {
+        let Some(column) = &trained.column else { return Ok(()) };
+        let mut bone = bone(trained, column, config, base, sft)?;
+        bone.weights = [(WEIGHTS.to_owned(), digest)].into();
+        Ok(write_json(&directory.join(bones::FILE), &bone).map_err(CheckpointError::from)?)
+    };
+    write_adapter_after(trained.policy, &directory, &config.base, bone)
+}
+
+/// What a backbone says of itself, but for the digest of its weights.
+fn bone(
+    trained: &Trained<'_>,
+    column: &Column<'_>,
+    config: &Config,
+    base: &Base,
+    sft: &Layout,
+) -> Result<Bone, RunError> {
+    let sft = sft.adapter("sft");
+    let adapter = config.sft.is_some().then(|| Adapter::open(&sft)).transpose()?;
+    let checkpoint = Checkpoint::open(&base.dir)?;
+    let rewarded = |o: &ObjectiveConfig| Rewarded {
+        name: o.name.clone(),
+        description: o.description.clone(),
+        reward: table(&o.reward),
+    };
+    let moved = config.balance.strategy != Strategy::Average;
+    let Standardiser { mean, std } = trained.standardiser.clone();
+    Ok(Bone {
+        format: bones::FORMAT,
+        backbone: trained.name.to_owned(),
+        objective: config.objectives[column.own].name.clone(),
+        objectives: config.objectives.iter().map(rewarded).collect(),
+        column: column.mixing.column(column.own),
+        realised: moved.then(|| trained.realised.clone()),
+        standardiser: Scale { mean, std },
+        balance: table(&config.balance),
+        seed: config.seed,
+        shared_a: config.lora.shared(),
+        steps: trained.steps,
+        kl: trained.kl,
+        activation: config.lora.activation,
+        base: bones::Base {
+            name: config.base.clone(),
+            sha256: bones::digests(&base.dir, checkpoint.files().iter()),
+        },
+        sft: adapter.map(|adapter| bones::digests(&sft, [adapter.file()].into_iter())),
+        weights: bones::Digests::new(),
+        engine: Engine {
+            name: "train-backbones".to_owned(),
+            versions: [("train-backbones".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
+        },
+    })
+}
+
+/// Settings as JSON.
+fn table(settings: &impl Serialize) -> BTreeMap<String, Value> {
+    let value = serde_json::to_value(settings).unwrap_or_default();
+    value.as_object().cloned().unwrap_or_default().into_iter().collect()
 }
 
 /// The step-weighted mean of a finished backbone's reward weights, one per objective of `config`.
@@ -96,11 +184,28 @@ pub fn write_soup(
         Ok(path) => BaseEntry { path: Some(path), ..BaseEntry::default() },
         Err(_) => BaseEntry { id: Some(config.base.clone()), ..BaseEntry::default() },
     };
+    let objectives = match &config.mixing {
+        MixingConfig::Weights(weights) => {
+            let named = config.objectives.iter().zip(weights);
+            let named = named.map(|(objective, weight)| format!("{} {weight}", objective.name));
+            let named = named.collect::<Vec<_>>().join(", ");
+            let strategy = config.balance.strategy;
+            let description = format!("One policy for all preferences ({strategy}: {named}).");
+            vec![Objective { description, ..Objective::named(POLICY) }]
+        }
+        _ => {
+            let entry = |o: &ObjectiveConfig| Objective {
+                description: o.description.clone(),
+                ..Objective::named(&o.name)
+            };
+            config.objectives.iter().map(entry).collect()
+        }
+    };
     let recipe = Recipe {
         name: config.name.clone(),
         base,
         sft: config.sft.is_some().then(|| layout.adapter("sft")),
-        objectives: names.clone().collect(),
+        objectives,
         backbones: names.map(|name| (name.clone(), layout.adapter(&name))).collect(),
         mixing,
         activation: config.lora.activation,
@@ -113,26 +218,6 @@ pub fn write_soup(
         fs::remove_dir_all(&target).map_err(CheckpointError::io(&target))?;
     }
     let check = |soup: &Soup| Ok::<_, RunError>(check_soup(soup)?);
-    let mut manifest: Manifest = soup::init::init(&target, &recipe, &options, check)?;
-    match &config.mixing {
-        MixingConfig::Weights(weights) => {
-            let named = config.objectives.iter().zip(weights);
-            let named = named.map(|(objective, weight)| format!("{} {weight}", objective.name));
-            let named = named.collect::<Vec<_>>().join(", ");
-            let strategy = config.balance.strategy;
-            let description = format!("One policy for all preferences ({strategy}: {named}).");
-            manifest.objectives.iter_mut().for_each(|o| o.description.clone_from(&description));
-        }
-        _ => {
-            for (entry, objective) in manifest.objectives.iter_mut().zip(&config.objectives) {
-                entry.description.clone_from(&objective.description);
-            }
-        }
-    }
-    let path = target.join(manifest::FILE);
-    let text = manifest.to_toml().map_err(|error| CheckpointError::Format {
-        path: path.clone(),
-        reason: error.to_string(),
-    })?;
-    Ok(write_atomically(&path, text.as_bytes())?)
+    soup::init::init(&target, &recipe, &options, check)?;
+    Ok(())
 }

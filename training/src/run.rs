@@ -236,14 +236,7 @@ impl Run {
                 column: self.aim.column(index),
                 layout: &layout,
             };
-            let outcome = Trainer::new(task)?.run()?;
-            export::write_backbone(
-                &outcome.policy,
-                &outcome.realised,
-                name,
-                &layout,
-                &self.config.base,
-            )?;
+            Trainer::new(task)?.run()?;
             stale = true;
         }
         let whole = |layout: &Layout| names.iter().all(|name| layout.finished(name));

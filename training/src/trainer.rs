@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use candle_core::Device;
-use ladle::kernels::HostTensor;
+use ladle::{kernels::HostTensor, soup::bones::Kl};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -79,16 +79,11 @@ pub struct BackboneTask<'a> {
 struct State {
     step: u64,
     updates: u64,
+    /// Mean KL of a response in the last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_kl: Option<f64>,
     kl: KlController,
     balance: Balance,
-}
-
-/// A trained backbone.
-pub struct Outcome {
-    /// The policy with its adapter.
-    pub policy: Policy,
-    /// Step-weighted mean of the reward weights: its column of the realised B.
-    pub realised: Vec<f64>,
 }
 
 /// The loop and its state.
@@ -129,6 +124,7 @@ impl<'a> Trainer<'a> {
                 task.column.as_ref().map(|column| column.own),
                 config.balance.clone(),
             )?,
+            last_kl: None,
         };
         let path = task.layout.state(task.name);
         if path.exists() {
@@ -144,8 +140,8 @@ impl<'a> Trainer<'a> {
         Ok(Self { task, policy, value_head, updater, sampler, state })
     }
 
-    /// Trains to the end.
-    pub fn run(mut self) -> Result<Outcome> {
+    /// Trains to the end and writes the backbone.
+    pub fn run(mut self) -> Result<()> {
         let rl = &self.task.config.rl;
         let metrics = self.task.layout.metrics(self.task.name);
         let mut recorder = Recorder::open(&metrics, self.task.name, self.state.step, rl.steps)?;
@@ -166,6 +162,7 @@ impl<'a> Trainer<'a> {
             tracing::debug!(?sampling, ?judging, ?scoring, ?updating, ?cache, "step {step}");
             self.record(&mut recorder, &judged, &report, kl)?;
             self.state.kl.update(kl, batch.len());
+            self.state.last_kl = Some(kl);
             if let Some(Update { floored, moved, weights }) = self.balance(&judged)? {
                 let condition = self.task.column.as_ref().map_or(String::new(), |column| {
                     let condition = column.condition(&self.state.balance.realised());
@@ -184,7 +181,7 @@ impl<'a> Trainer<'a> {
                 self.save()?;
             }
         }
-        Ok(Outcome { policy: self.policy, realised: self.state.balance.realised() })
+        self.write(self.state.step, self.task.layout)
     }
 
     fn prompts(&self) -> Vec<&'a Prompt> {
@@ -363,10 +360,23 @@ impl<'a> Trainer<'a> {
 
     /// Keeps the backbone as it is now.
     fn keep(&self) -> Result<()> {
-        let BackboneTask { name, config, layout, .. } = &self.task;
-        let snapshot = layout.snapshot(self.state.step);
-        let realised = self.state.balance.realised();
-        export::write_backbone(&self.policy, &realised, name, &snapshot, &config.base)
+        self.write(self.state.step, &self.task.layout.snapshot(self.state.step))
+    }
+
+    /// Writes the backbone into `layout`.
+    fn write(&self, steps: u64, layout: &Layout) -> Result<()> {
+        let BackboneTask { name, config, start, column, standardiser, .. } = &self.task;
+        let State { kl, last_kl, balance, .. } = &self.state;
+        let trained = export::Trained {
+            name,
+            policy: &self.policy,
+            realised: balance.realised(),
+            steps,
+            kl: Kl { coefficient: kl.coefficient, last: *last_kl },
+            column: *column,
+            standardiser,
+        };
+        export::write_backbone(&trained, config, start.base, (layout, self.task.layout))
     }
 
     fn save(&self) -> Result<()> {

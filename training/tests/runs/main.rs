@@ -18,7 +18,12 @@ use std::{
     thread,
 };
 
-use ladle::soup::{OpenOptions, Soup};
+use ladle::soup::{
+    OpenOptions, Soup, SoupError,
+    bones::Bones,
+    init::{Recipe, init},
+    manifest::BaseEntry,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
@@ -215,6 +220,33 @@ mixing = {{ beta = 0.8 }}
         assert!((used[0] - [0.8, 0.2][row]).abs() < 1e-12, "{used:?}");
         assert!((used.iter().sum::<f64>() / 2.0 - realised[row][0]).abs() < 1e-12, "{used:?}");
     }
+    // The backbones' own records make the same soup.
+    let dirs = ["plain", "short"].map(|name| run.join("adapters").join(name));
+    let bones = Bones::read(&dirs).unwrap();
+    bones.check_sft(None).unwrap();
+    let told = bones.common().unwrap();
+    assert_eq!((told.steps, told.seed, told.shared_a), (2, 1, true));
+    let last = recorded(&run, "short", "kl")[1];
+    assert_eq!(told.kl.last, Some(last));
+    let base_dir = base();
+    let base = BaseEntry {
+        path: Some(told.base.name.clone().into()),
+        sha256: told.base.sha256.clone(),
+        ..BaseEntry::default()
+    };
+    let recipe = Recipe {
+        name: "tiny".into(),
+        base,
+        sft: None,
+        objectives: bones.objectives(),
+        backbones: bones.backbones(),
+        mixing: bones.mixing(),
+        activation: told.activation,
+    };
+    let options = OpenOptions { base: Some(base_dir), ..options };
+    let passes = |_: &Soup| Ok::<_, SoupError>(());
+    let made = init(&directory.path().join("made"), &recipe, &options, passes).unwrap();
+    assert_eq!(made, Soup::open(&run.join("soup"), &options).unwrap().manifest);
     // Going on with a finished run leaves what was put into its soup.
     fs::write(run.join("soup/front.json"), "{}").unwrap();
     succeed(command().arg("resume").arg(&run).arg("--data").arg(directory.path()));
