@@ -150,13 +150,13 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         (
             json!({"model_type": "gemma"}),
             "config.json: model_type: is \"gemma\", which is not served: the nearest served is \
-             llama, which lacks norms with 1 + gain, GELU, scaled embeddings; must be one of \
-             llama, mistral, qwen2, qwen3, smollm3, olmo2, granite",
+             gemma3_text, which lacks a layer without norms of queries, keys and outputs; must be \
+             one of llama, mistral, qwen2, qwen3, smollm3, olmo2, granite, gemma3_text",
         ),
         (
             json!({"model_type": "brand_new"}),
             "config.json: model_type: is \"brand_new\", which is not served; must be one of \
-             llama, mistral, qwen2, qwen3, smollm3, olmo2, granite",
+             llama, mistral, qwen2, qwen3, smollm3, olmo2, granite, gemma3_text",
         ),
         (
             json!({"model_type": "smollm3", "num_key_value_heads": 2, "no_rope_layers": [1, 0]}),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use half::{bf16, f16};
 use ladle::{
-    kernels::{Bytes, Dtype, HostTensor, Rope},
+    kernels::{Activation, Bytes, Dtype, HostTensor, Norm, Rope},
     merge::{
         SoupPlan,
         plan::{Change, Ingredient, Ingredients, Tensors},
@@ -45,7 +45,9 @@ pub fn config(
         kv_heads,
         head_dim,
         max_positions: 4096,
-        norm_eps: 1e-5,
+        norm: Norm { eps: 1e-5, shift: 0.0 },
+        activation: Activation::Silu,
+        local_rope: None,
         rope: Rope { inv_freq: (0..head_dim / 2).map(frequency).collect(), scale: 1.0 },
         rotary: vec![true; layers],
         windows: vec![None; layers],

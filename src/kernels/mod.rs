@@ -231,15 +231,15 @@ pub trait Kernels {
     ) -> Result<Self::Tensor>;
     /// `a + b`, same shape.
     fn add(&self, a: Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
-    /// Root-mean-square norm over each consecutive group of `gain.len()` columns, times `gain`
-    /// (one group is a whole row for layer norms, a head for Qwen3's q/k norms).
-    fn rms_norm(&self, x: &Self::Tensor, gain: &Self::Weight, eps: f32) -> Result<Self::Tensor>;
+    /// Root-mean-square norm over each consecutive group of `gain.len()` columns, times
+    /// `norm.shift + gain` (one group is a whole row for layer norms, a head for Qwen3's q/k norms).
+    fn rms_norm(&self, x: &Self::Tensor, gain: &Self::Weight, norm: Norm) -> Result<Self::Tensor>;
     /// The same with a gain per row: `gain` is `[rows, group]`.
     fn rms_norm_rows(
         &self,
         x: &Self::Tensor,
         gain: &Self::Tensor,
-        eps: f32,
+        norm: Norm,
     ) -> Result<Self::Tensor>;
     /// Rotates each head of `x` `[rows, heads · head_dim]` (half-split form) by
     /// `angle[t, j] = positions[t] · inv_freq[j]`, cos and sin times `scale`.
@@ -257,10 +257,44 @@ pub trait Kernels {
         batch: &Batch,
         cache: &mut Self::Cache,
     ) -> Result<Self::Tensor>;
-    /// `silu(gate) ⊙ up`.
-    fn swiglu(&self, gate: Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `activation(gate) ⊙ up`.
+    fn gated(
+        &self,
+        activation: Activation,
+        gate: Self::Tensor,
+        up: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
     /// The given rows, in order.
     fn select_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
+}
+
+/// Constants of a root-mean-square norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// ε: the norm divides by √(mean(x²) + ε).
+    pub eps: f32,
+    /// What is added to the stored gain (1 in Gemma, else 0).
+    pub shift: f32,
+}
+
+/// The function of a gated feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x · σ(x).
+    Silu,
+    /// x · σ(2u), u = √(2/π)(x + 0.044715 x³): the tanh form of GELU.
+    Gelu,
+}
+
+impl Activation {
+    /// Factors (a, b) of the polynomial in x · σ(x (a + b x²)).
+    pub const fn polynomial(self) -> (f32, f32) {
+        const GELU: f32 = 1.595_769_1; // 2 √(2/π)
+        match self {
+            Self::Silu => (1.0, 0.0),
+            Self::Gelu => (GELU, GELU * 0.044_715),
+        }
+    }
 }
 
 /// Rotary embedding constants of one model.

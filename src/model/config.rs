@@ -2,7 +2,7 @@
 //! Llama family as data.
 
 use super::names::{EMBEDDING, HEAD, Module, NORM};
-use crate::kernels::{AttentionShape, Rope};
+use crate::kernels::{Activation, AttentionShape, Norm, Rope};
 
 /// A checked model configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,10 +25,14 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Longest sequence that the model supports, in tokens.
     pub max_positions: usize,
-    /// ε of the norms.
-    pub norm_eps: f32,
+    /// Constants of the norms.
+    pub norm: Norm,
+    /// Function of the feed-forward layer.
+    pub activation: Activation,
     /// Rotary constants, scaling applied.
     pub rope: Rope,
+    /// Those of layers with a window, where they have their own (Gemma 3).
+    pub local_rope: Option<Rope>,
     /// Whether queries and keys are rotated, per layer.
     pub rotary: Vec<bool>,
     /// Sliding window in tokens, per layer.
@@ -58,6 +62,8 @@ pub enum Norms {
     Before,
     /// Of their outputs, before these are added to the residual stream (OLMo 2).
     After,
+    /// Of both (Gemma 3).
+    Around,
 }
 
 /// RMS norms of queries and keys.
@@ -89,6 +95,12 @@ impl Norms {
     pub fn modules(self) -> [Option<Module>; 4] {
         match self {
             Self::Before => [Some(Module::InputNorm), None, Some(Module::PostNorm), None],
+            Self::Around => [
+                Some(Module::InputNorm),
+                Some(Module::PostNorm),
+                Some(Module::PreMlpNorm),
+                Some(Module::PostMlpNorm),
+            ],
             Self::After => [None, Some(Module::PostNorm), None, Some(Module::PostMlpNorm)],
         }
     }
@@ -119,6 +131,12 @@ impl ModelConfig {
         }
     }
 
+    /// Rotary constants of a layer.
+    pub fn rope_of(&self, layer: usize) -> &Rope {
+        let local = self.local_rope.as_ref().filter(|_| self.attention(layer).window.is_some());
+        local.unwrap_or(&self.rope)
+    }
+
     /// The first setting that makes two models compute different results from equal tensors: its key
     /// and the two values. Context length and end-of-sequence ids do not count.
     pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
@@ -139,7 +157,6 @@ impl ModelConfig {
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
-            "rms_norm_eps": norm_eps,
             "attention_bias": qkv_bias,
             "attention_bias": output_bias,
             "mlp_bias": mlp_bias,
@@ -147,6 +164,10 @@ impl ModelConfig {
             "embedding_multiplier, attention_multiplier, residual_multiplier or logits_scaling":
                 multipliers,
             "tie_word_embeddings": tied,
+        }
+        if self.norm != other.norm {
+            let show = |config: &Self| format!("{:?}", config.norm.eps);
+            return Some(("rms_norm_eps", show(self), show(other)));
         }
         if self.windows != other.windows {
             let window = |window: &Option<usize>| window.map_or("none".into(), |w| w.to_string());
@@ -156,7 +177,7 @@ impl ModelConfig {
             others.dedup();
             return Some(("sliding_window", own.join(", "), others.join(", ")));
         }
-        if self.rope != other.rope {
+        if self.rope != other.rope || self.local_rope != other.local_rope {
             let show = |config: &Self| {
                 let lowest = config.rope.inv_freq.last().copied().unwrap_or_default();
                 format!("rotary frequencies from 1 to {lowest:e}")

@@ -3,7 +3,7 @@
 //! ```text
 //! x = embed(tokens)
 //! per layer:  x += o(attention(rope(q(norm x)), rope(k(norm x)), v(norm x)))
-//!             x += down(silu(gate(norm x)) ⊙ up(norm x))
+//!             x += down(activation(gate(norm x)) ⊙ up(norm x))
 //! logits = head(norm x[outputs])
 //! ```
 //!
@@ -150,10 +150,10 @@ impl<W: Clone> Decoder<W> {
             return Ok(x);
         }
         let attended = k.select_rows(&attended, &batch.outputs)?;
-        let (rows, eps) = (batch.outputs.len(), self.config.norm_eps);
+        let (rows, constants) = (batch.outputs.len(), self.config.norm);
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
         let x = self.add_mlp(k, last, x, &attended, (rows, c.as_ref()))?;
-        self.norm.rms_norm(k, &x, rows, eps, c.as_ref())
+        self.norm.rms_norm(k, &x, rows, constants, c.as_ref())
     }
 
     /// The first part of both: the embeddings of the batch's tokens, `[rows, hidden_size]`.
@@ -185,21 +185,22 @@ impl<W: Clone> Decoder<W> {
         batch: &Batch,
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
-        let (layer, eps) = (&self.layers[index], self.config.norm_eps);
+        let (layer, constants) = (&self.layers[index], self.config.norm);
         let (rows, c) = (batch.tokens.len(), batch.coefficients.as_ref());
         let h = match &layer.norms[0] {
-            Some(norm) => &norm.rms_norm(k, x, rows, eps, c)?,
+            Some(norm) => &norm.rms_norm(k, x, rows, constants, c)?,
             None => x,
         };
         let qkv = [layer.q.onto(None), layer.k.onto(None), layer.v.onto(None)];
         let [mut query, mut key, value] = linears(k, h, qkv, rows, c)?;
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
-            query = q_norm.rms_norm(k, &query, rows, eps, c)?;
-            key = k_norm.rms_norm(k, &key, rows, eps, c)?;
+            query = q_norm.rms_norm(k, &query, rows, constants, c)?;
+            key = k_norm.rms_norm(k, &key, rows, constants, c)?;
         }
         if self.config.rotary[index] {
-            query = k.rope(query, &batch.positions, &self.config.rope)?;
-            key = k.rope(key, &batch.positions, &self.config.rope)?;
+            let rope = self.config.rope_of(index);
+            query = k.rope(query, &batch.positions, rope)?;
+            key = k.rope(key, &batch.positions, rope)?;
         }
         let query = scaled(k, query, rows, self.config.multipliers.query)?;
         let shape = self.config.attention(index);
@@ -219,12 +220,12 @@ impl<W: Clone> Decoder<W> {
         let [_, after_attention, before, after] = &layer.norms;
         let x = self.residual(k, x, attended, (&layer.o, after_attention.as_ref()), (rows, c))?;
         let h = match before {
-            Some(norm) => &norm.rms_norm(k, &x, rows, self.config.norm_eps, c)?,
+            Some(norm) => &norm.rms_norm(k, &x, rows, self.config.norm, c)?,
             None => &x,
         };
         let pair = [layer.gate.onto(None), layer.up.onto(None)];
         let [gate, up] = linears(k, h, pair, rows, c)?;
-        let h = k.swiglu(gate, &up)?;
+        let h = k.gated(self.config.activation, gate, &up)?;
         self.residual(k, x, &h, (&layer.down, after.as_ref()), (rows, c))
     }
 
@@ -244,7 +245,7 @@ impl<W: Clone> Decoder<W> {
         }
         let [mut y] = linears(k, h, [linear.onto(None)], rows, c)?;
         if let Some(norm) = norm {
-            y = norm.rms_norm(k, &y, rows, self.config.norm_eps, c)?;
+            y = norm.rms_norm(k, &y, rows, self.config.norm, c)?;
         }
         k.add(x, &scaled(k, y, rows, multiplier)?)
     }
@@ -258,7 +259,7 @@ impl<W: Clone> Decoder<W> {
     ) -> Result<K::Tensor> {
         let x = k.select_rows(x, &batch.outputs)?;
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
-        self.norm.rms_norm(k, &x, batch.outputs.len(), self.config.norm_eps, c.as_ref())
+        self.norm.rms_norm(k, &x, batch.outputs.len(), self.config.norm, c.as_ref())
     }
 
     /// Logits of hidden states of `rows` outputs → `[rows, vocab_size]`; `coefficients` are theirs.

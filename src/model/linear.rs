@@ -4,7 +4,7 @@
 //! materialised.
 
 use crate::kernels::{
-    ColumnScale, KernelError, Kernels, Product, Result, RowCoefficients, ScaledProduct,
+    ColumnScale, KernelError, Kernels, Norm, Product, Result, RowCoefficients, ScaledProduct,
 };
 
 /// One full-rank term of a parameter.
@@ -123,14 +123,14 @@ impl<W> Parameter<W> {
         k: &K,
         x: &K::Tensor,
         rows: usize,
-        eps: f32,
+        norm: Norm,
         coefficients: Option<&RowCoefficients>,
     ) -> Result<K::Tensor> {
         if self.is_single() {
-            return k.rms_norm(x, &self.first.weight, eps);
+            return k.rms_norm(x, &self.first.weight, norm);
         }
         let gain = self.mix(k, coefficients, |w| k.broadcast(w, rows))?;
-        k.rms_norm_rows(x, &gain, eps)
+        k.rms_norm_rows(x, &gain, norm)
     }
 }
 

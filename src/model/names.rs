@@ -20,6 +20,8 @@ pub enum Module {
     /// Norm after the attention: of its output where norms stand after, else before the feed-forward
     /// layer.
     PostNorm,
+    /// Norm before the feed-forward layer, where another stands after the attention.
+    PreMlpNorm,
     /// Norm of the feed-forward layer's output.
     PostMlpNorm,
     /// Query projection.
@@ -48,6 +50,7 @@ impl Module {
         match self {
             Self::InputNorm => "input_layernorm",
             Self::PostNorm => "post_attention_layernorm",
+            Self::PreMlpNorm => "pre_feedforward_layernorm",
             Self::PostMlpNorm => "post_feedforward_layernorm",
             Self::Q => "self_attn.q_proj",
             Self::K => "self_attn.k_proj",

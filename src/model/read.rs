@@ -5,8 +5,9 @@ use serde_json::Value;
 use super::{
     config::{ModelConfig, ModelConfigError, Multipliers, Norms, QkNorm},
     keys::{Keys, error},
-    rope::rope,
+    rope::{local_and_global, rope},
 };
+use crate::kernels::{Activation, Norm};
 
 /// Differences between the families.
 #[derive(Clone, Copy)]
@@ -22,12 +23,17 @@ struct Family {
     kv_heads_default: bool,
     norms: Norms,
     qk_norm: QkNorm,
+    /// What is added to the stored gains of norms.
+    norm_shift: f32,
+    /// The key of the feed-forward layer's function, and its names there; the function.
+    activation: (&'static str, &'static [&'static str], Activation),
     /// How `sliding_window` becomes a window per layer.
     window: WindowRule,
     /// Some layers do not rotate: `no_rope_layers`, `no_rope_layer_interval`.
     unrotated: bool,
-    /// The keys of [`Multipliers`] are read.
-    multipliers: bool,
+    /// Layers with a window have rotary constants of their own.
+    local_rope: bool,
+    multipliers: MultiplierRule,
     /// `head_dim` when the key is absent; `None` is hidden_size / num_attention_heads.
     head_dim: Option<usize>,
     /// `rms_norm_eps` when the key is absent.
@@ -49,6 +55,18 @@ enum WindowRule {
     Late,
     /// Only with `use_sliding_window`: the layers of `layer_types`, else those without rotation.
     Unrotated,
+    /// The layers of `layer_types`, else all but each `sliding_window_pattern`-th.
+    Pattern,
+}
+
+#[derive(Clone, Copy)]
+enum MultiplierRule {
+    /// None.
+    One,
+    /// Granite's keys.
+    Keys,
+    /// Embeddings by √hidden_size, scores by 1/√query_pre_attn_scalar.
+    Gemma,
 }
 
 const LLAMA: Family = Family {
@@ -59,9 +77,13 @@ const LLAMA: Family = Family {
     kv_heads_default: true,
     norms: Norms::Before,
     qk_norm: QkNorm::None,
+    norm_shift: 0.0,
+    // Two names of one function.
+    activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
     window: WindowRule::Never,
     unrotated: false,
-    multipliers: false,
+    local_rope: false,
+    multipliers: MultiplierRule::One,
     head_dim: None,
     norm_eps: 1e-6,
     theta: 10_000.0,
@@ -108,20 +130,33 @@ const OLMO2: Family = Family {
     ..LLAMA
 };
 
-const GRANITE: Family = Family { model_type: "granite", multipliers: true, ..LLAMA };
+const GRANITE: Family =
+    Family { model_type: "granite", multipliers: MultiplierRule::Keys, ..LLAMA };
 
-const FAMILIES: [Family; 7] = [LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GRANITE];
+const GEMMA3: Family = Family {
+    model_type: "gemma3_text",
+    mlp_bias_key: false,
+    kv_heads_default: false,
+    norms: Norms::Around,
+    qk_norm: QkNorm::Heads,
+    norm_shift: 1.0,
+    activation: ("hidden_activation", &["gelu_pytorch_tanh"], Activation::Gelu),
+    window: WindowRule::Pattern,
+    local_rope: true,
+    multipliers: MultiplierRule::Gemma,
+    head_dim: Some(256),
+    theta: 1_000_000.0,
+    tied: true,
+    ..LLAMA
+};
+
+const FAMILIES: [Family; 8] = [LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GRANITE, GEMMA3];
 
 /// Families that are not served, the nearest one that is, and what it lacks for them.
-const UNSERVED: [(&str, &Family, &str); 14] = [
-    ("gemma", &LLAMA, "norms with 1 + gain, GELU, scaled embeddings"),
-    (
-        "gemma2",
-        &LLAMA,
-        "norms with 1 + gain, GELU, scaled embeddings, soft caps of scores and logits",
-    ),
-    ("gemma3", &QWEN3, "norms with 1 + gain, GELU, scaled embeddings, two rotary bases, images"),
-    ("gemma3_text", &QWEN3, "norms with 1 + gain, GELU, scaled embeddings, two rotary bases"),
+const UNSERVED: [(&str, &Family, &str); 13] = [
+    ("gemma", &GEMMA3, "a layer without norms of queries, keys and outputs"),
+    ("gemma2", &GEMMA3, "soft caps of scores and logits"),
+    ("gemma3", &GEMMA3, "images"),
     ("phi", &LLAMA, "layer norms with biases, parallel layers, heads rotated in part"),
     (
         "phi3",
@@ -164,11 +199,19 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     if keys.get("is_causal").is_some_and(|causal| *causal != true) {
         return Err(error("is_causal", "is not true, but attention to later tokens is not served"));
     }
-    match keys.get("hidden_act") {
-        None => {}
-        // Two names of one function.
-        Some(value) if value == "silu" || value == "swish" => {}
-        Some(value) => return Err(error("hidden_act", format!("is {value}, must be \"silu\""))),
+    let (key, names, activation) = family.activation;
+    if let Some(value) = keys.get(key)
+        && !names.iter().any(|name| value == name)
+    {
+        return Err(error(key, format!("is {value}, must be {:?}", names[0])));
+    }
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if keys.get(key).is_some() {
+            return Err(error(key, "soft caps are not served; must be null"));
+        }
+    }
+    if keys.flag("use_bidirectional_attention")? {
+        return Err(error("use_bidirectional_attention", "is true, must be false"));
     }
 
     let hidden_size = keys.size("hidden_size", MAX_WIDTH)?;
@@ -191,6 +234,12 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let max_positions = keys.size("max_position_embeddings", MAX_POSITIONS)?;
     let attention_bias = family.attention_bias_key && keys.flag("attention_bias")?;
     let vocab_size = keys.size("vocab_size", MAX_VOCAB)?;
+    let (rope, local_rope) = if family.local_rope {
+        let [global, local] = local_and_global(&keys, head_dim, max_positions, family.theta)?;
+        (global, Some(local))
+    } else {
+        (rope(&keys, head_dim, max_positions, family.theta)?, None)
+    };
     let rotary = if family.unrotated { rotary(&keys, layers)? } else { vec![true; layers] };
 
     Ok(ModelConfig {
@@ -203,8 +252,10 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
         kv_heads,
         head_dim,
         max_positions,
-        norm_eps: keys.norm_eps(family.norm_eps)?,
-        rope: rope(&keys, head_dim, max_positions, family.theta)?,
+        norm: Norm { eps: keys.norm_eps(family.norm_eps)?, shift: family.norm_shift },
+        activation,
+        rope,
+        local_rope,
         windows: windows(&keys, family.window, &rotary)?,
         rotary,
         qkv_bias: family.always_qkv_bias || attention_bias,
@@ -212,10 +263,7 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
         mlp_bias: family.mlp_bias_key && keys.flag("mlp_bias")?,
         norms: family.norms,
         qk_norm: family.qk_norm,
-        multipliers: match family.multipliers {
-            true => multipliers(&keys, head_dim)?,
-            false => Multipliers::ONE,
-        },
+        multipliers: multipliers(&keys, family.multipliers, head_dim, hidden_size)?,
         tied: match keys.get("tie_word_embeddings") {
             None => family.tied,
             Some(_) => keys.flag("tie_word_embeddings")?,
@@ -260,15 +308,29 @@ fn rotary(keys: &Keys<'_>, layers: usize) -> Result<Vec<bool>, ModelConfigError>
     list.iter().enumerate().map(one).collect()
 }
 
-/// Granite's constant factors; its `attention_multiplier` stands in the place of 1/√head_dim.
-fn multipliers(keys: &Keys<'_>, head_dim: usize) -> Result<Multipliers, ModelConfigError> {
+/// The constant factors of a model. What a family has in the place of attention's 1/√head_dim becomes
+/// a factor of the queries.
+fn multipliers(
+    keys: &Keys<'_>,
+    rule: MultiplierRule,
+    head_dim: usize,
+    hidden_size: usize,
+) -> Result<Multipliers, ModelConfigError> {
     let factor = |key| keys.positive(key, Some(1.0));
-    let query = factor("attention_multiplier")? * (head_dim as f64).sqrt();
-    Ok(Multipliers {
-        embedding: factor("embedding_multiplier")? as f32,
-        query: query as f32,
-        residual: factor("residual_multiplier")? as f32,
-        logits: (1.0 / factor("logits_scaling")?) as f32,
+    let head_dim = head_dim as f64;
+    Ok(match rule {
+        MultiplierRule::One => Multipliers::ONE,
+        MultiplierRule::Keys => Multipliers {
+            embedding: factor("embedding_multiplier")? as f32,
+            query: (factor("attention_multiplier")? * head_dim.sqrt()) as f32,
+            residual: factor("residual_multiplier")? as f32,
+            logits: (1.0 / factor("logits_scaling")?) as f32,
+        },
+        MultiplierRule::Gemma => Multipliers {
+            embedding: (hidden_size as f64).sqrt() as f32,
+            query: (head_dim / keys.positive("query_pre_attn_scalar", Some(256.0))?).sqrt() as f32,
+            ..Multipliers::ONE
+        },
     })
 }
 
@@ -296,15 +358,24 @@ fn windows(
                 _ => Ok(vec![window; layers]),
             }
         }
-        WindowRule::Late | WindowRule::Unrotated => {
-            if !keys.flag("use_sliding_window")? {
+        WindowRule::Late | WindowRule::Unrotated | WindowRule::Pattern => {
+            let pattern = matches!(rule, WindowRule::Pattern);
+            if !pattern && !keys.flag("use_sliding_window")? {
                 return Ok(vec![None; layers]);
             }
-            let late = matches!(rule, WindowRule::Late);
-            let window = width(late.then_some(4096))?;
+            let absent = !matches!(rule, WindowRule::Unrotated);
+            let window = width(absent.then_some(4096))?;
+            if pattern && window.is_none() {
+                return Err(error("sliding_window", "is null, must be a number of tokens"));
+            }
             let Some(types) = keys.get("layer_types") else {
                 let first = keys.count_or("max_window_layers", MAX_LAYERS, Some(28))?;
-                let slides = |layer: usize| if late { layer >= first } else { !rotary[layer] };
+                let every = keys.size_or("sliding_window_pattern", MAX_LAYERS, Some(6))?;
+                let slides = |layer: usize| match rule {
+                    WindowRule::Unrotated => !rotary[layer],
+                    WindowRule::Pattern => (layer + 1) % every != 0,
+                    _ => layer >= first,
+                };
                 return Ok((0..layers).map(|layer| window.filter(|_| slides(layer))).collect());
             };
             let types =

@@ -1,6 +1,6 @@
 //! Rotary constants of a `config.json`.
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::{
     config::ModelConfigError,
@@ -98,6 +98,41 @@ pub(super) fn rope(
             Err(error("rope_theta, rope_scaling or rope_parameters", reason))
         }
     }
+}
+
+/// Rotary constants of a model whose layers with a window have their own: those of the others, then
+/// theirs. transformers 5 keeps both in `rope_parameters`, by type of layer; 4 has
+/// `rope_local_base_freq` beside the keys of the others.
+pub(super) fn local_and_global(
+    keys: &Keys<'_>,
+    head_dim: usize,
+    max_positions: usize,
+    default_theta: f64,
+) -> Result<[Rope; 2], ModelConfigError> {
+    let nested = keys.get("rope_parameters").and_then(Value::as_object);
+    let nested = nested.filter(|map| map.contains_key("full_attention"));
+    if nested.is_some() && keys.get("rope_scaling").is_some() {
+        return Err(error("rope_scaling", "stands beside rope_parameters of each type of layer"));
+    }
+    let part = |kind: &str, keys_of_4: [(&str, &str); 2], default| {
+        let map = match nested {
+            Some(map) => Map::from_iter(
+                map.get(kind).map(|part| ("rope_parameters".to_owned(), part.clone())),
+            ),
+            None => Map::from_iter(
+                keys_of_4
+                    .into_iter()
+                    .filter_map(|(name, key)| Some((name.to_owned(), keys.get(key)?.clone()))),
+            ),
+        };
+        rope(&Keys { map: &map }, head_dim, max_positions, default)
+    };
+    let global = [("rope_theta", "rope_theta"), ("rope_scaling", "rope_scaling")];
+    let local = [("rope_theta", "rope_local_base_freq"); 2];
+    Ok([
+        part("full_attention", global, default_theta)?,
+        part("sliding_attention", local, 10_000.0)?,
+    ])
 }
 
 /// Llama 3's scaling of rotary frequencies: wavelengths above `original / low` are stretched by

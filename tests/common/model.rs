@@ -26,7 +26,7 @@ pub struct Sequence {
     pub logits: Vec<Vec<f32>>,
 }
 
-pub fn family_names() -> [&'static str; 12] {
+pub fn family_names() -> [&'static str; 13] {
     [
         "llama2",
         "llama3",
@@ -40,6 +40,7 @@ pub fn family_names() -> [&'static str; 12] {
         "smollm3-window",
         "olmo2",
         "granite",
+        "gemma3",
     ]
 }
 

@@ -1,14 +1,16 @@
 //! Every kernel of a forward pass against the CPU's, or f64.
 
 use ladle::kernels::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, Kernels, KvShape, Product,
-    Rope, RowCoefficients, ScaledProduct, Segment,
+    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, Kernels, KvShape,
+    Norm, Product, Rope, RowCoefficients, ScaledProduct, Segment,
     cpu::{CpuKernels, KvPool, panels},
     cuda::CudaKernels,
 };
 
 use crate::{both_orders, common::model::cast, emulator::Emulator, random};
 
+/// A norm whose gains are stored less one, as Gemma's.
+const NORM: Norm = Norm { eps: 1e-5, shift: 1.0 };
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 fn weight(dtype: Dtype, shape: &[usize], seed: u64) -> HostTensor {
@@ -58,11 +60,12 @@ fn everything_that_goes_once_over_an_activation_equals_the_cpu() {
             cpu.scale_rows(host(&x), &y[..rows]).unwrap(),
             cpu.scale_columns(host(&x), &scales, Some(&c)).unwrap(),
             cpu.add(host(&x), &host(&y)).unwrap(),
-            cpu.swiglu(host(&x), &host(&y)).unwrap(),
+            cpu.gated(Activation::Silu, host(&x), &host(&y)).unwrap(),
+            cpu.gated(Activation::Gelu, host(&x), &host(&y)).unwrap(),
             cpu.rope(host(&x), &positions, &rope).unwrap(),
-            cpu.rms_norm(&host(&x), &gain, 1e-5).unwrap(),
-            cpu.rms_norm(&host(&x), &group, 1e-5).unwrap(),
-            cpu.rms_norm_rows(&host(&x), &host(&y), 1e-5).unwrap(),
+            cpu.rms_norm(&host(&x), &gain, NORM).unwrap(),
+            cpu.rms_norm(&host(&x), &group, NORM).unwrap(),
+            cpu.rms_norm_rows(&host(&x), &host(&y), NORM).unwrap(),
         ];
         for cuda in both_orders(dtype) {
             let device = |values: &[f32]| cuda.tensor(rows, values).unwrap();
@@ -77,11 +80,12 @@ fn everything_that_goes_once_over_an_activation_equals_the_cpu() {
                 cuda.scale_rows(kept.clone(), &y[..rows]).unwrap(),
                 cuda.scale_columns(kept.clone(), &scales, Some(&c)).unwrap(),
                 cuda.add(kept.clone(), &device(&y)).unwrap(),
-                cuda.swiglu(kept.clone(), &device(&y)).unwrap(),
+                cuda.gated(Activation::Silu, kept.clone(), &device(&y)).unwrap(),
+                cuda.gated(Activation::Gelu, kept.clone(), &device(&y)).unwrap(),
                 cuda.rope(kept.clone(), &positions, &rope).unwrap(),
-                cuda.rms_norm(&kept, &gain, 1e-5).unwrap(),
-                cuda.rms_norm(&kept, &group, 1e-5).unwrap(),
-                cuda.rms_norm_rows(&kept, &device(&y), 1e-5).unwrap(),
+                cuda.rms_norm(&kept, &gain, NORM).unwrap(),
+                cuda.rms_norm(&kept, &group, NORM).unwrap(),
+                cuda.rms_norm_rows(&kept, &device(&y), NORM).unwrap(),
             ];
             for (i, (got, expected)) in results.iter().zip(&expected).enumerate() {
                 close(&format!("operation {i}"), &cuda.values(got).unwrap(), expected.data(), 4e-6);

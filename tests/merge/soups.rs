@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ladle::{
-    kernels::{Dtype, HostTensor, Rope, RowCoefficients},
+    kernels::{Activation, Dtype, HostTensor, Norm, Rope, RowCoefficients},
     merge::plan::{Change, Ingredient, Ingredients, SoupPlan, Tensors},
     model::config::{ModelConfig, Multipliers, Norms, QkNorm},
     preference::Coefficients,
@@ -77,7 +77,9 @@ pub fn config(hidden: usize, ff: usize, vocab: usize, tied: bool) -> ModelConfig
         kv_heads: 2,
         head_dim,
         max_positions: 64,
-        norm_eps: 1e-6,
+        norm: Norm { eps: 1e-6, shift: 0.0 },
+        activation: Activation::Silu,
+        local_rope: None,
         rope: Rope {
             inv_freq: (0..head_dim / 2).map(|i| 100f32.powf(-(i as f32) / 3.0)).collect(),
             scale: 1.0,

@@ -10,6 +10,7 @@ reference.json (sequences, seed, versions).
 
 import json
 import pathlib
+import sys
 
 import peft
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 SEED = 20261129
 FIXTURES = pathlib.Path(__file__).resolve().parents[1] / "fixtures"
-NAMES = ["smollm3", "smollm3-window", "olmo2", "granite"]
+NAMES = ["smollm3", "smollm3-window", "olmo2", "granite", "gemma3"]
 LENGTHS = [(5, 3), (70, 21), (1, 1), (12, 9)]  # one sequence is longer than an attention block
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -37,6 +38,8 @@ def token_values(model, sequences, temperature):
 
 def main():
     for index, name in enumerate(NAMES):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(SEED + index)
         base = transformers.AutoModelForCausalLM.from_pretrained(
             FIXTURES / "models" / name, attn_implementation="eager", dtype=torch.float32

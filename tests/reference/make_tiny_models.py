@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -105,6 +106,13 @@ MODELS = {
         vocab_size=128, rope_parameters=rope(), tie_word_embeddings=True, embedding_multiplier=3.0,
         attention_multiplier=0.0625, residual_multiplier=0.4, logits_scaling=2.5, **COMMON,
     ),
+    # Three of four layers have a window and rotary constants of their own.
+    "gemma3": Gemma3TextConfig(
+        hidden_size=48, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, vocab_size=144, query_pre_attn_scalar=24, sliding_window=9,
+        layer_types=["sliding_attention"] * 2 + ["full_attention", "sliding_attention"],
+        **{**COMMON, "num_hidden_layers": 4},
+    ),
 }
 
 # transformers 4 wrote theta and scaling apart: some fixtures keep that form.
@@ -135,7 +143,9 @@ def main(out, names):
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                if "norm" in key:
+                if "norm" in key and config.model_type == "gemma3_text":
+                    parameter.copy_(0.3 * noise)
+                elif "norm" in key:
                     parameter.copy_(1 + 0.3 * noise)
                 elif parameter.ndim == 1:
                     parameter.copy_(0.3 * noise)

@@ -5,7 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, Tensor, Var};
 use ladle::kernels::{
-    AttentionShape, Batch, ColumnScale, Kernels, Product, Result, Rope, RowCoefficients, Segment,
+    Activation, AttentionShape, Batch, ColumnScale, Kernels, Norm, Product, Result, Rope,
+    RowCoefficients, Segment,
 };
 use ladle_training::{
     autograd::Differentiable,
@@ -124,11 +125,14 @@ macro_rules! computation {
     };
 }
 
+/// A norm whose gains are stored less one, as Gemma's.
+const NORM: Norm = Norm { eps: 1e-5, shift: 1.0 };
+
 #[test]
 fn norms() {
-    computation!(Norm {}, |self, k, x, w| k.rms_norm(&x[0], &w[0], 1e-5));
+    computation!(Norm {}, |self, k, x, w| k.rms_norm(&x[0], &w[0], NORM));
     computation!(NormRows {}, |self, k, x, w| {
-        k.rms_norm_rows(&x[0], &k.broadcast(&w[0], 37)?, 1e-5)
+        k.rms_norm_rows(&x[0], &k.broadcast(&w[0], 37)?, NORM)
     });
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     // Whole rows, and heads of 8 columns as Qwen3's q/k norms.
@@ -152,15 +156,17 @@ fn rotation() {
 
 #[test]
 fn gate_and_sums() {
-    computation!(Gate {}, |self, k, x, w| {
+    computation!(Gate { activation: Activation }, |self, k, x, w| {
         let sum = k.add(x[0].clone(), &k.bias_add(x[1].clone(), &w[0])?)?;
-        let gated = k.swiglu(x[0].clone(), &sum)?;
+        let gated = k.gated(self.activation, x[0].clone(), &sum)?;
         k.select_rows(&gated, &[0, 3, 3, 18])
     });
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let (gate, up) = (random(&mut rng, 19, 33), random(&mut rng, 19, 33));
     let bias = random(&mut rng, 1, 33).as_tensor().detach().flatten_all().unwrap();
-    assert_same(&Gate {}, &[&gate, &up], &[bias]);
+    for activation in [Activation::Silu, Activation::Gelu] {
+        assert_same(&Gate { activation }, &[&gate, &up], std::slice::from_ref(&bias));
+    }
 }
 
 #[test]
@@ -379,7 +385,7 @@ fn recomputing_gives_the_same_bits() {
             let weights = weights.clone();
             move |tape: &Tape, x: Value| {
                 let y = Adapted {}.run(tape, vec![x.clone()], &weights)?;
-                tape.swiglu(y.clone(), &y)
+                tape.gated(Activation::Silu, y.clone(), &y)
             }
         };
         let y = if recompute {

@@ -2,22 +2,52 @@
 
 use super::header::Meta;
 
-/// An architecture, which is also Hugging Face's `model_type`.
+/// An architecture.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Architecture {
     pub name: &'static str,
+    /// Hugging Face's `model_type`.
+    pub model_type: &'static str,
     /// transformers' class.
     pub class: &'static str,
     /// llama.cpp stores the rotary pairs of q and k side by side (elsewhere: first halves of a
     /// head, then second halves).
     pub interleaved: bool,
+    /// Norms stand before and after attention and feed-forward layer, their gains stored with the 1
+    /// that the model adds.
+    pub gemma: bool,
 }
 
 /// All of them.
-pub const ARCHITECTURES: [Architecture; 3] = [
-    Architecture { name: "llama", class: "LlamaForCausalLM", interleaved: true },
-    Architecture { name: "qwen2", class: "Qwen2ForCausalLM", interleaved: false },
-    Architecture { name: "qwen3", class: "Qwen3ForCausalLM", interleaved: false },
+pub const ARCHITECTURES: [Architecture; 4] = [
+    Architecture {
+        name: "llama",
+        model_type: "llama",
+        class: "LlamaForCausalLM",
+        interleaved: true,
+        gemma: false,
+    },
+    Architecture {
+        name: "qwen2",
+        model_type: "qwen2",
+        class: "Qwen2ForCausalLM",
+        interleaved: false,
+        gemma: false,
+    },
+    Architecture {
+        name: "qwen3",
+        model_type: "qwen3",
+        class: "Qwen3ForCausalLM",
+        interleaved: false,
+        gemma: false,
+    },
+    Architecture {
+        name: "gemma3",
+        model_type: "gemma3_text",
+        class: "Gemma3ForCausalLM",
+        interleaved: false,
+        gemma: true,
+    },
 ];
 
 impl Architecture {
@@ -44,7 +74,7 @@ impl Architecture {
 
 /// Settings that are read, and from `tensor_data_layout` on those that change nothing in these
 /// architectures, be it because they belong to experts or to a scaling that are refused.
-const READ: [&str; 27] = [
+const READ: [&str; 28] = [
     "vocab_size",
     "context_length",
     "embedding_length",
@@ -58,6 +88,7 @@ const READ: [&str; 27] = [
     "attention.sliding_window",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.freq_base_swa",
     "rope.scaling.type",
     "rope.scaling.factor",
     "rope.scale_linear",

@@ -61,7 +61,7 @@ pub fn config(
     let eps = metadata.float(&eps)?.ok_or_else(|| metadata.missing(&eps, "an f32"))?;
     let mut config = json!({
         "architectures": [architecture.class],
-        "model_type": architecture.name,
+        "model_type": architecture.model_type,
         "vocab_size": found.vocab_size,
         "hidden_size": hidden,
         "intermediate_size": required("feed_forward_length")?,
@@ -79,8 +79,24 @@ pub fn config(
     });
     // A window that no sequence reaches is none.
     let window = metadata.number(&key("attention.sliding_window"))?;
+    let given = window;
     let window = window.filter(|window| (1..context).contains(window));
     match (architecture.name, window) {
+        ("gemma3", _) => {
+            // As in llama.cpp: the 27B alone scales scores by the width of its residual stream.
+            let (layers, scalar) = (required("block_count")?, hidden.checked_div(heads));
+            config["query_pre_attn_scalar"] =
+                json!(scalar.filter(|_| layers == 62).unwrap_or(head_dim));
+            config["sliding_window"] = json!(given.filter(|&given| given > 0));
+            for key in ["hidden_act", "hidden_activation"] {
+                config[key] = json!("gelu_pytorch_tanh");
+            }
+            let local = metadata.float(&key("rope.freq_base_swa"))?.unwrap_or(FREQ_BASE);
+            config["rope_local_base_freq"] = json!(shortest(local));
+            if metadata.get(&key("rope.freq_base")).is_none() {
+                config["rope_theta"] = json!(1e6);
+            }
+        }
         ("llama", window) => {
             if found.qkv_bias != found.output_bias {
                 let got = if found.qkv_bias { "q, k, v only" } else { "output only" };

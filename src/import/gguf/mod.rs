@@ -93,8 +93,11 @@ impl Gguf {
                 Some("k_proj") if self.architecture.interleaved => Some(config.kv_heads),
                 _ => None,
             };
-            let file_name = file_name(&name);
-            (file_name.clone(), TensorSource { name, shape, file_name, interleaved_heads })
+            let gemma = self.architecture.gemma;
+            let one_added = gemma && name.ends_with("norm.weight");
+            let file_name = file_name(&name, gemma);
+            let source = TensorSource { name, shape, file_name, interleaved_heads, one_added };
+            (source.file_name.clone(), source)
         };
         let sources: BTreeMap<String, TensorSource> =
             config.tensors().into_iter().map(source).collect();
@@ -124,7 +127,10 @@ impl Gguf {
     /// The values of a tensor, dequantised to f32, row-major, rotary pairs in Hugging Face's order
     /// (first halves of a head, then second halves).
     pub fn values(&self, source: &TensorSource) -> Result<Vec<f32>, GgufError> {
-        let values = self.dequantise(&source.file_name)?;
+        let mut values = self.dequantise(&source.file_name)?;
+        if source.one_added {
+            values.iter_mut().for_each(|value| *value -= 1.0);
+        }
         let Some(heads) = source.interleaved_heads else { return Ok(values) };
         let width = source.shape.iter().skip(1).product();
         Ok(split_pairs(&values, heads, width))

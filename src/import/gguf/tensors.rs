@@ -30,6 +30,13 @@ const INNER: [(&str, &str); 11] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
+/// Norms of a Gemma's layer: in a checkpoint, in a file.
+const GEMMA: [(&str, &str); 3] = [
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+];
+
 /// One tensor of the checkpoint and how it comes out of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSource {
@@ -40,6 +47,8 @@ pub struct TensorSource {
     pub file_name: String,
     /// Heads whose rows stand in interleaved order.
     pub interleaved_heads: Option<usize>,
+    /// The file has the values with 1 added to them.
+    pub one_added: bool,
 }
 
 /// Storage type of a tensor in a file.
@@ -80,14 +89,15 @@ impl From<GgmlType> for Stored {
 }
 
 /// The file's name of a checkpoint's tensor; a tensor that files have no name for keeps its own.
-pub fn file_name(name: &str) -> String {
+pub fn file_name(name: &str, gemma: bool) -> String {
     if let Some((_, outer)) = OUTER.iter().find(|(known, _)| *known == name) {
         return (*outer).to_owned();
     }
     let inner = || {
         let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
         let (module, kind) = rest.rsplit_once('.')?;
-        let (_, part) = INNER.iter().find(|(known, _)| *known == module)?;
+        let norms = GEMMA.iter().filter(|_| gemma);
+        let (_, part) = norms.chain(&INNER).find(|(known, _)| *known == module)?;
         Some(format!("blk.{layer}.{part}.{kind}"))
     };
     inner().unwrap_or_else(|| name.to_owned())

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{pool::Pool, shared::SharedMut, tensor::Tensor};
 use crate::{
-    kernels::{HostTensor, quantised},
+    kernels::{Activation, HostTensor, Norm, quantised},
     simd::{Isa, Simd, Vectorised, exp},
 };
 
@@ -85,13 +85,13 @@ impl RowWise for Add<'_> {
     }
 }
 
-/// `out = x / √(mean(x²) + eps) · gain` over each group of `gain.width()` values.
+/// `out = x / √(mean(x²) + eps) · (shift + gain)` over each group of `gain.width()` values.
 pub(super) struct RmsNorm<'a> {
     pub(super) x: &'a Tensor,
     /// `[1, group]`, or `[rows, group]`: one per row.
     pub(super) gain: &'a Tensor,
     pub(super) per_row: bool,
-    pub(super) eps: f32,
+    pub(super) norm: Norm,
 }
 
 impl RowWise for RmsNorm<'_> {
@@ -110,25 +110,36 @@ impl RowWise for RmsNorm<'_> {
                     }
                 }
                 let mean = lanes.iter().sum::<f32>() / group as f32;
-                let scale = 1.0 / (mean + self.eps).sqrt();
+                let scale = 1.0 / (mean + self.norm.eps).sqrt();
                 for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
-                    *out = x * scale * gain;
+                    *out = x * scale * (self.norm.shift + gain);
                 }
             }
         }
     }
 }
 
-/// `out = silu(out) · up`.
-pub(super) struct Swiglu<'a>(pub(super) &'a Tensor);
+/// `out = activation(out) · up`.
+pub(super) struct Gated<'a>(pub(super) Activation, pub(super) &'a Tensor);
 
-impl RowWise for Swiglu<'_> {
+impl RowWise for Gated<'_> {
     #[inline(always)]
     fn run(&self, rows: Range<usize>, out: &mut [f32]) {
-        let width = self.0.width();
-        let up = &self.0.data()[rows.start * width..rows.end * width];
-        for (gate, up) in out.iter_mut().zip(up) {
-            *gate = *gate / (1.0 + exp(-*gate)) * up;
+        let width = self.1.width();
+        let up = &self.1.data()[rows.start * width..rows.end * width];
+        match self.0 {
+            Activation::Silu => {
+                for (gate, up) in out.iter_mut().zip(up) {
+                    *gate = *gate / (1.0 + exp(-*gate)) * up;
+                }
+            }
+            Activation::Gelu => {
+                let (a, b) = self.0.polynomial();
+                for (gate, up) in out.iter_mut().zip(up) {
+                    let x = *gate;
+                    *gate = x / (1.0 + exp(-x * (a + b * x * x))) * up;
+                }
+            }
         }
     }
 }

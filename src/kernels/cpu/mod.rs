@@ -26,8 +26,8 @@ pub use tensor::Tensor;
 
 use self::{pool::Pool, tensor::Recycler};
 use super::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
-    Rope, RowCoefficients, ScaledProduct,
+    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Norm,
+    Product, Result, Rope, RowCoefficients, ScaledProduct,
     check::{self, fits, groups, matrix},
 };
 use crate::simd::Isa;
@@ -245,20 +245,20 @@ impl Kernels for CpuKernels {
         Ok(a)
     }
 
-    fn rms_norm(&self, x: &Tensor, gain: &HostTensor, eps: f32) -> Result<Tensor> {
+    fn rms_norm(&self, x: &Tensor, gain: &HostTensor, norm: Norm) -> Result<Tensor> {
         groups("rms_norm", x.width(), gain.len())?;
         let gain = &self.vector(gain);
         let mut out = x.stale_like();
-        let work = elementwise::RmsNorm { x, gain, per_row: false, eps };
+        let work = elementwise::RmsNorm { x, gain, per_row: false, norm };
         elementwise::by_rows(self.isa, &self.pool, &mut out, &work);
         Ok(out)
     }
 
-    fn rms_norm_rows(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
+    fn rms_norm_rows(&self, x: &Tensor, gain: &Tensor, norm: Norm) -> Result<Tensor> {
         groups("rms_norm", x.width(), gain.width())?;
         fits("rms_norm", "rows of the gain", x.rows(), gain.rows())?;
         let mut out = x.stale_like();
-        let work = elementwise::RmsNorm { x, gain, per_row: true, eps };
+        let work = elementwise::RmsNorm { x, gain, per_row: true, norm };
         elementwise::by_rows(self.isa, &self.pool, &mut out, &work);
         Ok(out)
     }
@@ -303,10 +303,11 @@ impl Kernels for CpuKernels {
         Ok(out)
     }
 
-    fn swiglu(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        fits("swiglu", "width of up", gate.width(), up.width())?;
-        fits("swiglu", "rows of up", gate.rows(), up.rows())?;
-        elementwise::by_rows(self.isa, &self.pool, &mut gate, &elementwise::Swiglu(up));
+    fn gated(&self, activation: Activation, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        fits("gated", "width of up", gate.width(), up.width())?;
+        fits("gated", "rows of up", gate.rows(), up.rows())?;
+        let work = elementwise::Gated(activation, up);
+        elementwise::by_rows(self.isa, &self.pool, &mut gate, &work);
         Ok(gate)
     }
 

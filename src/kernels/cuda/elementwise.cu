@@ -52,12 +52,14 @@ extern "C" __global__ void add(float* out, const float* a, const float* b, u64 n
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) out[i] = a[i] + b[i];
 }
 
-// out = silu(gate) · up.
-extern "C" __global__ void swiglu(float* out, const float* gate, const float* up, u64 n, void* small,
-                                  int small_dtype) {
+// out = x · σ(x (a + b x²)) · up for x = gate.
+extern "C" __global__ void gated(float* out, const float* gate, const float* up, float a, float b, u64 n,
+                                 void* small, int small_dtype) {
     u64 step = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        float y = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+        float x = gate[i];
+        float argument = b == 0.0f ? x * a : x * (a + b * x * x);
+        float y = x / (1.0f + expf(-argument)) * up[i];
         out[i] = y;
         if (small) store(small, i, small_dtype, y);
     }
@@ -88,11 +90,11 @@ extern "C" __global__ void rope(float* out, const float* x, const u32* positions
     }
 }
 
-// out = x / √(mean(x²) + eps) · gain over a group of columns; a block a group. `gain_stride` is the
+// out = x / √(mean(x²) + eps) · (shift + gain) over a group of columns; a block a group. `gain_stride` is the
 // group's width where each row has its own gain, else 0.
 extern "C" __global__ void rms_norm(float* out, const float* x, const void* gain, int gain_dtype,
-                                    int gain_stride, int group, int groups_per_row, float eps, void* small,
-                                    int small_dtype) {
+                                    int gain_stride, int group, int groups_per_row, float eps, float shift,
+                                    void* small, int small_dtype) {
     __shared__ float sums[WARP];
     size_t start = (size_t)blockIdx.x * group;
     size_t gain_start = (size_t)(blockIdx.x / groups_per_row) * gain_stride;
@@ -105,7 +107,7 @@ extern "C" __global__ void rms_norm(float* out, const float* x, const void* gain
     for (int i = 0; i < (int)blockDim.x / WARP; ++i) sum += sums[i];
     float scale = 1.0f / sqrtf(sum / group + eps);
     for (int i = threadIdx.x; i < group; i += blockDim.x) {
-        float y = x[start + i] * scale * load(gain, gain_start + i, gain_dtype);
+        float y = x[start + i] * scale * (shift + load(gain, gain_start + i, gain_dtype));
         out[start + i] = y;
         if (small) store(small, start + i, small_dtype, y);
     }

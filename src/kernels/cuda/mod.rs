@@ -28,8 +28,8 @@ use self::{
     memory::{Memory, bytes_of, bytes_of_mut},
 };
 use super::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
-    Rope, RowCoefficients, ScaledProduct,
+    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Norm,
+    Product, Result, Rope, RowCoefficients, ScaledProduct,
     check::{self, fits, matrix},
 };
 
@@ -297,14 +297,14 @@ impl<D: Device> Kernels for CudaKernels<D> {
         Ok(a)
     }
 
-    fn rms_norm(&self, x: &Tensor<D>, gain: &Weight, eps: f32) -> Result<Tensor<D>> {
+    fn rms_norm(&self, x: &Tensor<D>, gain: &Weight, norm: Norm) -> Result<Tensor<D>> {
         let group = gain.elements();
-        self.norm(x, (gain.address(), code(gain.dtype()), 0), group, eps)
+        self.norm(x, (gain.address(), code(gain.dtype()), 0), group, norm)
     }
 
-    fn rms_norm_rows(&self, x: &Tensor<D>, gain: &Tensor<D>, eps: f32) -> Result<Tensor<D>> {
+    fn rms_norm_rows(&self, x: &Tensor<D>, gain: &Tensor<D>, norm: Norm) -> Result<Tensor<D>> {
         fits("rms_norm", "rows of the gain", x.rows, gain.rows)?;
-        self.norm(x, (gain.address(), code(Dtype::F32), int(gain.width)), gain.width, eps)
+        self.norm(x, (gain.address(), code(Dtype::F32), int(gain.width)), gain.width, norm)
     }
 
     fn rope(&self, mut x: Tensor<D>, positions: &[u32], rope: &Rope) -> Result<Tensor<D>> {
@@ -349,9 +349,10 @@ impl<D: Device> Kernels for CudaKernels<D> {
         self.attend(&q, &k, &v, layer, shape, batch, cache)
     }
 
-    fn swiglu(&self, gate: Tensor<D>, up: &Tensor<D>) -> Result<Tensor<D>> {
-        fits("swiglu", "width of up", gate.width, up.width)?;
-        fits("swiglu", "rows of up", gate.rows, up.rows)?;
+    fn gated(&self, activation: Activation, gate: Tensor<D>, up: &Tensor<D>) -> Result<Tensor<D>> {
+        fits("gated", "width of up", gate.width, up.width)?;
+        fits("gated", "rows of up", gate.rows, up.rows)?;
+        let (a, b) = activation.polynomial();
         let out = self.for_products(gate.rows, gate.width)?;
         let n = gate.len();
         // SAFETY: all have n values.
@@ -359,11 +360,13 @@ impl<D: Device> Kernels for CudaKernels<D> {
             launch!(
                 self.device,
                 &self.stream,
-                "swiglu",
+                "gated",
                 flat(n),
                 out.address(),
                 gate.address(),
                 up.address(),
+                a,
+                b,
                 n,
                 out.small_address(),
                 self.small_code(),
@@ -410,7 +413,7 @@ impl<D: Device> CudaKernels<D> {
         x: &Tensor<D>,
         gain: (u64, i32, i32),
         group: usize,
-        eps: f32,
+        norm: Norm,
     ) -> Result<Tensor<D>> {
         let group = group.max(1);
         fits("rms_norm", "rest of the width over the gain's length", 0, x.width % group)?;
@@ -434,7 +437,8 @@ impl<D: Device> CudaKernels<D> {
                 gain.2,
                 int(group),
                 int(per_row),
-                eps,
+                norm.eps,
+                norm.shift,
                 out.small_address(),
                 self.small_code(),
             )?;

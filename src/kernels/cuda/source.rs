@@ -18,7 +18,7 @@ pub const KERNELS: &[&str] = &[
     "scale_rows",
     "scale_columns",
     "add",
-    "swiglu",
+    "gated",
     "narrow_to",
     "rope",
     "rms_norm",

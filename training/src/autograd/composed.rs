@@ -1,17 +1,18 @@
 //! Operations composed of several differentiable operations of candle.
 
 use candle_core::{D, DType, Result, Tensor};
-use ladle::kernels::{AttentionShape, Rope};
+use ladle::kernels::{AttentionShape, Norm, Rope};
 
 use super::tree::Tree;
 
-/// `x / √(mean(x²) + ε) · gain` over groups of `group` columns; `gain` is `[group]` or
+/// `x / √(mean(x²) + ε) · (shift + gain)` over groups of `group` columns; `gain` is `[group]` or
 /// `[rows, 1, group]`.
-pub(super) fn rms_norm(x: &Tensor, gain: &Tensor, group: usize, eps: f32) -> Result<Tensor> {
+pub(super) fn rms_norm(x: &Tensor, gain: &Tensor, group: usize, norm: Norm) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let x = x.reshape((rows, width / group, group))?;
-    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
-    x.broadcast_div(&scale)?.broadcast_mul(gain)?.reshape((rows, width))
+    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(norm.eps))?.sqrt()?;
+    let gain = gain.affine(1.0, f64::from(norm.shift))?;
+    x.broadcast_div(&scale)?.broadcast_mul(&gain)?.reshape((rows, width))
 }
 
 /// Half-split rotary embedding of each head of `x`.

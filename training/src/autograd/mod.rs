@@ -22,8 +22,8 @@ pub(crate) use composed::angles;
 use candle_core::{Device, Tensor};
 
 use ladle::kernels::{
-    AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Product, Result,
-    Rope, RowCoefficients,
+    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Norm,
+    Product, Result, Rope, RowCoefficients,
     check::{fits, groups},
 };
 
@@ -158,20 +158,20 @@ impl Kernels for Differentiable {
         (a + b).map_err(refused)
     }
 
-    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, norm: Norm) -> Result<Tensor> {
         let (_, width) = dims("rms_norm", x)?;
         let group = gain.elem_count();
         groups("rms_norm", width, group)?;
-        composed::rms_norm(x, gain, group, eps).map_err(refused)
+        composed::rms_norm(x, gain, group, norm).map_err(refused)
     }
 
-    fn rms_norm_rows(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
+    fn rms_norm_rows(&self, x: &Tensor, gain: &Tensor, norm: Norm) -> Result<Tensor> {
         let (rows, width) = dims("rms_norm_rows", x)?;
         let (gains, group) = dims("rms_norm_rows", gain)?;
         fits("rms_norm_rows", "gain rows", rows, gains)?;
         groups("rms_norm_rows", width, group)?;
         let gain = gain.unsqueeze(1).map_err(refused)?;
-        composed::rms_norm(x, &gain, group, eps).map_err(refused)
+        composed::rms_norm(x, &gain, group, norm).map_err(refused)
     }
 
     fn rope(&self, x: Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
@@ -209,8 +209,12 @@ impl Kernels for Differentiable {
         composed::attention(&q, &k, &v, shape, &trees).map_err(refused)
     }
 
-    fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        gate.silu().and_then(|gate| gate * up).map_err(refused)
+    fn gated(&self, activation: Activation, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        let gate = match activation {
+            Activation::Silu => gate.silu(),
+            Activation::Gelu => gate.gelu(),
+        };
+        gate.and_then(|gate| gate * up).map_err(refused)
     }
 
     fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use ladle::kernels::{
-    AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Product, Result, Rope,
-    RowCoefficients,
+    Activation, AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Norm, Product, Result,
+    Rope, RowCoefficients,
     check::{fits, groups},
 };
 use rayon::prelude::*;
@@ -127,6 +127,11 @@ fn views(stored: &[[Arc<Vec<f32>>; 2]]) -> Vec<[&[f32]; 2]> {
     stored.iter().map(|pair| pair.each_ref().map(|values| values.as_slice())).collect()
 }
 
+/// The gains of a norm as they act.
+fn shifted(gains: &[f32], norm: Norm) -> Vec<f32> {
+    gains.iter().map(|gain| norm.shift + gain).collect()
+}
+
 impl Kernels for Tape {
     type Tensor = Value;
     /// f32 on the CPU, contiguous.
@@ -207,18 +212,18 @@ impl Kernels for Tape {
         }))
     }
 
-    fn rms_norm(&self, x: &Value, gain: &Tensor, eps: f32) -> Result<Value> {
+    fn rms_norm(&self, x: &Value, gain: &Tensor, norm: Norm) -> Result<Value> {
         let group = gain.elem_count();
         groups("rms_norm", x.width, group)?;
-        let values = read(gain, <[f32]>::to_vec).map_err(refused)?;
-        Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
+        let values = read(gain, |gain| shifted(gain, norm)).map_err(refused)?;
+        Ok(self.norm(x, Gains { values, group, groups: x.width / group }, norm.eps))
     }
 
-    fn rms_norm_rows(&self, x: &Value, gain: &Value, eps: f32) -> Result<Value> {
+    fn rms_norm_rows(&self, x: &Value, gain: &Value, norm: Norm) -> Result<Value> {
         fits("rms_norm_rows", "gain rows", x.rows, gain.rows)?;
         groups("rms_norm_rows", x.width, gain.width)?;
-        let (values, group) = (gain.data.to_vec(), gain.width);
-        Ok(self.norm(x, Gains { values, group, groups: x.width / group }, eps))
+        let (values, group) = (shifted(&gain.data, norm), gain.width);
+        Ok(self.norm(x, Gains { values, group, groups: x.width / group }, norm.eps))
     }
 
     fn rope(&self, x: Value, positions: &[u32], rope: &Rope) -> Result<Value> {
@@ -279,15 +284,15 @@ impl Kernels for Tape {
         }))
     }
 
-    fn swiglu(&self, gate: Value, up: &Value) -> Result<Value> {
-        fits("swiglu", "rows of up", gate.rows, up.rows)?;
-        fits("swiglu", "width of up", gate.width, up.width)?;
+    fn gated(&self, activation: Activation, gate: Value, up: &Value) -> Result<Value> {
+        fits("gated", "rows of up", gate.rows, up.rows)?;
+        fits("gated", "width of up", gate.width, up.width)?;
         let (rows, width, nodes) = (gate.rows, gate.width, (gate.node, up.node));
-        let y = rows::swiglu(&gate.data, &up.data);
+        let y = rows::gated(activation, &gate.data, &up.data);
         Ok(self.result((y, rows, width), nodes.0.is_some() || nodes.1.is_some(), |_| {
             let (gate, up) = (gate.data, up.data.clone());
             move |mut grad: Vec<f32>, gradients: &mut Gradients| {
-                let dgate = rows::swiglu_back(&mut grad, &gate, &up);
+                let dgate = rows::gated_back(activation, &mut grad, &gate, &up);
                 gradients.give(nodes.0, dgate);
                 gradients.give(nodes.1, grad);
                 Ok(())

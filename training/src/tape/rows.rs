@@ -1,6 +1,10 @@
 //! Row-wise operations and their backwards on slices, parallel over rows.
 
-use ladle::{kernels::Rope, simd::exp, vectorised};
+use ladle::{
+    kernels::{Activation, Rope},
+    simd::exp,
+    vectorised,
+};
 use rayon::prelude::*;
 
 use crate::autograd::angles;
@@ -153,39 +157,58 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 vectorised! {
-    fn gate_chunk<'a>(y: &'a mut [f32], gate: &'a [f32], up: &'a [f32]) {
+    // x · σ(x (a + b x²)) · up.
+    fn gate_chunk<'a>(y: &'a mut [f32], gate: &'a [f32], up: &'a [f32], polynomial: (f32, f32)) {
+        let (a, b) = polynomial;
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate * sigmoid(*gate) * up;
+            let square = if b == 0.0 { 0.0 } else { gate * gate };
+            *y = gate * sigmoid(gate * (a + b * square)) * up;
         }
     }
 }
 
 vectorised! {
-    fn gate_chunk_back<'a>(dgate: &'a mut [f32], grad: &'a mut [f32], gate: &'a [f32], up: &'a [f32]) {
+    // With s = σ(x (a + b x²)): ∂ = s (1 + x (1 − s) (a + 3 b x²)).
+    fn gate_chunk_back<'a>(
+        dgate: &'a mut [f32],
+        grad: &'a mut [f32],
+        gate: &'a [f32],
+        up: &'a [f32],
+        polynomial: (f32, f32),
+    ) {
+        let (a, b) = polynomial;
         let inputs = gate.iter().zip(up);
         for ((dgate, grad), (gate, up)) in dgate.iter_mut().zip(grad).zip(inputs) {
-            let s = sigmoid(*gate);
-            *dgate = *grad * up * s * (1.0 + gate * (1.0 - s));
+            let square = if b == 0.0 { 0.0 } else { gate * gate };
+            let s = sigmoid(gate * (a + b * square));
+            *dgate = *grad * up * s * (1.0 + gate * (1.0 - s) * (a + 3.0 * b * square));
             *grad *= gate * s;
         }
     }
 }
 
-/// `silu(gate) ⊙ up`.
-pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut y = vec![0f32; gate.len()];
+/// `activation(gate) ⊙ up`.
+pub(super) fn gated(activation: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let (mut y, polynomial) = (vec![0f32; gate.len()], activation.polynomial());
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-    y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (gate, up))| gate_chunk(y, gate, up));
+    let chunks = y.par_chunks_mut(CHUNK).zip(inputs);
+    chunks.for_each(|(y, (gate, up))| gate_chunk(y, gate, up, polynomial));
     y
 }
 
 /// The gradient of the gate; `grad`, that of the result, becomes that of `up`.
-pub(super) fn swiglu_back(grad: &mut [f32], gate: &[f32], up: &[f32]) -> Vec<f32> {
+pub(super) fn gated_back(
+    activation: Activation,
+    grad: &mut [f32],
+    gate: &[f32],
+    up: &[f32],
+) -> Vec<f32> {
+    let polynomial = activation.polynomial();
     let mut dgate = vec![0f32; gate.len()];
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
     let outputs = dgate.par_chunks_mut(CHUNK).zip(grad.par_chunks_mut(CHUNK));
     outputs.zip(inputs).for_each(|((dgate, grad), (gate, up))| {
-        gate_chunk_back(dgate, grad, gate, up);
+        gate_chunk_back(dgate, grad, gate, up, polynomial);
     });
     dgate
 }
