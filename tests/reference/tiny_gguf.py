@@ -6,6 +6,8 @@
                     (blocks of random bits with sane scales, as no Python writer makes k-quants)
 - tiny-qwen2.gguf   qwen2: biases, an output head, Qwen2's pre-tokenizer
 - tiny-llama2.gguf  llama with a SentencePiece vocabulary (scores, byte tokens), as Llama 2 has
+- tiny-gemma3.gguf  gemma3: norms around both halves of a layer, stored with 1 added; a SentencePiece
+                    vocabulary without a space before texts
 - tiny.json         sha256 of each dequantised tensor by Hugging Face name, the expected
                     configuration, and ids of some texts
 """
@@ -70,8 +72,9 @@ def vocabulary(split: str, normalizer):
     return tokenizer, tokens, types, [" ".join(pair) for pair in model["merges"]]
 
 
-def sentencepiece():
-    """Pieces learned from the corpus, with scores that fall; merges as transformers derives them."""
+def sentencepiece(space: bool):
+    """Pieces learned from the corpus, with scores that fall; merges as transformers derives them. `space`:
+    one is put before a text."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCAB - 259))
@@ -83,7 +86,8 @@ def sentencepiece():
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = generate_merges(vocab, dict(zip(tokens, scores)))
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    prepend = [normalizers.Prepend("\u2581")] if space else []
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", "\u2581")])
     return tokenizer, tokens, types, scores
 
 
@@ -107,7 +111,12 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
     writer.add_rope_freq_base(500000.0)
     scored = pre == "default"
     if scored:
-        tokenizer, tokens, types, scores = sentencepiece()
+        tokenizer, tokens, types, scores = sentencepiece(arch != "gemma3")
+        if arch == "gemma3":
+            writer.add_add_space_prefix(False)
+            writer.add_key_length(HIDDEN // HEADS)
+            writer.add_value_length(HIDDEN // HEADS)
+            writer.add_sliding_window(64)
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(scores)
         writer.add_unk_token_id(0)
@@ -128,8 +137,9 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
         kind = kinds.get(name.removeprefix("blk.0."), Q.F32)
         if kind == Q.F32 or len(shape) == 1:
             data = rng.normal(0, 0.1, shape).astype(numpy.float32)
-            writer.add_tensor(name, data)
-            values = data
+            added = numpy.float32(arch == "gemma3" and name.endswith("norm.weight"))
+            writer.add_tensor(name, data + added)
+            values = data + added - added
         elif kind == Q.F16:
             data = rng.normal(0, 0.1, shape).astype(numpy.float16)
             writer.add_tensor(name, data)
@@ -154,7 +164,15 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
     if not tied:
         add("output.weight", "lm_head.weight", (VOCAB, HIDDEN))
     add("blk.0.attn_norm.weight", layer + "input_layernorm.weight", (HIDDEN,))
-    add("blk.0.ffn_norm.weight", layer + "post_attention_layernorm.weight", (HIDDEN,))
+    if arch == "gemma3":
+        for part, hf, size in (
+            ("ffn_norm", "pre_feedforward_layernorm", HIDDEN), ("post_ffw_norm", "post_feedforward_layernorm", HIDDEN),
+            ("post_attention_norm", "post_attention_layernorm", HIDDEN),
+            ("attn_q_norm", "self_attn.q_norm", width), ("attn_k_norm", "self_attn.k_norm", width),
+        ):
+            add(f"blk.0.{part}.weight", f"{layer}{hf}.weight", (size,))
+    else:
+        add("blk.0.ffn_norm.weight", layer + "post_attention_layernorm.weight", (HIDDEN,))
     for part, hf, rows, heads in (("q", "q_proj", HIDDEN, HEADS), ("k", "k_proj", kv, KV_HEADS), ("v", "v_proj", kv, None)):
         heads = heads if permuted else None
         add(f"blk.0.attn_{part}.weight", f"{layer}self_attn.{hf}.weight", (rows, HIDDEN), heads)
@@ -184,6 +202,11 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "rope_scaling": scaling, "tie_word_embeddings": tied,
         "bos_token_id": begin, "eos_token_id": end,
     }
+    if arch == "gemma3":
+        config |= {
+            "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": width,
+            "sliding_window": 64, "rope_local_base_freq": 10000.0,
+        }
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     return {"file": path.name, "config": config, "sha256": dict(sorted(digests.items())), "ids": ids, "begin": begin}
 
@@ -204,8 +227,9 @@ def main() -> None:
     kinds = {name: Q.Q4_0 for name in ("token_embd.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight",
                                        "attn_output.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")}
     llama2 = make(out / "tiny-llama2.gguf", "llama", "default", "", None, kinds, False, True)
+    gemma = make(out / "tiny-gemma3.gguf", "gemma3", "default", "", None, kinds, False, True)
     versions = {name: importlib.metadata.version(name) for name in ("gguf", "numpy", "tokenizers", "transformers")}
-    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2]}
+    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2, gemma]}
     (out / "tiny.json").write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

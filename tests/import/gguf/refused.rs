@@ -335,9 +335,9 @@ fn other_architectures_are_named_with_the_nearest_that_is_read() {
         ("qwen2moe", "the nearest is qwen2"),
         ("qwen3moe", "the nearest is qwen3"),
         ("llama4", "the nearest is llama"),
-        ("gemma3", "llama, qwen2, qwen3"),
-        ("phi3", "llama, qwen2, qwen3"),
-        ("", "llama, qwen2, qwen3"),
+        ("gemma2", "the nearest is gemma3"),
+        ("phi3", "llama, qwen2, qwen3, gemma3"),
+        ("", "llama, qwen2, qwen3, gemma3"),
     ] {
         let quoted = format!("architecture {name:?}");
         bench.refuses(&[&quoted, nearest], |model| model.rename(name));
