@@ -289,7 +289,7 @@ pub enum Activation {
 impl Activation {
     /// Factors (a, b) of the polynomial in x · σ(x (a + b x²)).
     pub const fn polynomial(self) -> (f32, f32) {
-        const GELU: f32 = 1.595_769_1; // 2 √(2/π)
+        const GELU: f32 = 1.595_769; // 2 √(2/π)
         match self {
             Self::Silu => (1.0, 0.0),
             Self::Gelu => (GELU, GELU * 0.044_715),

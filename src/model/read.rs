@@ -295,7 +295,7 @@ fn rotary(keys: &Keys<'_>, layers: usize) -> Result<Vec<bool>, ModelConfigError>
     let key = "no_rope_layers";
     let Some(list) = keys.get(key) else {
         let interval = keys.size_or("no_rope_layer_interval", MAX_LAYERS, Some(4))?;
-        return Ok((1..=layers).map(|layer| layer % interval != 0).collect());
+        return Ok((1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect());
     };
     let list = list.as_array().filter(|list| list.len() == layers).ok_or_else(|| {
         error(key, format!("must be a list of num_hidden_layers = {layers} numbers, 0 or 1"))
@@ -373,7 +373,7 @@ fn windows(
                 let every = keys.size_or("sliding_window_pattern", MAX_LAYERS, Some(6))?;
                 let slides = |layer: usize| match rule {
                     WindowRule::Unrotated => !rotary[layer],
-                    WindowRule::Pattern => (layer + 1) % every != 0,
+                    WindowRule::Pattern => !(layer + 1).is_multiple_of(every),
                     _ => layer >= first,
                 };
                 return Ok((0..layers).map(|layer| window.filter(|_| slides(layer))).collect());
