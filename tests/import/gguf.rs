@@ -76,6 +76,39 @@ fn weights(checkpoint: &Checkpoint) -> Vec<u8> {
     fs::read(checkpoint.dir().join("model.safetensors")).expect("weights")
 }
 
+/// llama.cpp: SmolLM3 leaves out each fourth layer's rotation whatever the file says; Granite's factors
+/// change nothing where they are absent or 0, and `rope.scaling.finetuned` turns its rotation off.
+#[test]
+fn settings_that_a_family_has_beside_llamas() {
+    let bench = Bench::new();
+    let config = bench.config(|model| model.rename("smollm3"));
+    assert_eq!(config["model_type"], "smollm3");
+    assert_eq!(config["no_rope_layer_interval"], 4);
+    let granite = |factor: Option<f32>| {
+        bench.config(|model| {
+            model.rename("granite");
+            if let Some(factor) = factor {
+                model.set("granite.attention.scale", Value::F32(factor));
+                model.set("granite.residual_scale", Value::F32(factor));
+            }
+        })
+    };
+    let head_dim = granite(None)["head_dim"].as_f64().expect("a width");
+    for config in [granite(None), granite(Some(0.0))] {
+        assert_eq!(config["attention_multiplier"], head_dim.sqrt().recip());
+        assert_eq!(config["residual_multiplier"], 1.0);
+    }
+    assert_eq!(granite(Some(0.25))["attention_multiplier"], 0.25);
+    assert_eq!(granite(Some(0.25))["residual_multiplier"], 0.25);
+    bench.refuses(&["granite.rope.scaling.finetuned", "true"], |model| {
+        model.rename("granite");
+        model.set("granite.rope.scaling.finetuned", Value::Bool(false));
+    });
+    bench.refuses(&["llama.residual_scale"], |model| {
+        model.set("llama.residual_scale", Value::F32(0.25));
+    });
+}
+
 /// llama.cpp: `rope.scaling.type` is linear where absent, and `rope.scale_linear` is the factor's
 /// old name (llama-model.cpp, `load_hparams`).
 #[test]

@@ -8,6 +8,8 @@
 - tiny-llama2.gguf  llama with a SentencePiece vocabulary (scores, byte tokens), as Llama 2 has
 - tiny-gemma3.gguf  gemma3: norms around both halves of a layer, stored with 1 added; a SentencePiece
                     vocabulary without a space before texts
+- tiny-granite.gguf granite: four constant factors
+- tiny-olmo2.gguf   olmo2: norms after both halves of a layer, norms over all of q and k
 - tiny.json         sha256 of each dequantised tensor by Hugging Face name, the expected
                     configuration, and ids of some texts
 """
@@ -156,15 +158,28 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
             values = values.reshape(heads, -1, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
         digests[hf] = hashlib.sha256(numpy.ascontiguousarray(values, dtype=numpy.float32).tobytes()).hexdigest()
 
-    permuted = arch == "llama"
+    permuted = arch in ("llama", "granite")
+    if arch == "granite":
+        writer.add_attention_scale(0.015625)
+        writer.add_embedding_scale(12.0)
+        writer.add_residual_scale(0.22)
+        writer.add_logit_scale(8.0)
     width, layer = HIDDEN // HEADS, "model.layers.0."
     kv = KV_HEADS * width
     add("token_embd.weight", "model.embed_tokens.weight", (VOCAB, HIDDEN))
     add("output_norm.weight", "model.norm.weight", (HIDDEN,))
     if not tied:
         add("output.weight", "lm_head.weight", (VOCAB, HIDDEN))
-    add("blk.0.attn_norm.weight", layer + "input_layernorm.weight", (HIDDEN,))
-    if arch == "gemma3":
+    if arch != "olmo2":
+        add("blk.0.attn_norm.weight", layer + "input_layernorm.weight", (HIDDEN,))
+    if arch == "olmo2":
+        for part, hf, size in (
+            ("post_ffw_norm", "post_feedforward_layernorm", HIDDEN),
+            ("post_attention_norm", "post_attention_layernorm", HIDDEN),
+            ("attn_q_norm", "self_attn.q_norm", HIDDEN), ("attn_k_norm", "self_attn.k_norm", kv),
+        ):
+            add(f"blk.0.{part}.weight", f"{layer}{hf}.weight", (size,))
+    elif arch == "gemma3":
         for part, hf, size in (
             ("ffn_norm", "pre_feedforward_layernorm", HIDDEN), ("post_ffw_norm", "post_feedforward_layernorm", HIDDEN),
             ("post_attention_norm", "post_attention_layernorm", HIDDEN),
@@ -207,6 +222,11 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
             "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": width,
             "sliding_window": 64, "rope_local_base_freq": 10000.0,
         }
+    if arch == "granite":
+        config |= {
+            "attention_multiplier": 0.015625, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        }
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     return {"file": path.name, "config": config, "sha256": dict(sorted(digests.items())), "ids": ids, "begin": begin}
 
@@ -228,8 +248,11 @@ def main() -> None:
                                        "attn_output.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")}
     llama2 = make(out / "tiny-llama2.gguf", "llama", "default", "", None, kinds, False, True)
     gemma = make(out / "tiny-gemma3.gguf", "gemma3", "default", "", None, kinds, False, True)
+    split = mapping._LLAMA3_SPLIT
+    granite = make(out / "tiny-granite.gguf", "granite", "llama-bpe", split, None, kinds, False, True)
+    olmo = make(out / "tiny-olmo2.gguf", "olmo2", "dbrx", split, None, kinds, False, False)
     versions = {name: importlib.metadata.version(name) for name in ("gguf", "numpy", "tokenizers", "transformers")}
-    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2, gemma]}
+    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2, gemma, granite, olmo]}
     (out / "tiny.json").write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

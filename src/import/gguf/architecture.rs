@@ -13,40 +13,50 @@ pub struct Architecture {
     /// llama.cpp stores the rotary pairs of q and k side by side (elsewhere: first halves of a
     /// head, then second halves).
     pub interleaved: bool,
-    /// Norms stand before and after attention and feed-forward layer, their gains stored with the 1
-    /// that the model adds.
-    pub gemma: bool,
+    /// Norms have names of their own after attention and feed-forward layer.
+    pub norms_after: bool,
+    /// Gains of norms are stored with the 1 that the model adds.
+    pub one_added: bool,
 }
 
+const LLAMA: Architecture = Architecture {
+    name: "llama",
+    model_type: "llama",
+    class: "LlamaForCausalLM",
+    interleaved: true,
+    norms_after: false,
+    one_added: false,
+};
+
+const QWEN2: Architecture = Architecture {
+    name: "qwen2",
+    model_type: "qwen2",
+    class: "Qwen2ForCausalLM",
+    interleaved: false,
+    ..LLAMA
+};
+
 /// All of them.
-pub const ARCHITECTURES: [Architecture; 4] = [
+pub const ARCHITECTURES: [Architecture; 7] = [
+    LLAMA,
+    QWEN2,
+    Architecture { name: "qwen3", model_type: "qwen3", class: "Qwen3ForCausalLM", ..QWEN2 },
+    Architecture { name: "smollm3", model_type: "smollm3", class: "SmolLM3ForCausalLM", ..LLAMA },
+    Architecture { name: "granite", model_type: "granite", class: "GraniteForCausalLM", ..LLAMA },
     Architecture {
-        name: "llama",
-        model_type: "llama",
-        class: "LlamaForCausalLM",
-        interleaved: true,
-        gemma: false,
-    },
-    Architecture {
-        name: "qwen2",
-        model_type: "qwen2",
-        class: "Qwen2ForCausalLM",
-        interleaved: false,
-        gemma: false,
-    },
-    Architecture {
-        name: "qwen3",
-        model_type: "qwen3",
-        class: "Qwen3ForCausalLM",
-        interleaved: false,
-        gemma: false,
+        name: "olmo2",
+        model_type: "olmo2",
+        class: "Olmo2ForCausalLM",
+        norms_after: true,
+        ..QWEN2
     },
     Architecture {
         name: "gemma3",
         model_type: "gemma3_text",
         class: "Gemma3ForCausalLM",
-        interleaved: false,
-        gemma: true,
+        norms_after: true,
+        one_added: true,
+        ..QWEN2
     },
 ];
 
@@ -56,7 +66,7 @@ impl Architecture {
         if let Some(known) = ARCHITECTURES.iter().find(|known| known.name == name) {
             return Ok(known);
         }
-        let all = ARCHITECTURES.map(|known| known.name).join(", ");
+        let all = ARCHITECTURES.each_ref().map(|known| known.name).join(", ");
         let nearest = ARCHITECTURES.iter().map(|known| known.name).max_by_key(|known| {
             known.chars().zip(name.chars()).take_while(|(a, b)| a == b).count()
         });
@@ -128,9 +138,22 @@ const NEUTRAL: [(&str, &[f64]); 18] = [
     ("rope.scaling.attn_factor", &[1.0]),
 ];
 
+/// Granite's constant factors: their names in a file and in a configuration.
+pub const GRANITE: [(&str, &str); 4] = [
+    ("attention.scale", "attention_multiplier"),
+    ("embedding_scale", "embedding_multiplier"),
+    ("residual_scale", "residual_multiplier"),
+    ("logit_scale", "logits_scaling"),
+];
+
 /// Checks that a setting is read or changes nothing; else says what would be supported.
-pub fn check(setting: &str, value: &Meta) -> Result<(), String> {
-    if READ.contains(&setting) {
+pub fn check(architecture: &Architecture, setting: &str, value: &Meta) -> Result<(), String> {
+    let granite = architecture.name == "granite";
+    // Without it llama.cpp leaves Granite's queries and keys as they are.
+    if granite && setting == "rope.scaling.finetuned" && *value == Meta::Bool(false) {
+        return Err("true".to_owned());
+    }
+    if READ.contains(&setting) || (granite && GRANITE.iter().any(|(name, _)| *name == setting)) {
         return Ok(());
     }
     let neutral = NEUTRAL.iter().find(|(known, _)| *known == setting);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    architecture::{Architecture, check},
+    architecture::{Architecture, GRANITE, check},
     error::GgufError,
     metadata::{Metadata, shortest},
 };
@@ -113,11 +113,39 @@ pub fn config(
         (_, Some(window)) => {
             return Err(metadata.unsupported(&key("attention.sliding_window"), window, "none"));
         }
-        ("qwen3", None) => config["attention_bias"] = json!(found.qkv_bias),
+        ("qwen3" | "olmo2", None) => config["attention_bias"] = json!(found.qkv_bias),
+        ("smollm3" | "granite", None) => {
+            config["attention_bias"] = json!(found.qkv_bias);
+            config["mlp_bias"] = json!(found.mlp_bias);
+            if architecture.name == "granite" {
+                granite(metadata, architecture, head_dim, &mut config)?;
+            } else {
+                // llama.cpp knows no other interval.
+                config["no_rope_layer_interval"] = json!(4);
+            }
+        }
         _ => {}
     }
     config["rope_scaling"] = rope_scaling(metadata, architecture, found, &config)?;
     Ok(config)
+}
+
+/// Granite's constant factors, as llama.cpp reads them: one that is absent or 0 changes nothing.
+fn granite(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    head_dim: u64,
+    config: &mut Value,
+) -> Result<(), GgufError> {
+    for (setting, name) in GRANITE {
+        let factor = metadata.float(&architecture.key(setting))?.filter(|factor| *factor != 0.0);
+        config[name] = match factor {
+            Some(factor) => shortest(factor),
+            None if name == "attention_multiplier" => json!((head_dim as f64).sqrt().recip()),
+            None => json!(1.0),
+        };
+    }
+    Ok(())
 }
 
 /// Refuses settings that may change what the model computes and are not known.
@@ -130,7 +158,8 @@ fn check_settings(metadata: &Metadata, architecture: &Architecture) -> Result<()
     let prefix = architecture.key("");
     for (key, value) in metadata.iter() {
         let Some(setting) = key.strip_prefix(&prefix) else { continue };
-        check(setting, value).map_err(|known| metadata.unsupported(key, value, &known))?;
+        check(architecture, setting, value)
+            .map_err(|known| metadata.unsupported(key, value, &known))?;
     }
     Ok(())
 }

@@ -93,9 +93,8 @@ impl Gguf {
                 Some("k_proj") if self.architecture.interleaved => Some(config.kv_heads),
                 _ => None,
             };
-            let gemma = self.architecture.gemma;
-            let one_added = gemma && name.ends_with("norm.weight");
-            let file_name = file_name(&name, gemma);
+            let one_added = self.architecture.one_added && name.ends_with("norm.weight");
+            let file_name = file_name(&name, self.architecture.norms_after);
             let source = TensorSource { name, shape, file_name, interleaved_heads, one_added };
             (source.file_name.clone(), source)
         };

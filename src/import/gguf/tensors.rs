@@ -30,8 +30,8 @@ const INNER: [(&str, &str); 11] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
-/// Norms of a Gemma's layer: in a checkpoint, in a file.
-const GEMMA: [(&str, &str); 3] = [
+/// Norms of a layer that has some after its parts: in a checkpoint, in a file.
+const NORMS_AFTER: [(&str, &str); 3] = [
     ("post_attention_layernorm", "post_attention_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
@@ -89,14 +89,14 @@ impl From<GgmlType> for Stored {
 }
 
 /// The file's name of a checkpoint's tensor; a tensor that files have no name for keeps its own.
-pub fn file_name(name: &str, gemma: bool) -> String {
+pub fn file_name(name: &str, norms_after: bool) -> String {
     if let Some((_, outer)) = OUTER.iter().find(|(known, _)| *known == name) {
         return (*outer).to_owned();
     }
     let inner = || {
         let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
         let (module, kind) = rest.rsplit_once('.')?;
-        let norms = GEMMA.iter().filter(|_| gemma);
+        let norms = NORMS_AFTER.iter().filter(|_| norms_after);
         let (_, part) = norms.chain(&INNER).find(|(known, _)| *known == module)?;
         Some(format!("blk.{layer}.{part}.{kind}"))
     };

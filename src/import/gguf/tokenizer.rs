@@ -35,7 +35,7 @@ struct Family {
     adds_bos: bool,
 }
 
-const FAMILIES: [Family; 5] = [
+const FAMILIES: [Family; 6] = [
     Family {
         names: &["smollm", "starcoder", "refact", "command-r"],
         pattern: None,
@@ -59,6 +59,14 @@ const FAMILIES: [Family; 5] = [
         nfc: false,
         ignore_merges: true,
         adds_bos: true,
+    },
+    Family {
+        names: &["dbrx"],
+        pattern: Some(LLAMA3),
+        single_digits: false,
+        nfc: false,
+        ignore_merges: false,
+        adds_bos: false,
     },
     Family {
         names: &["qwen2", "deepseek-r1-qwen"],

@@ -336,8 +336,8 @@ fn other_architectures_are_named_with_the_nearest_that_is_read() {
         ("qwen3moe", "the nearest is qwen3"),
         ("llama4", "the nearest is llama"),
         ("gemma2", "the nearest is gemma3"),
-        ("phi3", "llama, qwen2, qwen3, gemma3"),
-        ("", "llama, qwen2, qwen3, gemma3"),
+        ("phi3", "llama, qwen2, qwen3, smollm3, granite, olmo2, gemma3"),
+        ("", "llama, qwen2, qwen3, smollm3, granite, olmo2, gemma3"),
     ] {
         let quoted = format!("architecture {name:?}");
         bench.refuses(&[&quoted, nearest], |model| model.rename(name));
