@@ -86,6 +86,28 @@ fn the_original_context_beside_the_scaling_wins_over_the_one_inside() {
     assert_eq!(read(with(llama(), beside)).rope, plain);
 }
 
+/// `ROPE_INIT_FUNCTIONS["yarn"]` of transformers 5.24.
+#[test]
+fn yarn_stretches_slow_pairs_and_scales_all() {
+    let yarn = json!({
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+    });
+    let more = json!({
+        "truncate": false, "mscale": 0.7, "mscale_all_dim": 1.2, "beta_fast": 8, "beta_slow": 2,
+    });
+    for (section, expected, scale) in [
+        (yarn.clone(), [1.0, 0.0625, 0.0025, 0.00025], 1.138_629_4),
+        (with(yarn.clone(), more), [1.0, 0.025, 0.0025, 0.00025], 0.940_571_5),
+        (with(yarn, json!({"attention_factor": 1.5})), [1.0, 0.0625, 0.0025, 0.00025], 1.5),
+    ] {
+        let got = read(with(llama(), json!({"rope_scaling": section.clone()}))).rope;
+        let pairs = got.inv_freq.iter().zip(expected);
+        let close = |(got, expected): (&f32, f32)| (got - expected).abs() <= 1e-6 * expected;
+        assert!(got.inv_freq.len() == 4 && { pairs }.all(close), "{section}: {got:?}");
+        assert!((got.scale - scale).abs() < 1e-6, "{section}: {}", got.scale);
+    }
+}
+
 #[test]
 fn windows_follow_each_family_s_keys() {
     let mistral = with(llama(), json!({"model_type": "mistral", "num_key_value_heads": 4}));
@@ -217,9 +239,13 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         (json!({"hidden_act": "gelu"}), "config.json: hidden_act: is \"gelu\", must be \"silu\""),
         (json!({"rms_norm_eps": 0}), "config.json: rms_norm_eps: is 0, must be a number above 0"),
         (
-            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
-            "config.json: rope_scaling.rope_type: is \"yarn\", must be \"default\", \"linear\" or \
-             \"llama3\"",
+            json!({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}),
+            "config.json: rope_scaling.rope_type: is \"longrope\", must be \"default\", \
+             \"linear\", \"llama3\" or \"yarn\"",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.5}}),
+            "config.json: rope_scaling.beta_fast: is 0.5, must be above beta_slow = 1",
         ),
         (
             json!({"rope_parameters": {"rope_type": "linear"}}),

@@ -58,6 +58,15 @@ pub(super) fn rope(
         Some(value) => value.as_str().unwrap_or("(not a string)"),
     };
     let positive = |key| section.positive(key, None).map_err(inside);
+    let original = || {
+        // As in transformers, the key beside the section wins over the one inside.
+        let key = "original_max_position_embeddings";
+        match keys.get(key) {
+            Some(_) => keys.positive(key, None),
+            None => section.positive(key, Some(max_positions as f64)).map_err(inside),
+        }
+    };
+    let mut scale = 1.0;
     match kind {
         "default" if section.get("factor").is_none_or(|factor| factor.as_f64() == Some(1.0)) => {}
         "default" => {
@@ -75,24 +84,23 @@ pub(super) fn rope(
                 let reason = format!("is {high}, must be above low_freq_factor = {low}");
                 return Err(inside(error("high_freq_factor", reason)));
             }
-            // As in transformers, the key beside the section wins over the one inside.
-            let key = "original_max_position_embeddings";
-            let original = match keys.get(key) {
-                Some(_) => keys.positive(key, None)?,
-                None => section.positive(key, Some(max_positions as f64)).map_err(inside)?,
-            };
-            let scaling = Llama3 { factor: positive("factor")?, low, high, original };
+            let scaling = Llama3 { factor: positive("factor")?, low, high, original: original()? };
             inv_freq.iter_mut().for_each(|f| {
                 *f = (f64::from(*f) * scaling.multiplier(f64::from(*f))) as f32;
             });
         }
+        "yarn" => {
+            let yarn = Yarn::read(&section, original()?, max_positions).map_err(inside)?;
+            scale = yarn.scale as f32;
+            yarn.stretch(&mut inv_freq, theta);
+        }
         other => {
-            let reason = format!("is {other:?}, must be \"default\", \"linear\" or \"llama3\"");
-            return Err(inside(error("rope_type", reason)));
+            let known = "\"default\", \"linear\", \"llama3\" or \"yarn\"";
+            return Err(inside(error("rope_type", format!("is {other:?}, must be {known}"))));
         }
     }
     match inv_freq.iter().position(|frequency| !frequency.is_finite() || *frequency <= 0.0) {
-        None => Ok(Rope { inv_freq, scale: 1.0 }),
+        None => Ok(Rope { inv_freq, scale }),
         Some(pair) => {
             let reason = format!("the frequency of pair {pair} is {}", inv_freq[pair]);
             Err(error("rope_theta, rope_scaling or rope_parameters", reason))
@@ -157,5 +165,69 @@ impl Llama3 {
         let smooth = (self.original / wavelength - self.low) / (self.high - self.low);
         let smooth = smooth.clamp(0.0, 1.0);
         (1.0 - smooth) / self.factor + smooth
+    }
+}
+
+/// YaRN (Peng et al. 2023, §3): pairs that turn more than `fast` times within the original context are
+/// kept, those that turn less than `slow` times are stretched by `factor`, and those between blended,
+/// linearly in the number of the pair; cos and sin are multiplied by `scale`.
+#[derive(Debug, Clone, Copy)]
+struct Yarn {
+    factor: f64,
+    /// Turns within the original context.
+    fast: f64,
+    slow: f64,
+    /// Whether the ends of the blend are whole numbers of pairs.
+    truncate: bool,
+    /// Context that the model was trained with, in tokens.
+    original: f64,
+    scale: f64,
+}
+
+impl Yarn {
+    fn read(
+        section: &Keys<'_>,
+        original: f64,
+        max_positions: usize,
+    ) -> Result<Self, ModelConfigError> {
+        let factor = section.positive("factor", Some(max_positions as f64 / original))?;
+        let fast = section.positive("beta_fast", Some(32.0))?;
+        let slow = section.positive("beta_slow", Some(1.0))?;
+        if fast <= slow {
+            return Err(error("beta_fast", format!("is {fast}, must be above beta_slow = {slow}")));
+        }
+        let grown = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
+        let both = ["mscale", "mscale_all_dim"].map(|key| section.positive(key, Some(0.0)));
+        let [numerator, denominator] = both;
+        let default = match (numerator?, denominator?) {
+            (numerator, denominator) if numerator > 0.0 && denominator > 0.0 => {
+                grown(numerator) / grown(denominator)
+            }
+            _ => grown(1.0),
+        };
+        let scale = section.positive("attention_factor", Some(default))?;
+        let truncate = section.get("truncate").is_none() || section.flag("truncate")?;
+        Ok(Self { factor, fast, slow, truncate, original, scale })
+    }
+
+    fn stretch(&self, inv_freq: &mut [f32], theta: f64) {
+        let width = 2.0 * inv_freq.len() as f64;
+        let pair = |turns: f64| {
+            let wavelength = self.original / (turns * 2.0 * std::f64::consts::PI);
+            width * wavelength.ln() / (2.0 * theta.ln())
+        };
+        let (mut low, mut high) = (pair(self.fast), pair(self.slow));
+        if self.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(width - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        for (index, frequency) in inv_freq.iter_mut().enumerate() {
+            let stretched = (((index as f64 - low) / (high - low)) as f32).clamp(0.0, 1.0);
+            let kept = *frequency * (1.0 - stretched);
+            *frequency = *frequency / self.factor as f32 * stretched + kept;
+        }
     }
 }

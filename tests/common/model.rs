@@ -26,7 +26,7 @@ pub struct Sequence {
     pub logits: Vec<Vec<f32>>,
 }
 
-pub fn family_names() -> [&'static str; 13] {
+pub fn family_names() -> [&'static str; 14] {
     [
         "llama2",
         "llama3",
@@ -41,6 +41,7 @@ pub fn family_names() -> [&'static str; 13] {
         "olmo2",
         "granite",
         "gemma3",
+        "qwen2-yarn",
     ]
 }
 

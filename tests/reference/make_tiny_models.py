@@ -113,6 +113,14 @@ MODELS = {
         layer_types=["sliding_attention"] * 2 + ["full_attention", "sliding_attention"],
         **{**COMMON, "num_hidden_layers": 4},
     ),
+    # Stretched from 16 to 128 tokens.
+    "qwen2-yarn": Qwen2Config(
+        hidden_size=64, intermediate_size=80, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=128, tie_word_embeddings=True, rope_parameters=rope(
+            rope_type="yarn", factor=8.0, original_max_position_embeddings=16, beta_fast=4.0,
+            beta_slow=0.5,
+        ), **COMMON,
+    ),
 }
 
 # transformers 4 wrote theta and scaling apart: some fixtures keep that form.
