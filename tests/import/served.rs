@@ -71,7 +71,12 @@ fn what_cannot_be_served_is_neither_imported_nor_made_a_soup_of() {
         ("model.layers.2.", &|dir| edit(dir, "config.json", "num_hidden_layers", json!(3))),
         ("model.layers.1.", &|dir| edit(dir, "config.json", "num_hidden_layers", json!(1))),
         ("rope_type", &|dir| {
-            edit(dir, "config.json", "rope_scaling", json!({"rope_type": "longrope", "factor": 4.0}));
+            edit(
+                dir,
+                "config.json",
+                "rope_scaling",
+                json!({"rope_type": "longrope", "factor": 4.0}),
+            );
         }),
         ("shape", &|dir| edit(dir, "config.json", "intermediate_size", json!(64))),
         ("gemma", &|dir| edit(dir, "config.json", "model_type", json!("gemma"))),

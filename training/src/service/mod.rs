@@ -3,7 +3,7 @@
 //!
 //! A request's way: [`body`] makes checked samples of it, the rewards score them, the
 //! [`ledger`] counts its step on disk, and the weights in force weigh the standardised rewards. What
-//! goes wrong leaves through [`refusal`], and then nothing was counted.
+//! goes wrong leaves through `refusal`, and then nothing was counted.
 
 pub mod body;
 pub mod ledger;
