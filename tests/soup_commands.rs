@@ -174,6 +174,58 @@ fn an_adapter_over_sft_and_saved_modules_is_exact_too() {
     }
 }
 
+/// `make_truncated.py`: numpy's singular values of ΔW itself.
+#[test]
+fn an_adapter_of_a_smaller_rank_is_the_nearest_and_says_what_it_leaves_out() {
+    let file = std::fs::read(fixture("truncated.json")).unwrap();
+    let expected: Value = serde_json::from_slice(&file).unwrap();
+    let mut base = Checkpoint::open(&fixture("soup-tiny/base")).unwrap();
+    let config = base.check().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (i, case) in expected["cases"].as_array().unwrap().iter().enumerate() {
+        let [small, exact] = ["small", "exact"].map(|name| dir.path().join(format!("{name}{i}")));
+        let (preference, rank) = (vector(&case["preference"]), case["rank"].to_string());
+        let soup = fixture("soup-tiny");
+        let merge = ["merge", text(&soup), "--preference", &preference, "--adapter", "--out"];
+        let said = answer(&[&merge[..], &[text(&small), "--rank", &rank]].concat());
+        answer(&[&merge[..], &[text(&exact)]].concat());
+        let close = |got: &Value, want: &Value| {
+            (got.as_f64().unwrap() - want.as_f64().unwrap()).abs() < 1e-6
+        };
+        let (got, rank) = (&said["adapter"], case["rank"].as_u64().unwrap() as usize);
+        assert_eq!((&got["rank"], &got["exact_rank"]), (&case["rank"], &Value::from(15)));
+        assert!(close(&got["error"], &case["error"]), "{got}, expected {case}");
+        assert!(close(&got["largest_error"], &case["largest_error"]), "{got}, expected {case}");
+        if case["error"] != 0.0 {
+            assert_eq!(got["largest_module"], case["largest_module"]);
+        }
+        // What was written is as far from the exact change as was said.
+        let [small, exact] = [small, exact]
+            .map(|dir| Adapter::open(&dir).and_then(|a| a.fit(&base, None, &config)).unwrap());
+        let (mut lost, mut all) = (0f64, 0f64);
+        for module in exact.modules.keys() {
+            assert_eq!(small.modules[module].rank(), rank.min(15));
+            let tensor = format!("{module}.weight");
+            let zeros = vec![0f64; base.get(&tensor).unwrap().len()];
+            let [small, exact] = [&small, &exact].map(|a| with_adapter(&zeros, a, &tensor));
+            for (small, exact) in small.iter().zip(&exact) {
+                lost += (small - exact).powi(2);
+                all += exact.powi(2);
+            }
+        }
+        let error = (lost / all).sqrt();
+        assert!((error - case["error"].as_f64().unwrap()).abs() < 1e-5, "{error}, {case}");
+    }
+    let (soup, out) = (fixture("soup-tiny"), dir.path().join("none"));
+    for (more, named) in
+        [(["--rank", "4"].as_slice(), "--adapter"), (&["--adapter", "--rank", "0"], "--rank")]
+    {
+        let output = ladle(&[&["merge", text(&soup), "--out", text(&out)], more].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(named) && !out.exists());
+    }
+}
+
 /// Rewrites the tensors of a safetensors file.
 fn rewrite(path: &Path, change: impl Fn(&str, &HostTensor) -> HostTensor) {
     let (_, tensors) = WeightFile::open(path).unwrap();

@@ -1,12 +1,12 @@
 //! `ladle merge`: the merged model of a preference on disk.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use ladle::{
     chat::ChatTemplate,
     config::StoreOptions,
     kernels::Dtype,
-    merge::export::{export_adapter, export_model},
+    merge::export::{Truncation, export_adapter, export_model},
     preference::{LambdaRule, Solved},
     soup::{ActiveFrom, Soup},
     tokenizer::Tokenizer,
@@ -36,6 +36,10 @@ pub struct Args {
     /// Write one PEFT adapter for the base, instead of a whole model (soups of adapters).
     #[arg(long)]
     adapter: bool,
+    /// Rank of the adapter where the exact one is higher: the nearest change of that rank; what it
+    /// leaves out is printed.
+    #[arg(long, value_name = "RANK", requires = "adapter")]
+    rank: Option<NonZeroUsize>,
     /// Storage type of what is written, instead of the base's or the adapters': bf16, f16 or f32.
     #[arg(long, value_parser = dtype)]
     dtype: Option<Dtype>,
@@ -55,17 +59,28 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         lambda: args.lambda,
     };
     let solution = chosen.solve(&menu, &soup.mixing)?;
+    let mut adapter = None;
     if args.adapter {
         let opening = match soup.active_from {
             ActiveFrom::GenerationPrompt => generation_prompt(&soup)?,
             ActiveFrom::Start | ActiveFrom::Tokens(_) => None,
         };
         let c = &solution.coefficients;
-        export_adapter(&soup, c, args.dtype, opening.as_deref(), &args.out)?;
+        let size = (args.dtype, args.rank);
+        adapter = export_adapter(&soup, c, size, opening.as_deref(), &args.out)?;
     } else {
         export_model(&soup, &solution.coefficients, args.dtype, &args.out)?;
     }
-    print_json(&Solved::new(&menu, &solution))
+    print_json(&Merged { solved: Solved::new(&menu, &solution), adapter })
+}
+
+/// What was merged, and what a smaller rank left out.
+#[derive(serde::Serialize)]
+struct Merged {
+    #[serde(flatten)]
+    solved: Solved,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<Truncation>,
 }
 
 /// The tokens with which the base's chat template opens an answer; `None` without a template, or

@@ -3,12 +3,14 @@
 //! [`export_model`] writes a Hugging Face checkpoint, [`export_adapter`] one PEFT adapter.
 
 mod adapter;
+mod truncate;
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 pub use adapter::export_adapter;
+pub use truncate::Truncation;
 
 use super::{MergeError, dense::Merger, plan::SoupPlan};
 use crate::{

@@ -3,9 +3,13 @@
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tomllib
+
+
+log = logging.getLogger("vllm.ladle")
 
 
 class PreferenceError(ValueError):
@@ -38,13 +42,21 @@ class Adapters:
             weights = on_grid(solved["preference"], self.settings.grid)
             preference = ",".join(f"{objective}={weight}" for objective, weight in weights.items())
             solved = await self.solve(soup, preference)
-        directory = self.settings.directory / f"{name}-{key(soup, solved['coefficients'])}"
+        directory = self.settings.directory / f"{name}-{key(soup, solved['coefficients'], self.settings.rank)}"
         # Requests for one mix under several names wait for the first.
         async with self.locks.setdefault(directory.name, asyncio.Lock()):
             if not directory.is_dir():
                 self.make_room()
                 options = [*self.settings.options, *([f"--preference={preference}"] if preference else [])]
-                await self.ladle("merge", *options, "--adapter", "--out", str(directory), "--", str(soup))
+                if self.settings.rank:
+                    options.append(f"--rank={self.settings.rank}")
+                out = await self.ladle("merge", *options, "--adapter", "--out", str(directory), "--", str(soup))
+                if left_out := json.loads(out).get("adapter"):
+                    log.info(
+                        "%s, %s: rank %d of %d leaves out %.1f %% of the change, %.1f %% of %s", name, preference,
+                        left_out["rank"], left_out["exact_rank"], 100 * left_out["error"],
+                        100 * left_out["largest_error"], left_out["largest_module"] or "any module",
+                    )
             self.handed_out.add(directory.name)
         os.utime(directory)
         return directory
@@ -83,11 +95,11 @@ def default(soup):
     return manifest.get("default") or ",".join(f"{objective['name']}=1" for objective in manifest["objectives"])
 
 
-def key(soup, coefficients):
-    """The identity of a merged adapter: the soup's manifest, which holds the digests of its weights, and the
-    coefficients on ladle's grid of 1e-6."""
+def key(soup, coefficients, rank):
+    """The identity of a merged adapter: the soup's manifest, which holds the digests of its weights, the
+    coefficients on ladle's grid of 1e-6, and the rank that bounds it."""
     units = {name: round(value * 1e6) for name, value in coefficients.items()}
-    text = hashlib.sha256((soup / "soup.toml").read_bytes()).hexdigest() + json.dumps(units)
+    text = hashlib.sha256((soup / "soup.toml").read_bytes()).hexdigest() + json.dumps([units, rank])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -20,13 +20,14 @@ class Settings:
     directory: pathlib.Path
     most: int
     grid: int | None
+    rank: int | None
     ladle: str
     options: tuple[str, ...]
 
     @classmethod
     def of_environment(cls, environment=os.environ):
         """Reads `LADLE_SOUPS` (directories with `:` between), `LADLE_ADAPTERS` (where adapters are written),
-        `LADLE_MAX_ADAPTERS`, `LADLE_PREFERENCE_GRID`, `LADLE_BINARY` and `LADLE_MODELS_DIR`."""
+        `LADLE_MAX_ADAPTERS`, `LADLE_PREFERENCE_GRID`, `LADLE_RANK`, `LADLE_BINARY` and `LADLE_MODELS_DIR`."""
         soups = {}
         for part in filter(None, environment.get("LADLE_SOUPS", "").split(":")):
             directory = pathlib.Path(part).resolve()
@@ -55,6 +56,7 @@ class Settings:
             directory=pathlib.Path(directory),
             most=whole(environment, "LADLE_MAX_ADAPTERS") or 256,
             grid=whole(environment, "LADLE_PREFERENCE_GRID"),
+            rank=whole(environment, "LADLE_RANK"),
             ladle=ladle,
             options=("--models-dir", models) if models else (),
         )

@@ -74,6 +74,17 @@ class AdaptersTest(unittest.TestCase):
         self.assertEqual(found[0], found[1])
         self.assertNotEqual(found[0], found[2])
 
+    def test_a_rank_bounds_the_adapter_and_the_log_says_what_is_left_out(self):
+        import json
+
+        (exact,) = self.ask(Adapters(self.settings), self.corner(0))
+        adapters = Adapters(dataclasses.replace(self.settings, rank=3))
+        with self.assertLogs("vllm.ladle", "INFO") as told:
+            (small,) = self.ask(adapters, self.corner(0))
+        self.assertRegex(told.output[0], r"rank 3 of 15 leaves out \d+\.\d % of the change")
+        self.assertNotEqual(exact, small)
+        self.assertEqual([json.loads((one / "adapter_config.json").read_text())["r"] for one in (exact, small)], [15, 3])
+
     def test_a_preference_on_the_grid_sums_to_one(self):
         self.assertEqual(on_grid({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, 10), {"a": 4, "b": 3, "c": 3})
         self.assertEqual(on_grid({"a": 0.26, "b": 0.74}, 4), {"a": 1, "b": 3})
@@ -96,6 +107,7 @@ class AdaptersTest(unittest.TestCase):
             ({"LADLE_SOUPS": f"{SOUP}-full"}, "whole model"),
             ({"LADLE_BINARY": "no-such-program"}, "LADLE_BINARY"),
             ({"LADLE_MAX_ADAPTERS": "0"}, "LADLE_MAX_ADAPTERS: got '0'"),
+            ({"LADLE_RANK": "-1"}, "LADLE_RANK: got '-1'"),
             ({"LADLE_PREFERENCE_GRID": "1.5"}, "LADLE_PREFERENCE_GRID: got '1.5'"),
         ):
             with self.assertRaisesRegex(SettingsError, words):

@@ -3,12 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
     path::Path,
 };
 
 use serde_json::{Value, json};
 
-use super::ExportError;
+use super::{
+    ExportError,
+    truncate::{Truncation, truncate},
+};
 use crate::{
     files::{Staging, write_json},
     kernels::{Dtype, HostTensor},
@@ -36,13 +40,16 @@ use crate::{
 /// Where the backbones are active on the answer only, so is the adapter: from the tokens that the
 /// backbones name, else from `generation_prompt`, the tokens that the chat template appends to open
 /// an answer.
+///
+/// With `rank`, what has a higher one is replaced by the nearest change of that rank, and the result
+/// says what that leaves out.
 pub fn export_adapter(
     soup: &Soup,
     c: &Coefficients,
-    dtype: Option<Dtype>,
+    (dtype, rank): (Option<Dtype>, Option<NonZeroUsize>),
     generation_prompt: Option<&[u32]>,
     out: &Path,
-) -> Result<(), ExportError> {
+) -> Result<Option<Truncation>, ExportError> {
     let full = soup.manifest.backbones.iter().find(|b| b.kind == BackboneKind::Full);
     if let Some(backbone) = full {
         return Err(ExportError::NotLowRank { backbone: backbone.name.clone() });
@@ -51,10 +58,11 @@ pub fn export_adapter(
     let plan = SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?;
     let c = ModelKey::of(c).coefficients();
     let values = plan.term_values(&c).map_err(MergeError::from)?;
-    let changes = Changes::of(soup, &plan, &values, dtype)?;
+    let mut changes = Changes::of(soup, &plan, &values, dtype)?;
     if let (Some(_), Some(tensor)) = (invocation, changes.first_whole()) {
         return Err(ExportError::WholeTensor { tensor: tensor.clone() });
     }
+    let truncation = rank.map(|rank| truncate(&mut changes.low_rank, rank.get())).transpose()?;
     let (rank, tensors) = changes.tensors(&plan, &values, dtype)?;
 
     let staging = Staging::new(out)?;
@@ -64,7 +72,8 @@ pub fn export_adapter(
         Ok::<_, ExportError>(tensors.get(&spec.name).cloned().ok_or_else(missing)?)
     })?;
     write_json(&staging.path().join(CONFIG), &changes.config(soup, rank, invocation))?;
-    Ok(staging.commit()?)
+    staging.commit()?;
+    Ok(truncation)
 }
 
 /// The tokens from which the adapter is active; none: on every row.
