@@ -13,6 +13,8 @@ pub enum Aim {
     Backbones(MixingMatrix),
     /// One policy, with these pre-set weights W of the rewards.
     Policy(Vec<f64>),
+    /// One policy that its prompts tell how much of each reward is wanted.
+    Told,
 }
 
 /// A column of B: a backbone's.
@@ -44,6 +46,7 @@ impl Aim {
             MixingConfig::Matrix(rows) => MixingMatrix::from_rows(rows)?,
             MixingConfig::Identity(_) => MixingMatrix::identity(n),
             MixingConfig::Weights(weights) => return Ok(Self::Policy(weights.clone())),
+            MixingConfig::Context(_) => return Ok(Self::Told),
         };
         if mixing.len() != n {
             return Err(ConfigError::Value {
@@ -60,7 +63,7 @@ impl Aim {
     pub fn matrix(&self) -> Option<&MixingMatrix> {
         match self {
             Self::Backbones(mixing) => Some(mixing),
-            Self::Policy(_) => None,
+            Self::Policy(_) | Self::Told => None,
         }
     }
 
@@ -70,20 +73,22 @@ impl Aim {
     }
 
     /// Pre-set weights W of policy `index`: n·wᵢ for column i of B (`docs/algorithms.md` §6.3).
-    pub fn weights(&self, index: usize) -> Vec<f64> {
+    /// `None` of a policy that is told what is wanted.
+    pub fn weights(&self, index: usize) -> Option<Vec<f64>> {
         match self {
             Self::Backbones(mixing) => {
                 let n = mixing.len() as f64;
-                mixing.column(index).into_iter().map(|w| n * w).collect()
+                Some(mixing.column(index).into_iter().map(|w| n * w).collect())
             }
-            Self::Policy(weights) => weights.clone(),
+            Self::Policy(weights) => Some(weights.clone()),
+            Self::Told => None,
         }
     }
 
     /// The preference that policy `index` is trained for: W/ΣW.
-    pub fn preference(&self, index: usize) -> Vec<f64> {
-        let weights = self.weights(index);
+    pub fn preference(&self, index: usize) -> Option<Vec<f64>> {
+        let weights = self.weights(index)?;
         let sum: f64 = weights.iter().sum();
-        weights.into_iter().map(|w| w / sum).collect()
+        Some(weights.into_iter().map(|w| w / sum).collect())
     }
 }

@@ -193,7 +193,7 @@ pub struct Sweep {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "bone,realised,aba,clamped,rewarded,mod,oracle,policy"
+        default_value = "bone,realised,aba,clamped,rewarded,mod,oracle,policy,ric"
     )]
     pub methods: Vec<Kind>,
     /// Values of α, for λ = B⁻¹μ and Rewarded Soup: chosen on validation prompts, reported on test

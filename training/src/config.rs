@@ -2,6 +2,7 @@
 //! source (Bone Soups: its Table 8; DRBO: Dynamic Reward Balancing).
 
 mod check;
+mod context;
 mod data;
 mod overrides;
 mod stages;
@@ -11,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use context::{ContextConfig, Mapping, OnlineConfig};
 pub use data::{DataConfig, DataFormat, DataSets};
 pub use overrides::{Override, OverrideError};
 use serde::{Deserialize, Serialize};
@@ -80,7 +82,8 @@ pub struct Config {
     pub objectives: Vec<ObjectiveConfig>,
 }
 
-/// The reward-mixing matrix, `beta`, `matrix` or `identity`; or one policy's `weights`.
+/// The reward-mixing matrix, `beta`, `matrix` or `identity`; or one policy, by its `weights` or with
+/// the rewards in its `context`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MixingConfig {
@@ -93,6 +96,8 @@ pub enum MixingConfig {
     /// No B but one policy, with these pre-set weights of the rewards, one per objective: DRBO's W.
     /// With strategy average it is the policy trained for that preference (MORLHF).
     Weights(Vec<f64>),
+    /// No B but one policy that its prompts tell how much of each reward is wanted (RiC).
+    Context(ContextConfig),
 }
 
 impl Default for MixingConfig {
@@ -125,7 +130,7 @@ impl Config {
     /// Names of the policies that are trained: the backbones, one an objective, or `policy` alone.
     pub fn policies(&self) -> Vec<&str> {
         match self.mixing {
-            MixingConfig::Weights(_) => vec![POLICY],
+            MixingConfig::Weights(_) | MixingConfig::Context(_) => vec![POLICY],
             _ => self.objectives.iter().map(|objective| objective.name.as_str()).collect(),
         }
     }

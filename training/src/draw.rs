@@ -25,6 +25,8 @@ pub enum Purpose {
     Dropout,
     /// Resamples of an interval.
     Bootstrap,
+    /// Rewards that prompts ask for, and the prompts.
+    Goals,
 }
 
 /// The generator of one purpose of a run, at one time (an epoch, a step).

@@ -6,7 +6,7 @@ use ladle::{
 };
 
 use crate::{
-    config::{Algorithm, Config},
+    config::{Algorithm, Config, MixingConfig},
     rl::lora::LoraConfig,
     run::Run,
 };
@@ -76,6 +76,28 @@ impl Estimate {
                 parameters: adapter_parameters(model, &sft.lora),
                 operations: 2.0 * (trained * forward + outputs * 2.0 * head as f64),
             });
+        }
+        if let MixingConfig::Context(ric) = &config.mixing {
+            let online = ric.online.as_ref();
+            let stage = |name: &str, steps: u64, samples: usize| {
+                let response = ric.max_response_tokens.min(config.rollout.max_new_tokens) as f64;
+                let sequences = (steps * ric.batch as u64) as f64;
+                let (trained, outputs) = (sequences * (prompt + response), sequences * response);
+                let sampled = samples as f64 * config.rollout.max_new_tokens as f64;
+                let decoded = sampled * with_head + samples as f64 * prompt * forward;
+                let learned = 2.0 * (trained * forward + outputs * 2.0 * head as f64);
+                Stage {
+                    name: name.into(),
+                    steps,
+                    sampled,
+                    trained,
+                    parameters: adapter_parameters(model, &config.lora),
+                    operations: decoded + learned,
+                }
+            };
+            stages.push(stage("offline", ric.steps, 0));
+            stages.extend(online.map(|online| stage("online", online.steps, online.samples)));
+            return Self { stages, memory: memory(config, model, config.rl.rows) };
         }
         let Config { rl, rollout, .. } = config;
         let response = rollout.max_new_tokens as f64;

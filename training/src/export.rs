@@ -22,6 +22,7 @@ use crate::{
     config::{Config, MixingConfig, ObjectiveConfig, POLICY},
     error::RunError,
     layout::{Layout, Places, WEIGHTS},
+    ric::goals::Range,
     rl::{
         balance::{Standardiser, Strategy},
         lora::Policy,
@@ -191,6 +192,18 @@ pub fn write_soup(
             let named = named.collect::<Vec<_>>().join(", ");
             let strategy = config.balance.strategy;
             let description = format!("One policy for all preferences ({strategy}: {named}).");
+            vec![Objective { description, ..Objective::named(POLICY) }]
+        }
+        MixingConfig::Context(_) => {
+            let Range { low, high } = read_toml(&layout.range(POLICY))?;
+            let named = config.objectives.iter().zip(low.iter().zip(&high)).zip(1..);
+            let named = named.map(|((objective, (low, high)), index)| {
+                format!("<rm{index}_score> {} from {low:.1} to {high:.1}", objective.name)
+            });
+            let named = named.collect::<Vec<_>>().join(", ");
+            let description = format!(
+                "One policy that its prompts tell the rewards wanted, in σ (RiC: {named})."
+            );
             vec![Objective { description, ..Objective::named(POLICY) }]
         }
         _ => {

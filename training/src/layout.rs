@@ -8,6 +8,7 @@
 //! DIR/standardiser.toml      the frozen scale of the rewards
 //! DIR/adapters/NAME/         finished PEFT adapters (`sft` and one per objective)
 //! DIR/keep/STEP/             a snapshot: a directory of this layout
+//! DIR/rows/STAGE.json        answers that a stage of RiC is tuned on, with their rewards
 //! DIR/soup/                  the soup, once all adapters are there
 //! ```
 //!
@@ -83,6 +84,16 @@ impl Layout {
     /// Whether a stage's adapter is complete.
     pub fn finished(&self, stage: &str) -> bool {
         self.adapter(stage).join(WEIGHTS).is_file()
+    }
+
+    /// The rewards between which prompts may ask a policy for some (RiC).
+    pub fn range(&self, policy: &str) -> PathBuf {
+        self.adapter(policy).join("range.toml")
+    }
+
+    /// The answers of a stage of RiC with their rewards.
+    pub fn rows(&self, stage: &str) -> PathBuf {
+        self.0.join("rows").join(format!("{stage}.json"))
     }
 
     /// The step-weighted mean of a backbone's reward weights.

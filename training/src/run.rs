@@ -20,13 +20,14 @@ use ladle::{
 use crate::{
     aim::Aim,
     checkpoint::{CheckpointError, read_toml, to_toml, write_atomically, write_toml},
-    config::{Config, ConfigError, DataConfig},
+    config::{Config, ConfigError, DataConfig, MixingConfig},
     data::split::split,
     draw::{self, Purpose},
     error::RunError,
     export, inputs,
     layout::{Layout, Places},
     rewards::{RewardSet, registry, spec::RewardSpec},
+    ric::{goals::words, stages::Stages},
     rl::{
         balance::{STD_FLOOR, Standardiser},
         prompt_cache::PromptCache,
@@ -84,7 +85,15 @@ impl Run {
             test.extend(parts.2);
         }
         let prompts = [&train, &validation, &test].into_iter().flatten();
-        let longest = prompts.map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+        let longest = prompts.max_by_key(|prompt| prompt.tokens.len());
+        let longest = match (longest, &config.mixing) {
+            (Some(prompt), MixingConfig::Context(_)) => {
+                let told = base.told(prompt, &words(&vec![-10.0; config.objectives.len()]));
+                let row = prompt.example.id.clone();
+                told.map_err(|reason| RunError::Text { row, reason })?.tokens.len()
+            }
+            (prompt, _) => prompt.map_or(0, |prompt| prompt.tokens.len()),
+        };
         let (new, context) = (config.rollout.max_new_tokens, base.model.max_positions);
         if longest + new > context {
             return Err(ConfigError::Value {
@@ -216,7 +225,24 @@ impl Run {
         let cache = Arc::new(PromptCache::new(self.config.rl.prompt_cache()));
         // A finished soup is not rewritten: it may hold a front and settings of the user.
         let mut stale = !layout.soup().join(manifest::FILE).is_file();
+        if let MixingConfig::Context(settings) = &self.config.mixing
+            && names.iter().any(|name| !layout.finished(name))
+        {
+            let (base, sft) = (&self.base, sft.as_ref());
+            let stages = Stages {
+                config: &self.config,
+                settings,
+                start: Start { base, frozen: &frozen, sft, cache: &cache },
+                prompts: &self.train,
+                rewards: &self.rewards,
+                standardiser: &standardiser,
+                layout: &layout,
+            };
+            stages.train()?;
+            stale = true;
+        }
         for (index, name) in names.iter().enumerate() {
+            let Some(weights) = self.aim.weights(index) else { continue };
             if only.is_some_and(|only| only != *name) || layout.finished(name) {
                 continue;
             }
@@ -232,7 +258,7 @@ impl Run {
                 prompts: &self.train,
                 rewards: &self.rewards,
                 standardiser: &standardiser,
-                weights: self.aim.weights(index),
+                weights,
                 column: self.aim.column(index),
                 layout: &layout,
             };
@@ -269,13 +295,13 @@ impl Run {
 
     /// Makes a soup of the finished adapters of `layout`.
     fn write_soup(&self, config: &Config, layout: &Layout) -> Result<()> {
-        let policies = config.policies().into_iter();
-        let columns = policies.map(|name| export::realised(config, layout, name));
-        let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
         let mixing = match self.aim.matrix() {
             // One policy is a soup of one backbone, which every preference asks for.
             None => Mixing { matrix: Some(vec![vec![1.0]]), ..Mixing::default() },
             Some(mixing) => {
+                let policies = config.policies().into_iter();
+                let columns = policies.map(|name| export::realised(config, layout, name));
+                let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
                 let row = |row: usize| columns.iter().map(|column| column[row]).collect();
                 let realised: Vec<Vec<f64>> = (0..columns.len()).map(row).collect();
                 let condition = condition_number(&realised);

@@ -128,6 +128,18 @@ impl Base {
         self.tokenizer.encode(&text, false).map_err(|e| e.to_string())
     }
 
+    /// The prompt with words behind the user's last turn; its example stays as it is.
+    pub fn told(&self, prompt: &Prompt, words: &str) -> std::result::Result<Prompt, String> {
+        let mut example = prompt.example.clone();
+        let turn = example.messages.iter_mut().rev().find(|m| m.role == data::Role::User);
+        if let Some(turn) = turn {
+            turn.content = format!("{} {words}", turn.content);
+        }
+        let tokens = self.prompt(&example)?;
+        let opening = self.opening(&example, &tokens)?;
+        Ok(Prompt { tokens, opening, ..prompt.clone() })
+    }
+
     /// Where the generation prompt begins in the prompt `tokens` of an example.
     fn opening(
         &self,
@@ -233,6 +245,7 @@ fn read_examples(config: &DataConfig, path: &Path) -> std::result::Result<Vec<Ex
                 messages: pair.messages,
                 references: vec![pair.chosen],
                 fields: pair.fields,
+                others: vec![pair.rejected],
             };
             rows.rows.into_iter().map(example).collect()
         }),

@@ -147,6 +147,7 @@ fn a_realised_matrix_that_cannot_be_solved_leaves_its_method_out() {
             identity: false,
             realised: Some(rows),
             strategy: Strategy::Average,
+            told: None,
         };
         let (methods, left_out) = trained.methods(&Kind::ALL, &[]);
         let names: Vec<String> = methods.into_iter().map(|m| m.name).collect();

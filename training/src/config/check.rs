@@ -5,12 +5,19 @@ use ladle::{
     soup::{Activation, manifest::is_name},
 };
 
-use super::{Algorithm, Config, ConfigError, DataConfig, Decay, MixingConfig};
-use crate::rl::balance::{Normalisation, Strategy};
+use toml::Table;
+
+use super::{
+    Algorithm, Config, ConfigError, ContextConfig, DataConfig, Decay, MixingConfig, RlConfig,
+};
+use crate::rl::balance::{BalanceConfig, Normalisation, Strategy};
 
 impl Config {
     /// Refuses values that no run could use.
     pub fn check(&self) -> Result<(), ConfigError> {
+        if let MixingConfig::Context(context) = &self.mixing {
+            self.check_context(context)?;
+        }
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let (rl, rollout) = (&self.rl, &self.rollout);
@@ -197,7 +204,69 @@ impl Config {
     }
 }
 
+/// Settings of `rl` that count where nothing is learned from rewards.
+const OF_ALL_STAGES: [&str; 4] = ["rows", "recompute", "standardise_on", "checkpoint_every"];
+
 impl Config {
+    /// RiC: its own settings, and those of other methods, which it would ignore.
+    fn check_context(&self, context: &ContextConfig) -> Result<(), ConfigError> {
+        let ContextConfig { steps, batch, max_response_tokens, learning_rate, .. } = *context;
+        let (rl, balance) = (Table::try_from(&self.rl), Table::try_from(&self.balance));
+        let defaults = [
+            ("rl", rl, Table::try_from(RlConfig::default())),
+            ("balance", balance, Table::try_from(BalanceConfig::default())),
+        ];
+        for (section, given, default) in defaults {
+            let (given, default) = (given.unwrap_or_default(), default.unwrap_or_default());
+            for (name, value) in given {
+                let counts = section == "rl" && OF_ALL_STAGES.contains(&name.as_str());
+                if !counts && default.get(&name) != Some(&value) {
+                    let expected = "left out with mixing.context, which is tuned on answers";
+                    return Err(value_error(&format!("{section}.{name}"), value, expected));
+                }
+            }
+        }
+        if self.rollout.samples != 1 {
+            let expected = "1 with mixing.context";
+            return Err(value_error("rollout.samples", self.rollout.samples, expected));
+        }
+        if self.lora.activation == Activation::Answer {
+            let expected = "left out with mixing.context, whose prompts the policy reads";
+            return Err(value_error("lora.activation", "answer", expected));
+        }
+        if self.data.several() || self.data.iter().any(|(_, set)| set.rewards.is_some()) {
+            let expected = "one data set, judged by all rewards, with mixing.context";
+            return Err(value_error("data", "several types of task", expected));
+        }
+        let online = context.online.as_ref();
+        let key = |name: &str| format!("mixing.context.{name}");
+        let counts = [
+            ("steps", steps),
+            ("batch", batch as u64),
+            ("max_response_tokens", max_response_tokens as u64),
+            ("online.steps", online.map_or(1, |online| online.steps)),
+            ("online.samples", online.map_or(1, |online| online.samples as u64)),
+        ];
+        if let Some((name, value)) = counts.into_iter().find(|(_, value)| *value == 0) {
+            return Err(value_error(&key(name), value, "at least 1"));
+        }
+        let online_rate = online.map_or(1.0, |online| online.learning_rate);
+        for (name, rate) in
+            [("learning_rate", learning_rate), ("online.learning_rate", online_rate)]
+        {
+            if !(rate.is_finite() && rate > 0.0) {
+                return Err(value_error(&key(name), rate, "a number above 0"));
+            }
+        }
+        match online.map(|online| online.quantile) {
+            Some(q) if !(0.0..1.0).contains(&q) => {
+                let expected = "a number from 0 to less than 1";
+                Err(value_error(&key("online.quantile"), q, expected))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The data sets, and which rewards judge them.
     fn check_data(&self) -> Result<(), ConfigError> {
         let named = |name: &String| self.objectives.iter().any(|o| o.name == *name);

@@ -74,6 +74,12 @@ pub fn read(
             Some(other) => other.to_string(),
             None => format!("row-{row}"),
         };
-        Ok(Example { id, messages: vec![Message::user(prompt)], references, fields })
+        Ok(Example {
+            id,
+            messages: vec![Message::user(prompt)],
+            references,
+            others: vec![],
+            fields,
+        })
     })
 }

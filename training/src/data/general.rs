@@ -44,7 +44,8 @@ pub fn read(
             Some(Value::Number(id)) => id.to_string(),
             Some(_) => return Err("the id is neither text nor a number".into()),
         };
-        Ok(Example { id, messages: vec![Message::user(prompt)], references, fields: row })
+        let messages = vec![Message::user(prompt)];
+        Ok(Example { id, messages, references, others: vec![], fields: row })
     })
 }
 

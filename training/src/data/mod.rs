@@ -64,11 +64,19 @@ pub struct Example {
     pub messages: Vec<Message>,
     /// Good responses, best first; may be empty. The first one is the target of supervised tuning.
     pub references: Vec<String>,
+    /// Worse responses, from which RiC learns too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<String>,
     /// Other data that rewards use (`source`, `docs`, `qa_pairs`, `relevance` …).
     pub fields: Map<String, Value>,
 }
 
 impl Example {
+    /// All its responses, good and worse.
+    pub fn answers(&self) -> impl Iterator<Item = &str> {
+        self.references.iter().chain(&self.others).map(String::as_str)
+    }
+
     /// The last turn of the user.
     pub fn prompt(&self) -> &str {
         let user = self.messages.iter().rev().find(|m| m.role == Role::User);

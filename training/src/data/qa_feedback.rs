@@ -102,6 +102,7 @@ pub fn read(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Feedback>, Da
                 id: format!("line-{line}"),
                 messages: vec![Message::user(prompt)],
                 references: vec![record.gold],
+                others: vec![],
                 fields: fields.as_object().cloned().unwrap_or_default(),
             },
             errors,

@@ -36,6 +36,7 @@ pub fn read(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Example>, Dat
             id: record.paper_id,
             messages: vec![Message::user(source)],
             references,
+            others: vec![],
             fields: fields.as_object().cloned().unwrap_or_default(),
         })
     })

@@ -102,7 +102,7 @@ pub fn read_mmlu_choices(
 
 fn example(id: String, prompt: String, references: Vec<String>, fields: Value) -> Example {
     let fields: Map<String, Value> = fields.as_object().cloned().unwrap_or_default();
-    Example { id, messages: vec![Message::user(prompt)], references, fields }
+    Example { id, messages: vec![Message::user(prompt)], references, others: vec![], fields }
 }
 
 /// Text unchanged, lists one item a line, other values as JSON, null as empty text.

@@ -52,6 +52,7 @@ pub fn read(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Example>, Dat
             id: format!("line-{line}"),
             messages: vec![Message::user(record.prompt)],
             references: vec![record.completion.trim().to_string()],
+            others: vec![],
             fields: fields.as_object().cloned().unwrap_or_default(),
         })
     })

@@ -42,6 +42,9 @@ pub struct Answer {
     pub coefficients: Vec<f64>,
     /// Whether logits were combined instead of weights.
     pub logits: bool,
+    /// Words behind the prompt, of a policy that is told the rewards wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<String>,
     /// Seed of the sampling.
     pub seed: u64,
     /// Part of the data that the prompt belongs to.
@@ -60,14 +63,15 @@ pub struct Answer {
     pub rewards: Vec<Option<f64>>,
 }
 
-/// A model: digest of the soup, whether logits are combined, and the identity of the weights.
-type Key = (String, bool, ModelKey);
+/// A model: digest of the soup, whether logits are combined, the identity of the weights, and what
+/// its prompts tell.
+type Key = (String, bool, ModelKey, Option<String>);
 
 /// The model of `weights` over the backbones, of which θ_sft's follows: Σ = 1.
-fn key(soup: &str, logits: bool, weights: &[f64]) -> Key {
+fn key(soup: &str, logits: bool, weights: &[f64], told: &Option<String>) -> Key {
     let sft = 1.0 - weights.iter().sum::<f64>();
     let weights = Coefficients { backbones: weights.to_vec(), sft };
-    (soup.to_owned(), logits, ModelKey::of(&weights))
+    (soup.to_owned(), logits, ModelKey::of(&weights), told.clone())
 }
 
 /// The weights that tell a model of a soup from others, and whether they are those of logits.
@@ -97,7 +101,7 @@ pub struct Asked<'a> {
 impl<'a> Asked<'a> {
     fn key(&self) -> Key {
         let (logits, weights) = weights(self.model);
-        key(self.soup, logits, weights)
+        key(self.soup, logits, weights, &self.model.told)
     }
 
     /// Every prompt with every seed, prompt by prompt.
@@ -124,7 +128,7 @@ impl Book {
     }
 
     fn insert(&mut self, answer: Answer) {
-        let key = key(&answer.soup, answer.logits, &answer.coefficients);
+        let key = key(&answer.soup, answer.logits, &answer.coefficients, &answer.told);
         let of = (answer.part, answer.row.clone(), answer.seed);
         self.known.entry(key).or_default().insert(of, answer);
     }
@@ -244,6 +248,7 @@ mod tests {
             soup: "digest".into(),
             coefficients: vec![1.0],
             logits: false,
+            told: None,
             seed: 1,
             part: Part::Test,
             row: "row".into(),

@@ -9,7 +9,11 @@ use ladle::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::rl::balance::Strategy;
+use crate::{
+    config::Mapping,
+    ric::goals::{Range, words},
+    rl::balance::Strategy,
+};
 
 /// How a method answers a preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -31,11 +35,13 @@ pub enum Kind {
     Oracle,
     /// One policy for all preferences: fixed or balanced weights of the rewards (DRBO, GDPO).
     Policy,
+    /// RiC: one policy that its prompts tell the rewards that the preference is mapped to.
+    Ric,
 }
 
 impl Kind {
     /// All methods, in the order of a report.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Bone,
         Self::Realised,
         Self::Aba,
@@ -44,6 +50,7 @@ impl Kind {
         Self::Mod,
         Self::Oracle,
         Self::Policy,
+        Self::Ric,
     ];
 
     /// Whether a grid of α is searched for the method.
@@ -62,6 +69,7 @@ impl Kind {
             Self::Mod => "logits of the backbones, weighed by B⁻¹μ",
             Self::Oracle => "a policy trained for that preference",
             Self::Policy => "one policy for all preferences",
+            Self::Ric => "one policy that prompts tell the rewards wanted",
         }
     }
 }
@@ -73,20 +81,22 @@ pub struct Model {
     pub coefficients: Coefficients,
     /// Whether weights or logits are combined.
     pub combine: Combine,
+    /// Words behind each prompt, of a policy that is told the rewards wanted.
+    pub told: Option<String>,
 }
 
 impl Model {
     /// θ_sft of a soup with `backbones` backbones.
     pub fn sft(backbones: usize) -> Self {
         let coefficients = Coefficients { backbones: vec![0.0; backbones], sft: 1.0 };
-        Self { coefficients, combine: Combine::Weights }
+        Self { coefficients, combine: Combine::Weights, told: None }
     }
 
     /// Backbone `index` of `backbones`.
     pub fn backbone(index: usize, backbones: usize) -> Self {
         let one = |i| if i == index { 1.0 } else { 0.0 };
         let coefficients = Coefficients { backbones: (0..backbones).map(one).collect(), sft: 0.0 };
-        Self { coefficients, combine: Combine::Weights }
+        Self { coefficients, combine: Combine::Weights, told: None }
     }
 }
 
@@ -102,6 +112,14 @@ pub struct Method {
     pub alpha: f64,
     matrix: MixingMatrix,
     rule: LambdaRule,
+    told: Option<Told>,
+}
+
+/// How a preference becomes the rewards that prompts ask for (RiC).
+#[derive(Debug, Clone)]
+pub struct Told {
+    pub mapping: Mapping,
+    pub range: Range,
 }
 
 impl Method {
@@ -109,6 +127,10 @@ impl Method {
     pub fn solve(&self, preference: &[f64]) -> Result<(Vec<f64>, Model), PreferenceError> {
         if self.kind == Kind::Policy {
             return Ok((vec![1.0], Model::backbone(0, 1)));
+        }
+        if let Some(Told { mapping, range }) = &self.told {
+            let told = Some(words(&range.wanted(*mapping, preference)));
+            return Ok((vec![1.0], Model { told, ..Model::backbone(0, 1) }));
         }
         let preference = Preference::new(preference, self.matrix.len())?;
         let alpha = Alpha::Scalar(self.alpha);
@@ -118,7 +140,9 @@ impl Method {
                 combine: Combine::Logits(solution.coefficients.backbones.clone()),
                 ..Model::sft(self.matrix.len())
             },
-            _ => Model { coefficients: solution.coefficients, combine: Combine::Weights },
+            _ => {
+                Model { coefficients: solution.coefficients, combine: Combine::Weights, told: None }
+            }
         };
         Ok((solution.lambda, model))
     }
@@ -152,6 +176,8 @@ pub struct Trained<'a> {
     pub realised: Option<&'a [Vec<f64>]>,
     /// How its weights followed the rewards: the name of a single policy.
     pub strategy: Strategy,
+    /// What maps preferences to rewards wanted, of a policy that is told them.
+    pub told: Option<&'a Told>,
 }
 
 impl Trained<'_> {
@@ -159,7 +185,8 @@ impl Trained<'_> {
     pub fn methods(&self, kinds: &[Kind], taken: &[Method]) -> (Vec<Method>, Vec<LeftOut>) {
         let (mut methods, mut left_out) = (Vec::new(), Vec::new());
         let Some(nominal) = self.nominal else {
-            methods.extend(kinds.contains(&Kind::Policy).then(|| self.policy(taken)));
+            let kind = if self.told.is_some() { Kind::Ric } else { Kind::Policy };
+            methods.extend(kinds.contains(&kind).then(|| self.policy(kind, taken)));
             return (methods, left_out);
         };
         let n = nominal.len();
@@ -191,7 +218,15 @@ impl Trained<'_> {
                 _ => nominal.clone(),
             };
             let rule = if kind == Kind::Clamped { LambdaRule::Clamp } else { LambdaRule::Exact };
-            methods.push(Method { name, kind, run: self.run, alpha: 0.0, matrix, rule });
+            methods.push(Method {
+                name,
+                kind,
+                run: self.run,
+                alpha: 0.0,
+                matrix,
+                rule,
+                told: None,
+            });
         }
         (methods, left_out)
     }
@@ -199,10 +234,14 @@ impl Trained<'_> {
 
 impl Trained<'_> {
     /// The method of a single policy.
-    fn policy(&self, taken: &[Method]) -> Method {
-        let name = self.named(&self.strategy.to_string(), taken.iter());
+    fn policy(&self, kind: Kind, taken: &[Method]) -> Method {
+        let name = match kind {
+            Kind::Ric => "ric".to_owned(),
+            _ => self.strategy.to_string(),
+        };
+        let name = self.named(&name, taken.iter());
         let (matrix, rule) = (MixingMatrix::identity(1), LambdaRule::Exact);
-        Method { name, kind: Kind::Policy, run: self.run, alpha: 0.0, matrix, rule }
+        Method { name, kind, run: self.run, alpha: 0.0, matrix, rule, told: self.told.cloned() }
     }
 
     /// A name that no other method has.

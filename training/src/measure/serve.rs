@@ -118,6 +118,9 @@ impl Judge<'_> {
         };
         let mut running = Vec::with_capacity(missing.len());
         for (prompt, seed) in missing {
+            let told = asked.model.told.as_ref().map(|words| self.subject.base.told(prompt, words));
+            let told = told.transpose().map_err(|reason| failed(prompt, reason))?;
+            let prompt = told.as_ref().unwrap_or(prompt);
             let longest = self.subject.config.rollout.max_new_tokens;
             let coefficients = asked.model.coefficients.clone();
             let mut request = GenerateRequest::new(prompt.tokens.clone(), coefficients, longest);
@@ -153,6 +156,7 @@ impl Judge<'_> {
             soup: asked.soup.to_owned(),
             coefficients: weights.to_vec(),
             logits,
+            told: asked.model.told.clone(),
             seed: *seed,
             part: asked.part,
             row: prompt.example.id.clone(),

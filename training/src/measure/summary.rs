@@ -8,7 +8,10 @@ use super::{
     evaluate::Evaluation,
     report::{Curve, Report},
 };
-use crate::{config::MixingConfig, run::Run};
+use crate::{
+    config::{Config, ContextConfig, MixingConfig, RlConfig},
+    run::Run,
+};
 
 /// Makes the report of a run's evaluation.
 pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
@@ -20,6 +23,7 @@ pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
         MixingConfig::Weights(weights) => {
             format!("one policy, {} with weights {weights:?}", config.balance.strategy)
         }
+        MixingConfig::Context(_) => "one policy, told the rewards wanted (RiC)".to_owned(),
     };
     let decoding = match evaluation.front.temperature {
         0.0 => "greedy".to_owned(),
@@ -28,13 +32,7 @@ pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
     let facts = [
         ("base", config.base.clone()),
         ("mixing", mixing),
-        (
-            "training",
-            format!(
-                "{}, {} steps of {} responses",
-                config.rl.algorithm, config.rl.steps, config.rl.batch
-            ),
-        ),
+        ("training", training(config)),
         ("decoding", format!("{decoding}, at most {} tokens", config.rollout.max_new_tokens)),
     ];
     Report {
@@ -65,6 +63,20 @@ fn curves(run: &Run) -> Vec<Curve> {
         Curve { title: key.replace('_', " "), unit, series: series.collect() }
     };
     rewards.chain(others).map(curve).collect()
+}
+
+/// How the policies were trained, in words.
+fn training(config: &Config) -> String {
+    match &config.mixing {
+        MixingConfig::Context(ContextConfig { steps, batch, online, .. }) => {
+            let online = online.as_ref().map_or(0, |online| online.steps);
+            format!("supervised, {steps} offline and {online} online steps of {batch} sequences")
+        }
+        _ => {
+            let RlConfig { algorithm, steps, batch, .. } = &config.rl;
+            format!("{algorithm}, {steps} steps of {batch} responses")
+        }
+    }
 }
 
 /// `(step, value)` of one key of a metrics file; lines without the key are left out.

@@ -6,14 +6,15 @@ use super::{
     answers::{Answer, Asked, Book, Part},
     criterion::{Candidate, by_testing_reward},
     error::EvaluateError,
-    methods::{Kind, LeftOut, Method, Model, Trained},
+    methods::{Kind, LeftOut, Method, Model, Told, Trained},
     points::mean,
     results::Selected,
     serve::{Judge, Served},
     settings::Settings,
 };
 use crate::{
-    config::{Config, MixingConfig},
+    checkpoint::read_toml,
+    config::{Config, MixingConfig, POLICY},
     draw,
     error::RunError,
     metrics::progress,
@@ -99,7 +100,9 @@ impl<'a> Sweep<'a> {
             let realised = soup.soup.manifest.mixing.realised.as_deref();
             let (label, nominal) = (soup.label.as_str(), soup.run.aim.matrix());
             let strategy = balance.strategy;
-            let trained = Trained { run, label, nominal, identity, realised, strategy };
+            let told = told(soup.run)?;
+            let told = told.as_ref();
+            let trained = Trained { run, label, nominal, identity, realised, strategy, told };
             let only_columns = run.checked_sub(1).is_some_and(|other| others[other].oracle);
             if !only_columns {
                 let (more, out) = trained.methods(&settings.methods, &methods);
@@ -228,13 +231,18 @@ fn columns_of(run: usize, soup: &Served<'_>) -> Vec<Column> {
     }
     let owner = if soup.label.is_empty() { String::new() } else { format!(" of {}", soup.label) };
     let named = soup.run.config.policies().into_iter().enumerate();
-    let column = |(backbone, name): (usize, &str)| Column {
-        name: format!("{name}{owner}"),
-        run,
-        backbone,
-        preference: soup.run.aim.preference(backbone),
+    let column = |(backbone, name): (usize, &str)| {
+        let preference = soup.run.aim.preference(backbone)?;
+        Some(Column { name: format!("{name}{owner}"), run, backbone, preference })
     };
-    named.map(column).collect()
+    named.filter_map(column).collect()
+}
+
+/// What maps preferences to rewards wanted, of a run whose policy is told them.
+fn told(run: &Run) -> Result<Option<Told>> {
+    let MixingConfig::Context(settings) = &run.config.mixing else { return Ok(None) };
+    let range = read_toml(&run.layout().range(POLICY))?;
+    Ok(Some(Told { mapping: settings.mapping, range }))
 }
 
 /// The first `count` prompts of a fixed order (all, if there are fewer).

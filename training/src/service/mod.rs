@@ -137,7 +137,15 @@ impl Service {
         let standardiser = share::standardiser(&config, &share)?;
         let rewards = run::rewards(&config, &data)?;
         let own = aim.column(index).map(|column| column.own);
-        let balance = Balance::new(aim.weights(index), own, config.balance.clone())?;
+        let Some(weights) = aim.weights(index) else {
+            return Err(ConfigError::Value {
+                key: "mixing".into(),
+                got: "context".into(),
+                expected: "beta, matrix, identity or weights: RiC weighs no rewards",
+            }
+            .into());
+        };
+        let balance = Balance::new(weights, own, config.balance.clone())?;
         let settings = digest(&config, &standardiser);
         let frozen = (standardiser.clone(), config.stage_seed(0));
         let ledger = Ledger::open(state, (backbone.clone(), settings), balance, frozen)?;

@@ -1,6 +1,7 @@
 //! Whole runs of the binary on a tiny model: interrupted ones, known optima, bad input.
 
 mod answer_only;
+mod context;
 mod evaluations;
 mod optimum;
 mod refused;
@@ -104,13 +105,17 @@ name = "plain"
 reward = { kind = "regex", pattern = "[aeiou]" }
 "#;
 
-/// Weights of every adapter that a run left.
-fn adapters(run: &Path) -> Vec<(String, Vec<u8>)> {
-    let names = ["sft", "short", "plain"];
-    let read = |name: &str| {
-        fs::read(run.join("adapters").join(name).join("adapter_model.safetensors")).unwrap()
-    };
-    names.map(|name| (name.to_owned(), read(name))).to_vec()
+/// The contents of a file of every directory below one, by the directory's name.
+fn of_each(parent: &Path, file: &str) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(parent).unwrap().map(|entry| entry.unwrap());
+    let mut all: Vec<_> = entries
+        .map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            (name, fs::read(entry.path().join(file)).unwrap())
+        })
+        .collect();
+    all.sort();
+    all
 }
 
 /// A metric of a backbone's steps.
@@ -151,11 +156,15 @@ fn killed_and_whole(settings: &str, seed: u64) {
     }
     succeed(&mut start(&config, &killed));
     assert!(kills > 2, "the run ended after {kills} kills: too few to show anything");
-    for ((name, whole), (_, killed)) in adapters(&whole).iter().zip(&adapters(&killed)) {
-        assert!(whole == killed, "{name} differs after {kills} kills");
+    for (parent, file) in [("adapters", "adapter_model.safetensors"), ("metrics", "metrics.jsonl")]
+    {
+        let each = [&whole, &killed].map(|run| of_each(&run.join(parent), file));
+        let names = each[0].iter().map(|(name, _)| name);
+        assert!(names.clone().eq(each[1].iter().map(|(name, _)| name)));
+        for ((name, whole), (_, killed)) in each[0].iter().zip(&each[1]) {
+            assert!(whole == killed, "{parent}/{name} differs after {kills} kills");
+        }
     }
-    let lines = |run: &Path| fs::read_to_string(run.join("metrics/plain/metrics.jsonl")).unwrap();
-    assert_eq!(lines(&whole), lines(&killed));
 }
 
 #[test]
