@@ -103,6 +103,7 @@ fn shopping_records_of_every_kind() {
     assert_eq!((read[0].references[0].as_str(), &read[0].fields["task"]), ("A", &json!("PC")));
     assert_eq!(read[1].prompt(), "Name the colour.\n\n{\"title\":\"Red boat\"}");
     let read = shopping::read_mmlu(&fixture("mmlu.jsonl"), Fail).unwrap().rows;
+    assert_eq!(read[1].references, ["Acme, Boatco"]);
     assert_eq!(read[0].fields["relevance"], json!([1, 0.5, 0]));
     assert_eq!(read[1].fields["labels"], json!(["Acme", "Boatco"]));
     assert_eq!(read[2].references, ["das Boot"]);
@@ -117,6 +118,62 @@ fn shopping_records_of_every_kind() {
     let csv = written("question,choices,answer\nq,\"['a\\nb', 'it\\'s']\",1\n");
     let read = shopping::read_mmlu_choices(csv.path(), Fail).unwrap().rows;
     assert_eq!(read[0].prompt(), "q\n0. a\nb\n1. it's");
+}
+
+/// Rows as the two data sets publish them, judged by the metrics of their task.
+#[test]
+fn shopping_rows_have_the_fields_that_their_metrics_need() {
+    let score = |kind: &str, example: &Example, response: &str| -> f64 {
+        let reward = toml::from_str(&format!("kind = \"{kind}\"")).unwrap();
+        let reward = ladle_training::rewards::registry::build("it", reward).unwrap();
+        let (prompt, fields) = (example.prompt().to_owned(), example.fields.clone());
+        let references = example.references.clone();
+        let response = response.to_owned();
+        let sample = ladle_training::rewards::Sample {
+            prompt,
+            response,
+            references,
+            fields,
+            ..Default::default()
+        };
+        reward.score(&[sample]).unwrap()[0]
+    };
+    let file = written(
+        r#"[
+{"task": "Attribute_Value_Extraction", "split": "test", "setting": "IND_Single_Instruction",
+ "instruction": "Extract the value of the target attribute.", "input": "product title: Red boat", "options": null,
+ "output": "[{\"attribute\": \"Colour\", \"value\": \"Red\", \"source\": \"product title\"}, {\"attribute\": \"Size\", \"value\": null, \"source\": null}]"},
+{"task": "Query_Product_Ranking", "instruction": "Rank the products.", "input": "query: boat\nA: a car\nB: a boat\nC: an oar", "output": "B,C,A"},
+{"task": "Sequential_Recommendation", "instruction": "Predict the next.", "input": "1st: oar", "options": ["A: a car", "B: a boat"], "output": "B"},
+{"task": "Sentiment_Analysis", "instruction": "Which?", "input": "good", "options": ["A: very positive", "B: positive"], "output": "A"}]"#,
+    );
+    let read = shopping::read_ecinstruct(file.path(), Fail).unwrap().rows;
+    let [extraction, ranking, next, sentiment] = read.as_slice() else { panic!("{read:?}") };
+    let colour = r#"[{"source": "product title", "attribute": "Colour", "value": "Red"}]"#;
+    assert_eq!(score("micro-f1", extraction, &extraction.references[0]), 1.0);
+    assert!((score("micro-f1", extraction, colour) - 2.0 / 3.0).abs() < 1e-12);
+    assert_eq!(score("micro-f1", extraction, &colour.replace("Red", "Blue")), 0.0);
+    assert_eq!(ranking.fields["items"], json!(["A", "B", "C"]));
+    assert_eq!(ranking.fields["relevance"], json!([0, 2, 1]));
+    assert_eq!(score("ndcg", ranking, "B,C,A"), 1.0);
+    let worst = (2.0 / 4.0f64.log2() + 1.0 / 3.0f64.log2()) / (2.0 + 1.0 / 3.0f64.log2());
+    assert!((score("ndcg", ranking, "A, C, B") - worst).abs() < 1e-12);
+    for (response, hit) in [("B", 1.0), ("A, b", 1.0), ("C", 0.0), ("2", 0.0)] {
+        assert_eq!(score("hit-rate", next, response), hit, "{response}");
+    }
+    assert_eq!((score("accuracy", next, "B"), score("accuracy", sentiment, "B")), (1.0, 0.0));
+    assert!(sentiment.fields.get("items").is_none() && sentiment.fields.get("labels").is_none());
+    let rows = r#"[{"task": "Query_Product_Ranking", "instruction": "Rank.", "output": "first"}]"#;
+    let error = shopping::read_ecinstruct(written(rows).path(), Fail).unwrap_err().to_string();
+    assert!(error.contains(":1: `output` is first, expected letters"), "{error}");
+
+    let rows = "{\"input_field\": \"Find them.\", \"target_field\": [3, 7]}\n\
+                {\"input_field\": \"Rank them.\", \"target_field\": [0.1, 1.0, 0.0]}\n\
+                {\"input_field\": \"Name them.\", \"target_field\": [\"Acme\", \"boat\"]}\n";
+    let read = shopping::read_mmlu(written(rows).path(), Fail).unwrap().rows;
+    assert_eq!(score("hit-rate", &read[0], "7, 1, 2, 3"), 0.5);
+    assert_eq!(score("ndcg", &read[1], "2, 1, 3"), 1.0);
+    assert_eq!(score("micro-f1", &read[2], &read[2].references[0]), 1.0);
 }
 
 #[test]

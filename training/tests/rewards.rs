@@ -8,7 +8,9 @@ use ladle_training::rewards::{
     citation::{CitationScore, judge, words_entail},
     classifier::{SequenceClassifier, TokenClassifier},
     embedding::{SentenceEncoder, cosine},
-    labels::{Confusion, Gain, accuracy, auc, hit_rate, listed, listed_numbers, ndcg},
+    labels::{
+        Confusion, Gain, accuracy, auc, given, hit_rate, listed, listed_items, listed_numbers, ndcg,
+    },
     overlap::{bleu_4, exact_match_recall, rouge_l, tokens_13a},
     porter, registry,
     segment::{sentences, sub_sentences},
@@ -113,6 +115,12 @@ fn auc_equals_scikit_learn_with_ties() {
 fn answers_are_read_from_lists() {
     assert_eq!(listed("\n Red, blue ,,RED\nignored"), ["red", "blue"]);
     assert_eq!(listed_numbers("3, 1, x, 2"), [3, 1, 2]);
+    let items = ["A", "B", "C"].map(String::from);
+    assert_eq!(listed_items("C, a, Z, B", &items), [3, 1, 2]);
+    // A JSON list: texts, and objects whose keys stand in any order.
+    let object = r#"[{"value": "Red", "attribute": "Colour"}, "x", "X"]"#;
+    assert_eq!(given(object), [r#"{"attribute":"colour","value":"red"}"#, "x"]);
+    assert_eq!(given("Red, blue"), ["red", "blue"]);
     assert_eq!(hit_rate(&[3, 1, 2, 4], &[1, 4], 3), 0.5);
     assert_eq!(accuracy(" B. because", "b"), 1.0);
     assert_eq!(accuracy("10", "1"), 0.0);
@@ -147,6 +155,61 @@ fn citations_are_judged_as_in_alce() {
     assert_eq!(judged(""), none);
     let mixed = judged("Cats sleep [1]. Dogs swim [2].");
     assert_eq!(mixed, CitationScore { precision: 0.5, recall: 0.5 });
+}
+
+#[test]
+fn claims_are_recalled_from_the_answer_without_its_citations() {
+    let claims = json!({"claims": ["Dogs bark loudly.", "Cats sleep.", "Boats float."]});
+    let fields = claims.as_object().unwrap().clone();
+    let answer = |text: &str| Sample { fields: fields.clone(), ..sample(text) };
+    let reward = build("kind = \"claim-recall\"\nword_share = 1.0").unwrap();
+    let answers = [
+        answer("Cats sleep [1]. Dogs bark [2] loudly [1][3]."),
+        answer("Boats float."),
+        answer("Nothing of it [1]."),
+    ];
+    let scores = reward.score(&answers).unwrap();
+    assert_eq!(scores, [2.0 / 3.0, 1.0 / 3.0, 0.0]);
+    assert_eq!(reward.range(), Range::UNIT);
+    for (fields, reason) in [(json!({}), "no field `claims`"), (json!({"claims": []}), "is empty")]
+    {
+        let fields = fields.as_object().unwrap().clone();
+        let error = reward.score(&[Sample { fields, ..sample("x") }]).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+/// The likeliest label of (answer, claim) decides, as of (documents, sentence) in citations.
+#[test]
+fn claims_are_recalled_by_an_entailment_model() {
+    let directory = tempfile::tempdir().unwrap();
+    let from = path("models/bert");
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
+    }
+    let config = directory.path().join("config.json");
+    let mut settings: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    let labels = SequenceClassifier::open(directory.path()).unwrap().labels().to_vec();
+    assert!(labels.len() > 1);
+    let toml = format!("kind = \"claim-recall\"\nnli = {:?}", directory.path());
+    let error = build(&toml).err().unwrap().to_string();
+    assert!(error.contains("no label `entailment`"), "{error}");
+    settings["id2label"]["1"] = json!("Entailment");
+    std::fs::write(&config, settings.to_string()).unwrap();
+    let model = SequenceClassifier::open(directory.path()).unwrap();
+    let claims: Vec<String> = ["Cats sleep.", "dogs", "It is a long boat, he said.", "no", "x y"]
+        .map(String::from)
+        .to_vec();
+    let entailed = |claim: &String| {
+        let logits = model.logits([("Cats sleep a lot.", claim.as_str()).into()]).unwrap();
+        logits[0].iter().all(|other| *other <= logits[0][1])
+    };
+    let expected = claims.iter().filter(|claim| entailed(claim)).count() as f64 / 5.0;
+    let fields = json!({"claims": claims}).as_object().unwrap().clone();
+    assert_eq!(
+        score(&toml, &Sample { fields, ..sample("Cats sleep [1][2] a lot [3].") }),
+        expected
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 #[derive(Deserialize)]
 struct Instruction {
@@ -26,6 +26,11 @@ struct Instruction {
 
 /// Reads ECInstruct (one JSON array): the prompt is instruction, input and options, one a
 /// paragraph; `fields` has `task`, `split` and `setting`; `references` is the output.
+///
+/// What the metrics need follows from `task`: `label` is the output; where that is a JSON list
+/// (Attribute_Value_Extraction) `labels` has its items; of Sequential_Recommendation and
+/// Query_Product_Ranking `items` has the letters of the products, and `relevance` the number of the
+/// right one, or a grade a product by its place in the output (the records have no other grades).
 pub fn read_ecinstruct(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Example>, DataError> {
     read_json_array(path, on_malformed, |row, record: Instruction| {
         filled("instruction", &record.instruction)?;
@@ -33,12 +38,50 @@ pub fn read_ecinstruct(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Ex
         filled("output", &output)?;
         let parts = [record.instruction.clone(), plain(&record.input), plain(&record.options)];
         let prompt = parts.into_iter().filter(|p| !p.trim().is_empty()).collect::<Vec<_>>();
-        let fields = json!({
+        let mut fields = json!({
             "task": record.task, "split": record.split, "setting": record.setting,
             "options": record.options, "label": &output,
         });
+        if let Ok(items) = serde_json::from_str::<Vec<Value>>(&output) {
+            fields["labels"] = items.iter().map(label).collect();
+        }
+        let ranked = output.split(',').map(letter).collect::<Option<Vec<usize>>>();
+        let ranked = ranked.ok_or_else(|| format!("`output` is {output}, expected letters"));
+        let (count, relevance) = match record.task.as_str() {
+            "Query_Product_Ranking" => {
+                let ranked = ranked?;
+                let grade = |item| ranked.iter().rev().position(|ranked| *ranked == item);
+                let count = ranked.iter().max().copied().unwrap_or(0);
+                (count, (1..=count).map(|item| grade(item).unwrap_or(0)).collect::<Vec<_>>())
+            }
+            "Sequential_Recommendation" => {
+                let right = ranked?;
+                (MOST_OPTIONS, right)
+            }
+            _ => {
+                return Ok(example(
+                    format!("row-{row}"),
+                    prompt.join("\n\n"),
+                    vec![output],
+                    fields,
+                ));
+            }
+        };
+        fields["items"] = ('A'..='Z').take(count).map(String::from).collect();
+        fields["relevance"] = relevance.into();
         Ok(example(format!("row-{row}"), prompt.join("\n\n"), vec![output], fields))
     })
+}
+
+/// Options of a recommendation at most, A to T.
+const MOST_OPTIONS: usize = 20;
+
+/// The number, from 1, of an option that a letter names.
+fn letter(text: &str) -> Option<usize> {
+    match text.trim().as_bytes() {
+        [letter @ b'A'..=b'Z'] => Some(usize::from(letter - b'A') + 1),
+        _ => None,
+    }
 }
 
 #[derive(Deserialize)]
@@ -49,8 +92,8 @@ struct Open {
 
 /// Reads Shopping MMLU's retrieval, ranking, named-entity and generation tasks (`input_field`,
 /// `target_field`, one JSON record a line). A list of numbers goes to `fields.relevance` (ranking: a
-/// grade per item; retrieval: the right item numbers), a list of strings to `fields.labels`; text is
-/// the reference.
+/// grade per item; retrieval: the right item numbers), a list of strings to `fields.labels`, its
+/// items with commas between them being the reference; text is the reference.
 pub fn read_mmlu(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Example>, DataError> {
     read_jsonl(path, on_malformed, |line, record: Open| {
         filled("input_field", &record.input_field)?;
@@ -60,7 +103,8 @@ pub fn read_mmlu(path: &Path, on_malformed: OnMalformed) -> Result<Rows<Example>
         let (references, fields) = if all(Value::is_number) {
             (Vec::new(), json!({"relevance": record.target_field}))
         } else if all(Value::is_string) {
-            (Vec::new(), json!({"labels": record.target_field}))
+            let listed = plain(&record.target_field).replace('\n', ", ");
+            (vec![listed], json!({"labels": record.target_field}))
         } else if let Some(text) = record.target_field.as_str() {
             (vec![text.to_string()], json!({"label": text}))
         } else {
@@ -103,6 +147,15 @@ pub fn read_mmlu_choices(
 fn example(id: String, prompt: String, references: Vec<String>, fields: Value) -> Example {
     let fields: Map<String, Value> = fields.as_object().cloned().unwrap_or_default();
     Example { id, messages: vec![Message::user(prompt)], references, others: vec![], fields }
+}
+
+/// An item of a JSON list as a label: a text itself, an object with its keys in order.
+pub fn label(item: &Value) -> String {
+    match item {
+        Value::String(text) => text.trim().to_owned(),
+        Value::Object(fields) => json!(fields.iter().collect::<BTreeMap<_, _>>()).to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// Text unchanged, lists one item a line, other values as JSON, null as empty text.

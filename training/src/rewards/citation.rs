@@ -68,7 +68,7 @@ pub fn judge(
     response: &str,
     documents: &[&str],
     most: usize,
-    mut entails: impl FnMut(&str, &str) -> Result<bool, String>,
+    entails: impl Fn(&str, &str) -> Result<bool, String>,
 ) -> Result<CitationScore, String> {
     let (mut statements, mut supported) = (0usize, 0usize);
     let (mut citations, mut needed) = (0usize, 0usize);
@@ -97,6 +97,23 @@ pub fn judge(
     }
     let share = |part: usize, all: usize| if all == 0 { 0.0 } else { part as f64 / all as f64 };
     Ok(CitationScore { precision: share(needed, citations), recall: share(supported, statements) })
+}
+
+/// Share of the claims that the response, without its citation marks, entails.
+pub fn claim_recall(
+    response: &str,
+    claims: &[String],
+    entails: impl Fn(&str, &str) -> Result<bool, String>,
+) -> Result<f64, String> {
+    if claims.is_empty() {
+        return Err("field `claims` is empty".into());
+    }
+    let premise = uncited(response);
+    let mut entailed = 0usize;
+    for claim in claims {
+        entailed += usize::from(entails(&premise, claim)?);
+    }
+    Ok(entailed as f64 / claims.len() as f64)
 }
 
 /// A heuristic instead of an entailment model: at least `share` of the hypothesis's words of four letters

@@ -1,6 +1,8 @@
 //! Labels, retrieval and ranking: accuracy, micro-F1, hit rate and NDCG.
 
+use crate::data::shopping::label;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::HashSet;
 
 /// Whether the response, trimmed and in any case, starts with `label` as a whole word.
@@ -22,6 +24,22 @@ pub fn listed(response: &str) -> Vec<String> {
 /// The whole numbers among [`listed`] items.
 pub fn listed_numbers(response: &str) -> Vec<usize> {
     listed(response).iter().filter_map(|item| item.parse().ok()).collect()
+}
+
+/// The numbers, from 1, of the [`listed`] items among `names`.
+pub fn listed_items(response: &str, names: &[String]) -> Vec<usize> {
+    let number = |item: &String| names.iter().position(|name| name.to_lowercase() == *item);
+    listed(response).iter().filter_map(|item| Some(number(item)? + 1)).collect()
+}
+
+/// The labels that a response gives: the items of a JSON list, or the [`listed`] ones.
+pub fn given(response: &str) -> Vec<String> {
+    let Ok(items) = serde_json::from_str::<Vec<Value>>(response.trim()) else {
+        return listed(response);
+    };
+    let mut seen = HashSet::new();
+    let labels = items.iter().map(|item| label(item).to_lowercase());
+    labels.filter(|label| seen.insert(label.clone())).collect()
 }
 
 /// True positives, false positives and false negatives, the terms of micro-F1. Micro-averaging

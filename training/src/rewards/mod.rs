@@ -7,6 +7,7 @@
 //! | `exact-match-recall` | share of answers | 0..1 | `fields.qa_pairs` or references |
 //! | `accuracy`, `micro-f1` | share, F1 | 0..1 | `fields.label`, `fields.labels` |
 //! | `hit-rate`, `ndcg` | share, gain | 0..1 | `fields.relevance` |
+//! | `claim-recall` | share of claims | 0..1 | `fields.claims` |
 //! | `citation` | precision, recall or F1 | 0..1 | `fields.docs` |
 //! | `brevity`, `plain-words` | share | 0..1 | the response |
 //! | `readability` | Flesch reading ease | clamped to −100..121.22 | the response |

@@ -2,10 +2,10 @@
 
 use super::{
     PerSample, Range, Reward, RewardError, Sample,
-    citation::{judge, words_entail},
+    citation::{claim_recall, judge, words_entail},
     classifier::{SequenceClassifier, TokenClassifier},
     http::HttpReward,
-    labels::{Confusion, accuracy, hit_rate, listed, listed_numbers, ndcg},
+    labels::{Confusion, accuracy, given, hit_rate, listed_items, listed_numbers, ndcg},
     neural::{Before, EmbeddingCosine, Judge, Reads, SequenceReward, SpanReward},
     overlap::{bleu_4, exact_match_recall, rouge_l},
     pattern,
@@ -14,6 +14,7 @@ use super::{
     style::{Brevity, flesch_reading_ease, plain_words},
 };
 use serde_json::Value;
+use std::path::PathBuf;
 
 /// Builds a reward: reads models and lexicons and compiles patterns, without sending requests.
 pub fn build(name: &str, spec: RewardSpec) -> Result<Box<dyn Reward>, RewardError> {
@@ -37,36 +38,29 @@ pub fn build(name: &str, spec: RewardSpec) -> Result<Box<dyn Reward>, RewardErro
         }),
         RewardSpec::MicroF1 {} => per_sample(name, "F1", Range::UNIT, |s| {
             let right: Vec<String> = list(s, "labels", |v| v.as_str().map(str::to_string))?;
-            Ok(Confusion::of(&listed(&s.response), &right).f1())
+            Ok(Confusion::of(&given(&s.response), &right).f1())
         }),
         RewardSpec::HitRate { k } => per_sample(name, "share found", Range::UNIT, move |s| {
             let right = list(s, "relevance", |v| v.as_u64().map(|n| n as usize))?;
-            Ok(hit_rate(&listed_numbers(&s.response), &right, k))
+            Ok(hit_rate(&numbers(s)?, &right, k))
         }),
         RewardSpec::Ndcg { gain } => per_sample(name, "NDCG", Range::UNIT, move |s| {
             let grades = list(s, "relevance", Value::as_f64)?;
-            Ok(ndcg(&listed_numbers(&s.response), &grades, gain))
+            Ok(ndcg(&numbers(s)?, &grades, gain))
         }),
         RewardSpec::Citation { measure, nli, word_share, most } => {
-            let nli = nli.map(|path| SequenceClassifier::open(&path)).transpose();
-            let nli = nli.map_err(|e| wrong(e.to_string()))?;
-            let entailment = match &nli {
-                Some(model) => Some(
-                    entailment_label(model.labels())
-                        .ok_or_else(|| wrong("the model has no label `entailment`".into()))?,
-                ),
-                None => None,
-            };
+            let entails = entailment(nli, word_share).map_err(wrong)?;
             per_sample(name, "share", Range::UNIT, move |s| {
                 let documents = list(s, "docs", |v| v.as_str().map(str::to_string))?;
                 let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
-                let score = judge(&s.response, &documents, most, |premise, claim| {
-                    match (&nli, entailment) {
-                        (Some(model), Some(label)) => entails(model, label, premise, claim),
-                        _ => Ok(words_entail(premise, claim, word_share)),
-                    }
-                })?;
-                Ok(score.of(measure))
+                Ok(judge(&s.response, &documents, most, &entails)?.of(measure))
+            })
+        }
+        RewardSpec::ClaimRecall { nli, word_share } => {
+            let entails = entailment(nli, word_share).map_err(wrong)?;
+            per_sample(name, "share of claims", Range::UNIT, move |s| {
+                let claims = list(s, "claims", |v| v.as_str().map(str::to_string))?;
+                claim_recall(&s.response, &claims, &entails)
             })
         }
         RewardSpec::Brevity(brevity) => {
@@ -171,8 +165,33 @@ fn accepted_answers(sample: &Sample) -> Result<Vec<Vec<String>>, String> {
     })
 }
 
-fn entailment_label(labels: &[String]) -> Option<usize> {
-    labels.iter().position(|label| label.eq_ignore_ascii_case("entailment"))
+/// The numbers of the items that a response lists, which it calls by `fields.items` where there are
+/// such names.
+fn numbers(sample: &Sample) -> Result<Vec<usize>, String> {
+    if !sample.fields.contains_key("items") {
+        return Ok(listed_numbers(&sample.response));
+    }
+    let names = list(sample, "items", |v| v.as_str().map(str::to_string))?;
+    Ok(listed_items(&sample.response, &names))
+}
+
+/// Whether a premise supports a claim: by the entailment model in `nli`, else by words.
+fn entailment(
+    nli: Option<PathBuf>,
+    word_share: f64,
+) -> Result<impl Fn(&str, &str) -> Result<bool, String>, String> {
+    let model = nli.map(|path| SequenceClassifier::open(&path)).transpose();
+    let model = model.map_err(|e| e.to_string())?;
+    let labelled = |model: SequenceClassifier| {
+        let mut labels = model.labels().iter();
+        let label = labels.position(|label| label.eq_ignore_ascii_case("entailment"));
+        label.map(|label| (model, label)).ok_or("the model has no label `entailment`")
+    };
+    let model = model.map(labelled).transpose()?;
+    Ok(move |premise: &str, claim: &str| match &model {
+        Some((model, label)) => entails(model, *label, premise, claim),
+        None => Ok(words_entail(premise, claim, word_share)),
+    })
 }
 
 /// Whether entailment is the likeliest label.

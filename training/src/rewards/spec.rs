@@ -64,6 +64,17 @@ pub enum RewardSpec {
         #[serde(default = "three")]
         most: usize,
     },
+    /// Share of `fields.claims` that the response, citations left out, entails (ALCE's correctness of
+    /// ELI5).
+    ClaimRecall {
+        /// Directory of a sequence classifier with a label `entailment`; without one, words are
+        /// compared.
+        #[serde(default)]
+        nli: Option<PathBuf>,
+        /// Share of a claim's content words that must stand in the response (without `nli`).
+        #[serde(default = "word_share")]
+        word_share: f64,
+    },
     /// Brevity, saturating at 0 and 1.
     Brevity(Brevity),
     /// Flesch reading ease.
@@ -180,7 +191,9 @@ impl RewardSpec {
             Self::SequenceClassifier { .. } | Self::SpanClassifier { .. } => {
                 "a checkpoint with a head; `train-backbones reward` teaches one"
             }
-            Self::Citation { .. } => "a sequence classifier with a label `entailment`",
+            Self::Citation { .. } | Self::ClaimRecall { .. } => {
+                "a sequence classifier with a label `entailment`"
+            }
             _ => "a file of lines WORD<TAB>WEIGHT",
         }
     }
@@ -190,7 +203,7 @@ impl RewardSpec {
             Self::EmbeddingCosine { path, .. }
             | Self::SequenceClassifier { path, .. }
             | Self::SpanClassifier { path, .. } => Some(path),
-            Self::Citation { nli, .. } => nli.as_mut(),
+            Self::Citation { nli, .. } | Self::ClaimRecall { nli, .. } => nli.as_mut(),
             Self::Sentiment { lexicon } => lexicon.as_mut(),
             _ => None,
         }
