@@ -12,7 +12,7 @@ use ladle::{
 };
 use ladle_training::{
     config::Override,
-    measure::methods::Kind,
+    measure::{mauve::Quantisation, methods::Kind},
     rewards::fit::{self, lesson::Source as Lesson},
 };
 
@@ -111,6 +111,19 @@ pub enum Command {
         sweep: Sweep,
         #[command(flatten)]
         at: At,
+    },
+    /// Compares two sets of texts by MAUVE, on the features that a decoder gives them, and prints
+    /// the scores as JSON.
+    Mauve {
+        /// Texts of people: JSONL with `text`.
+        human: PathBuf,
+        /// Texts of a model: JSONL with `text`.
+        answers: PathBuf,
+        /// Directory of the causal language model whose last token's state is a text's feature.
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        #[command(flatten)]
+        how: Quantisation,
     },
     /// Puts evaluations of several training seeds together: means and spread over the seeds, and
     /// differences with intervals over seeds and prompts.

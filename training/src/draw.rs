@@ -27,6 +27,8 @@ pub enum Purpose {
     Bootstrap,
     /// Rewards that prompts ask for, and the prompts.
     Goals,
+    /// First centres of k-means.
+    Clusters,
 }
 
 /// The generator of one purpose of a run, at one time (an epoch, a step).

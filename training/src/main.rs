@@ -2,9 +2,13 @@
 
 mod cli;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use cli::{At, Cli, Command, Source, Sweep};
 use ladle::{
     config::{LogFormat, program::exit},
@@ -15,18 +19,19 @@ use ladle::{
 use ladle_training::{
     checkpoint::write_atomically,
     config::Config,
+    data::texts,
     estimate::Estimate,
     inputs,
     layout::Places,
     measure::{
         aggregate::aggregate,
         evaluate::evaluate,
-        front,
+        front, mauve,
         settings::{Fixed, Settings},
         summary,
         sweep::Other,
     },
-    rewards::fit,
+    rewards::{features::Featuriser, fit},
     run::Run,
     select, service, share,
 };
@@ -71,6 +76,15 @@ fn run() -> Result<()> {
             let page = summary::report(&run, &evaluation).html();
             write_atomically(&out.join("report.html"), page.as_bytes())?;
             print!("{}", evaluation.front);
+        }
+        Command::Mauve { human, answers, model, how } => {
+            let decoder = Featuriser::open(&model)?;
+            let features = |path: &Path| -> Result<Vec<Vec<f64>>> {
+                let features = decoder.features(&texts::read(path)?);
+                features.map_err(|reason| anyhow!("{}: {reason}", path.display()))
+            };
+            let found = mauve::mauve(&features(&human)?, &features(&answers)?, &how);
+            println!("{:#}", serde_json::to_value(found.map_err(Error::msg)?)?);
         }
         Command::Aggregate { evaluations, out, baseline } => {
             let together = aggregate(&evaluations, &baseline)?;

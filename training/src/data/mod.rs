@@ -8,6 +8,7 @@
 //! | [`tldr::read`], [`tldr::read_comparisons`] | TL;DR posts, comparisons | [`Example`], [`Pair`] |
 //! | [`alce::read`] | ALCE JSON arrays (ASQA, ELI5, QAMPARI) | [`Example`] |
 //! | [`shopping::read_ecinstruct`], [`shopping::read_mmlu`], [`shopping::read_mmlu_choices`] | ECInstruct, Shopping MMLU | [`Example`] |
+//! | [`texts::read`] | JSONL with `text` | texts alone |
 //! | [`general::read`] | any JSONL with a prompt template | [`Example`] |
 //!
 //! Every reader names a malformed row by file and line. Texts are kept as they are, without
@@ -22,6 +23,7 @@ pub mod rows;
 pub mod scitldr;
 pub mod shopping;
 pub mod split;
+pub mod texts;
 pub mod tldr;
 
 use serde::{Deserialize, Serialize};

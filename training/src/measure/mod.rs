@@ -8,6 +8,7 @@ pub mod criterion;
 pub mod error;
 pub mod evaluate;
 pub mod front;
+pub mod mauve;
 pub mod methods;
 pub mod plot;
 pub mod points;

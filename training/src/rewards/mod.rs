@@ -23,6 +23,7 @@ pub mod classifier;
 mod decoder;
 pub mod embedding;
 mod encoder;
+pub mod features;
 pub mod fit;
 mod gpt2;
 mod head;

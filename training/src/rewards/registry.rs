@@ -129,6 +129,13 @@ pub fn build(name: &str, spec: RewardSpec) -> Result<Box<dyn Reward>, RewardErro
             let model = TokenClassifier::open(&path).map_err(|e| wrong(e.to_string()))?;
             Box::new(SpanReward::new(name, model, before, &error, judge)?)
         }
+        RewardSpec::Mauve {} => {
+            return Err(wrong(
+                "mauve compares two sets of texts, so no single response has a score; measure it \
+                 with `train-backbones mauve`"
+                    .into(),
+            ));
+        }
         RewardSpec::Http(config) => Box::new(HttpReward::new(name.into(), config)?),
     })
 }

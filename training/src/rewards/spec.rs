@@ -154,6 +154,8 @@ pub enum RewardSpec {
         #[serde(default)]
         template: Option<String>,
     },
+    /// Refused by name: it compares sets of texts (`train-backbones mauve`).
+    Mauve {},
     /// The user's scorer.
     Http(HttpConfig),
 }
