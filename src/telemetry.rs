@@ -81,6 +81,9 @@ metrics_table! {
     KV_BLOCK_TOKENS "ladle_kv_block_tokens" Kind::Gauge, Count, "Tokens of a KV block.";
     MODEL "ladle_model_info" Kind::Gauge, Count,
         "1, labelled with the model id and the digest of the soup that is served.";
+    GENERATION "ladle_soup_generation" Kind::Gauge, Count, "Generation of the soup that is served.";
+    DRAINING "ladle_soup_draining" Kind::Gauge, Count,
+        "Former generations that still answer requests.";
     BUILD "ladle_build_info" Kind::Gauge, Count, "1, labelled with the version of the server.";
     PINNED "ladle_pinned_preset" Kind::Gauge, Count,
         "1 for each preset whose fused weights are made at the start and kept.";
@@ -92,7 +95,7 @@ metrics_table! {
     MERGE_MISSES "ladle_merge_cache_misses_total" Kind::Counter, Count,
         "Look-ups that began a merge.";
     MERGE_EVICTIONS "ladle_merge_cache_evictions_total" Kind::Counter, Count,
-        "Fused weights dropped to make room.";
+        "Fused weights dropped, to make room or with their soup.";
     MERGE_MODELS "ladle_merge_cache_models" Kind::Gauge, Count, "Sets of fused weights held.";
     MERGE_BYTES "ladle_merge_cache_bytes" Kind::Gauge, Bytes, "Bytes of fused weights held.";
     STEPS "ladle_steps_total" Kind::Counter, Count, "Forward passes, by execution mode.";
@@ -155,6 +158,9 @@ pub struct Telemetry {
     pub queue: Histogram,
     /// Whether new work is taken.
     pub ready: Gauge,
+    /// The generation that is served, and the former ones that still answer.
+    pub generation: Gauge,
+    pub draining: Gauge,
     /// Sequences in the running batch.
     pub running: Gauge,
     /// Sequences in the queue.
@@ -262,6 +268,8 @@ impl Telemetry {
             inter_token: histogram(INTER_TOKEN),
             queue: histogram(QUEUE),
             ready: gauge(READY),
+            generation: gauge(GENERATION),
+            draining: gauge(DRAINING),
             running: gauge(RUNNING),
             waiting: gauge(WAITING),
             prompt_tokens: plain(PROMPT_TOKENS),
@@ -322,15 +330,21 @@ impl Telemetry {
         self.recorder.register_counter(&key, &METADATA).increment(more);
     }
 
-    /// Names the soup that is served, and its presets that are pinned.
-    pub fn model(&self, name: &str, digest: &str, pinned: &[String]) {
-        let one = |metric, labels: &[(&'static str, &str)]| {
-            let labels = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned()));
-            let key = Key::from_parts(metric, labels.collect::<Vec<_>>());
-            self.recorder.register_gauge(&key, &METADATA).set(1.0);
-        };
-        one(MODEL, &[("model_name", name), ("digest", digest)]);
-        pinned.iter().for_each(|preset| one(PINNED, &[("preset", preset)]));
+    /// Whether this soup is the one that is served.
+    pub fn model(&self, name: &str, digest: &str, served: bool) {
+        let labels = [("model_name", name), ("digest", digest)];
+        self.mark(MODEL, &labels, served);
+    }
+
+    /// Names the presets that are pinned.
+    pub fn pinned(&self, presets: &[String]) {
+        presets.iter().for_each(|preset| self.mark(PINNED, &[("preset", preset)], true));
+    }
+
+    fn mark(&self, metric: &'static str, labels: &[(&'static str, &str)], holds: bool) {
+        let labels = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned()));
+        let key = Key::from_parts(metric, labels.collect::<Vec<_>>());
+        self.recorder.register_gauge(&key, &METADATA).set(f64::from(u8::from(holds)));
     }
 
     /// Records the normalised weights of one request, one per objective.
@@ -341,9 +355,13 @@ impl Telemetry {
         }
     }
 
-    /// The Prometheus text exposition of everything recorded so far.
+    /// The Prometheus text exposition of everything recorded so far. Of former soups nothing is told:
+    /// who joins on the soup's name must find one.
     pub fn render(&self) -> String {
-        self.handle.render() + &process::render()
+        let text = self.handle.render();
+        let former = |line: &&str| line.starts_with(MODEL) && line.ends_with(" 0\n");
+        text.split_inclusive('\n').filter(|line| !former(line)).collect::<String>()
+            + &process::render()
     }
 
     /// Folds recorded samples into their buckets; called every few seconds, so that memory does not
@@ -374,7 +392,8 @@ mod tests {
         let telemetry = Telemetry::new();
         telemetry.request("/generate", 200, Duration::from_millis(400));
         telemetry.preference(&["helpful".into()], &[0.7]);
-        telemetry.model("soup", "d1gest", &["brief".into()]);
+        telemetry.model("soup", "d1gest", true);
+        telemetry.pinned(&["brief".into()]);
         telemetry.key_request("team");
         telemetry.key_tokens("team", 3, 4);
         telemetry.key_refused("team", "max_in_flight");

@@ -7,6 +7,7 @@ mod common;
 use std::{fs, path::Path};
 
 use ladle::{
+    config::Residence,
     files::Staging,
     kernels::{Dtype, HostTensor},
     preference::{Alpha, Preference},
@@ -90,6 +91,28 @@ fn modules_to_save_replace_whole_tensors() {
     let Backbone::Adapter(brief) = &soup.backbones[2] else { panic!("an adapter") };
     assert!(brief.modules.keys().all(|module| module.starts_with("model.layers.1.")));
     assert_eq!(brief.modules.len(), 3);
+}
+
+/// Generations of a soup share what they have in common.
+#[test]
+fn a_copy_of_a_file_is_in_memory_once_while_the_file_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_tree(&fixture("soup-tiny"), dir.path());
+    let copied = OpenOptions { residence: Residence::Copied, ..options() };
+    let opened = || Soup::open(dir.path(), &copied).unwrap();
+    let at = |soup: &Soup| -> Vec<*const u8> {
+        soup.weight_files().map(|file| file.bytes().as_ptr()).collect()
+    };
+    let (one, two) = (opened(), opened());
+    assert_eq!((at(&one), at(&one).len()), (at(&two), 4));
+    // Another file with the same content is another file.
+    let base = dir.path().join("base/model.safetensors");
+    let bytes = fs::read(&base).unwrap();
+    ladle::files::write(&base, &bytes).unwrap();
+    let three = opened();
+    assert_ne!(at(&three)[0], at(&one)[0]);
+    assert_eq!(at(&three)[1..], at(&one)[1..]);
+    assert_eq!(three.digest, one.digest);
 }
 
 #[test]

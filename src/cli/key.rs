@@ -24,6 +24,9 @@ enum Command {
         /// Let its holder read the metrics.
         #[arg(long)]
         admin: bool,
+        /// Let its holder see and replace the served soup.
+        #[arg(long)]
+        soups: bool,
         /// A preset that its holder may ask for, and then no other preference; repeat.
         #[arg(long = "preset", value_name = "PRESET")]
         presets: Vec<String>,
@@ -48,10 +51,19 @@ fn range(text: &str) -> Result<(i32, i32), String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Command::New { name, file, admin, presets, max_in_flight, tokens_per_minute, priority } =
-        args.command;
+    let Command::New {
+        name,
+        file,
+        admin,
+        soups,
+        presets,
+        max_in_flight,
+        tokens_per_minute,
+        priority,
+    } = args.command;
     let presets = (!presets.is_empty()).then_some(presets);
+    let sha256 = String::new();
     let rights =
-        Key { name, admin, presets, max_in_flight, tokens_per_minute, priority, ..Key::default() };
+        Key { name, sha256, admin, soups, presets, max_in_flight, tokens_per_minute, priority };
     print(&keys::add(&file, rights)?)
 }

@@ -55,6 +55,8 @@ pub struct ConnectionLimits {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServeConfig {
     pub soup: PathBuf,
+    /// `None`: it is not replaced by requests.
+    pub soup_root: Option<PathBuf>,
     pub host: String,
     /// 0: a free one.
     pub port: u16,
@@ -129,7 +131,12 @@ impl ServeOptions {
                 expected: "at most 1000000".into(),
             });
         }
+        if self.soup_root.is_some() && self.named_keys.is_none() {
+            let hint = "soup_root needs a named key with the right to replace soups";
+            return Err(OptionError::Missing { option: "named_keys", hint });
+        }
         Ok(ServeConfig {
+            soup_root: self.soup_root.clone(),
             soup: self.soup.clone().ok_or(OptionError::Missing {
                 option: "soup",
                 hint: "name its directory, as in `ladle serve backbones`",

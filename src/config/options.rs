@@ -134,6 +134,9 @@ options! {
         /// The soup directory (holds soup.toml).
         #[arg(long, env = "LADLE_SOUP", value_name = "DIR")]
         soup: PathBuf,
+        /// Directory below which `PUT /admin/soups/NAME` finds soups; needs named keys.
+        #[arg(long, env = "LADLE_SOUP_ROOT", value_name = "DIR")]
+        soup_root: PathBuf,
         /// Address to listen on.
         #[arg(long, env = "LADLE_HOST", value_name = "ADDRESS")]
         host: String = "127.0.0.1",

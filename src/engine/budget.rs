@@ -35,6 +35,8 @@ pub struct Held {
     pub bodies: usize,
     /// Requests that run or wait, and connections.
     pub requests: usize,
+    /// The generation of the soup that is served meanwhile, with its budgets.
+    pub beside: usize,
 }
 
 impl Held {
@@ -60,12 +62,13 @@ impl Held {
             activations,
             bodies: sum(&[bytes(limits.body_memory), checks, SMALL_CHECKS]),
             requests: sum(&[requests, prompts, connections]),
+            beside: 0,
         }
     }
 
     fn sum(&self) -> usize {
-        let Self { weights, process, activations, bodies, requests } = *self;
-        sum(&[weights, process, activations, bodies, requests])
+        let Self { weights, process, activations, bodies, requests, beside } = *self;
+        sum(&[weights, process, activations, bodies, requests, beside])
     }
 }
 
@@ -95,11 +98,11 @@ pub struct Budgets {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "max_memory is {}, expected at least {}: weights {}, process {}, activations {}, request bodies \
-     and their checks {}, requests and connections {}, keys and values {}, merged models {}. Lower \
+     and their checks {}, requests and connections {}, keys and values {}, merged models {}{}. Lower \
      max_body, body_memory, max_in_flight, max_queue, max_context, max_connections, kv_cache or \
      merge_cache",
     Mib(*ceiling), Mib(*needed), Mib(held.weights), Mib(held.process), Mib(held.activations),
-    Mib(held.bodies), Mib(held.requests), Mib(least.kv), Mib(least.merged)
+    Mib(held.bodies), Mib(held.requests), Mib(least.kv), Mib(least.merged), beside(held)
 )]
 pub struct NoRoom {
     pub ceiling: usize,
@@ -107,6 +110,13 @@ pub struct NoRoom {
     pub least: Budgets,
     /// The least that would do.
     pub needed: usize,
+}
+
+fn beside(held: &Held) -> String {
+    match held.beside {
+        0 => String::new(),
+        bytes => format!(", the soup that is served meanwhile {}", Mib(bytes)),
+    }
 }
 
 /// Bytes as people write them.
@@ -152,6 +162,7 @@ mod tests {
             activations: 48 * MIB,
             bodies: 224 * MIB,
             requests: 144 * MIB,
+            beside: 0,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError, Weak, mpsc},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -186,6 +186,12 @@ impl SharedState {
         }
     }
 
+    fn stats(&self) -> EngineStats {
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stats.waiting = self.waiting.taken();
+        stats
+    }
+
     /// The worker begins a turn, or none until there is a message.
     pub(super) fn turn(&self, begun: Option<Instant>) {
         *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = begun;
@@ -248,6 +254,11 @@ impl EngineHandle {
         Ok(generations)
     }
 
+    /// A look at the engine that does not keep it.
+    pub fn watch(&self) -> EngineWatch {
+        EngineWatch { messages: Arc::downgrade(&self.messages), shared: self.shared.clone() }
+    }
+
     /// Whether requests are taken.
     pub fn state(&self) -> EngineState {
         *self.shared.state.borrow()
@@ -290,9 +301,7 @@ impl EngineHandle {
 
     /// Counters and gauges as of the last step.
     pub fn stats(&self) -> EngineStats {
-        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        stats.waiting = self.shared.waiting.taken();
-        stats
+        self.shared.stats()
     }
 
     /// `Retry-After` for a full queue: the time in which those who wait now will have begun, as many
@@ -301,6 +310,32 @@ impl EngineHandle {
         let EngineStats { waiting, running, mean_request_time, .. } = self.stats();
         let rounds = waiting.div_ceil(running.max(1)).clamp(1, 60);
         mean_request_time.saturating_mul(rounds as u32).clamp(ONE_SECOND, 60 * ONE_SECOND)
+    }
+}
+
+/// A look at an engine, which ends with its last handle and its last request all the same.
+pub struct EngineWatch {
+    messages: Weak<mpsc::Sender<Message>>,
+    shared: Arc<SharedState>,
+}
+
+impl EngineWatch {
+    /// Counters and gauges as of the last step.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.stats()
+    }
+
+    /// Whether the engine has ended and its memory is given back: the worker's hold on the shared
+    /// state is what it drops last.
+    pub fn is_gone(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+
+    /// Fails what has not been completed and ends the engine's thread.
+    pub fn abort(&self) {
+        if let Some(messages) = self.messages.upgrade() {
+            EngineHandle::new(messages, self.shared.clone()).abort();
+        }
     }
 }
 

@@ -48,7 +48,7 @@ pub use client::Client;
 pub use cpu::{CpuBackend, CpuOptions};
 pub use cuda::{CudaBackend, CudaOptions};
 pub use error::OpenError;
-pub use handle::{Bounds, EngineHandle, EngineState, Generation};
+pub use handle::{Bounds, EngineHandle, EngineState, EngineWatch, Generation};
 pub use merged::OnCacheEvent;
 pub use open::{Listeners, budgets, open};
 pub use places::{Full, Place, Places};

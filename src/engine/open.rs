@@ -85,11 +85,13 @@ pub fn open(
 }
 
 /// What a soup holds under a configuration, and what that leaves of `ceiling` bytes for keys, values
-/// and merged models on the host.
+/// and merged models on the host. Of what it holds, `shared` bytes are among the `beside` bytes of
+/// another soup.
 pub fn budgets(
     soup: &Soup,
     config: &ServeConfig,
     ceiling: usize,
+    (beside, shared): (usize, usize),
 ) -> Result<(Held, Budgets), OpenError> {
     let plan = SoupPlan::new(soup, &soup.config).map_err(MergeError::from)?;
     // Passes read adapters stacked along their rank: a copy.
@@ -98,12 +100,13 @@ pub fn budgets(
     let tokenizer = std::fs::metadata(soup.base_dir.join("tokenizer.json"));
     let logit_rows = EngineConfig::default().limits.logit_rows;
     let held = Held::new(
-        soup.weight_bytes() + factors.sum::<usize>(),
+        soup.weight_bytes() - shared + factors.sum::<usize>(),
         tokenizer.map_or(0, |file| file.len() as usize),
         activations(&soup.config, config.max_step_tokens, logit_rows),
         config.max_context.unwrap_or(usize::MAX).min(soup.config.max_positions),
         config,
     );
+    let held = Held { beside, ..held };
     let merges = config.merge_mode != MergeMode::Mixed && plan.quantised().is_none();
     let model = Layout::new(&plan, None).map_err(MergeError::from)?.bytes();
     let wanted = match config.device {

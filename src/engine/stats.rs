@@ -45,6 +45,38 @@ pub struct EngineStats {
     pub integrity_failures: u64,
 }
 
+impl EngineStats {
+    /// The counts of two engines together; what is no count is `self`'s.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            running: self.running + other.running,
+            waiting: self.waiting + other.waiting,
+            kv_blocks: self.kv_blocks + other.kv_blocks,
+            kv_used: self.kv_used + other.kv_used,
+            kv_cached: self.kv_cached + other.kv_cached,
+            block_tokens: self.block_tokens,
+            finished: self.finished + other.finished,
+            failed: self.failed + other.failed,
+            cancelled: self.cancelled + other.cancelled,
+            preempted: self.preempted + other.preempted,
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            queried_tokens: self.queried_tokens + other.queried_tokens,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
+            generated_tokens: self.generated_tokens + other.generated_tokens,
+            fused_forwards: self.fused_forwards + other.fused_forwards,
+            mixed_forwards: self.mixed_forwards + other.mixed_forwards,
+            steps: self.steps + other.steps,
+            mean_request_time: self.mean_request_time,
+            integrity_failures: self.integrity_failures + other.integrity_failures,
+        }
+    }
+
+    /// What is left of an engine that has ended: its counters.
+    pub fn counters(self) -> Self {
+        Self { running: 0, waiting: 0, kv_blocks: 0, kv_used: 0, kv_cached: 0, ..self }
+    }
+}
+
 /// One step, for an [`Observer`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {

@@ -83,15 +83,15 @@ impl Live {
     }
 }
 
-/// Everything that the thread owns.
+/// Everything that the thread owns, dropped in this order: merged models before the cache that they
+/// came from, the shared state last.
 pub(super) struct Worker<B: Backend> {
+    pub models: Models<B>,
     pub backend: B,
     pub tokenizer: Tokenizer,
     pub eos: Arc<[u32]>,
     pub scheduler: Scheduler,
-    pub models: Models<B>,
     pub live: HashMap<SeqId, Live>,
-    pub shared: Arc<SharedState>,
     pub observer: Option<Arc<dyn Observer>>,
     pub share_prefixes: bool,
     pub stats: EngineStats,
@@ -99,6 +99,7 @@ pub(super) struct Worker<B: Backend> {
     /// Wakes the thread.
     pub wake: Wake,
     was_busy: bool,
+    pub shared: Arc<SharedState>,
 }
 
 /// Marks the engine as stopped when its thread ends, by a panic too.

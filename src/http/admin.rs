@@ -28,7 +28,11 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Response>
         let served = app.served()?;
         match served.engine.ailment(app.step_timeout) {
             Some(ailment) => Err(ApiError::Engine(ailment)),
-            None => Ok(Json(json!({"status": "ready", "soup": served.name}))),
+            None => Ok(Json(json!({
+                "status": "ready",
+                "soup": served.name,
+                "generation": served.generation,
+            }))),
         }
     };
     readiness().map_err(ApiError::answer)
@@ -51,8 +55,9 @@ pub async fn metrics(
 /// The same where whoever can reach the address may read them.
 pub async fn open_metrics(State(app): State<Arc<App>>) -> Response {
     app.telemetry.ready.set(f64::from(u8::from(ready(State(app.clone())).await.is_ok())));
-    if let Ok(served) = app.served() {
-        super::metrics::engine_stats(&app.telemetry, &served.engine.stats());
+    if let Some(stats) = app.generations.stats() {
+        super::metrics::engine_stats(&app.telemetry, &stats);
+        app.telemetry.draining.set(app.generations.draining().len() as f64);
     }
     let format = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (StatusCode::OK, format, app.telemetry.render()).into_response()
@@ -64,12 +69,8 @@ pub async fn soup(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> 
 }
 
 /// `POST /v1/solve`: μ → λ → c without generating.
-pub async fn solve(
-    State(app): State<Arc<App>>,
-    request: Incoming,
-) -> Result<Json<Solved>, ApiError> {
-    let solution = request.check(native::solve_only).await?;
-    Ok(Json(Solved::new(&app.served()?.menu, &solution)))
+pub async fn solve(request: Incoming) -> Result<Json<Solved>, ApiError> {
+    Ok(Json(request.check(native::solve_only).await?))
 }
 
 /// `GET /tokenizer_info`: the model's `tokenizer_config.json` with its chat template.

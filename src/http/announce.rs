@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::{Map, Value, json};
 
-use super::app::Served;
+use super::served::Served;
 use crate::{
     config::{Processor, ServeConfig},
     engine::CpuOptions,
@@ -27,6 +27,7 @@ pub fn announce(served: &Served, config: &ServeConfig, address: SocketAddr) {
     tracing::info!(
         url,
         soup = served.name,
+        generation = served.generation,
         digest = served.digest,
         base = %served.base.display(),
         context = served.context(),

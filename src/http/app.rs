@@ -1,15 +1,15 @@
 //! State that the handlers share: the served soup once it is loaded, limits, keys and metrics.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     auth::Keys,
@@ -17,88 +17,18 @@ use super::{
     checks::Checks,
     error::ApiError,
     failures::Failures,
+    generations::{Generations, Replacement},
     keys::{self, Key, KeyError},
     rate::Buckets,
+    served::Served,
     tls::{Tls, TlsError},
     trace::Tracer,
 };
 use crate::{
-    chat::{ChatTemplate, ControlTokens, tools::CallFormat},
     config::{RequestLimits, ServeConfig},
-    engine::{Ailment, Client, EngineHandle, Full, Place, Places},
-    files::Seen,
-    grammar::Compiler,
-    preference::{Front, Menu, MixingMatrix},
-    soup::ActiveFrom,
+    engine::{Ailment, Client, Full, Place, Places},
     telemetry::Telemetry,
-    tokenizer::Tokenizer,
 };
-
-/// A soup that is loaded and running.
-pub struct Served {
-    pub engine: EngineHandle,
-    /// The soup's name: the model id.
-    pub name: String,
-    pub digest: String,
-    /// Where its base is.
-    pub base: PathBuf,
-    /// Byte budget of fused weights, where one was given or follows from the memory of the process.
-    pub merge_cache: Option<u64>,
-    /// Objectives, presets, defaults and bounds.
-    pub menu: Menu,
-    /// B.
-    pub mixing: MixingMatrix,
-    /// The measured front, or why it predicts nothing.
-    pub front: Result<Front, String>,
-    /// The first token of a sequence that the backbones act on.
-    pub active_from: ActiveFrom,
-    pub tokenizer: Tokenizer,
-    /// Makes grammars of what requests hold their answers to.
-    pub grammars: Compiler,
-    /// The base's chat template; `None`: it takes prompts only.
-    pub chat: Option<ChatTemplate>,
-    /// How the model writes calls of tools, or why it cannot be offered any.
-    pub calls: Result<Arc<CallFormat>, &'static str>,
-    /// The answer of `GET /tokenizer_info`.
-    pub tokenizer_info: Value,
-    /// What a text from messages is searched for.
-    pub control: ControlTokens,
-    /// The answer of `GET /v1/soup`.
-    pub description: Value,
-    /// When it was loaded, seconds since 1970.
-    pub created: u64,
-    /// Its weight files, without those that were found changed since they were loaded.
-    pub unchanged: Mutex<Vec<Seen>>,
-}
-
-impl Served {
-    /// Longest prompt and answer together, in tokens.
-    pub fn context(&self) -> usize {
-        self.context_of(1)
-    }
-
-    /// Logs which files were changed on disk since they were loaded, each once.
-    pub fn look_at_files(&self) {
-        let mut unchanged = self.unchanged.lock().unwrap_or_else(PoisonError::into_inner);
-        unchanged.retain(|file| {
-            let changed = file.changed();
-            if changed {
-                tracing::warn!(
-                    path = %file.path.display(),
-                    "changed on disk: what was loaded is served until the server is restarted"
-                );
-            }
-            !changed
-        });
-    }
-
-    /// The same for a request that decodes its sequence `lanes` times side by side.
-    pub fn context_of(&self, lanes: usize) -> usize {
-        let bounds = self.engine.bounds();
-        let blocks = bounds.kv_blocks / lanes.max(1);
-        bounds.context.min(blocks.saturating_mul(bounds.block_tokens))
-    }
-}
 
 /// The place of a request in progress: taken once its body has arrived, kept to its answer's end.
 #[derive(Clone, Default)]
@@ -167,13 +97,19 @@ pub struct App {
     pub tls: Option<Arc<Tls>>,
     keys: RwLock<Arc<Keys>>,
     config: ServeConfig,
-    served: RwLock<Option<Arc<Served>>>,
+    /// What is served, and what was.
+    pub generations: Generations,
+    replacements: mpsc::Sender<Replacement>,
     draining: AtomicBool,
 }
 
 impl App {
-    /// The state of a server that has loaded nothing yet.
-    pub fn new(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Self, AccessError> {
+    /// The state of a server that has loaded nothing yet, and where `replacements` are asked for.
+    pub fn new(
+        config: &ServeConfig,
+        telemetry: Arc<Telemetry>,
+        replacements: mpsc::Sender<Replacement>,
+    ) -> Result<Self, AccessError> {
         let tls = config.tls.as_ref().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let traces = config.traces.as_ref();
         let tracer = traces.map(|traces| Tracer::start(traces, &telemetry)).transpose()?;
@@ -191,7 +127,8 @@ impl App {
             telemetry,
             tracer: tracer.map(Arc::new),
             step_timeout: config.step_timeout,
-            served: RwLock::default(),
+            generations: Generations::default(),
+            replacements,
             draining: AtomicBool::new(false),
         })
     }
@@ -206,17 +143,45 @@ impl App {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes a loaded soup available, in the place of one whose engine has ended.
+    /// Makes a loaded soup the one that is served; requests of the former one end on it.
     pub fn publish(&self, served: Served) -> Arc<Served> {
         let served = Arc::new(served);
-        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Some(served.clone());
+        if let Some(former) = self.generations.publish(served.clone()) {
+            self.telemetry.model(&former.name, &former.digest, false);
+        }
+        self.telemetry.model(&served.name, &served.digest, true);
+        self.telemetry.pinned(&self.config.pin);
+        self.telemetry.generation.set(served.generation as f64);
         served
     }
 
     /// The soup, or that it is not loaded yet.
     pub fn served(&self) -> Result<Arc<Served>, ApiError> {
-        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        served.clone().ok_or(ApiError::Loading)
+        self.generations.current().ok_or(ApiError::Loading)
+    }
+
+    /// Where requests may have soups loaded from.
+    pub fn soup_root(&self) -> Option<&Path> {
+        self.config.soup_root.as_deref()
+    }
+
+    /// Replaces the served soup, if it is `generation`, by the one in `source`, or by itself if its
+    /// files have changed. `None`: they have not. Who asks need not wait for it.
+    pub async fn replace(
+        &self,
+        source: Option<PathBuf>,
+        generation: Option<u64>,
+    ) -> Result<Option<Arc<Served>>, ApiError> {
+        let (outcome, told) = oneshot::channel();
+        let wish = Replacement { source, generation, outcome };
+        self.replacements.try_send(wish).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => {
+                ApiError::Replacing("other replacements of the soup are in progress".to_owned())
+            }
+            mpsc::error::TrySendError::Closed(_) => ApiError::Draining,
+        })?;
+        // Dropped unanswered when the server stops.
+        told.await.unwrap_or(Err(ApiError::Draining))
     }
 
     /// Refuses keys of presets that the soup does not have.

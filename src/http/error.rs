@@ -85,6 +85,12 @@ pub enum ApiError {
     /// The key lets its holder in, but not to this.
     #[error("{0}")]
     Forbidden(String),
+    /// Another generation of the soup is served than the one to be replaced.
+    #[error("if_generation is {given}, and generation {current} is served")]
+    Generation { given: u64, current: u64 },
+    /// A replacement must wait for another to end.
+    #[error("{0}; retry later")]
+    Replacing(String),
     /// No such model.
     #[error("model {name:?} does not exist: {reason}")]
     Model {
@@ -208,6 +214,10 @@ impl ApiError {
             Self::Forbidden(_) => {
                 (S::FORBIDDEN, "permission_error", "not_permitted", Some(Unauthorized))
             }
+            Self::Generation { .. } => {
+                (S::PRECONDITION_FAILED, INVALID, "generation_mismatch", Some(Invalid))
+            }
+            Self::Replacing(_) => (S::CONFLICT, INVALID, "replacement_in_progress", Some(Invalid)),
             Self::Model { .. } => (S::NOT_FOUND, INVALID, "model_not_found", Some(Invalid)),
             Self::Route { .. } => (S::NOT_FOUND, INVALID, "route_not_found", Some(Invalid)),
             Self::Method { .. } => {
@@ -268,6 +278,7 @@ impl ApiError {
             Self::ContentType { .. } => Some("content-type"),
             Self::ContentEncoding { .. } => Some("content-encoding"),
             Self::Model { .. } => Some("model"),
+            Self::Generation { .. } => Some("if_generation"),
             Self::KeyLimit { limit, .. } => Some(limit),
             _ => None,
         }
@@ -281,7 +292,7 @@ impl ApiError {
             | Self::WrongKeys { retry_after, .. }
             | Self::Overloaded { retry_after, .. } => Some(*retry_after),
             Self::Loading | Self::ConnectionLimit { .. } => Some(1),
-            Self::Draining | Self::Engine(_) => Some(5),
+            Self::Draining | Self::Engine(_) | Self::Replacing(_) => Some(5),
             _ => None,
         }
     }

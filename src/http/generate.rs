@@ -91,7 +91,7 @@ fn answer(run: &Run, tokenizer: &Tokenizer, choices: Vec<Choice>, logprobs: bool
 pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Response, ApiError> {
     let checked = request.check(native::generate).await?;
     let (stream, logprobs) = (checked.stream, checked.wants_logprobs());
-    let tokenizer = app.served()?.tokenizer.clone();
+    let tokenizer = checked.served.tokenizer.clone();
     let mut run = Run::start(app, checked).await?;
     if stream {
         let choices = run.blank();

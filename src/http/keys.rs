@@ -36,6 +36,9 @@ pub struct Key {
     /// Its holder may read the metrics.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
+    /// Its holder may see and replace the served soup.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub soups: bool,
     /// The presets whose models alone its holder may ask for; `None`: any preference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presets: Option<Vec<String>>,

@@ -1,9 +1,20 @@
-//! The watch over a running engine.
+//! Loading soups, the watch over a running engine, and its replacement.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::app::{App, Served};
-use crate::engine::Ailment;
+use super::{
+    app::App,
+    error::ApiError,
+    generations::Replacement,
+    load::{LoadError, is_served},
+    served::Served,
+};
+use crate::{config::ServeConfig, engine::Ailment, telemetry::Telemetry};
+
+/// Makes a running soup of a configuration; the former one may still run.
+pub type Load = dyn Fn(&ServeConfig, Arc<Telemetry>, Option<&Served>) -> Result<Served, LoadError>
+    + Send
+    + Sync;
 
 /// Interval at which it is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -27,4 +38,65 @@ pub async fn failure(app: &App, served: &Served, stuck: bool) -> Ailment {
             () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// Loads a soup on a thread of its own.
+pub async fn loaded(
+    app: &App,
+    config: &Arc<ServeConfig>,
+    load: &Arc<Load>,
+) -> Result<Served, LoadError> {
+    let (load, telemetry, config) = (load.clone(), app.telemetry.clone(), config.clone());
+    let former = app.generations.current();
+    on_thread(move || load(&config, telemetry, former.as_deref())).await
+}
+
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+) -> Result<T, LoadError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(LoadError::Panicked(error.to_string())))
+}
+
+/// Loads what is to replace the served soup, and the configuration that it was loaded by; `None`: its
+/// files have not changed. Whatever fails here changes nothing.
+pub async fn replacement(
+    app: &App,
+    config: &Arc<ServeConfig>,
+    wish: &Replacement,
+    load: &Arc<Load>,
+) -> Result<Option<(Arc<ServeConfig>, Served)>, ApiError> {
+    let served = app.served()?;
+    let current = served.generation;
+    if let Some(given) = wish.generation.filter(|given| *given != current) {
+        return Err(ApiError::Generation { given, current });
+    }
+    if let Some((generation, requests)) = app.generations.draining().first() {
+        return Err(ApiError::Replacing(format!(
+            "generation {generation} still answers {requests} sequences"
+        )));
+    }
+    let config = match &wish.source {
+        // A base that is not here is not fetched because a request says so.
+        Some(soup) => {
+            Arc::new(ServeConfig { soup: soup.clone(), offline: true, ..(**config).clone() })
+        }
+        None => config.clone(),
+    };
+    if wish.source.is_none() {
+        let (config, served) = (config.clone(), served.clone());
+        if on_thread(move || is_served(&config, &served)).await.map_err(refused)? {
+            return Ok(None);
+        }
+    }
+    let new = loaded(app, &config, load).await.map_err(refused)?;
+    if new.name != served.name {
+        return Err(refused(format!("its name is {:?}, expected {:?}", new.name, served.name)));
+    }
+    app.check_presets(&new).map_err(refused)?;
+    Ok(Some((config, new)))
+}
+
+fn refused(reason: impl std::fmt::Display) -> ApiError {
+    ApiError::Value { param: "source".into(), message: format!("the soup is refused: {reason}") }
 }

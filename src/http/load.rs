@@ -1,18 +1,18 @@
 //! From a configuration to a running soup.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::{Map, Value, json};
 
-use super::{app::Served, metrics::cache_event};
+use super::{metrics::cache_event, served::Served};
 use crate::{
     chat::{ChatError, ChatTemplate, ControlTokens, tools::CallFormat},
     config::{Processor, Residence, ServeConfig},
     engine::{
-        self, Listeners, OpenError, Pin,
+        self, EngineState, Listeners, OpenError, Pin,
         budget::{Budgets, Held},
         budgets,
     },
@@ -56,12 +56,13 @@ pub enum LoadError {
     Panicked(String),
 }
 
-/// Opens the soup and starts its engine.
-pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, LoadError> {
-    let store = Store {
-        models_dir: config.models_dir.clone().or_else(default_models_dir).ok_or(LoadError::Home)?,
-        offline: config.offline,
-    };
+/// Opens the soup and starts its engine, while that of a `former` one may still run.
+pub fn load(
+    config: &ServeConfig,
+    telemetry: Arc<Telemetry>,
+    former: Option<&Served>,
+) -> Result<Served, LoadError> {
+    let store = store(config)?;
     store.sweep();
     let options = OpenOptions {
         base: config.base.clone(),
@@ -69,7 +70,8 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         residence: config.weights,
         ..OpenOptions::default()
     };
-    let config = &within_memory(&store, config, &options)?;
+    let beside = former.filter(|served| served.engine.state() != EngineState::Stopped);
+    let (config, holds) = &within_memory(&store, config, &options, beside)?;
     let soup = store.open(&config.soup, options)?;
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
     let chat = ChatTemplate::from_dir(&soup.base_dir)?;
@@ -85,7 +87,6 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let front = soup.front.as_ref().ok_or_else(|| "it has none".to_owned());
     let front = front.and_then(|front| Front::read(front, &menu.objectives, menu.default_rule));
     let mut description = describe(&soup, &menu);
-    telemetry.model(&name, &digest, &config.pin);
     let listeners = Listeners {
         observer: telemetry.clone(),
         on_cache_event: Arc::new(move |event| cache_event(&telemetry, event)),
@@ -94,8 +95,12 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     let engine = engine::open(&soup, tokenizer.clone(), config, pinned, listeners)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let grammars = Compiler::new(tokenizer.clone(), engine.bounds().vocabulary);
+    let created = now.as_secs();
     let mut served = Served {
         engine,
+        generation: former.map_or(created, |former| created.max(former.generation + 1)),
+        source: config.soup.clone(),
+        holds: *holds,
         name,
         digest,
         base: soup.base_dir.clone(),
@@ -111,7 +116,7 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
         tokenizer_info,
         control,
         description: Value::Null,
-        created: now.as_secs(),
+        created,
         unchanged: Mutex::new(soup.seen()),
     };
     description["context"] = served.context().into();
@@ -120,22 +125,45 @@ pub fn load(config: &ServeConfig, telemetry: Arc<Telemetry>) -> Result<Served, L
     Ok(served)
 }
 
-/// The configuration with the budgets that the memory of the process leaves. Weights are mapped for
-/// it and not read, so that a soup that does not fit is refused before it is copied.
+/// Whether the soup of a configuration is the one that is served: same texts, front and weight files.
+pub fn is_served(config: &ServeConfig, served: &Served) -> Result<bool, LoadError> {
+    let options = OpenOptions { base: config.base.clone(), ..OpenOptions::default() };
+    let soup = store(config)?.open(&config.soup, options)?;
+    let unchanged = served.unchanged.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(soup.digest == served.digest
+        && json!(soup.front) == served.description["front"]
+        && soup.seen() == *unchanged)
+}
+
+fn store(config: &ServeConfig) -> Result<Store, LoadError> {
+    let models_dir = config.models_dir.clone().or_else(default_models_dir);
+    Ok(Store { models_dir: models_dir.ok_or(LoadError::Home)?, offline: config.offline })
+}
+
+/// The configuration with the budgets that the memory of the process leaves, and the bytes that the
+/// soup then holds. Weights are mapped for it and not read, so that a soup that does not fit, with the
+/// one that is served `beside` it, is refused before it is copied.
 fn within_memory(
     store: &Store,
     config: &ServeConfig,
     options: &OpenOptions,
-) -> Result<ServeConfig, LoadError> {
+    beside: Option<&Served>,
+) -> Result<(ServeConfig, usize), LoadError> {
     let Some(ceiling) = config.max_memory.or_else(memory::limit) else {
-        return Ok(config.clone());
+        return Ok((config.clone(), 0));
     };
     let mapped = Residence::Mapped;
     let looked = OpenOptions { verify_digests: false, residence: mapped, ..options.clone() };
     let soup = store.open(&config.soup, looked)?;
     let ceiling = usize::try_from(ceiling).unwrap_or(usize::MAX);
-    let (held, Budgets { kv, merged }) = budgets(&soup, config, ceiling)?;
-    let Held { weights, process, activations, bodies, requests } = held;
+    let in_memory = beside.map(|served| served.unchanged.lock());
+    let in_memory = in_memory.map(|files| files.unwrap_or_else(PoisonError::into_inner).clone());
+    let shared =
+        soup.weight_files().filter(|file| in_memory.iter().flatten().any(|f| *f == file.seen));
+    let shared = shared.map(|file| file.bytes().len()).sum();
+    let beside = beside.map_or(0, |served| served.holds);
+    let (held, Budgets { kv, merged }) = budgets(&soup, config, ceiling, (beside, shared))?;
+    let Held { weights, process, activations, bodies, requests, beside } = held;
     tracing::info!(
         max_memory = ceiling,
         weights,
@@ -143,18 +171,21 @@ fn within_memory(
         activations,
         bodies,
         requests,
+        beside,
         kv_cache = kv,
         merge_cache = merged,
         "memory is divided"
     );
-    Ok(match config.device {
+    let holds = weights + shared + activations + kv + merged;
+    let config = match config.device {
         Processor::Cpu => ServeConfig {
             kv_cache: Some(kv as u64),
             merge_cache: Some(merged as u64),
             ..config.clone()
         },
         Processor::Cuda(_) => config.clone(),
-    })
+    };
+    Ok((config, holds))
 }
 
 /// How the model writes calls of tools, or why it cannot be offered any.

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, Uri, header::RETRY_AFTER},
     middleware::{from_fn_with_state, map_response},
     response::Response,
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -18,7 +18,7 @@ use super::{
     admin, anthropic,
     app::App,
     error::{ApiError, shorten},
-    generate, limits, observe, openai, openapi, playground, responses,
+    generate, limits, observe, openai, openapi, playground, responses, soups,
 };
 
 /// The routes with all layers.
@@ -39,6 +39,8 @@ pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
         .route("/tokenizer_info", get(admin::tokenizer_info))
         .route("/tokenize", post(admin::tokenize))
         .route("/detokenize", post(admin::detokenize))
+        .route("/admin/soups", get(soups::list))
+        .route("/admin/soups/{name}", put(soups::replace))
         .route_layer(from_fn_with_state(app.clone(), limits::admit));
     let open = Router::new()
         .route("/", get(playground::page))

@@ -14,10 +14,11 @@ use futures::{
 use serde::Serialize;
 
 use super::{
-    app::{App, Served},
+    app::App,
     charge::Charge,
     error::ApiError,
     request::Checked,
+    served::Served,
     spans,
     trace::{Phases, Trace},
 };
@@ -94,7 +95,7 @@ impl Run {
     /// Submits all choices and waits for the first token of any of them, so that what fails before
     /// has its own status and a stream begins with its first token.
     pub async fn start(app: Arc<App>, checked: Checked) -> Result<Self, ApiError> {
-        let served = app.served()?;
+        let served = checked.served.clone();
         let charge = Charge::of(&app, &checked)?;
         let menu = &served.menu;
         for solution in &checked.solutions {

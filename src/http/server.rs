@@ -9,15 +9,22 @@ use std::{
 };
 
 use axum::http::HeaderValue;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tower_http::cors::AllowOrigin;
 
 use super::{
     announce::announce,
-    app::{AccessError, App, Served},
-    connection, connections, life,
+    app::{AccessError, App},
+    connection, connections,
+    generations::Replacement,
+    life::{self, Load},
     load::{LoadError, load},
     router::{metrics_router, router},
+    served::Served,
 };
 use crate::{
     config::{ConnectionLimits, LogFormat, OnFailure, OptionError, ServeConfig, ServeOptions},
@@ -112,15 +119,21 @@ pub async fn serve(
     serve_loaded(config, listener, stop, load).await
 }
 
-/// As [`serve`], with what `load` makes of the configuration, again after each engine that ends.
+/// As [`serve`], with what `load` makes of the configuration and the former soup, again after each
+/// engine that ends and for each replacement.
 pub async fn serve_loaded(
     config: ServeConfig,
     listener: TcpListener,
     stop: impl Future<Output = ()> + Send + 'static,
-    load: impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
+    load: impl Fn(&ServeConfig, Arc<Telemetry>, Option<&Served>) -> Result<Served, LoadError>
+    + Send
+    + Sync
+    + 'static,
 ) -> Result<(), ServeError> {
     let telemetry = Arc::new(Telemetry::new());
-    let app = Arc::new(App::new(&config, telemetry)?);
+    // One replacement may wait for another.
+    let (wish, replacements) = mpsc::channel(1);
+    let app = Arc::new(App::new(&config, telemetry, wish)?);
     let routes = router(app.clone(), origins(&config.allow_origin)?);
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening");
@@ -141,7 +154,7 @@ pub async fn serve_loaded(
     });
     let metrics = metrics(&app, &config).await?;
     let life = async {
-        let outcome = live(&app, config, address, stop, Arc::new(load)).await;
+        let outcome = live(&app, config, address, stop, Arc::new(load), replacements).await;
         let _ = close.send(());
         outcome
     };
@@ -191,6 +204,7 @@ async fn upkeep(app: Arc<App>) {
         app.telemetry.upkeep();
         let app = app.clone();
         let look = move || {
+            app.generations.draining();
             memory::give_back();
             app.served().map(|served| served.look_at_files())
         };
@@ -201,38 +215,44 @@ async fn upkeep(app: Arc<App>) {
 
 /// From loading to the end of draining.
 async fn live(
-    app: &Arc<App>,
+    app: &App,
     config: ServeConfig,
     address: SocketAddr,
     stop: impl Future<Output = ()> + Send,
-    load: Arc<
-        impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
-    >,
+    load: Arc<Load>,
+    mut replacements: mpsc::Receiver<Replacement>,
 ) -> Result<(), ServeError> {
-    let config = Arc::new(config);
+    let mut config = Arc::new(config);
     let exits = config.on_engine_failure == OnFailure::Exit;
     tokio::pin!(stop);
     let mut pause = FIRST_PAUSE;
     loop {
-        let (load, telemetry, of) = (load.clone(), app.telemetry.clone(), config.clone());
-        let loading = tokio::task::spawn_blocking(move || load(&of, telemetry));
         let loaded = tokio::select! {
-            loaded = loading => loaded,
+            loaded = life::loaded(app, &config, &load) => loaded?,
             () = &mut stop => return Ok(()),
         };
-        let served = match loaded {
-            Ok(served) => {
-                let served = served?;
-                app.check_presets(&served).map_err(AccessError::from)?;
-                app.publish(served)
-            }
-            Err(error) => return Err(LoadError::Panicked(error.to_string()).into()),
-        };
+        app.check_presets(&loaded).map_err(AccessError::from)?;
+        let mut served = app.publish(loaded);
         announce(&served, &config, address);
         let begun = Instant::now();
-        let ailment = tokio::select! {
-            ailment = life::failure(app, &served, exits) => ailment,
-            () = &mut stop => break,
+        let ailment = loop {
+            let wish = tokio::select! {
+                ailment = life::failure(app, &served, exits) => break ailment,
+                () = &mut stop => return drain(app, &config).await,
+                Some(wish) = replacements.recv() => wish,
+            };
+            let loaded = tokio::select! {
+                loaded = life::replacement(app, &config, &wish, &load) => loaded,
+                () = &mut stop => return drain(app, &config).await,
+            };
+            let outcome = loaded.map(|new| {
+                let (by, new) = new?;
+                (config, served) = (by, app.publish(new));
+                announce(&served, &config, address);
+                Some(served.clone())
+            });
+            // Who asked may have gone.
+            let _ = wish.outcome.send(outcome);
         };
         if exits {
             return Err(ServeError::Engine(ailment.to_string()));
@@ -244,30 +264,30 @@ async fn live(
         tracing::error!(seconds, "{ailment}: it is started again after a pause");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = &mut stop => break,
+            () = &mut stop => return drain(app, &config).await,
         }
         pause = LAST_PAUSE.min(pause * 2);
     }
-    drain(app, &config).await;
-    Ok(())
 }
 
 /// Refuses new work and lets what runs finish, within its time.
-async fn drain(app: &App, config: &ServeConfig) {
+async fn drain(app: &App, config: &ServeConfig) -> Result<(), ServeError> {
     tracing::info!("draining");
     app.drain();
     let idle = tokio::time::timeout(config.drain_timeout, app.places.empty()).await.is_ok();
-    let Ok(served) = app.served() else { return };
+    let Ok(served) = app.served() else { return Ok(()) };
     if idle {
         served.engine.drain();
     } else {
         let seconds = config.drain_timeout.as_secs_f64();
         tracing::warn!(seconds, "requests still ran and are cut");
         served.engine.abort();
+        app.generations.abort_former();
     }
     if tokio::time::timeout(GRACE, served.engine.stopped()).await.is_err() {
         tracing::warn!("the engine did not stop in time");
     }
+    Ok(())
 }
 
 /// SIGHUP, which by itself would end the process, reloads what can be reloaded.
@@ -277,6 +297,15 @@ async fn reload_on_hangup(app: Arc<App>) {
     let Ok(mut hangups) = hangups else { return };
     while hangups.recv().await.is_some() {
         app.reload();
+        match app.replace(None, None).await {
+            Ok(Some(served)) => tracing::info!(
+                soup = served.name,
+                generation = served.generation,
+                "SIGHUP: the soup was loaded again"
+            ),
+            Ok(None) => tracing::info!("SIGHUP: the soup has not changed"),
+            Err(error) => tracing::error!(%error, "SIGHUP: the soup stays as it was"),
+        }
     }
 }
 

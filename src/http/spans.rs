@@ -2,8 +2,8 @@
 //! for generative AI. No text is told, and preferences only where they are asked for.
 
 use super::{
-    app::Served,
     request::Checked,
+    served::Served,
     trace::{Trace, Value},
 };
 use crate::engine::Usage;

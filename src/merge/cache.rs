@@ -291,6 +291,8 @@ impl<B: Build> Drop for Cache<B> {
             // Panics of builds are caught; a panic of the event hook has been reported.
             let _ = thread.join();
         }
+        // Whoever counts models hears that they are gone.
+        self.clear();
     }
 }
 

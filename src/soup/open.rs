@@ -193,14 +193,19 @@ impl Soup {
         sft.chain(self.backbones.iter().flat_map(Backbone::files))
     }
 
+    /// All weight files.
+    pub fn weight_files(&self) -> impl Iterator<Item = &WeightFile> {
+        self.base.files().iter().chain(self.own_files())
+    }
+
     /// Bytes of all weight files.
     pub fn weight_bytes(&self) -> usize {
-        self.base.files().iter().chain(self.own_files()).map(|file| file.bytes().len()).sum()
+        self.weight_files().map(|file| file.bytes().len()).sum()
     }
 
     /// All weight files as they were when they were opened.
     pub fn seen(&self) -> Vec<Seen> {
-        self.base.files().iter().chain(self.own_files()).map(|file| file.seen.clone()).collect()
+        self.weight_files().map(|file| file.seen.clone()).collect()
     }
 
     /// All adapters: the supervised one first, then the backbones'.

@@ -13,7 +13,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use memmap2::{Mmap, MmapMut};
@@ -96,7 +96,7 @@ impl WeightFile {
                 let map = unsafe { Mmap::map(&file) };
                 Arc::new(map.map_err(WeightError::io(path))?)
             }
-            Residence::Copied => Arc::new(copied(&file, &seen).map_err(WeightError::io(path))?),
+            Residence::Copied => held(&file, &seen).map_err(WeightError::io(path))?,
         };
         let whole = (*bytes).as_ref();
         let (header, metadata) = SafeTensors::read_metadata(whole)
@@ -138,6 +138,24 @@ impl WeightFile {
         }
         Ok(tensors)
     }
+}
+
+/// The copies in memory, each as its file was seen.
+static HELD: Mutex<Vec<(Seen, Weak<MmapMut>)>> = Mutex::new(Vec::new());
+
+/// The content of `file` as it was `seen`: the copy that is in memory, where there is one, else a new
+/// one. Generations of a soup share what they have in common.
+fn held(file: &File, seen: &Seen) -> io::Result<Arc<MmapMut>> {
+    let list = || HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    let held = list().iter().find(|(of, _)| of == seen).and_then(|(_, bytes)| bytes.upgrade());
+    if let Some(bytes) = held {
+        return Ok(bytes);
+    }
+    let bytes = Arc::new(copied(file, seen)?);
+    let mut list = list();
+    list.retain(|(_, bytes)| bytes.strong_count() > 0);
+    list.push((seen.clone(), Arc::downgrade(&bytes)));
+    Ok(bytes)
 }
 
 /// The content of `file`, which must be the one that was `seen` to the end.

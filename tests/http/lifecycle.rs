@@ -157,9 +157,9 @@ fn with_engines(options: ServeOptions) -> (Server, mpsc::Receiver<EngineHandle>,
     let (allow, allowed) = mpsc::channel();
     allow.send(()).unwrap();
     let allowed = Mutex::new(allowed);
-    let server = Server::start_loaded(options, move |config, telemetry| {
+    let server = Server::start_loaded(options, move |config, telemetry, former| {
         allowed.lock().unwrap().recv().unwrap();
-        let served = load(config, telemetry)?;
+        let served = load(config, telemetry, former)?;
         tell.send(served.engine.clone()).unwrap();
         Ok(served)
     });

@@ -29,6 +29,7 @@ mod reproducible;
 mod sdk;
 mod server;
 mod sockets;
+mod soups;
 mod structured;
 mod text;
 mod tls;

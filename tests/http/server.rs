@@ -116,7 +116,10 @@ impl Server {
     /// Starts with what `load` makes of the configuration.
     pub fn start_loaded(
         options: ServeOptions,
-        load: impl Fn(&ServeConfig, Arc<Telemetry>) -> Result<Served, LoadError> + Send + Sync + 'static,
+        load: impl Fn(&ServeConfig, Arc<Telemetry>, Option<&Served>) -> Result<Served, LoadError>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         let certificate = options.tls_cert.as_ref().map(|path| fs::read(path).unwrap());
         let config = options.check().unwrap();

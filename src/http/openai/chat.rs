@@ -34,7 +34,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Re
     let checked = request.check(openai::chat).await?;
     let (stream, usage, model) = (checked.stream, checked.usage, checked.model.clone());
     let (logprobs, tools) = (checked.wants_logprobs(), checked.calls.clone());
-    let tokenizer = app.served()?.tokenizer.clone();
+    let tokenizer = checked.served.tokenizer.clone();
     let mut run = Run::start(app, checked).await?;
     if stream {
         let envelope = Envelope::new("chatcmpl-", "chat.completion.chunk", model, &run.echo());

@@ -176,7 +176,7 @@ fn spell(bytes: &[u8]) -> String {
 pub async fn handle(State(app): State<Arc<App>>, request: Incoming) -> Result<Response, ApiError> {
     let mut checked = request.check(openai::completions).await?;
     let (stream, usage, model) = (checked.stream, checked.usage, checked.model.clone());
-    let format = Format::new(app.served()?.tokenizer.clone(), &mut checked);
+    let format = Format::new(checked.served.tokenizer.clone(), &mut checked);
     let count = checked.requests.len();
     let mut run = Run::start(app, checked).await?;
     let envelope = Envelope::new("cmpl-", "text_completion", model, &run.echo());

@@ -8,11 +8,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::http::{
-    app::{App, Served},
-    error::ApiError,
-    request::Model,
-};
+use crate::http::{app::App, error::ApiError, request::Model, served::Served};
 
 fn describe(served: &Served, id: &str) -> Value {
     json!({

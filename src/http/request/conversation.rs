@@ -13,8 +13,8 @@ use crate::{
         ChatError, ChatTemplate, Content, Conversation, Message, generation_prompt, tools::call,
     },
     http::{
-        app::Served,
         error::{ApiError, show},
+        served::Served,
     },
     soup::ActiveFrom,
 };

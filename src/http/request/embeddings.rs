@@ -70,6 +70,7 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
     };
     let requests = prompts.into_iter().map(request).collect::<Result<_, ApiError>>()?;
     let checked = Checked {
+        served: (*served).clone(),
         requests,
         n: 1,
         solutions,

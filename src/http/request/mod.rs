@@ -18,6 +18,7 @@ pub mod openai;
 pub mod prompt;
 pub mod responses;
 pub mod sampling;
+pub mod soups;
 pub mod timeout;
 pub mod tools;
 mod variables;
@@ -32,9 +33,9 @@ use serde_json::Value;
 
 use self::{json::Fields, tools::Calls};
 use super::{
-    app::Served,
     error::{ApiError, shorten, show},
     keys::{Key, PRIORITIES},
+    served::Served,
     trace::Trace,
 };
 use crate::{
@@ -54,7 +55,7 @@ pub const PREFERENCE_HEADER: &str = "x-preference";
 
 /// The context that a request is checked against.
 pub struct Context<'a> {
-    pub served: &'a Served,
+    pub served: &'a Arc<Served>,
     pub limits: &'a RequestLimits,
     pub headers: &'a HeaderMap,
     pub arrived: Instant,
@@ -71,7 +72,7 @@ impl Context<'_> {
         let Some(Key { presets: Some(presets), name, .. }) = self.key.as_deref() else {
             return Ok(());
         };
-        let Served { menu, mixing, .. } = self.served;
+        let Served { menu, mixing, .. } = &**self.served;
         let asked = ModelKey::of(&solution.coefficients);
         let permitted = presets.iter().any(|preset| {
             let preference = menu.preference("presets", Form::Preset(preset.clone()));
@@ -157,6 +158,8 @@ impl Deadline {
 /// A checked generation.
 #[derive(Debug)]
 pub struct Checked {
+    /// The soup that it was checked against and runs on.
+    pub served: Arc<Served>,
     /// One request per choice: prompt-major, `n` for each prompt.
     pub requests: Vec<GenerateRequest>,
     /// Choices per prompt.

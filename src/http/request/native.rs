@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     http::error::{ApiError, show},
-    preference::Solution,
+    preference::Solved,
 };
 
 /// `POST /generate`.
@@ -50,13 +50,13 @@ pub fn generate(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiError>
 }
 
 /// `POST /v1/solve`: the preference alone.
-pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solution, ApiError> {
+pub fn solve_only(context: &Context<'_>, body: &[u8]) -> Result<Solved, ApiError> {
     let mut fields = context.parse(body)?;
     let Target { mut solutions, .. } = Target::take(context, &mut fields)?;
     fields.finish()?;
     let mut solution = solutions.remove(0);
     predict(context.served, &mut solution);
-    Ok(solution)
+    Ok(Solved::new(&context.served.menu, &solution))
 }
 
 /// `POST /tokenize`: the ids, and the longest prompt and answer together, in tokens.

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     chat::{ChatTemplate, Conversation, NoMark},
     http::{
-        app::Served,
         error::{ApiError, show},
+        served::Served,
     },
     tokenizer::{Tokenizer, TokenizerError},
 };

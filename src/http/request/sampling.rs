@@ -239,6 +239,7 @@ impl Parameters {
             }
         }
         Ok(Checked {
+            served: context.served.clone(),
             requests,
             n: self.n * solutions.len(),
             solutions,

@@ -17,8 +17,8 @@ use crate::{
         prepare_schema,
     },
     http::{
-        app::Served,
         error::{ApiError, shorten, show},
+        served::Served,
     },
 };
 
