@@ -43,11 +43,12 @@ def ask(url, model, prompt, tokens):
 
 
 def verdict(theirs, ours, tie):
-    """`same`, `tie` with its gap in nats, or `different` with the place and the tokens."""
+    """`same`, `tie` with its gap in nats, or `different` with the place, the tokens and the gap (infinite where
+    ladle has their token not among its five likeliest)."""
     for place, ((their, _), (our, likeliest)) in enumerate(zip(theirs, ours)):
         if their != our:
             gap = likeliest[our] - likeliest.get(their, float("-inf"))
-            return ("tie", gap) if gap <= tie else ("different", [place, their, our])
+            return ("tie", gap) if gap <= tie else ("different", [place, their, our, gap])
     return ("same", 0.0) if len(theirs) == len(ours) else ("different", [len(theirs), len(ours)])
 
 
