@@ -3,7 +3,7 @@ use std::fs;
 use ladle::config::{MergeMode, ServeOptions};
 use serde_json::{Value, json};
 
-use crate::server::{Reply, Server, copied, greedy, options, with};
+use crate::server::{Reply, Server, copied, fixture, greedy, options, with};
 
 fn solve(body: Value) -> Value {
     Server::shared().post("/v1/solve", body).ok()
@@ -148,6 +148,72 @@ fn every_route_answers_with_the_lambda_that_was_asked_for() {
         let answer = server.post(route, with(body, wish.clone())).ok();
         assert_eq!(answer["ladle"]["lambda_rule"], "clamp", "{route}");
         assert_eq!(answer["ladle"]["lambda"]["helpful"], 1.0, "{route}");
+    }
+}
+
+/// θ_sft is the model of any preference where the backbones change nothing.
+#[test]
+fn theta_sft_can_be_asked_for_whatever_the_bounds_of_alpha() {
+    let soup = copied("soup-tiny");
+    for backbone in ["helpful", "harmless", "brief"] {
+        let config = soup.path().join(format!("backbones/{backbone}/adapter_config.json"));
+        let text = fs::read_to_string(&config).unwrap();
+        let settings: Value = serde_json::from_str(&text).unwrap();
+        let still = with(settings, json!({"lora_alpha": 1e-30, "alpha_pattern": {}}));
+        fs::write(&config, still.to_string()).unwrap();
+    }
+    let serve = |soup| {
+        let merge_mode = Some(MergeMode::Fused);
+        Server::start(ServeOptions { soup: Some(soup), merge_mode, ..options() })
+    };
+    let (still, server) = (&serve(soup.path().to_owned()), &serve(fixture("soup-tiny")));
+    let ask = |server: &Server, more: Value| {
+        let answer = server.generate(with(greedy(), with(json!({"logprobs": 0}), more)));
+        (answer["tokens"].clone(), answer["coefficients"].clone())
+    };
+    let (tokens, c) = ask(server, json!({"weights": "sft"}));
+    close(&c, [0.0; 3]);
+    assert_eq!(c["sft"], 1.0);
+    assert_eq!(tokens, ask(still, json!({"preference": "terse"})).0);
+    assert_ne!(tokens, ask(server, json!({"weights": "merged"})).0);
+
+    // Its log-probabilities of a text, and an answer of each dialect.
+    let echo = json!({"prompt": "The soup is", "echo": true, "logprobs": 0, "max_tokens": 0});
+    let of = |server: &Server, more: Value| {
+        let answer = server.post("/v1/completions", with(echo.clone(), more)).ok();
+        answer["choices"][0]["logprobs"]["token_logprobs"].clone()
+    };
+    let told = of(server, json!({"weights": "sft"}));
+    assert_eq!(told, of(still, json!({})));
+    assert_ne!(told, of(server, json!({})));
+    let turn = json!([{"role": "user", "content": "Hello"}]);
+    for (path, body) in [
+        ("/v1/chat/completions", json!({"messages": turn, "max_tokens": 1})),
+        ("/v1/messages", json!({"messages": turn, "max_tokens": 1})),
+        ("/v1/responses", json!({"input": "Hello", "max_output_tokens": 1})),
+    ] {
+        let answer = server.post(path, with(body, json!({"weights": "sft"}))).ok();
+        assert_eq!(answer["ladle"]["alpha"], -1.0, "{path}");
+    }
+    // Nothing has to activate what is not there.
+    let invoked = serve(fixture("soup-tiny-answer"));
+    assert_eq!(invoked.post("/generate", greedy()).error().1, Some("prompt"));
+    ask(&invoked, json!({"weights": "sft"}));
+
+    for (more, param) in [
+        (json!({"preference": "terse"}), "preference"),
+        (json!({"preferences": ["terse", "balanced"]}), "weights"),
+        (json!({"target": {"brief": {"min": 0}}, "maximise": "helpful"}), "target"),
+        (json!({"alpha": 0}), "alpha"),
+        (json!({"lambda": "exact"}), "lambda"),
+        (json!({"combine": "logits"}), "alpha"),
+        (json!({"model": "soup-tiny:terse"}), "model"),
+        (json!({"weights": "base"}), "weights"),
+    ] {
+        let body = with(greedy(), with(json!({"weights": "sft"}), more));
+        let reply = server.post("/generate", body);
+        let (code, got, _) = reply.error();
+        assert_eq!((reply.status, code, got), (400, "invalid_value", Some(param)));
     }
 }
 

@@ -6,7 +6,6 @@ use super::{Checked, Context, StreamUsage, Target, prompt};
 use crate::{
     engine::{GenerateRequest, Pooling},
     http::error::ApiError,
-    soup::ActiveFrom,
 };
 
 /// Most inputs of a request.
@@ -25,7 +24,7 @@ pub enum Encoding {
 pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encoding), ApiError> {
     let Context { served, limits, arrived, .. } = context;
     let mut fields = context.parse(body)?;
-    let Target { model, solutions } = Target::take_or_sft(context, &mut fields)?;
+    let Target { model, solutions } = Target::take(context, &mut fields)?;
     let input = fields.take("input").ok_or_else(|| fields.missing("input", prompt::FORMS))?;
     let encoding = |value: &Value| match value.as_str()? {
         "float" => Some(Encoding::Float),
@@ -52,15 +51,8 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
             let (context, prompt) = (room, prompt.param);
             return Err(ApiError::ContextLength { context, prompt, tokens, answer: None });
         }
-        let is_sft = solutions[0].coefficients.backbones.iter().all(|c| *c == 0.0);
-        let active_from = match served.active_from {
-            ActiveFrom::Start => None,
-            // No backbone acts on any token.
-            _ if is_sft => Some(0),
-            _ => prompt.active_from(served)?,
-        };
         Ok(GenerateRequest {
-            active_from,
+            active_from: prompt.active_from(served, &solutions[0])?,
             embed: Some(pooling),
             deadline: arrived.checked_add(limits.request_timeout),
             priority,

@@ -270,10 +270,23 @@ pub struct Target {
 }
 
 impl Target {
-    /// Takes `model`, `preference` or `target` with `maximise`, `alpha` and `lambda`. Precedence: the body's
-    /// `preference` or `target`, the model id, the header, the soup's preset for the `reasoning_effort`, the
-    /// soup's default. Only the form that counts is looked at.
+    /// Takes `weights`, and with it nothing or `model`, `preference` or `target` with `maximise`, `alpha` and
+    /// `lambda`. Precedence: the body's `preference` or `target`, the model id, the header, the soup's preset
+    /// for the `reasoning_effort`, the soup's default. Only the form that counts is looked at.
     fn take(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
+        let sft = |value: &Value| match value.as_str()? {
+            "merged" => Some(false),
+            "sft" => Some(true),
+            _ => None,
+        };
+        let expected = || "\"merged\" or \"sft\"".to_owned();
+        match fields.convert("weights", sft, expected)?.unwrap_or(false) {
+            true => Self::sft(context, fields),
+            false => Self::merged(context, fields),
+        }
+    }
+
+    fn merged(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
         let Context { served, headers, .. } = context;
         let (menu, model) = (&served.menu, Model::take(served, fields)?);
         let given = fields.take("preference");
@@ -316,19 +329,9 @@ impl Target {
         Ok(Self { model: model.id, solutions: vec![solution] })
     }
 
-    /// As [`Self::take`]; a body with `weights` `"sft"` wants θ_sft itself, which is α = −1 whatever the
-    /// preference.
-    fn take_or_sft(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
-        let sft = |value: &Value| match value.as_str()? {
-            "merged" => Some(false),
-            "sft" => Some(true),
-            _ => None,
-        };
-        let expected = || "\"merged\" or \"sft\"".to_owned();
-        if !fields.convert("weights", sft, expected)?.unwrap_or(false) {
-            return Self::take(context, fields);
-        }
-        for name in ["preference", "alpha", "lambda"] {
+    /// θ_sft itself, which is α = −1 whatever the preference.
+    fn sft(context: &Context<'_>, fields: &mut Fields) -> Result<Self, ApiError> {
+        for name in ["preference", "target", "maximise", "alpha", "lambda"] {
             if let Some(value) = fields.take(name) {
                 let expected = "nothing beside weights \"sft\", which no backbone changes";
                 return Err(fields.refuse(name, &value, expected));
@@ -369,6 +372,9 @@ impl Target {
         }
         if goal(served, fields)?.is_some() {
             return Err(ApiError::value("target", "given beside preferences", "one of the two"));
+        }
+        if let Some(value) = fields.take("weights").filter(|value| value != "merged") {
+            return Err(fields.refuse("weights", &value, "\"merged\" beside preferences"));
         }
         let (model, solver) = (Model::take(served, fields)?, Solver::take(served, fields)?);
         let solve = |(index, form)| {

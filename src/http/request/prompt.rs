@@ -14,6 +14,8 @@ use crate::{
         error::{ApiError, show},
         served::Served,
     },
+    preference::Solution,
+    soup::ActiveFrom,
     tokenizer::{Tokenizer, TokenizerError},
 };
 
@@ -38,8 +40,16 @@ impl Prompt {
         self.text.clone().unwrap_or_else(|| tokenizer.decode(&self.ids, false))
     }
 
-    /// The position from which the backbones of the soup act; `None` where they act on every token.
-    pub fn active_from(&self, served: &Served) -> Result<Option<usize>, ApiError> {
+    /// The position from which the model of `solution` acts; `None` where backbones act on every token.
+    pub fn active_from(
+        &self,
+        served: &Served,
+        solution: &Solution,
+    ) -> Result<Option<usize>, ApiError> {
+        let is_sft = solution.coefficients.backbones.iter().all(|c| *c == 0.0);
+        if is_sft && served.active_from != ActiveFrom::Start {
+            return Ok(Some(0)); // Where no backbone acts, nothing has to activate one.
+        }
         served.active_from.position(&self.ids, self.opening).map_err(|error| ApiError::Value {
             param: self.param.into(),
             message: format!("{} {error}", self.param),

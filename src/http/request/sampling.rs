@@ -214,8 +214,8 @@ impl Parameters {
         let mut requests = Vec::with_capacity(choices.max(solutions.len()));
         for prompt in prompts {
             let max_tokens = length.after(&prompt, fits)?;
-            let active_from = prompt.active_from(context.served)?;
             for (solution, combine) in solutions.iter().zip(&combined) {
+                let active_from = prompt.active_from(context.served, solution)?;
                 for _ in 0..self.n {
                     // Seeded choices differ from each other and are each reproducible. Answers that
                     // are compared differ by their preference alone.
