@@ -12,7 +12,7 @@ use ladle::{
 };
 use ladle_training::{
     config::Override,
-    measure::{mauve::Quantisation, methods::Kind},
+    measure::{mauve::Quantisation, methods::Kind, server::ServerOptions},
     rewards::fit::{self, lesson::Source as Lesson},
 };
 
@@ -99,11 +99,21 @@ pub enum Command {
         #[arg(long, default_value_t = 64)]
         prompts: usize,
     },
-    /// Sweeps the grid of preferences over the test prompts through the served engine and writes
-    /// front.json, samples.csv and report.html.
+    /// Sweeps the grid of preferences over the test prompts through the served engine, here or behind
+    /// HTTP, and writes front.json, samples.csv and report.html.
     Evaluate {
-        /// The finished run's directory.
+        /// The finished run's directory; with --soup also a configuration, whose data, rewards and
+        /// rollout count.
         run: PathBuf,
+        /// The soup that is measured, with its objectives and B, instead of the run's.
+        #[arg(long, value_name = "DIR")]
+        soup: Option<PathBuf>,
+        /// With --soup: where the frozen scale of the rewards is from, a run of the same configuration or
+        /// its standardiser.toml. Left out, from the run.
+        #[arg(long, value_name = "RUN|FILE", requires = "soup")]
+        share: Option<PathBuf>,
+        #[command(flatten)]
+        server: ServerOptions,
         /// Directory that the evaluation writes.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
@@ -196,10 +206,10 @@ pub fn parse() -> Cli {
 pub struct Sweep {
     /// Finished runs to compare with, such as one with `mixing = { identity = true }`; LABEL tells
     /// methods of one name apart; repeat.
-    #[arg(long, value_name = "[LABEL=]RUN", value_parser = labelled)]
+    #[arg(long, value_name = "[LABEL=]RUN", value_parser = labelled, conflicts_with = "engine")]
     pub against: Vec<(String, PathBuf)>,
     /// Finished runs whose backbones count only as policies trained for their columns of B; repeat.
-    #[arg(long, value_name = "[LABEL=]RUN", value_parser = labelled)]
+    #[arg(long, value_name = "[LABEL=]RUN", value_parser = labelled, conflicts_with = "engine")]
     pub oracle: Vec<(String, PathBuf)>,
     /// Methods compared, beside θ_sft.
     #[arg(

@@ -8,6 +8,7 @@
 pub mod aim;
 pub mod autograd;
 pub mod checkpoint;
+pub mod client;
 pub mod config;
 pub mod data;
 pub mod draw;

@@ -27,9 +27,10 @@ use ladle_training::{
         aggregate::aggregate,
         evaluate::evaluate,
         front, mauve,
+        server::ServerOptions,
         settings::{Fixed, Settings},
         summary,
-        sweep::Other,
+        sweep::{Other, Subject},
     },
     rewards::{features::Featuriser, fit},
     run::Run,
@@ -70,10 +71,14 @@ fn run() -> Result<()> {
         Command::SelectAlpha { run, at, alphas, prompts } => {
             print!("{}", select::alphas(&reopen(run, at)?, &alphas, prompts)?);
         }
-        Command::Evaluate { run, out, sweep, at } => {
-            let run = reopen(run, at.clone())?;
-            let evaluation = evaluate(&run, &others(&sweep, &at)?, &out, settings(&sweep, &run))?;
-            let page = summary::report(&run, &evaluation).html();
+        Command::Evaluate { run, soup, share, server, out, sweep, at } => {
+            let subject = match soup {
+                None => Subject { run: reopen(run, at.clone())?, soup: None, server },
+                Some(soup) => foreign(run, soup, share, server, &at)?,
+            };
+            let settings = settings(&sweep, &subject);
+            let evaluation = evaluate(&subject, &others(&sweep, &at)?, &out, settings)?;
+            let page = summary::report(&subject, &evaluation).html();
             write_atomically(&out.join("report.html"), page.as_bytes())?;
             print!("{}", evaluation.front);
         }
@@ -148,15 +153,36 @@ fn train(run: &Run, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// A soup from elsewhere, with the configuration (a file, or a run's) that it is measured by.
+fn foreign(
+    source: PathBuf,
+    soup: PathBuf,
+    share: Option<PathBuf>,
+    server: ServerOptions,
+    at: &At,
+) -> Result<Subject> {
+    let (file, run) = match source.is_dir() {
+        true => (source.join("config.toml"), Some(source)),
+        false => (source, None),
+    };
+    let config = Config::read(&file)?;
+    let scale =
+        share.or(run).context("--share names no scale of the rewards: expected a run or file")?;
+    let scale = share::standardiser(&config, &scale)?;
+    let places = places(PathBuf::new(), at, &config.base)?;
+    Ok(Subject { run: Run::open(config, places)?, soup: Some((soup, scale)), server })
+}
+
 /// Settings of an evaluation.
-fn settings(sweep: &Sweep, run: &Run) -> Settings {
+fn settings(sweep: &Sweep, Subject { run, server, .. }: &Subject) -> Settings {
     let preferences = match sweep.preferences.as_slice() {
         [] => front::grid(run.config.objectives.len(), sweep.grid.into()),
         listed => listed.iter().map(|weights| weights.0.clone()).collect(),
     };
     let temperature = sweep.temperature.unwrap_or(run.config.rollout.temperature);
     let (prompts, dev_prompts, seeds) = (sweep.prompts, sweep.dev_prompts, sweep.seeds.clone());
-    let fixed = Fixed { prompts, dev_prompts, temperature, seeds, preferences };
+    let server = server.engine.is_some();
+    let fixed = Fixed { prompts, dev_prompts, temperature, seeds, preferences, server };
     Settings { fixed, alphas: sweep.alphas.clone(), methods: sweep.methods.clone() }
 }
 

@@ -177,6 +177,7 @@ fn settings_that_compare_nothing_are_refused_before_anything_is_asked() {
             temperature,
             seeds: seeds.to_vec(),
             preferences,
+            server: false,
         },
         alphas: vec![0.5],
         methods: Kind::ALL.to_vec(),

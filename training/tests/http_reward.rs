@@ -14,6 +14,8 @@ use std::{
 /// What the scorer does with one request.
 enum Act {
     Answer(u16, &'static str),
+    /// 503, and to come back at once.
+    Later,
     Hang,
 }
 
@@ -43,6 +45,11 @@ fn scorer(script: Vec<Act>) -> (String, Receiver<Value>) {
             bodies.send(serde_json::from_slice(&body).unwrap()).unwrap();
             match act {
                 Act::Hang => held.push(stream),
+                Act::Later => {
+                    let head = "HTTP/1.1 503 x\r\nretry-after: 0\r\ncontent-length: 0\r\n\
+                                connection: close\r\n\r\n";
+                    stream.write_all(head.as_bytes()).unwrap();
+                }
                 Act::Answer(status, text) => {
                     let head = format!(
                         "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -91,6 +98,15 @@ fn busy_and_silent_scorers_are_asked_again() {
     let scores = reward(&url, "timeout_s = 1.0").score(&samples(1)).unwrap();
     assert_eq!(scores, [4.0]);
     assert_eq!(bodies.iter().count(), 4);
+}
+
+#[test]
+fn a_scorer_that_says_when_to_come_back_is_waited_for_beyond_the_attempts() {
+    let answer = Act::Answer(200, r#"{"scores": [4]}"#);
+    let (url, bodies) =
+        scorer(vec![Act::Later, Act::Later, Act::Answer(500, ""), Act::Later, answer]);
+    assert_eq!(reward(&url, "retries = 1").score(&samples(1)).unwrap(), [4.0]);
+    assert_eq!(bodies.iter().count(), 5);
 }
 
 #[test]

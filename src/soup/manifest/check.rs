@@ -184,25 +184,31 @@ impl Manifest {
         self.objectives.iter().map(|objective| objective.name.as_str())
     }
 
+    /// B as it was planned.
+    pub fn nominal(&self) -> Result<MixingMatrix, ManifestError> {
+        match (self.mixing.beta, &self.mixing.matrix) {
+            (Some(beta), None) => MixingMatrix::circulant(self.objectives.len(), beta)
+                .map_err(|rule| ManifestError::Mixing { key: "mixing.beta", rule }),
+            (None, Some(rows)) => self.matrix("mixing.matrix", rows),
+            (Some(_), Some(_)) => Err(refuse("mixing", "beta or matrix", "both")),
+            (None, None) => Err(refuse("mixing", "beta or matrix", "neither")),
+        }
+    }
+
+    fn matrix(&self, key: &'static str, rows: &[Vec<f64>]) -> Result<MixingMatrix, ManifestError> {
+        let n = self.objectives.len();
+        if rows.len() != n {
+            return Err(refuse(key, format!("{n} rows, one per objective"), rows.len()));
+        }
+        MixingMatrix::from_rows(rows).map_err(|rule| ManifestError::Mixing { key, rule })
+    }
+
     /// The matrix that maps μ to λ. Training may have moved the columns of the realised one too
     /// close to each other to solve with it, so it is refused only where it is the mapping.
     pub fn mixing(&self) -> Result<MixingMatrix, ManifestError> {
-        let n = self.objectives.len();
-        let of_size = |key, rows: &[Vec<f64>]| {
-            if rows.len() != n {
-                let expected = format!("{n} rows, one per objective");
-                return Err(refuse(key, expected, rows.len()));
-            }
-            MixingMatrix::from_rows(rows).map_err(|rule| ManifestError::Mixing { key, rule })
-        };
-        let nominal = match (self.mixing.beta, &self.mixing.matrix) {
-            (Some(beta), None) => MixingMatrix::circulant(n, beta)
-                .map_err(|rule| ManifestError::Mixing { key: "mixing.beta", rule })?,
-            (None, Some(rows)) => of_size("mixing.matrix", rows)?,
-            (Some(_), Some(_)) => return Err(refuse("mixing", "beta or matrix", "both")),
-            (None, None) => return Err(refuse("mixing", "beta or matrix", "neither")),
-        };
-        let realised = self.mixing.realised.as_deref().map(|rows| of_size("mixing.realised", rows));
+        let nominal = self.nominal()?;
+        let realised = self.mixing.realised.as_deref();
+        let realised = realised.map(|rows| self.matrix("mixing.realised", rows));
         let unsolvable = |error: &ManifestError| {
             use MixingError::{Condition, Dominance};
             matches!(error, ManifestError::Mixing { rule: Condition { .. } | Dominance { .. }, .. })

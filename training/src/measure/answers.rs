@@ -15,7 +15,7 @@ use ladle::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::methods::Model;
+use super::{error::EvaluateError, methods::Model};
 use crate::{
     checkpoint::{CheckpointError, write_atomically},
     setup::Prompt,
@@ -102,6 +102,12 @@ impl<'a> Asked<'a> {
     fn key(&self) -> Key {
         let (logits, weights) = weights(self.model);
         key(self.soup, logits, weights, &self.model.told)
+    }
+
+    /// Why there is no answer to a prompt.
+    pub fn failed(&self, prompt: &Prompt, reason: String) -> EvaluateError {
+        let (row, coefficients) = (prompt.example.id.clone(), weights(self.model).1.to_vec());
+        EvaluateError::Answer { row, coefficients, reason }
     }
 
     /// Every prompt with every seed, prompt by prompt.

@@ -32,6 +32,9 @@ pub enum EvaluateError {
         path: PathBuf,
         reason: String,
     },
+    /// A server cannot be asked.
+    #[error("{0}")]
+    Server(String),
     /// The engine gave no answer.
     #[error("row {row} at coefficients {coefficients:?}: {reason}")]
     Answer {

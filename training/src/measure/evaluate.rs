@@ -1,5 +1,5 @@
-//! `evaluate`: sweeps a grid of preferences through the merge and engine that users are served by,
-//! scores the answers, and measures the fronts.
+//! `evaluate`: sweeps a grid of preferences through the merge and engine that users are served by, in
+//! this process or behind HTTP, scores the answers, and measures the fronts.
 //!
 //! ```text
 //! OUT/evaluation.toml  how the answers are made
@@ -22,16 +22,15 @@ use super::{
     error::EvaluateError,
     front::controllability_ceiling,
     points::{Point, point},
-    reference::Reference,
+    reference::{Frozen, Reference, Tape},
     report::Shown,
     results::{FORMAT, FrontFile, MethodFront, Objective},
     settings::{Fixed, Settings},
-    sweep::{Answered, Column, Other, Planned, Sweep},
+    sweep::{Answered, Column, Other, Planned, Subject, Sweep},
 };
 use crate::{
     checkpoint::{to_toml, write_atomically},
     error::RunError,
-    run::Run,
     setup::Prompt,
 };
 
@@ -47,7 +46,7 @@ pub struct Evaluation {
 
 /// Evaluates the soup of `subject` and those of `others`, trained for the same objectives.
 pub fn evaluate(
-    subject: &Run,
+    subject: &Subject,
     others: &[Other],
     out: &Path,
     settings: Settings,
@@ -59,13 +58,14 @@ pub fn evaluate(
     let measuring = Measuring::new(&sweep, &book, &answered, out)?;
     let swept = measuring.methods(&answered)?;
     let columns = measuring.columns()?;
-    let names: Vec<String> = subject.config.objectives.iter().map(|o| o.name.clone()).collect();
+    let run = &subject.run;
+    let names: Vec<String> = run.config.objectives.iter().map(|o| o.name.clone()).collect();
     write_atomically(&out.join("samples.csv"), samples(&swept, &names).as_bytes())?;
     let shown = shown(&swept, &sweep.test, &names, &sweep.settings.fixed);
     let (methods, oracles) = compare(swept, columns, &names, &sweep.standardiser);
 
     let scales = sweep.standardiser.mean.iter().zip(&sweep.standardiser.std);
-    let units = subject.rewards.iter().map(|reward| reward.unit().to_owned());
+    let units = run.rewards.iter().map(|reward| reward.unit().to_owned());
     let objectives = names.into_iter().zip(units).zip(scales);
     let objectives: Vec<Objective> = objectives
         .map(|((name, unit), (mean, std))| Objective { name, unit, mean: *mean, std: *std })
@@ -116,7 +116,13 @@ impl<'a> Measuring<'a> {
             all.extend(book.answers(&sweep.asked(column.run, &sweep.trained_for(column))));
         }
         let path = out.join("reference.jsonl");
-        measuring.reference = Some(Reference::of(sweep.subject, &sweep.test, &all, &path)?);
+        let frozen = || -> Result<Box<dyn Frozen + '_>> {
+            Ok(match &sweep.server {
+                Some(server) => Box::new(server),
+                None => Box::new(Tape::open(sweep.subject, &sweep.served[0].soup)?),
+            })
+        };
+        measuring.reference = Some(Reference::of(&sweep.test, &all, &path, frozen)?);
         Ok(measuring)
     }
 

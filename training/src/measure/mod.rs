@@ -17,6 +17,8 @@ pub mod regime;
 pub mod report;
 pub mod results;
 pub mod serve;
+pub mod server;
 pub mod settings;
+pub mod source;
 pub mod summary;
 pub mod sweep;

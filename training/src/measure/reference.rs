@@ -6,6 +6,7 @@ use std::{
 };
 
 use candle_core::Device;
+use ladle::soup::Soup;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -33,17 +34,23 @@ struct Scored {
     log_prob: f64,
 }
 
+/// θ_sft, as the scorer of responses.
+pub trait Frozen {
+    /// Log-probability of each response to a prompt at T = 1, nats.
+    fn log_probs(&self, prompt: &Prompt, responses: &[Vec<u32>])
+    -> Result<Vec<f64>, EvaluateError>;
+}
+
 /// Log-probabilities under θ_sft at T = 1, nats, by row and tokens.
 pub struct Reference(HashMap<(String, Vec<u32>), f64>);
 
 impl Reference {
-    /// Scores the answers to `prompts` that the file at `path` lacks, and adds them to it. Answers
-    /// to one prompt share its rows, whichever model gave them.
-    pub fn of(
-        run: &Run,
+    /// Scores the answers to `prompts` that the file at `path` lacks, and adds them to it.
+    pub fn of<'a>(
         prompts: &[&Prompt],
         answers: &[&Answer],
         path: &Path,
+        frozen: impl FnOnce() -> Result<Box<dyn Frozen + 'a>, EvaluateError>,
     ) -> Result<Self, EvaluateError> {
         let (mut lines, known) = Lines::<Scored>::open(path)?;
         let known = known.into_iter().map(|scored| ((scored.row, scored.tokens), scored.log_prob));
@@ -60,24 +67,18 @@ impl Reference {
         if missing.is_empty() {
             return Ok(Self(known));
         }
-        let policy = policy(run)?;
+        let frozen = frozen()?;
         let bar = progress("reference", missing.len() as u64, "prompts");
         for (row, responses) in missing {
             let prompt = prompts.iter().find(|prompt| prompt.example.id == row);
-            let Some(prompt) = prompt.map(|prompt| &prompt.tokens) else { continue };
-            let sequence =
-                |response| Sequence { prompt: prompt.clone(), response, active_from: None };
-            let sequences: Vec<Sequence> = responses.into_iter().map(sequence).collect();
-            let log_probs = reference_log_probs(&policy, &sequences, run.config.rl.rows, 1.0);
-            let log_probs = log_probs.map_err(RunError::from)?;
-            let mut scored = Vec::with_capacity(sequences.len());
-            for (sequence, values) in sequences.into_iter().zip(log_probs) {
-                let log_prob = values.into_iter().map(f64::from).sum();
-                let (row, tokens) = (row.to_owned(), sequence.response);
-                known.insert((row.clone(), tokens.clone()), log_prob);
-                scored.push(Scored { row, tokens, log_prob });
-            }
+            let Some(prompt) = prompt else { continue };
+            let log_probs = frozen.log_probs(prompt, &responses)?;
+            let scored = responses.into_iter().zip(log_probs);
+            let scored =
+                scored.map(|(tokens, log_prob)| Scored { row: row.into(), tokens, log_prob });
+            let scored: Vec<Scored> = scored.collect();
             lines.append(&scored)?;
+            known.extend(scored.into_iter().map(|s| ((s.row, s.tokens), s.log_prob)));
             bar.inc(1);
         }
         bar.finish();
@@ -94,12 +95,48 @@ impl Reference {
     }
 }
 
-/// θ_sft as the frozen network of training, without trainable parameters.
-fn policy(run: &Run) -> Result<Policy, RunError> {
-    let frozen = match run.sft()? {
-        None => run.base.weights.clone(),
-        Some(adapter) => merged(&run.base.weights, &adapter, &run.base.model)?,
-    };
-    let none = LoraConfig { rank: 1, targets: Vec::new(), ..LoraConfig::default() };
-    Ok(Policy::new(&run.base.model, &frozen, &none, &Device::Cpu, 0)?)
+/// θ_sft as the frozen network of training.
+pub struct Tape {
+    policy: Policy,
+    /// Rows of one forward at most.
+    rows: usize,
+}
+
+impl Tape {
+    /// The network of a soup on the base of `run`.
+    pub fn open(run: &Run, soup: &Soup) -> Result<Self, EvaluateError> {
+        let frozen = match &soup.sft {
+            None => run.base.weights.clone(),
+            Some(sft) if !sft.saved.is_empty() => {
+                let reason = "its supervised adapter has modules_to_save, with which no KL is \
+                              computed here: measure it through a server (--engine)";
+                return Err(EvaluateError::Soup { path: soup.dir.clone(), reason: reason.into() });
+            }
+            Some(sft) => {
+                merged(&run.base.weights, &sft.modules, &run.base.model).map_err(RunError::from)?
+            }
+        };
+        let none = LoraConfig { rank: 1, targets: Vec::new(), ..LoraConfig::default() };
+        let policy = Policy::new(&run.base.model, &frozen, &none, &Device::Cpu, 0);
+        Ok(Self { policy: policy.map_err(RunError::from)?, rows: run.config.rl.rows })
+    }
+}
+
+impl Frozen for Tape {
+    /// Responses to one prompt share its rows.
+    fn log_probs(
+        &self,
+        prompt: &Prompt,
+        responses: &[Vec<u32>],
+    ) -> Result<Vec<f64>, EvaluateError> {
+        let sequence = |response: &Vec<u32>| Sequence {
+            prompt: prompt.tokens.clone(),
+            response: response.clone(),
+            active_from: None,
+        };
+        let sequences: Vec<Sequence> = responses.iter().map(sequence).collect();
+        let log_probs = reference_log_probs(&self.policy, &sequences, self.rows, 1.0);
+        let each = log_probs.map_err(RunError::from)?.into_iter();
+        Ok(each.map(|values| values.into_iter().map(f64::from).sum()).collect())
+    }
 }

@@ -1,25 +1,27 @@
-//! Answers of a run's soup, made by the merge and the engine that serve users.
+//! Soups, and their answers made by the merge and the engine that serve users.
 
 use std::path::PathBuf;
 
+use indicatif::ProgressBar;
 use ladle::{
     config::MergeMode,
     engine::{
         self, CpuBackend, CpuOptions, EngineConfig, EngineHandle, Event, FinishReason,
         GenerateRequest,
     },
-    soup::{Activation, OpenOptions as SoupOptions, Soup, manifest},
+    soup::{OpenOptions as SoupOptions, Soup, manifest},
 };
 
 use super::{
-    answers::{Answer, Asked, Book, weights},
+    answers::Asked,
     error::EvaluateError,
+    source::{Decoding, Drawn, Source},
 };
-use crate::{run::Run, setup::Prompt};
+use crate::{aim::Aim, config::POLICY, rl::balance::Strategy, run::Run, setup::Prompt};
 
 type Result<T> = std::result::Result<T, EvaluateError>;
 
-/// A finished run's soup, open.
+/// A soup with the run whose data, rewards and base it is measured on.
 pub struct Served<'a> {
     pub run: &'a Run,
     /// Tells its methods from those of other runs.
@@ -27,25 +29,43 @@ pub struct Served<'a> {
     /// The soup's directory.
     pub path: PathBuf,
     pub soup: Soup,
+    /// What its backbones were trained for.
+    pub aim: Aim,
 }
 
 impl<'a> Served<'a> {
-    /// Opens the soup of a run.
-    pub fn open(run: &'a Run, label: &str) -> Result<Self> {
+    /// Opens the soup of a finished run.
+    pub fn of(run: &'a Run, label: &str) -> Result<Self> {
         let path = run.layout().soup();
         if !path.join(manifest::FILE).is_file() {
             return Err(EvaluateError::Soup { path, reason: unfinished(run) });
         }
+        Self::open(run, label, path, true)
+    }
+
+    /// Opens the soup in `path`, for the objectives of a run; `verify`: its weights are computed with.
+    pub fn open(run: &'a Run, label: &str, path: PathBuf, verify: bool) -> Result<Self> {
         let options = SoupOptions {
             base: Some(run.places.base.clone()),
-            verify_digests: true,
+            verify_digests: verify,
             ..SoupOptions::default()
         };
-        let soup = Soup::open(&path, &options).map_err(|error| EvaluateError::Soup {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        Ok(Self { run, label: label.to_owned(), path, soup })
+        let refuse = |reason: String| EvaluateError::Soup { path: path.clone(), reason };
+        let soup = Soup::open(&path, &options).map_err(|error| refuse(error.to_string()))?;
+        let nominal = soup.manifest.nominal().map_err(|error| refuse(error.to_string()))?;
+        let (aim, expected) = match &run.aim {
+            Aim::Policy(weights) => (Aim::Policy(weights.clone()), vec![POLICY]),
+            Aim::Told => (Aim::Told, vec![POLICY]),
+            Aim::Backbones(_) => {
+                let names = run.config.objectives.iter().map(|o| o.name.as_str());
+                (Aim::Backbones(nominal), names.collect())
+            }
+        };
+        let names: Vec<&str> = soup.manifest.objective_names().collect();
+        if names != expected {
+            return Err(refuse(format!("its objectives are {names:?}, expected {expected:?}")));
+        }
+        Ok(Self { run, label: label.to_owned(), path, soup, aim })
     }
 
     /// Number of backbones.
@@ -53,8 +73,19 @@ impl<'a> Served<'a> {
         self.soup.backbones.len()
     }
 
+    /// Whether no weight moved in training: each backbone is the policy of its preference.
+    pub fn is_average(&self) -> bool {
+        let (Some(nominal), Some(realised)) =
+            (self.aim.matrix(), &self.soup.manifest.mixing.realised)
+        else {
+            return self.run.config.balance.strategy == Strategy::Average;
+        };
+        let mut pairs = nominal.rows().into_iter().flatten().zip(realised.iter().flatten());
+        pairs.all(|(planned, used)| (planned - used).abs() < 1e-9)
+    }
+
     /// Starts an engine over the soup.
-    pub fn engine(&self) -> Result<EngineHandle> {
+    pub fn engine(&self) -> Result<Local<'_>> {
         let error = |reason: String| EvaluateError::Soup { path: self.path.clone(), reason };
         let options = CpuOptions {
             threads: Some(rayon::current_num_threads()),
@@ -67,8 +98,9 @@ impl<'a> Served<'a> {
             max_waiting: usize::MAX,
             ..EngineConfig::default()
         };
-        engine::start(backend, self.run.base.tokenizer.clone(), config)
-            .map_err(|e| error(e.to_string()))
+        let engine = engine::start(backend, self.run.base.tokenizer.clone(), config)
+            .map_err(|e| error(e.to_string()))?;
+        Ok(Local { engine, soup: &self.soup })
     }
 }
 
@@ -84,60 +116,47 @@ fn unfinished(run: &Run) -> String {
     format!("the run has no finished soup ({missing}); `train-backbones resume {root}` makes it")
 }
 
-/// Sampling and rewards, the same for all answers.
-pub struct Judge<'a> {
-    /// The run whose rewards judge the answers, and whose limit bounds their length.
-    pub subject: &'a Run,
-    /// Sampling temperature; 0 is greedy.
-    pub temperature: f64,
+/// An engine in this process.
+pub struct Local<'a> {
+    engine: EngineHandle,
+    soup: &'a Soup,
 }
 
-impl Judge<'_> {
-    /// Answers everything that `book` lacks, all at once, and scores the answers.
-    pub fn ask(&self, engine: &EngineHandle, asked: &Asked<'_>, book: &mut Book) -> Result<()> {
-        let missing = book.missing(asked);
-        let answers = self.answer(engine, asked, &missing)?;
-        Ok(book.add(answers)?)
+impl Drop for Local<'_> {
+    fn drop(&mut self) {
+        self.engine.drain();
     }
+}
 
-    fn answer(
+impl Source for Local<'_> {
+    fn draw(
         &self,
-        engine: &EngineHandle,
         asked: &Asked<'_>,
-        missing: &[(&Prompt, u64)],
-    ) -> Result<Vec<Answer>> {
-        let (logits, weights) = weights(asked.model);
-        let failed = |prompt: &Prompt, reason: String| EvaluateError::Answer {
-            row: prompt.example.id.clone(),
-            coefficients: weights.to_vec(),
-            reason,
-        };
-        let activation = match engine.bounds().answer_only {
-            true => Activation::Answer,
-            false => Activation::All,
-        };
-        let mut running = Vec::with_capacity(missing.len());
-        for (prompt, seed) in missing {
-            let told = asked.model.told.as_ref().map(|words| self.subject.base.told(prompt, words));
-            let told = told.transpose().map_err(|reason| failed(prompt, reason))?;
-            let prompt = told.as_ref().unwrap_or(prompt);
-            let longest = self.subject.config.rollout.max_new_tokens;
+        prompts: &[(&Prompt, u64)],
+        decoding: Decoding,
+        bar: &ProgressBar,
+    ) -> Result<Vec<Drawn>> {
+        let failed = |prompt: &Prompt, reason: String| asked.failed(prompt, reason);
+        let mut running = Vec::with_capacity(prompts.len());
+        for (prompt, seed) in prompts {
             let coefficients = asked.model.coefficients.clone();
-            let mut request = GenerateRequest::new(prompt.tokens.clone(), coefficients, longest);
-            request.active_from = prompt.active_from(activation);
+            let active_from = self.soup.active_from.position(&prompt.tokens, prompt.opening);
+            let mut request =
+                GenerateRequest::new(prompt.tokens.clone(), coefficients, decoding.longest);
+            request.active_from =
+                active_from.map_err(|e| failed(prompt, format!("the prompt {e}")))?;
             request.combine = asked.model.combine.clone();
-            request.sampling.temperature = self.temperature as f32;
+            request.sampling.temperature = decoding.temperature as f32;
             request.sampling.seed = Some(*seed);
             request.sampling.logprobs = Some(0);
-            running.push(engine.submit(request).map_err(|e| failed(prompt, e.to_string()))?);
+            running.push(self.engine.submit(request).map_err(|e| failed(prompt, e.to_string()))?);
         }
-        let (mut samples, mut taken) = (Vec::new(), Vec::new());
-        for ((prompt, _), mut generation) in missing.iter().zip(running) {
-            let (mut response, mut tokens, mut log_prob) = (String::new(), Vec::new(), 0.0);
+        let each = prompts.iter().zip(running).map(|((prompt, _), mut generation)| {
+            let (mut text, mut tokens, mut log_prob) = (String::new(), Vec::new(), 0.0);
             let finished = loop {
                 match generation.blocking_next() {
                     Some(Event::Token(token)) => {
-                        response.push_str(&token.text);
+                        text.push_str(&token.text);
                         tokens.push(token.id);
                         log_prob += token.logprob.map_or(f64::NAN, f64::from);
                     }
@@ -147,25 +166,9 @@ impl Judge<'_> {
                     None => return Err(failed(prompt, "the engine has stopped".to_owned())),
                 }
             };
-            samples.push(prompt.sample(response, finished));
-            taken.push((tokens, log_prob));
-        }
-        let scores = self.subject.rewards.score(&samples)?;
-        let each = missing.iter().zip(samples).zip(taken).enumerate();
-        let answers = each.map(|(index, (((prompt, seed), sample), (tokens, log_prob)))| Answer {
-            soup: asked.soup.to_owned(),
-            coefficients: weights.to_vec(),
-            logits,
-            told: asked.model.told.clone(),
-            seed: *seed,
-            part: asked.part,
-            row: prompt.example.id.clone(),
-            response: sample.response,
-            tokens,
-            log_prob,
-            finished: sample.finished,
-            rewards: scores.iter().map(|reward| reward[index]).collect(),
+            bar.inc(1);
+            Ok(Drawn { text, tokens, log_prob, finished })
         });
-        Ok(answers.collect())
+        each.collect()
     }
 }

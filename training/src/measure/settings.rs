@@ -28,6 +28,9 @@ pub struct Fixed {
     pub seeds: Vec<u64>,
     /// The sweep: μ, normalised.
     pub preferences: Vec<Vec<f64>>,
+    /// Whether a server answers, which may compute in other types and on another device.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub server: bool,
 }
 
 /// Fewest points of a sweep.
@@ -36,7 +39,7 @@ const FEWEST: usize = 3;
 impl Settings {
     /// Refuses settings that leave nothing to compare, and normalises the preferences.
     pub fn checked(mut self, objectives: usize) -> Result<Self, String> {
-        let Fixed { prompts, dev_prompts, temperature, seeds, preferences } = &mut self.fixed;
+        let Fixed { prompts, dev_prompts, temperature, seeds, preferences, .. } = &mut self.fixed;
         if *prompts == 0 || *dev_prompts == 0 {
             return Err("--prompts and --dev-prompts: expected at least 1".to_owned());
         }

@@ -1,4 +1,4 @@
-//! The report of an evaluation: its front, the curves of its training, samples.
+//! The report of an evaluation: its front, the curves of a run's training, samples.
 
 use std::{fs, path::Path};
 
@@ -7,15 +7,41 @@ use serde_json::Value;
 use super::{
     evaluate::Evaluation,
     report::{Curve, Report},
+    sweep::Subject,
 };
 use crate::{
     config::{Config, ContextConfig, MixingConfig, RlConfig},
     run::Run,
 };
 
-/// Makes the report of a run's evaluation.
-pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
-    let config = &run.config;
+/// Makes the report of an evaluation.
+pub fn report(subject: &Subject, evaluation: &Evaluation) -> Report {
+    let config = &subject.run.config;
+    let decoding = match evaluation.front.temperature {
+        0.0 => "greedy".to_owned(),
+        temperature => format!("sampled at temperature {temperature}"),
+    };
+    let mut facts = vec![("base", config.base.clone())];
+    match &subject.soup {
+        None => facts.extend(training(config)),
+        Some((soup, _)) => facts.push(("soup", soup.display().to_string())),
+    }
+    facts.push((
+        "decoding",
+        format!("{decoding}, at most {} tokens", config.rollout.max_new_tokens),
+    ));
+    facts.extend(subject.server.engine.clone().map(|url| ("engine", url)));
+    Report {
+        title: format!("{}: the front", config.name),
+        facts: facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        front: evaluation.front.clone(),
+        curves: if subject.soup.is_none() { curves(&subject.run) } else { Vec::new() },
+        samples: evaluation.shown.clone(),
+    }
+}
+
+/// How a run made its soup.
+fn training(config: &Config) -> [(&'static str, String); 2] {
     let mixing = match &config.mixing {
         MixingConfig::Beta(beta) => format!("β = {beta}"),
         MixingConfig::Matrix(rows) => format!("B = {rows:?}"),
@@ -25,23 +51,7 @@ pub fn report(run: &Run, evaluation: &Evaluation) -> Report {
         }
         MixingConfig::Context(_) => "one policy, told the rewards wanted (RiC)".to_owned(),
     };
-    let decoding = match evaluation.front.temperature {
-        0.0 => "greedy".to_owned(),
-        temperature => format!("sampled at temperature {temperature}"),
-    };
-    let facts = [
-        ("base", config.base.clone()),
-        ("mixing", mixing),
-        ("training", training(config)),
-        ("decoding", format!("{decoding}, at most {} tokens", config.rollout.max_new_tokens)),
-    ];
-    Report {
-        title: format!("{}: the front", config.name),
-        facts: facts.map(|(name, value)| (name.to_owned(), value)).to_vec(),
-        front: evaluation.front.clone(),
-        curves: curves(run),
-        samples: evaluation.shown.clone(),
-    }
+    [("mixing", mixing), ("training", tuning(config))]
 }
 
 /// One plot per measured quantity, with one line per backbone.
@@ -65,8 +75,8 @@ fn curves(run: &Run) -> Vec<Curve> {
     rewards.chain(others).map(curve).collect()
 }
 
-/// How the policies were trained, in words.
-fn training(config: &Config) -> String {
+/// How the policies were tuned, in words.
+fn tuning(config: &Config) -> String {
     match &config.mixing {
         MixingConfig::Context(ContextConfig { steps, batch, online, .. }) => {
             let online = online.as_ref().map_or(0, |online| online.steps);

@@ -1,6 +1,8 @@
 //! The requests of an evaluation: every method of every run, over the grid of preferences.
 
-use ladle::engine::EngineHandle;
+use std::path::PathBuf;
+
+use ladle::{preference::MixingMatrix, soup::manifest::BackboneEntry};
 
 use super::{
     answers::{Answer, Asked, Book, Part},
@@ -9,21 +11,33 @@ use super::{
     methods::{Kind, LeftOut, Method, Model, Told, Trained},
     points::mean,
     results::Selected,
-    serve::{Judge, Served},
-    settings::Settings,
+    serve::Served,
+    server::{Server, ServerOptions},
+    settings::{Fixed, Settings},
+    source::{Decoding, Judge, Source},
 };
 use crate::{
     checkpoint::read_toml,
-    config::{Config, MixingConfig, POLICY},
+    config::{MixingConfig, POLICY},
     draw,
     error::RunError,
     metrics::progress,
-    rl::balance::{Standardiser, Strategy},
+    rl::balance::Standardiser,
     run::Run,
     setup::Prompt,
 };
 
 type Result<T> = std::result::Result<T, EvaluateError>;
+
+/// What is measured.
+pub struct Subject {
+    /// The run whose data, rewards and limit on answers count.
+    pub run: Run,
+    /// Directory of the soup and the scale of the rewards, where they are not the run's.
+    pub soup: Option<(PathBuf, Standardiser)>,
+    /// Who answers, where that is no engine of this process.
+    pub server: ServerOptions,
+}
 
 /// A run that is compared with the subject.
 pub struct Other {
@@ -68,6 +82,8 @@ pub struct Sweep<'a> {
     pub subject: &'a Run,
     /// Its soup first, then the others'.
     pub served: Vec<Served<'a>>,
+    /// The server that answers.
+    pub server: Option<Server>,
     pub settings: Settings,
     /// Prompts that results are reported on.
     pub test: Vec<&'a Prompt>,
@@ -83,24 +99,28 @@ pub struct Sweep<'a> {
 
 impl<'a> Sweep<'a> {
     /// Opens the soups and decides what is compared.
-    pub fn open(subject: &'a Run, others: &'a [Other], settings: Settings) -> Result<Self> {
-        let n = subject.config.objectives.len();
+    pub fn open(subject: &'a Subject, others: &'a [Other], settings: Settings) -> Result<Self> {
+        let Subject { run: own, soup, server } = subject;
+        let n = own.config.objectives.len();
         let settings = settings.checked(n).map_err(EvaluateError::Settings)?;
-        let mut served = vec![Served::open(subject, "")?];
+        let mut served = vec![match soup {
+            None => Served::of(own, "")?,
+            Some((path, _)) => Served::open(own, "", path.clone(), server.engine.is_none())?,
+        }];
         for other in others {
-            served.push(Served::open(&other.run, &other.label)?);
+            served.push(Served::of(&other.run, &other.label)?);
         }
-        let test = rows(subject, &subject.test, settings.fixed.prompts, "data.test")?;
+        let test = rows(own, &own.test, settings.fixed.prompts, "data.test")?;
         comparable(&served, &test)?;
         let (mut methods, mut left_out): (Vec<Method>, Vec<LeftOut>) = Default::default();
         let mut columns = Vec::new();
         for (run, soup) in served.iter().enumerate() {
-            let Config { mixing, balance, .. } = &soup.run.config;
-            let identity = matches!(mixing, MixingConfig::Identity(_));
+            let nominal = soup.aim.matrix();
+            let identity = |b: &MixingMatrix| b.rows() == MixingMatrix::identity(b.len()).rows();
+            let identity = nominal.is_some_and(identity);
             let realised = soup.soup.manifest.mixing.realised.as_deref();
-            let (label, nominal) = (soup.label.as_str(), soup.run.aim.matrix());
-            let strategy = balance.strategy;
-            let told = told(soup.run)?;
+            let (label, strategy) = (soup.label.as_str(), soup.run.config.balance.strategy);
+            let told = told(soup)?;
             let told = told.as_ref();
             let trained = Trained { run, label, nominal, identity, realised, strategy, told };
             let only_columns = run.checked_sub(1).is_some_and(|other| others[other].oracle);
@@ -113,8 +133,32 @@ impl<'a> Sweep<'a> {
                 columns.extend(columns_of(run, soup));
             }
         }
-        let standardiser = subject.standardiser(subject.sft()?.as_ref())?;
-        Ok(Self { subject, served, settings, test, standardiser, methods, left_out, columns })
+        let server = match &server.engine {
+            None => None,
+            Some(url) => {
+                let server = Server::find(url, server, &served[0].soup, longest(own, &settings))?;
+                for (method, reason) in unasked(&server, &methods, &settings, &columns)? {
+                    methods.retain(|other| other.name != method);
+                    left_out.push(LeftOut { method, reason });
+                }
+                Some(server)
+            }
+        };
+        let standardiser = match soup {
+            Some((_, standardiser)) => standardiser.clone(),
+            None => own.standardiser(own.sft()?.as_ref())?,
+        };
+        Ok(Self {
+            subject: own,
+            served,
+            server,
+            settings,
+            test,
+            standardiser,
+            methods,
+            left_out,
+            columns,
+        })
     }
 
     /// The model θ_sft.
@@ -135,39 +179,72 @@ impl<'a> Sweep<'a> {
 
     /// Answers everything that `book` lacks, one engine at a time.
     pub fn ask(&self, book: &mut Book) -> Result<Answered> {
-        let temperature = self.settings.fixed.temperature;
-        let judge = Judge { subject: self.subject, temperature };
-        let bar = progress("evaluate", self.methods.len() as u64, "methods");
+        let Fixed { temperature, preferences, .. } = &self.settings.fixed;
+        let longest = self.subject.config.rollout.max_new_tokens;
+        let judge = Judge {
+            subject: self.subject,
+            decoding: Decoding { temperature: *temperature, longest },
+            bar: progress("evaluate", self.answers(), "answers"),
+        };
         let mut answered = Answered::default();
         for (run, soup) in self.served.iter().enumerate() {
-            let engine = soup.engine()?;
+            let local;
+            let source: &dyn Source = match &self.server {
+                Some(server) => server,
+                None => {
+                    local = soup.engine()?;
+                    &local
+                }
+            };
             let mut models = Vec::from_iter((run == 0).then(|| self.start()));
             let own = self.columns.iter().filter(|column| column.run == run);
             models.extend(own.map(|column| self.trained_for(column)));
             for model in &models {
-                judge.ask(&engine, &self.asked(run, model), book)?;
+                judge.ask(source, &self.asked(run, model), book)?;
             }
             for method in self.methods.iter().filter(|method| method.run == run) {
                 let mut alphas = vec![0.0];
-                if method.kind.extrapolates() && self.settings.alphas.len() > 1 {
-                    let selected = self.choose(method, &judge, &engine, book)?;
-                    alphas.extend(Some(selected.best).filter(|best| *best != 0.0));
+                if self.chooses(method) {
+                    let selected = self.choose(method, &judge, source, book)?;
+                    if selected.best != 0.0 {
+                        alphas.push(selected.best);
+                        judge.bar.inc_length((preferences.len() * self.rows()) as u64);
+                    }
                     answered.selected.push(selected);
                 }
                 for alpha in alphas {
                     let planned = self.plan(method.extrapolated(alpha));
                     for preference in &planned.preferences {
                         let (_, model) = planned.method.solve(preference)?;
-                        judge.ask(&engine, &self.asked(run, &model), book)?;
+                        judge.ask(source, &self.asked(run, &model), book)?;
                     }
                     answered.planned.push(planned);
                 }
-                bar.inc(1);
             }
-            engine.drain();
         }
-        bar.finish();
+        judge.bar.finish();
         Ok(answered)
+    }
+
+    /// Whether α is chosen for a method.
+    fn chooses(&self, method: &Method) -> bool {
+        method.kind.extrapolates() && self.settings.alphas.len() > 1
+    }
+
+    /// Answers of a model to the test prompts.
+    fn rows(&self) -> usize {
+        self.test.len() * self.settings.fixed.seeds.len()
+    }
+
+    /// Answers that are asked for whatever α is chosen, those that methods share counted for each.
+    fn answers(&self) -> u64 {
+        let Fixed { preferences, dev_prompts, seeds, .. } = &self.settings.fixed;
+        let (grid, columns) = (preferences.len(), self.columns.len());
+        let chosen = self.methods.iter().filter(|method| self.chooses(method)).count();
+        let tried = chosen * self.settings.alphas.len() * grid;
+        let dev = (*dev_prompts).min(self.subject.validation.len()) * seeds.len();
+        let points = 1 + columns + self.methods.len() * (grid + columns);
+        (points * self.rows() + tried * dev) as u64
     }
 
     fn plan(&self, method: Method) -> Planned {
@@ -183,7 +260,7 @@ impl<'a> Sweep<'a> {
         &self,
         method: &Method,
         judge: &Judge<'_>,
-        engine: &EngineHandle,
+        source: &dyn Source,
         book: &mut Book,
     ) -> Result<Selected> {
         let fixed = &self.settings.fixed;
@@ -200,7 +277,7 @@ impl<'a> Sweep<'a> {
                     prompts: &prompts,
                     ..self.asked(method.run, &model)
                 };
-                judge.ask(engine, &asked, book)?;
+                judge.ask(source, &asked, book)?;
                 let means = means(&book.answers(&asked), self.standardiser.mean.len());
                 solutions.push(self.standardiser.apply(&means).map_err(RunError::from)?);
             }
@@ -226,23 +303,63 @@ fn means(answers: &[&Answer], objectives: usize) -> Vec<f64> {
 /// The backbones trained with fixed weights of the rewards, each at the preference of those
 /// weights.
 fn columns_of(run: usize, soup: &Served<'_>) -> Vec<Column> {
-    if soup.run.config.balance.strategy != Strategy::Average {
+    if !soup.is_average() {
         return Vec::new();
     }
     let owner = if soup.label.is_empty() { String::new() } else { format!(" of {}", soup.label) };
-    let named = soup.run.config.policies().into_iter().enumerate();
-    let column = |(backbone, name): (usize, &str)| {
-        let preference = soup.run.aim.preference(backbone)?;
-        Some(Column { name: format!("{name}{owner}"), run, backbone, preference })
+    let column = |(backbone, entry): (usize, &BackboneEntry)| {
+        let preference = soup.aim.preference(backbone)?;
+        Some(Column { name: format!("{}{owner}", entry.name), run, backbone, preference })
     };
-    named.filter_map(column).collect()
+    soup.soup.manifest.backbones.iter().enumerate().filter_map(column).collect()
 }
 
 /// What maps preferences to rewards wanted, of a run whose policy is told them.
-fn told(run: &Run) -> Result<Option<Told>> {
+fn told(soup: &Served<'_>) -> Result<Option<Told>> {
+    let run = soup.run;
     let MixingConfig::Context(settings) = &run.config.mixing else { return Ok(None) };
+    if soup.path != run.layout().soup() {
+        let reason =
+            "--soup: mixing.context maps preferences by what a run keeps: evaluate that run";
+        return Err(EvaluateError::Settings(reason.to_owned()));
+    }
     let range = read_toml(&run.layout().range(POLICY))?;
     Ok(Some(Told { mapping: settings.mapping, range }))
+}
+
+/// Tokens of the longest prompt and answer, and the one more that log-probabilities of both take.
+fn longest(run: &Run, settings: &Settings) -> usize {
+    let prompts = run.test.iter().chain(&run.validation).map(|prompt| prompt.tokens.len());
+    let scored = usize::from(settings.fixed.temperature == 1.0);
+    prompts.max().unwrap_or(0) + run.config.rollout.max_new_tokens + scored
+}
+
+/// The methods for which a server cannot be asked, each with the reason.
+fn unasked(
+    server: &Server,
+    methods: &[Method],
+    settings: &Settings,
+    columns: &[Column],
+) -> Result<Vec<(String, String)>> {
+    let mut alphas = settings.alphas.iter().filter(|alpha| **alpha != 0.0);
+    if let Some((alpha, reason)) = alphas.find_map(|a| Some((a, server.check_alpha(*a).err()?))) {
+        return Err(EvaluateError::Settings(format!("--alphas has {alpha}: {reason}")));
+    }
+    let mut unasked = Vec::new();
+    for method in methods {
+        let alphas = if method.kind.extrapolates() { &settings.alphas[..] } else { &[0.0] };
+        let columns = columns.iter().map(|column| &column.preference);
+        for preference in settings.fixed.preferences.iter().chain(columns) {
+            for alpha in alphas {
+                let (_, model) = method.extrapolated(*alpha).solve(preference)?;
+                if let Err(reason) = server.ask_for(&model) {
+                    unasked.push((method.name.clone(), reason));
+                }
+            }
+        }
+    }
+    unasked.dedup_by(|a, b| a.0 == b.0);
+    Ok(unasked)
 }
 
 /// The first `count` prompts of a fixed order (all, if there are fewer).

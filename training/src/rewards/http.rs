@@ -3,17 +3,12 @@
 //! `POST url` with `{"samples": [{"prompt", "response", "finished", "references", "fields"}, …]}`;
 //! the answer is `{"scores": [number, …]}`, one a sample, in order.
 
-use super::{Range, Reward, RewardError, Sample};
-use serde::{Deserialize, Serialize};
-use std::{io::Read, time::Duration};
-use ureq::{
-    Agent,
-    http::{StatusCode, Uri, header},
-    tls::{RootCerts, TlsConfig},
-};
+use std::time::Duration;
 
-/// Most bytes of an answer: a score takes some 20.
-const ANSWER_LIMIT: u64 = 64 << 20;
+use serde::{Deserialize, Serialize};
+
+use super::{Range, Reward, RewardError, Sample};
+use crate::client::Client;
 
 /// Settings of the reward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,7 +19,8 @@ pub struct HttpConfig {
     /// Seconds until a request is given up.
     #[serde(default = "timeout")]
     pub timeout_s: f64,
-    /// Further attempts after a failed connection, a timeout, 429 or 5xx.
+    /// Further attempts after a failed connection, a timeout, 429 or 5xx. A scorer that sends
+    /// `Retry-After` is waited for beyond them, ten minutes at most.
     #[serde(default = "retries")]
     pub retries: u32,
     /// Seconds before the first further attempt; doubled before each next one.
@@ -63,8 +59,7 @@ fn unit() -> String {
 pub struct HttpReward {
     name: String,
     config: HttpConfig,
-    token: Option<String>,
-    agent: Agent,
+    client: Client,
 }
 
 #[derive(Serialize)]
@@ -77,12 +72,6 @@ struct Answer {
     scores: Vec<Option<f64>>,
 }
 
-/// A failed attempt, to be repeated or not.
-enum Attempt {
-    Again(String),
-    Final(String),
-}
-
 impl HttpReward {
     /// Checks the settings and makes the client, without sending a request.
     pub fn new(name: String, config: HttpConfig) -> Result<Self, RewardError> {
@@ -92,7 +81,7 @@ impl HttpReward {
                 .map_err(|_| wrong(format!("{field} is {value}, expected seconds ≥ 0")))
         };
         let timeout = seconds("timeout_s", config.timeout_s)?;
-        seconds("backoff_s", config.backoff_s)?;
+        let backoff = seconds("backoff_s", config.backoff_s)?;
         if config.batch == 0 {
             return Err(wrong("batch is 0, expected at least 1".into()));
         }
@@ -108,68 +97,15 @@ impl HttpReward {
             ),
             None => None,
         };
-        let url =
-            config.url.parse::<Uri>().map_err(|e| wrong(format!("url {}: {e}", config.url)))?;
-        if url.host().is_none() || !matches!(url.scheme_str(), Some("http" | "https")) {
-            return Err(wrong(format!("url {}: expected http:// or https://", config.url)));
-        }
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let agent = Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .timeout_global(Some(timeout))
-            .build()
-            .into();
-        Ok(Self { name, config, token, agent })
-    }
-
-    fn attempt(&self, samples: &[Sample]) -> Result<Vec<Option<f64>>, Attempt> {
-        let mut request = self.agent.post(&self.config.url);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let response = request.send_json(&Question { samples });
-        let response = response.map_err(|e| Attempt::Again(e.to_string()))?;
-        let status = response.status();
-        let mut body = Vec::new();
-        let mut reader = response.into_body().into_reader().take(ANSWER_LIMIT);
-        reader.read_to_end(&mut body).map_err(|e| Attempt::Again(e.to_string()))?;
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return Err(Attempt::Again(format!("{status}: {}", start(&body))));
-        }
-        if !status.is_success() {
-            return Err(Attempt::Final(format!("{status}: {}", start(&body))));
-        }
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|e| Attempt::Final(format!("{e} in the answer: {}", start(&body))))?;
-        Ok(answer.scores)
+        Client::check(&config.url).map_err(|reason| wrong(format!("url {reason}")))?;
+        let client = Client::new(timeout, config.retries, backoff, token);
+        Ok(Self { name, config, client })
     }
 
     fn ask(&self, samples: &[Sample]) -> Result<Vec<Option<f64>>, String> {
-        let mut wait = self.config.backoff_s;
-        for left in (0..=self.config.retries).rev() {
-            match self.attempt(samples) {
-                Ok(scores) => return Ok(scores),
-                Err(Attempt::Again(reason)) if left > 0 => {
-                    tracing::warn!(reward = self.name, %reason, left, "asking the scorer again");
-                    std::thread::sleep(Duration::try_from_secs_f64(wait).unwrap_or_default());
-                    wait *= 2.0;
-                }
-                Err(Attempt::Again(reason)) => {
-                    let attempts = self.config.retries + 1;
-                    return Err(format!("{}: {reason} ({attempts} attempts)", self.config.url));
-                }
-                Err(Attempt::Final(reason)) => {
-                    return Err(format!("{}: {reason}", self.config.url));
-                }
-            }
-        }
-        Err(format!("{}: no attempt", self.config.url))
+        let answer: Answer = self.client.post(&self.config.url, &Question { samples })?;
+        Ok(answer.scores)
     }
-}
-
-fn start(body: &[u8]) -> String {
-    String::from_utf8_lossy(body).chars().take(300).collect()
 }
 
 impl Reward for HttpReward {

@@ -1,11 +1,11 @@
 //! Runs whose adapters are active on the answer only.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use ladle::soup::{Activation, ActiveFrom, OpenOptions, Soup};
 use serde_json::Value;
 
-use super::{OBJECTIVES, command, killed_and_whole, refuse, start, succeed, task};
+use super::{OBJECTIVES, command, engine::served, killed_and_whole, refuse, start, succeed, task};
 
 /// Kills and resumes a run of these settings of `rl`; the run starts with an empty cache each time.
 fn killed(rl: &str, dropout: f64, seed: u64) {
@@ -56,11 +56,24 @@ rl = {{ steps = 2, batch = 8, minibatch = 8, epochs = 1, learning_rate = 5e-2, s
     assert_eq!(soup.active_from, ActiveFrom::GenerationPrompt);
 
     let out = directory.path().join("evaluated");
-    let mut evaluate = command();
-    evaluate.arg("evaluate").arg(&run).arg("--out").arg(&out).arg("--data").arg(directory.path());
-    succeed(evaluate.args(["--prompts", "3", "--grid", "3", "--alphas", "0"]));
-    let front = fs::read_to_string(out.join("front.json")).unwrap();
-    let front: Value = serde_json::from_str(&front).unwrap();
+    let evaluate = |out: &Path| {
+        let mut command = command();
+        command.arg("evaluate").arg(&run).arg("--out").arg(out).arg("--data").arg(directory.path());
+        command.args(["--prompts", "3", "--grid", "3", "--alphas", "0"]);
+        command
+    };
+    succeed(&mut evaluate(&out));
+    // Through a server, which is sent the messages, it is the same.
+    let (server, through) = (served(&run.join("soup")), directory.path().join("through"));
+    succeed(evaluate(&through).args(["--engine", &server.url]));
+    let read = |out: &Path| fs::read_to_string(out.join("samples.csv")).unwrap();
+    assert_eq!(read(&out), read(&through));
+    // So it is as a soup from elsewhere, on the scale of this run.
+    let elsewhere = directory.path().join("elsewhere");
+    succeed(evaluate(&elsewhere).arg("--soup").arg(run.join("soup")));
+    let front = |out: &Path| fs::read_to_string(out.join("front.json")).unwrap();
+    assert_eq!(front(&out), front(&elsewhere));
+    let front: Value = serde_json::from_str(&front(&out)).unwrap();
     let methods = front["methods"].as_array().unwrap().iter();
     let names: Vec<&str> = methods.map(|m| m["method"].as_str().unwrap()).collect();
     assert!(names.contains(&"θ_sft") && names.contains(&"bone soup (nominal)"), "{names:?}");

@@ -2,6 +2,7 @@
 
 mod answer_only;
 mod context;
+mod engine;
 mod evaluations;
 mod optimum;
 mod refused;
