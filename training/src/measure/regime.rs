@@ -72,7 +72,7 @@ pub fn verdicts(sweep: &Sweep) -> Vec<String> {
             && *kl > OVERSHOOT * own
         {
             lines.push(format!(
-                "overshoot: the corner of {objective} is {kl:.1} nats from θ_sft, its backbone \\
+                "overshoot: the corner of {objective} is {kl:.1} nats from θ_sft, its backbone \
                  {own:.1}; {advice}"
             ));
         }
