@@ -1,6 +1,9 @@
 //! Requests to the engine and its answers.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 
@@ -54,6 +57,8 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// Whom it is counted for.
     pub client: Client,
+    /// Its prefix is found by requests of the same salt alone; `None`: by those without one.
+    pub cache_salt: Option<Arc<str>>,
     /// Events that may lie unread; with more the request fails with [`EngineError::Unread`].
     pub max_unread: usize,
 }
@@ -76,6 +81,7 @@ impl GenerateRequest {
             deadline: None,
             priority: 0,
             client: Client::Local,
+            cache_salt: None,
             max_unread: usize::MAX,
         }
     }

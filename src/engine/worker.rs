@@ -222,7 +222,7 @@ impl<B: Backend> Worker<B> {
             keys: model_keys(&request),
             from: request.active_from.unwrap_or(0),
             repeatable: request.is_repeatable(),
-            owner: self.owner(&request.client),
+            owner: self.owner(&request),
         };
         let lanes = self.models.enter(&self.backend, wanted, sibling);
         let GenerateRequest { prompt, sampling, max_tokens, .. } = request;
@@ -268,11 +268,17 @@ impl<B: Backend> Worker<B> {
         lanes
     }
 
-    /// Whose prefixes a client's request may find: its key's alone, unless prefixes are shared.
-    fn owner(&self, client: &Client) -> Option<Arc<str>> {
-        match client {
-            Client::Key(name) if !self.share_prefixes => Some(name.clone()),
+    /// Whose prefixes a request may find: its key's alone, unless prefixes are shared, and those of its
+    /// salt alone.
+    fn owner(&self, request: &GenerateRequest) -> Option<Arc<str>> {
+        let key = match &request.client {
+            Client::Key(name) if !self.share_prefixes => Some(name),
             _ => None,
+        };
+        match &request.cache_salt {
+            None => key.cloned(),
+            // In quotes, which names of keys do not have: no other owner is written so.
+            Some(salt) => Some(format!("{key:?} {salt:?}").into()),
         }
     }
 

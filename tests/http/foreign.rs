@@ -105,7 +105,7 @@ fn a_field_of_other_servers_that_asks_for_what_does_not_happen_is_refused_by_nam
         ("truncate_prompt_tokens", json!(10)),
         ("prompt_logprobs", json!(1)),
         ("return_token_ids", json!(true)),
-        ("cache_salt", json!("secret")),
+        ("extra_key", json!("secret")),
         ("lora", json!([{"id": 0, "scale": 1}])),
         ("chat_template", json!("{{ messages }}")),
         ("stream_interval", json!(4)),

@@ -210,3 +210,23 @@ fn a_prefix_is_found_by_its_own_key_alone_unless_they_are_shared() {
         assert_eq!(cached(&two), own);
     }
 }
+
+#[test]
+fn a_prefix_is_found_under_its_own_salt_alone() {
+    let server = Server::start(options());
+    let prompt = "The soup is warm and the spoon is long. ".repeat(4);
+    let body = json!({"model": "soup-tiny", "prompt": prompt, "max_tokens": 1, "seed": 1});
+    let ask = |more: Value| {
+        let answer = server.post("/v1/completions", with(body.clone(), more)).ok();
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    let salted = |salt: &str| ask(json!({"cache_salt": salt}));
+    assert_eq!(ask(json!({})), 0);
+    let own = ask(json!({}));
+    assert!(own > 0, "the prompt has a full block");
+    assert_eq!((salted("one"), salted("two"), salted("one"), salted("two")), (0, 0, own, own));
+    // The empty salt is none.
+    assert_eq!((salted(""), ask(json!({"cache_salt": null}))), (own, own));
+    let long = server.post("/generate", with(greedy(), json!({"cache_salt": "s".repeat(513)})));
+    assert_eq!((long.status, long.error().1), (400, Some("cache_salt")), "{}", long.body);
+}

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Checked, Context, StreamUsage, Target, prompt};
+use super::{Checked, Context, StreamUsage, Target, prompt, sampling::cache_salt};
 use crate::{
     engine::{GenerateRequest, Pooling},
     http::error::ApiError,
@@ -42,6 +42,7 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
     let pooling = fields.convert("pooling", pooling, expected)?.unwrap_or(Pooling::Last);
     let texts = prompt::Encoding::take(&mut fields, true)?;
     let priority = context.priority(&mut fields)?;
+    let salt = cache_salt(&mut fields)?;
     fields.finish()?;
     let encoder = texts.within(context, limits.request_timeout);
     let prompts = encoder.several("input", input, MAX_INPUTS)?;
@@ -57,6 +58,7 @@ pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encodi
             deadline: arrived.checked_add(limits.request_timeout),
             priority,
             client: context.client.clone(),
+            cache_salt: salt.clone(),
             ..GenerateRequest::new(prompt.ids, solutions[0].coefficients.clone(), 1)
         })
     };

@@ -1,6 +1,6 @@
 //! The fields that all generating routes share, and the engine requests they make.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::Value;
 
@@ -98,6 +98,7 @@ pub struct Parameters {
     /// Time from arrival to the deadline.
     pub timeout: Duration,
     priority: i32,
+    cache_salt: Option<Arc<str>>,
     combine_logits: bool,
     /// What the answer is held to.
     pub constraint: Option<Asked>,
@@ -144,6 +145,7 @@ impl Parameters {
             stream: fields.flag("stream")?.unwrap_or(false),
             timeout: timeout.map_or(longest, Duration::from_secs_f64),
             priority: context.priority(fields)?,
+            cache_salt: cache_salt(fields)?,
             combine_logits: fields.convert("combine", logits, combine)?.unwrap_or(false),
             constraint: constraint::take(fields)?,
         })
@@ -232,6 +234,7 @@ impl Parameters {
                         deadline: context.deadline(self.timeout).at,
                         priority: self.priority,
                         client: context.client.clone(),
+                        cache_salt: self.cache_salt.clone(),
                         max_unread: MAX_UNREAD,
                         ..GenerateRequest::new(prompt.ids.clone(), c, max_tokens)
                     });
@@ -254,6 +257,17 @@ impl Parameters {
             trace: context.trace.clone(),
         })
     }
+}
+
+/// Longest `cache_salt`, bytes.
+const MAX_SALT: usize = 512;
+
+/// `cache_salt`; the empty one is none.
+pub fn cache_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, ApiError> {
+    let salt = |value: &Value| value.as_str().filter(|text| text.len() <= MAX_SALT).map(Arc::from);
+    let expected = || format!("a text of at most {MAX_SALT} bytes");
+    let salt: Option<Arc<str>> = fields.convert("cache_salt", salt, expected)?;
+    Ok(salt.filter(|salt| !salt.is_empty()))
 }
 
 /// `top_k`: 0 and −1 are off, as in vLLM, SGLang and llama.cpp.

@@ -317,12 +317,7 @@ pub const TABLE: &[Foreign] = &[
     row(Body, &["response_fields"], EMPTY, "all fields are returned"),
     row(Body, &["stream_interval"], ONE, "each token is sent as it comes"),
     // Where the work is done, and with which weights.
-    row(
-        Body,
-        &["cache_salt", "extra_key"],
-        EMPTY,
-        "requests of one preference share the prefix cache: it cannot be divided by a request",
-    ),
+    row(Body, &["extra_key"], EMPTY, "use cache_salt"),
     row(Body, &["kv_transfer_params", "ec_transfer_params", "session_params"], EMPTY, CACHE),
     row(Body, &["bootstrap_host", "bootstrap_port", "bootstrap_room"], NONE, CACHE),
     row(Body, &["lora", "lora_path", "adapters", "adapter_id"], EMPTY, ADAPTER),
