@@ -98,6 +98,16 @@ fn answers_follow_the_preference(seed: u64) {
     assert_eq!(asked.len(), 5 * 24 * 2);
     assert_eq!(asked.iter().filter(|told| **told == expected).count(), 24 * 2);
 
+    // A server of the soup, which is sent what is told, answers alike.
+    let server = engine::served(&run.join("soup"));
+    let answered = |out: &Path, more: &[&str]| {
+        let mut evaluate = command();
+        evaluate.arg("evaluate").arg(&run).arg("--out").arg(out).args(more);
+        succeed(evaluate.arg("--data").arg(directory.path()).args(["--prompts", "3"]));
+        fs::read_to_string(out.join("samples.csv")).unwrap()
+    };
+    assert_eq!(answered(&at("here"), &[]), answered(&at("there"), &["--engine", &server.url]));
+
     // Every prompt of the online stage asked for the highest of all rewards but one.
     for row in json(&run.join("rows/online.json")).as_array().unwrap() {
         let highest =
