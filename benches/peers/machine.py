@@ -18,14 +18,18 @@ def cpu_info(key):
 
 
 def slug():
-    return re.sub(r"[^a-z0-9.]+", "-", cpu_info("model name").lower()).strip("-")
+    """The processor's name and the class that decides which products it has."""
+    flags = cpu_info("flags").split()
+    classes = {"amx_bf16": "amx", "avx512_bf16": "avx512-bf16", "avx512_vnni": "avx512-vnni", "avx512f": "avx512", "avx2": "avx2"}
+    best = next((name for flag, name in classes.items() if flag in flags), "none")
+    return re.sub(r"[^a-z0-9.]+", "-", f"{cpu_info('model name')} {best}".lower()).strip("-")
 
 
 def describe():
     flags = cpu_info("flags").split()
     memory = re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text())
     return {
-        "cpu": cpu_info("model name"), "cores": os.cpu_count(), "kernel": os.uname().release,
+        "cpu": cpu_info("model name"), "family": cpu_info("cpu family"), "model": cpu_info("model"), "cores": os.cpu_count(), "kernel": os.uname().release,
         "flags": [flag for flag in FLAGS if flag in flags], "without": [f for f in FLAGS if f not in flags],
         "memory_gib": round(int(memory.group(1)) / 2**20, 1),
     }

@@ -6,18 +6,22 @@ import statistics
 import load
 import machine
 
-# name -> (numerator, denominator), each (case, clients, measure); the goal stands beside it.
+# name -> (numerator, denominators of which the best counts, measure, comparison, goal by model).
+# A side is (case, clients).
+TOKENS, FIRST = "output_tok_s", "first_token_ms"
+MODELS = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b")
 RATIOS = {
-    "16 distinct over vllm's one model": (("ladle/distinct", 16), ("vllm/none", 16), "output_tok_s", ">= 0.9"),
-    "16 distinct over llama.cpp's 16 distinct": (("ladle/distinct", 16), ("llama.cpp/distinct", 16), "output_tok_s", ">= 14"),
-    "16 distinct over vllm's 16 merged ahead": (("ladle/distinct", 16), ("vllm/distinct", 16), "output_tok_s", ">= 18"),
-    "16 distinct over 16 of one preference": (("ladle/distinct", 16), ("ladle/shared", 16), "output_tok_s", ">= 0.9"),
-    "one preference over vllm, 16 clients": (("ladle/shared", 16), ("vllm/none", 16), "output_tok_s", ">= 1.0"),
-    "one preference over vllm, 8 clients": (("ladle/shared", 8), ("vllm/none", 8), "output_tok_s", ">= 1.0"),
-    "one client over vllm": (("ladle/shared", 1), ("vllm/none", 1), "output_tok_s", ">= 1.5"),
-    "one client over llama.cpp": (("ladle/shared", 1), ("llama.cpp/none", 1), "output_tok_s", ">= 1.5"),
-    "first token p50 over vllm, 16 shared": (("ladle/shared", 16), ("vllm/none", 16), "first_token_ms", "<= 1.0"),
-    "first token p50 over vllm, 16 distinct": (("ladle/distinct", 16), ("vllm/none", 16), "first_token_ms", "<= 1.0"),
+    "16 preferences over vLLM's one model": (("ladle/distinct", 16), [("vllm/none", 16)], TOKENS, ">=", (1.2, 1.1, 1.1)),
+    "16 of one preference over vLLM": (("ladle/shared", 16), [("vllm/none", 16)], TOKENS, ">=", (1.3, 1.2, 1.2)),
+    "one client over the better of vLLM and llama.cpp":
+        (("ladle/shared", 1), [("vllm/none", 1), ("llama.cpp/none", 1)], TOKENS, ">=", (1.3, 1.05, 1.05)),
+    "16 preferences over llama.cpp's 16 mixes": (("ladle/distinct", 16), [("llama.cpp/distinct", 16)], TOKENS, ">=", (14, 12, None)),
+    "16 preferences over vLLM's 16 merged ahead": (("ladle/distinct", 16), [("vllm/distinct", 16)], TOKENS, ">=", (None, None, None)),
+    "16 preferences over 16 of one": (("ladle/distinct", 16), [("ladle/shared", 16)], TOKENS, ">=", (0.9, 0.9, 0.9)),
+    "first token p50 over vLLM, 16 clients of one": (("ladle/shared", 16), [("vllm/none", 16)], FIRST, "<=", (0.9, 0.9, 0.9)),
+    "first token p50 over vLLM, 16 preferences": (("ladle/distinct", 16), [("vllm/none", 16)], FIRST, "<=", (0.9, 0.9, 0.9)),
+    "q8_0, 16 preferences over llama.cpp's one model":
+        (("ladle/distinct-q8_0", 16), [("llama.cpp/none-q8_0", 16)], TOKENS, ">=", (2, 2, None)),
 }
 
 
@@ -73,30 +77,42 @@ HEADER = f"{'case':24} {'N':>3} {'tok/s':>9} {'first p50':>9} {'first p99':>9} {
 class Result:
     """Results of many calls of the driver in one file."""
 
-    def __init__(self, path, seed):
-        self.path, self.seed = path, seed
+    def __init__(self, path, model, seed):
+        self.path, self.model, self.seed = path, model, seed
         self.rows = json.loads(path.read_text())["runs"] if path.exists() else []
 
     def add(self, rows):
-        new = {(row["case"], row["clients"]) for row in rows}
-        self.rows = [row for row in self.rows if (row["case"], row["clients"]) not in new] + rows
-        self.rows.sort(key=lambda row: (row["case"], row["clients"]))
+        key = lambda row: (row["case"], row["clients"], row["round"])
+        new = set(map(key, rows))
+        self.rows = sorted([row for row in self.rows if key(row) not in new] + rows, key=key)
         self.write()
 
     def ratios(self):
-        rows = {(row["case"], row["clients"]): row["summary"] for row in self.rows}
-        out = {}
-        for name, (above, below, measure, goal) in RATIOS.items():
-            values = [rows.get(key, {}).get(measure) for key in (above, below)]
-            values = [v["p50"] if isinstance(v, dict) else v for v in values]
-            if all(values):
-                out[name] = {"ratio": round(values[0] / values[1], 3), "goal": goal}
+        """Every ratio of each round that has both sides, and their geometric mean."""
+        value = {}
+        for row in self.rows:
+            for measure in (TOKENS, FIRST):
+                found = row["summary"].get(measure)
+                found = found["p50"] if isinstance(found, dict) else found
+                value[row["case"], row["clients"], measure, row["round"]] = found
+        rounds, out = sorted({row["round"] for row in self.rows}), {}
+        for name, (above, below, measure, comparison, goals) in RATIOS.items():
+            ratios = []
+            for round in rounds:
+                top = value.get((*above, measure, round))
+                bottoms = [value.get((*side, measure, round)) for side in below]
+                if top and all(bottoms):
+                    ratios.append(round_to(top / max(bottoms)))
+            if ratios:
+                goal = dict(zip(MODELS, goals)).get(self.model)
+                out[name] = {"ratio": round_to(statistics.geometric_mean(ratios)), "rounds": ratios,
+                             "goal": f"{comparison} {goal}" if goal else None}
         return out
 
     def write(self):
         head = {
             "what": "benches/peers/serve.py; times in ms, memory in bytes; ENV is what benches/peers/setup made",
-            "machine": machine.describe(), "seed": self.seed, "ratios": self.ratios(),
+            "model": self.model, "machine": machine.describe(), "seed": self.seed, "ratios": self.ratios(),
         }
         runs = [dump_run(row) for row in self.rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +120,13 @@ class Result:
 
     def table(self):
         lines = [HEADER, *map(line, self.rows), ""]
-        lines += [f"{name:44} {r['ratio']:8.3f}  goal {r['goal']}" for name, r in self.ratios().items()]
+        for name, r in self.ratios().items():
+            lines.append(f"{name:50} {r['ratio']:8.3f}  of {', '.join(map(str, r['rounds']))}  goal {r['goal'] or 'none'}")
         return "\n".join(lines)
+
+
+def round_to(ratio):
+    return round(ratio, 3)
 
 
 def dump_run(row):

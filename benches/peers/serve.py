@@ -1,10 +1,12 @@
 """Serving speed of ladle, llama.cpp's server and vLLM's CPU build on the same model, adapters and load.
 
-usage: serve.py ENV [--cases ladle/shared,llama.cpp/none] [--clients 1,4,8,16] [--each N] [--out FILE] [--list]
+usage: serve.py ENV [--model NAME] [--cases ladle/shared,llama.cpp/none] [--clients 1,4,8,16] [--each N]
+                [--rounds N] [--out FILE] [--list]
 
 ENV is the directory that `benches/peers/setup` made. Each case starts its server, warms it up, then
 runs the load for each number of clients: prompts of about 100 tokens, 64 new ones, greedy. Results go
-into FILE run by run; a case measured again replaces what FILE had of it. LADLE names ladle's binary.
+into FILE run by run; a case measured again replaces what FILE had of its round. With several rounds
+all cases are run in turns (A B A B), and every ratio is of its own round. LADLE names ladle's binary.
 """
 
 import argparse
@@ -76,10 +78,10 @@ async def play(session, server, case, clients, each, seed):
     return extra | {"requests": [load.read(answer, server) for answer in run.answers]}
 
 
-async def measure(name, clients, options):
+async def measure(name, clients, round, options):
     """Starts the server of a case and runs it for each number of clients."""
     case, rows = CASES[name], []
-    server = case["server"](options.env, options.port, case, max(clients))
+    server = case["server"](options.env, options.model, options.port, case, max(clients))
     if hasattr(server, "prepare"):
         server.prepare(options.seed)
     command, version = [str(part) for part in server.command()], server.version()
@@ -94,9 +96,9 @@ async def measure(name, clients, options):
             async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
                 start_s = await wait_ready(session, server, process, log)
                 for n in clients:
-                    row = await play(session, server, case, n, options.each, options.seed)
+                    row = await play(session, server, case, n, options.each, options.seed + round)
                     row = {
-                        "case": name, "clients": n, "dtype": case["dtype"],
+                        "case": name, "clients": n, "round": round, "dtype": case["dtype"],
                         "command": " ".join([pathlib.Path(command[0]).name, *command[1:]]).replace(str(options.env), "ENV").replace(str(ROOT), "."),
                         "env": {k: v.replace(str(options.env), "ENV") for k, v in server.env.items()},
                         "version": version, "at": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -114,9 +116,11 @@ async def measure(name, clients, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("env", type=lambda p: pathlib.Path(p).resolve())
+    parser.add_argument("--model", default="smollm2-135m", help="one that setup prepared")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--clients", default="1,4,8,16")
     parser.add_argument("--each", type=int, help="requests that each client sends (default 5 to 2, by their number)")
+    parser.add_argument("--rounds", type=int, default=1, help="times that all cases are run, in turns")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--port", type=int, default=18990)
     parser.add_argument("--seed", type=int, default=1)
@@ -127,15 +131,16 @@ def main():
     unknown = set(options.cases.split(",")) - set(CASES)
     if unknown:
         parser.error(f"--cases {','.join(sorted(unknown))}: no such case; --list prints them")
-    out = options.out or ROOT / "benches" / "results" / f"serve-{datetime.date.today()}-{machine.slug()}.json"
-    result = report.Result(out, options.seed)
+    out = options.out or ROOT / "benches" / "results" / f"serve-{options.model}-{datetime.date.today()}-{machine.slug()}.json"
+    result = report.Result(out, options.model, options.seed)
     clients = [int(n) for n in options.clients.split(",")]
-    for name in options.cases.split(","):
-        wanted = [1] if CASES[name]["mixes"] in ("fresh", "arrivals", "arrivals-hot") else clients
-        groups = [[n] for n in wanted] if CASES[name]["server"].per_clients else [wanted]
-        for group in groups:
-            say(f"== {name}, {'/'.join(map(str, group))} clients")
-            result.add(asyncio.run(measure(name, group, options)))
+    for round in range(options.rounds):
+        for name in options.cases.split(","):
+            wanted = [1] if CASES[name]["mixes"] in ("fresh", "arrivals", "arrivals-hot") else clients
+            groups = [[n] for n in wanted] if CASES[name]["server"].per_clients else [wanted]
+            for group in groups:
+                say(f"== round {round + 1}, {name}, {'/'.join(map(str, group))} clients")
+                result.add(asyncio.run(measure(name, group, round, options)))
     print(result.table())
     say(out)
 

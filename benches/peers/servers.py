@@ -19,14 +19,15 @@ class Server:
     ready = "/health"
     env = {}
 
-    def __init__(self, env, port, case, clients):
+    def __init__(self, env, model, port, case, clients):
         self.at, self.port, self.case, self.clients = env, port, case, clients
-        self.base, self.models = env / "models" / "base", env / "models"
+        self.models = env / "models" / model
+        self.base = self.models / "base"
         self.url = f"http://127.0.0.1:{port}"
 
     def weights(self):
         """Bytes that any server must hold: base and adapters, in bf16."""
-        files = [self.base / "model.safetensors"]
+        files = list(self.base.glob("*.safetensors"))
         files += [self.models / "adapters" / name / "adapter_model.safetensors" for name in OBJECTIVES]
         return sum(file.stat().st_size for file in files)
 
@@ -150,7 +151,7 @@ class Vllm(Server):
         for k, path in enumerate(self.modules().values()):
             weights = ",".join(f"{n}={w}" for n, w in zip(OBJECTIVES, preference(k, seed)))
             if not path.exists():
-                ladle = Ladle(self.at, 0, {"options": []}, 1)
+                ladle = Ladle(self.at, self.models.name, 0, {"options": []}, 1)
                 path.parent.mkdir(exist_ok=True)
                 run(ladle.binary(), "merge", self.models / "soup", "--preference", weights, "--adapter", "--out", path)
 
@@ -200,8 +201,6 @@ CASES = {
     "llama.cpp/none": llama("none", "bf16"),
     "llama.cpp/shared": llama("shared", "bf16"),
     "llama.cpp/distinct": llama("distinct", "bf16"),
-    "llama.cpp/none-f32": llama("none", "f32"),
-    "llama.cpp/distinct-f32": llama("distinct", "f32"),
     "llama.cpp/none-q8_0": llama("none", "q8_0"),
     "llama.cpp/distinct-q8_0": llama("distinct", "q8_0"),
     "vllm/none": {"server": Vllm, "mixes": "none", "dtype": "bf16"},
