@@ -235,21 +235,29 @@ pub fn logprobs(logits: &[f32], id: u32, n: usize) -> Result<(f32, Vec<(u32, f32
     Ok((normal(own), top))
 }
 
-/// The largest logit, or why there is none. In lanes, as a chain of comparisons would be slow.
+crate::vectorised! {
+    /// The largest value that is no NaN, and whether there is a NaN. In lanes, as a chain of comparisons
+    /// would be slow.
+    fn extremes<'a>(values: &'a [f32]) -> (f32, bool) {
+        const LANES: usize = 64;
+        let (mut most, mut nan) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
+        let mut take = |chunk: &[f32]| {
+            for ((most, nan), &x) in most.iter_mut().zip(&mut nan).zip(chunk) {
+                *most = if x > *most { x } else { *most };
+                *nan |= u32::from(x.is_nan());
+            }
+        };
+        let mut chunks = values.chunks_exact(LANES);
+        (&mut chunks).for_each(&mut take);
+        take(chunks.remainder());
+        (most.into_iter().fold(f32::NEG_INFINITY, f32::max), nan.into_iter().any(|nan| nan != 0))
+    }
+}
+
+/// The largest logit, or why there is none.
 fn maximum(logits: &[f32]) -> Result<f32, SampleError> {
-    const LANES: usize = 32;
-    let (mut most, mut bad) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
-    let mut take = |chunk: &[f32]| {
-        for ((most, bad), &x) in most.iter_mut().zip(&mut bad).zip(chunk) {
-            *most = if x > *most { x } else { *most };
-            *bad |= x.is_nan();
-        }
-    };
-    let mut chunks = logits.chunks_exact(LANES);
-    (&mut chunks).for_each(&mut take);
-    take(chunks.remainder());
-    let max = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    if max == f32::INFINITY || bad.contains(&true) {
+    let (max, nan) = extremes(logits);
+    if max == f32::INFINITY || nan {
         let broken = |x: &f32| x.is_nan() || *x == f32::INFINITY;
         let id = logits.iter().position(broken).unwrap_or_default();
         return Err(SampleError::NotFinite { id, value: logits[id] });
@@ -260,13 +268,15 @@ fn maximum(logits: &[f32]) -> Result<f32, SampleError> {
     Ok(max)
 }
 
-/// The lowest id whose logit is `value`.
-fn first_of(logits: &[f32], value: f32) -> u32 {
-    const CHUNK: usize = 256;
-    let has = |chunk: &[f32]| chunk.iter().fold(false, |found, &x| found | (x == value));
-    let chunk = logits.chunks(CHUNK).position(has).unwrap_or_default();
-    let rest = logits.iter().skip(chunk * CHUNK);
-    (chunk * CHUNK + rest.into_iter().position(|&x| x == value).unwrap_or_default()) as u32
+crate::vectorised! {
+    /// The lowest id whose logit is `value`.
+    fn first_of<'a>(logits: &'a [f32], value: f32) -> u32 {
+        const CHUNK: usize = 256;
+        let has = |chunk: &[f32]| chunk.iter().fold(false, |found, &x| found | (x == value));
+        let chunk = logits.chunks(CHUNK).position(has).unwrap_or_default();
+        let rest = logits.iter().skip(chunk * CHUNK);
+        (chunk * CHUNK + rest.into_iter().position(|&x| x == value).unwrap_or_default()) as u32
+    }
 }
 
 fn draw(logits: &mut [f32], max: f32, params: &SamplingParams, uniform: f64) -> u32 {
@@ -301,20 +311,37 @@ fn draw(logits: &mut [f32], max: f32, params: &SamplingParams, uniform: f64) -> 
     chosen.unwrap_or(&candidates[kept - 1]).0
 }
 
+/// Tokens whose weights [`draw_all`] sums up before it looks for the drawn one.
+const DRAW_BLOCK: usize = 256;
+
+crate::vectorised! {
+    /// Turns logits into weights exp((x − max) · inverse), 0 for those below `min_p`; the sums of the
+    /// blocks of [`DRAW_BLOCK`].
+    fn soften<'a>(logits: &'a mut [f32], max: f32, inverse: f32, min_p: f32) -> Vec<f64> {
+        let mut sums = Vec::with_capacity(logits.len().div_ceil(DRAW_BLOCK));
+        for block in logits.chunks_mut(DRAW_BLOCK) {
+            for x in block.iter_mut() {
+                let w = exp((*x - max) * inverse);
+                *x = if w < min_p { 0.0 } else { w };
+            }
+            let mut lanes = [0f64; 16];
+            for chunk in block.chunks(16) {
+                for (lane, &w) in lanes.iter_mut().zip(chunk) {
+                    *lane += f64::from(w);
+                }
+            }
+            sums.push(lanes.iter().sum());
+        }
+        sums
+    }
+}
+
 /// Draws from the whole vocabulary (or what `min_p` leaves of it) in the order of ids.
 fn draw_all(logits: &mut [f32], max: f32, inverse: f32, min_p: f32, uniform: f64) -> u32 {
-    const BLOCK: usize = 256;
-    let mut sums = Vec::with_capacity(logits.len().div_ceil(BLOCK));
-    for block in logits.chunks_mut(BLOCK) {
-        for x in block.iter_mut() {
-            let w = exp((*x - max) * inverse);
-            *x = if w < min_p { 0.0 } else { w };
-        }
-        sums.push(block.iter().map(|&w| f64::from(w)).sum::<f64>());
-    }
+    let sums = soften(logits, max, inverse, min_p);
     let mut rest = uniform * sums.iter().sum::<f64>();
     let mut last = 0;
-    for (index, (block, sum)) in logits.chunks(BLOCK).zip(&sums).enumerate() {
+    for (index, (block, sum)) in logits.chunks(DRAW_BLOCK).zip(&sums).enumerate() {
         if rest >= *sum {
             rest -= sum;
             continue;
@@ -322,7 +349,7 @@ fn draw_all(logits: &mut [f32], max: f32, inverse: f32, min_p: f32, uniform: f64
         for (offset, &w) in block.iter().enumerate() {
             rest -= f64::from(w);
             if w > 0.0 {
-                last = index * BLOCK + offset;
+                last = index * DRAW_BLOCK + offset;
             }
             if rest < 0.0 {
                 return last as u32;
@@ -333,20 +360,22 @@ fn draw_all(logits: &mut [f32], max: f32, inverse: f32, min_p: f32, uniform: f64
     logits.iter().rposition(|&w| w > 0.0).unwrap_or(last) as u32
 }
 
-/// Σ exp((x − max) · inverse).
-fn weight_sum(logits: &[f32], max: f32, inverse: f32) -> f64 {
-    let block = |block: &[f32]| -> f64 {
-        let mut lanes = [0f32; 16];
-        let mut chunks = block.chunks_exact(16);
-        for chunk in &mut chunks {
-            for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                *lane += exp((x - max) * inverse);
+crate::vectorised! {
+    /// Σ exp((x − max) · inverse).
+    fn weight_sum<'a>(logits: &'a [f32], max: f32, inverse: f32) -> f64 {
+        let block = |block: &[f32]| -> f64 {
+            let mut lanes = [0f32; 16];
+            let mut chunks = block.chunks_exact(16);
+            for chunk in &mut chunks {
+                for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                    *lane += exp((x - max) * inverse);
+                }
             }
-        }
-        let tail: f32 = chunks.remainder().iter().map(|&x| exp((x - max) * inverse)).sum();
-        lanes.iter().map(|&v| f64::from(v)).sum::<f64>() + f64::from(tail)
-    };
-    logits.chunks(1024).map(block).sum()
+            let tail: f32 = chunks.remainder().iter().map(|&x| exp((x - max) * inverse)).sum();
+            lanes.iter().map(|&v| f64::from(v)).sum::<f64>() + f64::from(tail)
+        };
+        logits.chunks(1024).map(block).sum()
+    }
 }
 
 /// The most likely tokens that together reach `mass`, with their weights, most likely first.
