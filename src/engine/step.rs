@@ -319,6 +319,9 @@ impl<B: Backend> Worker<B> {
 
     fn report(&mut self, begin: Instant, distinct: usize, forwards: Vec<ForwardReport>) {
         self.stats.steps += 1;
+        let passes = forwards.iter().map(|f| (f.mode, f.rows, f.elapsed, f.predicted));
+        let passes = passes.collect::<Vec<_>>();
+        tracing::trace!(elapsed = ?begin.elapsed(), ?passes, "step");
         if let Some(observer) = &self.observer {
             let rows = forwards.iter().map(|forward| forward.rows).sum();
             let report = StepReport { elapsed: begin.elapsed(), forwards, distinct, rows };
