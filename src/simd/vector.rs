@@ -97,6 +97,16 @@ pub trait Simd: Lanes {
     /// # Safety
     /// `p` must be writable for four values.
     unsafe fn add_sums(self, v: [Self::V; 4], p: *mut f32);
+    /// The same for each row of a tile, whose values lie `ld` apart.
+    /// # Safety
+    /// `p` must be writable for `M` rows of four values.
+    #[inline(always)]
+    unsafe fn add_row_sums<const M: usize>(self, v: [[Self::V; 4]; M], p: *mut f32, ld: usize) {
+        for i in 0..M {
+            // SAFETY: the caller's.
+            unsafe { self.add_sums(v[i], p.add(i * ld)) };
+        }
+    }
 }
 
 /// Work that an instruction set compiles with its features. `run` must be `#[inline(always)]`: its

@@ -190,27 +190,87 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn add_sums(self, [a, b, c, d]: [__m512; 4], p: *mut f32) {
+    unsafe fn add_sums(self, v: [__m512; 4], p: *mut f32) {
         unsafe {
-            // Lane i + lane i+8 of a and b, of c and d; then i + i+4, the four side by side.
-            let ab = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x44>(a, b),
-                _mm512_shuffle_f32x4::<0xee>(a, b),
-            );
-            let cd = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x44>(c, d),
-                _mm512_shuffle_f32x4::<0xee>(c, d),
-            );
-            let v = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(ab, cd),
-                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
-            );
-            let v = _mm512_add_ps(v, _mm512_permute_ps::<0b01_00_11_10>(v));
-            let v = _mm512_add_ps(v, _mm512_permute_ps::<0b10_11_00_01>(v));
-            let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-            let sums = _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, v));
-            _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
+            let v = sums_within_quarters(v);
+            // Quarter i + quarter i+2, then the two.
+            let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            add128(p, _mm_permute_ps::<0b11_01_10_00>(v));
         }
+    }
+    #[inline(always)]
+    unsafe fn add_row_sums<const M: usize>(self, v: [[__m512; 4]; M], p: *mut f32, ld: usize) {
+        unsafe {
+            let mut done = 0;
+            while done + 4 <= M {
+                // Four rows at once: a quarter each.
+                let ab = halves(sums_within_quarters(v[done]), sums_within_quarters(v[done + 1]));
+                let cd =
+                    halves(sums_within_quarters(v[done + 2]), sums_within_quarters(v[done + 3]));
+                let v = _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                    _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+                );
+                let v = _mm512_permute_ps::<0b11_01_10_00>(v);
+                let p = p.add(done * ld);
+                add128(p, _mm512_castps512_ps128(v));
+                add128(p.add(ld), _mm512_extractf32x4_ps::<1>(v));
+                add128(p.add(2 * ld), _mm512_extractf32x4_ps::<2>(v));
+                add128(p.add(3 * ld), _mm512_extractf32x4_ps::<3>(v));
+                done += 4;
+            }
+            while done < M {
+                self.add_sums(v[done], p.add(done * ld));
+                done += 1;
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX was detected, and `p` is writable for four values.
+#[inline(always)]
+unsafe fn add128(p: *mut f32, v: __m128) {
+    // SAFETY: the caller's.
+    unsafe { _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), v)) }
+}
+
+/// The sums of the halves of two vectors, side by side.
+/// # Safety
+/// AVX-512 F was detected.
+#[inline(always)]
+unsafe fn halves(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        let crossed = _mm512_shuffle_f32x4::<0x4e>(a, b);
+        _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), crossed)
+    }
+}
+
+/// The sums of the halves of each quarter of two vectors, side by side.
+/// # Safety
+/// AVX-512 F was detected.
+#[inline(always)]
+unsafe fn halves_of_quarters(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        let crossed = _mm512_shuffle_pd::<0x55>(_mm512_castps_pd(a), _mm512_castps_pd(b));
+        _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_castpd_ps(crossed))
+    }
+}
+
+/// The sums of lane i, i+2, then of the two, within each quarter of four vectors: those of the first,
+/// third, second and fourth side by side.
+/// # Safety
+/// AVX-512 F was detected.
+#[inline(always)]
+unsafe fn sums_within_quarters([a, b, c, d]: [__m512; 4]) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        let (ab, cd) = (halves_of_quarters(a, b), halves_of_quarters(c, d));
+        let crossed = _mm512_permute_ps::<0b10_11_00_01>(_mm512_mask_blend_ps(0xaaaa, cd, ab));
+        _mm512_add_ps(_mm512_mask_blend_ps(0xaaaa, ab, cd), crossed)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::tile::LINE_BYTES;
+use super::tile::add_tile;
 use crate::simd::{Bf16Dots, Lanes, Simd};
 
 /// A micro-tile: `y[i, j] (+)= Σ x[i, ·] w[j, ·]`.
@@ -16,13 +16,14 @@ pub(super) struct PairTile {
     /// Whether the sums replace what `y` holds.
     pub(super) fresh: bool,
     pub(super) chunks: usize,
-    /// Address to prefetch from meanwhile.
-    pub(super) next: *const u8,
+    /// Rows of weights to prefetch meanwhile, chunk by chunk, and how far they lie apart.
+    pub(super) next: *const bf16,
+    pub(super) ld_next: usize,
 }
 
 impl PairTile {
-    /// `rows` × `outputs` sums over all chunks of a vector of pairs. `AHEAD` lines are prefetched for
-    /// each chunk of four outputs; returns the address after them.
+    /// `rows` × `outputs` sums over all chunks of a vector of pairs. `AHEAD` rows are prefetched with
+    /// each four outputs, four rows on each time.
     /// # Safety
     /// As [`Self::rows`], for all outputs.
     #[inline(always)]
@@ -31,14 +32,14 @@ impl PairTile {
         d: D,
         rows: usize,
         outputs: usize,
-    ) -> *const u8 {
+    ) {
         // SAFETY: the caller's.
         unsafe {
             for _ in 0..outputs / 4 {
                 self.rows::<D, 4, AHEAD>(d, rows);
                 self.w = self.w.add(4 * self.ldw);
                 self.y = self.y.add(4);
-                self.next = self.next.wrapping_add(AHEAD * self.chunks * LINE_BYTES);
+                self.next = self.next.wrapping_add(4 * self.ld_next);
             }
             for _ in 0..outputs % 4 {
                 self.rows::<D, 1, 0>(d, rows);
@@ -46,7 +47,6 @@ impl PairTile {
                 self.y = self.y.add(1);
             }
         }
-        self.next
     }
 
     /// `rows` × `N` sums.
@@ -77,9 +77,9 @@ impl PairTile {
         unsafe {
             for chunk in 0..self.chunks {
                 let (x, w) = (self.x.add(chunk * chunk_len), self.w.add(chunk * chunk_len));
-                for line in 0..AHEAD {
-                    let line = chunk * AHEAD + line;
-                    s.prefetch_far(self.next.wrapping_add(line * LINE_BYTES));
+                for row in 0..AHEAD {
+                    let next = self.next.wrapping_add(row * self.ld_next + chunk * chunk_len);
+                    s.prefetch_far(next.cast());
                 }
                 let mut wide = [d.splat_pair([bf16::ZERO; 2]); N];
                 for j in 0..N {
@@ -92,21 +92,12 @@ impl PairTile {
                     }
                 }
             }
-            for i in 0..M {
-                let y = self.y.add(i * self.ldy);
-                if self.fresh {
-                    y.cast::<[f32; N]>().write([0.0; N]);
-                }
-                if N == 4 {
-                    s.add_sums([sums[i][0], sums[i][1], sums[i][2], sums[i][3]], y);
-                } else {
-                    for j in 0..N {
-                        let mut sum = [0.0; 4];
-                        s.add_sums([sums[i][j]; 4], sum.as_mut_ptr());
-                        *y.add(j) += sum[0];
-                    }
+            if self.fresh {
+                for i in 0..M {
+                    self.y.add(i * self.ldy).cast::<[f32; N]>().write([0.0; N]);
                 }
             }
+            add_tile(s, sums, self.y, self.ldy);
         }
     }
 }

@@ -18,22 +18,27 @@ use super::{
     pool::{Pool, in_streams},
     shared::SharedMut,
     tensor::{LINE, Line, Recycler, Tensor, brains, brains_mut, values_mut, zeroed},
-    tile::AHEAD_BYTES,
 };
 use crate::simd::{Bf16Dots, Bf16Work, Isa, Lanes, Simd, Vectorised};
 
 /// Values that a rounded row is padded to a multiple of: a vector of pairs of every set.
 const PADDING: usize = 32;
-/// Outputs that many rows go over before the next rows: weights that fit the second-level cache.
+/// Outputs of a block, whose weights of a stretch fit the second-level cache.
 const BLOCK_OUTPUTS: usize = 32;
-/// Rows up to which all rows go over four outputs before the next outputs.
+/// Outputs that a tile of rows goes over at once.
+const GROUP: usize = 4;
+/// Rows up to which all rows go over a group before the next group: their values of a stretch fit the
+/// first-level cache. More rows go over the block tile by tile.
 const FEW_ROWS: usize = 16;
+/// Groups between the one that few rows are at and the one whose weights they prefetch: longer than
+/// memory takes to answer.
+const AHEAD_GROUPS: usize = 2;
 /// Rows (at most) of a task.
 const TASK_ROWS: usize = 192;
 /// Bytes of weights of a task of few rows; tasks of more rows take less.
 const TASK_BYTES: usize = 96 * 1024;
-/// Inputs (at most) between two sums over lanes: a tile's rows of them fit the first-level cache.
-const STRETCH: usize = 1536;
+/// Inputs (at most) between two sums over lanes: few rows' values of them fit the first-level cache.
+const STRETCH: usize = 768;
 
 /// Products cut into tasks.
 pub(super) struct PairProducts<'a> {
@@ -206,19 +211,16 @@ impl Bf16Work for PairTask<'_> {
     fn run<D: Bf16Dots>(self, d: D) {
         let Grid { w, inputs, .. } = *self.grid;
         let width = inputs.next_multiple_of(2 * D::S::LANES);
-        let step = if self.rows.len() <= FEW_ROWS { 4 } else { BLOCK_OUTPUTS };
-        for first in self.outs.clone().step_by(step) {
-            let outs = first..self.outs.end.min(first + step);
-            let (start, ahead) = (first * inputs, (outs.len() * inputs).max(AHEAD_BYTES / 2));
-            let next = w.as_ptr().wrapping_add(start + ahead).cast::<u8>();
-            let stored = &w[start..start + outs.len() * inputs];
+        for first in self.outs.clone().step_by(BLOCK_OUTPUTS) {
+            let outs = first..self.outs.end.min(first + BLOCK_OUTPUTS);
+            let stored = &w[first * inputs..outs.end * inputs];
             let rows = if inputs == width {
                 stored.as_ptr()
             } else {
                 pad(stored, inputs, width, self.scratch)
             };
             // SAFETY: all outs have a row, each of whole chunks.
-            unsafe { self.block(d, (rows, width), outs, next) };
+            unsafe { self.block(d, (rows, width), outs) };
         }
     }
 }
@@ -237,48 +239,122 @@ fn pad(w: &[bf16], inputs: usize, width: usize, scratch: &mut Vec<Line>) -> *con
     scratch.as_ptr().cast()
 }
 
+/// A stretch of the inputs of a block of outputs.
+struct Stretch {
+    /// In chunks of a vector of pairs.
+    chunks: Range<usize>,
+    /// Whether it is the first.
+    fresh: bool,
+    /// Its stored weights of the block's first output, and those of the stretch after it: after the
+    /// last one of a block comes the first of the next block.
+    stored: [*const bf16; 2],
+}
+
+impl Stretch {
+    /// The weights of an output counted from the block's first; past its `len` outputs, of the stretch
+    /// after this one.
+    fn weights(&self, output: usize, len: usize, inputs: usize) -> *const bf16 {
+        let [here, after] = self.stored;
+        let (start, output) = if output < len { (here, output) } else { (after, output - len) };
+        start.wrapping_add(output * inputs)
+    }
+}
+
+/// What one tile of rows sums of a block.
+struct Part {
+    /// Outputs, counted from the block's first.
+    outs: Range<usize>,
+    /// The stored weights to prefetch meanwhile.
+    next: *const bf16,
+    rows: Range<usize>,
+    /// Number of the tile, and of how many.
+    tile: (usize, usize),
+}
+
 impl PairTask<'_> {
-    /// All rows × `outs`, prefetching as many weights as these from `next` on.
+    /// All rows × `outs`.
     /// # Safety
     /// `w` holds rows of whole chunks, `ldw` apart, for all `outs`.
     #[inline(always)]
-    unsafe fn block<D: Bf16Dots>(
+    unsafe fn block<D: Bf16Dots>(&self, d: D, w: (*const bf16, usize), outs: Range<usize>) {
+        let Grid { w: stored, inputs, .. } = *self.grid;
+        let (chunk_len, stretches) = (2 * D::S::LANES, inputs.div_ceil(STRETCH));
+        let chunks = inputs.div_ceil(chunk_len);
+        let (len, tiles) = (outs.len(), self.rows.len().div_ceil(D::S::ROWS));
+        let row = |tile: usize| self.rows.start + tile * self.rows.len() / tiles;
+        let start = |stretch: usize| stretch * chunks / stretches;
+        let at = |first: usize, stretch: usize| {
+            stored.as_ptr().wrapping_add(first * inputs + start(stretch) * chunk_len)
+        };
+        for stretch in 0..stretches {
+            let last = stretch + 1 == stretches;
+            let after =
+                if last { at(outs.start + BLOCK_OUTPUTS, 0) } else { at(outs.start, stretch + 1) };
+            let of = Stretch {
+                chunks: start(stretch)..start(stretch + 1),
+                fresh: stretch == 0,
+                stored: [at(outs.start, stretch), after],
+            };
+            // Few rows go over a group of outputs all together, many over all groups tile by tile.
+            let (step, ahead) = if self.rows.len() <= FEW_ROWS {
+                (GROUP, AHEAD_GROUPS * GROUP)
+            } else {
+                (len, len)
+            };
+            for first in (0..len).step_by(step) {
+                for tile in 0..tiles {
+                    let part = Part {
+                        outs: first..len.min(first + step),
+                        next: of.weights(first + ahead, len, inputs),
+                        rows: row(tile)..row(tile + 1),
+                        tile: (tile, tiles),
+                    };
+                    // SAFETY: the caller's.
+                    unsafe { self.sums(d, w, outs.start, &of, part) };
+                }
+            }
+        }
+    }
+
+    /// The sums of a part over one stretch of the inputs; the block begins at output `block`.
+    /// # Safety
+    /// As [`Self::block`]; the part is one of it.
+    #[inline(always)]
+    unsafe fn sums<D: Bf16Dots>(
         &self,
         d: D,
         (w, ldw): (*const bf16, usize),
-        outs: Range<usize>,
-        mut next: *const u8,
+        block: usize,
+        stretch: &Stretch,
+        Part { outs, next, rows, tile }: Part,
     ) {
-        let (chunk_len, inputs) = (2 * D::S::LANES, self.grid.inputs);
-        let chunks = inputs.div_ceil(chunk_len);
-        let stretches = inputs.div_ceil(STRETCH);
-        let tiles = self.rows.len().div_ceil(D::S::ROWS);
-        for stretch in 0..stretches {
-            let chunks = stretch * chunks / stretches..(stretch + 1) * chunks / stretches;
-            for tile in 0..tiles {
-                let row = |tile: usize| self.rows.start + tile * self.rows.len() / tiles;
-                let rows = row(tile)..row(tile + 1);
-                // SAFETY: the rows lie in x and y, outs are outputs; w as promised by the caller.
-                unsafe {
-                    let at = chunks.start * chunk_len;
-                    let tile_of_rows = PairTile {
-                        x: brains(self.x.data()).as_ptr().add(rows.start * 2 * self.x.width() + at),
-                        ldx: 2 * self.x.width(),
-                        w: w.add(at),
-                        ldw,
-                        y: self.grid.y.at(rows.start * self.grid.outputs + outs.start),
-                        ldy: self.grid.outputs,
-                        fresh: self.grid.fresh && stretch == 0,
-                        chunks: chunks.len(),
-                        next,
-                    };
-                    // A line for each that is read: by the only tile, or by the first two.
-                    next = match (tiles, tile) {
-                        (1, _) => tile_of_rows.outputs::<D, 4>(d, rows.len(), outs.len()),
-                        (_, 0 | 1) => tile_of_rows.outputs::<D, 2>(d, rows.len(), outs.len()),
-                        _ => tile_of_rows.outputs::<D, 0>(d, rows.len(), outs.len()),
-                    };
-                }
+        let Grid { inputs, outputs, y, fresh, .. } = self.grid;
+        let begin = stretch.chunks.start * 2 * D::S::LANES;
+        // SAFETY: the rows lie in x and y, outs are outputs; w as promised by the caller.
+        unsafe {
+            let x = brains(self.x.data()).as_ptr().add(rows.start * 2 * self.x.width() + begin);
+            let prefetching = |row: usize| PairTile {
+                x,
+                ldx: 2 * self.x.width(),
+                w: w.add(outs.start * ldw + begin),
+                ldw,
+                y: y.at(rows.start * outputs + block + outs.start),
+                ldy: *outputs,
+                fresh: *fresh && stretch.fresh,
+                chunks: stretch.chunks.len(),
+                next: next.wrapping_add(row * inputs),
+                ld_next: *inputs,
+            };
+            let (rows, outs) = (rows.len(), outs.len());
+            // The four rows of a group are spread over the first tiles: more lines at once than memory
+            // delivers would hold up the sums.
+            match tile {
+                (_, 1) => prefetching(0).outputs::<D, 4>(d, rows, outs),
+                (tile, 2) => prefetching(2 * tile).outputs::<D, 2>(d, rows, outs),
+                (0, 3) => prefetching(0).outputs::<D, 2>(d, rows, outs),
+                (tile, 3) => prefetching(tile + 1).outputs::<D, 1>(d, rows, outs),
+                (tile @ 0..4, _) => prefetching(tile).outputs::<D, 1>(d, rows, outs),
+                _ => prefetching(0).outputs::<D, 0>(d, rows, outs),
             }
         }
     }

@@ -78,17 +78,37 @@ impl<E: Element> MicroTile<E> {
                     }
                 }
             }
+            add_tile(s, sums, self.y, self.ldy);
+        }
+    }
+}
+
+/// Adds the lanes of the sums of a tile of `M` rows and `N` outputs (4, or fewer) to `y`.
+/// # Safety
+/// `y` is `M` × `N`, its rows `ld` apart, written by this task alone.
+#[inline(always)]
+pub(super) unsafe fn add_tile<S: Simd, const M: usize, const N: usize>(
+    s: S,
+    sums: [[S::V; N]; M],
+    y: *mut f32,
+    ld: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if N == 4 {
+            let mut rows = [[s.splat(0.0); 4]; M];
             for i in 0..M {
-                let y = self.y.add(i * self.ldy);
-                if N == 4 {
-                    s.add_sums([sums[i][0], sums[i][1], sums[i][2], sums[i][3]], y);
-                } else {
-                    for j in 0..N {
-                        let mut sum = [0.0; 4];
-                        s.add_sums([sums[i][j]; 4], sum.as_mut_ptr());
-                        *y.add(j) += sum[0];
-                    }
+                for j in 0..N {
+                    rows[i][j] = sums[i][j];
                 }
+            }
+            return s.add_row_sums(rows, y, ld);
+        }
+        for i in 0..M {
+            for j in 0..N {
+                let mut sum = [0.0; 4];
+                s.add_sums([sums[i][j]; 4], sum.as_mut_ptr());
+                *y.add(i * ld + j) += sum[0];
             }
         }
     }
