@@ -238,7 +238,7 @@ impl<'a> Simulation<'a> {
         };
         scheduler.plan(
             time(self.now),
-            |decoding, prompts| cost.rows_beside(decoding, prompts),
+            |decoding, prompts| cost.rows_beside(Mode::Mixed, decoding, prompts),
             ready,
         )
     }

@@ -68,6 +68,10 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Two current server cores that multiply in pairs of bf16, for weights in bf16.
+    pub const BF16_CORES: Self =
+        Self { bandwidth: 35e9, peak: 600e9, merge_peak: 60e9, overhead: 0.5e-3, overlap: 0.0 };
+
     /// A current data-centre GPU; the learned factors correct it within some steps.
     pub const GPU: Self =
         Self { bandwidth: 2e12, peak: 200e12, merge_peak: 200e12, overhead: 2e-3, overlap: 1.0 };
@@ -140,18 +144,18 @@ impl CostModel {
     /// Rows of prefill that may join `decoding` rows while `prompts` wait to be computed. The step
     /// may take twice as long as without them, and up to four times the more prompts wait per
     /// decoding row: a single decoding row must not slow the 15 prompts that wait beside it.
-    /// Computed for merged weights; in mixed mode both sides of the bound grow alike.
-    pub fn rows_beside(&self, decoding: usize, prompts: usize) -> usize {
+    /// `mode` is one that decodes now, so that its passes are known.
+    pub fn rows_beside(&self, mode: Mode, decoding: usize, prompts: usize) -> usize {
         let [least, most] = STALL;
         let stall = (1.0 + prompts as f64 / decoding.max(1) as f64).clamp(least, most);
-        let limit = stall * self.pass(Mode::Fused, decoding);
+        let limit = stall * self.pass(mode, decoding);
         let (mut fits, mut beyond) = (decoding, decoding + 1);
-        while self.pass(Mode::Fused, beyond) <= limit && beyond < usize::MAX / 2 {
+        while self.pass(mode, beyond) <= limit && beyond < usize::MAX / 2 {
             (fits, beyond) = (beyond, 2 * beyond);
         }
         while beyond - fits > 1 {
             let middle = fits + (beyond - fits) / 2;
-            let within = self.pass(Mode::Fused, middle) <= limit;
+            let within = self.pass(mode, middle) <= limit;
             (fits, beyond) = if within { (middle, beyond) } else { (fits, middle) };
         }
         fits - decoding
@@ -314,7 +318,7 @@ mod tests {
                 (500, 1, 2.0),
             ] {
                 let alone = model.pass(Mode::Fused, decoding);
-                let rows = decoding + model.rows_beside(decoding, prompts);
+                let rows = decoding + model.rows_beside(Mode::Fused, decoding, prompts);
                 assert!(model.pass(Mode::Fused, rows) <= stall * alone + 1e-9, "{decoding}");
                 assert!(model.pass(Mode::Fused, rows + 1) > stall * alone, "{decoding}");
             }

@@ -3,6 +3,7 @@
 
 use super::{
     budget::{KV_BYTES, MERGED_BYTES},
+    cost::Machine,
     error::OpenError,
     loaded::{Identity, Loaded, Passes, kv_shape},
     merged::{Merged, OnCacheEvent},
@@ -62,6 +63,8 @@ pub type CpuBackend = Loaded<CpuPasses>;
 pub struct CpuPasses {
     kernels: CpuKernels,
     cache: KvPool,
+    /// Whether products with the soup's weights are in pairs of bf16.
+    pairs: bool,
 }
 
 impl CpuBackend {
@@ -98,9 +101,15 @@ impl CpuBackend {
         let passes = CpuPasses {
             kernels: CpuKernels::with_isa(threads, isa),
             cache: KvPool::new(kv_shape(&config, dtype, options.kv_bytes)?)?,
+            pairs: isa.has_bf16_dots() && weights == Dtype::Bf16,
         };
         let identity = Identity { config, plan, digest: soup.digest.clone() };
         Ok(Self::new(identity, merged, mixed, passes))
+    }
+
+    /// What the cost model takes the machine for before it has measured passes.
+    pub fn machine(&self) -> Machine {
+        if self.passes.pairs { Machine::BF16_CORES } else { Machine::default() }
     }
 }
 

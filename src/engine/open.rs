@@ -65,7 +65,9 @@ pub fn open(
                 on_cache_event: Some(listeners.on_cache_event),
                 ..defaults
             };
-            Ok(start(CpuBackend::open(soup, &options)?, tokenizer, engine)?)
+            let backend = CpuBackend::open(soup, &options)?;
+            let engine = EngineConfig { machine: backend.machine(), ..engine };
+            Ok(start(backend, tokenizer, engine)?)
         }
         Processor::Cuda(ordinal) => {
             let options = CudaOptions {

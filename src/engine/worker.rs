@@ -18,7 +18,7 @@ use super::{
     models::{Lanes, Models, Readiness, Wanted},
     places::Place,
     pooling::Pool,
-    request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, TokenLogprob},
+    request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, Mode, TokenLogprob},
     scheduler::{NewSequence, Scheduler, SeqId},
     stats::{EngineStats, Observer},
 };
@@ -309,10 +309,12 @@ impl<B: Backend> Worker<B> {
         let Self { scheduler, models, backend, live, started, .. } = self;
         let mut failed = Vec::new();
         let cost = models.cost.clone();
+        let mixed = live.values().any(|live| live.lanes.mode == Mode::Mixed);
+        let mode = if mixed { Mode::Mixed } else { Mode::Fused };
         let mut building = models.building(backend);
         let plan = scheduler.plan(
             started.elapsed(),
-            |decoding, prompts| cost.rows_beside(decoding, prompts),
+            |decoding, prompts| cost.rows_beside(mode, decoding, prompts),
             |id| {
                 let Some(request) = live.get_mut(&id) else { return false };
                 match models.ready(backend, &request.lanes, &mut building) {

@@ -282,7 +282,9 @@ impl World {
         let mut failed = Vec::new();
         let plan = scheduler.plan(
             self.now,
-            |decoding, prompts| settings.beside.unwrap_or(cost.rows_beside(decoding, prompts)),
+            |decoding, prompts| {
+                settings.beside.unwrap_or(cost.rows_beside(Mode::Mixed, decoding, prompts))
+            },
             |id| match models.ready(soup, &live[&id].lanes, &mut building) {
                 Readiness::Ready => true,
                 Readiness::NotYet => false,
