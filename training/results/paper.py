@@ -218,7 +218,7 @@ def figures(work, fronts, out):
             axis.set_xlabel(f"{first}, σ")
             axis.set_ylabel(f"{second}, σ")
             axis.grid(alpha=0.3)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * len(shown_names)), fontsize=7)
         figure.savefig(out / "fronts.svg", metadata={"Date": None})
     runs = sorted(path for path in work.directory.glob("runs/seed*/*/metrics/*/metrics.jsonl") if path.parent.name != "sft")
     if runs:
