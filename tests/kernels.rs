@@ -8,7 +8,7 @@ use half::bf16;
 use ladle::{
     kernels::{
         AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError,
-        Kernels, KvShape, Product, RowCoefficients, ScaledProduct, Segment,
+        Kernels, KvShape, Product, Rope, RowCoefficients, ScaledProduct, Segment,
         cpu::{CpuKernels, KvPool, panels},
     },
     simd::Isa,
@@ -218,11 +218,12 @@ proptest! {
         group in 1usize..5,
         half_dim in 1usize..40,
         window in prop_oneof![Just(None), (1usize..700).prop_map(Some)],
+        cap in prop_oneof![Just(None), (0.5f32..20.0).prop_map(Some)],
         narrow in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let head_dim = 2 * half_dim;
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, window };
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, window, cap };
         let length = cached + rows;
         let dtype = if narrow { Dtype::Bf16 } else { Dtype::F32 };
         let needed = length.div_ceil(KV_BLOCK);
@@ -263,7 +264,8 @@ proptest! {
                     .map(|p| {
                         let k = &wide_k[at(p)..at(p) + head_dim];
                         let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum();
-                        dot / (head_dim as f64).sqrt()
+                        let score = dot / (head_dim as f64).sqrt();
+                        cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     })
                     .collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -281,6 +283,42 @@ proptest! {
 }
 
 #[test]
+fn caps_columns_and_rotations_of_part_of_a_head_are_right() {
+    let (rows, heads, head_dim) = (3, 2, 10);
+    let width = heads * head_dim;
+    let values: Vec<f32> = random(rows * width, 7).iter().map(|x| x * 90.0).collect();
+    let rope = Rope { head_dim, inv_freq: vec![1.0, 0.25, 0.01], scale: 1.5 };
+    let positions = [0, 3, 700];
+    for &isa in Isa::available() {
+        let kernels = CpuKernels::with_isa(2, isa);
+        let x = kernels.tensor(rows, &values).unwrap();
+        let capped = kernels.soft_cap(x.clone(), 30.0).unwrap();
+        for (got, x) in capped.data().iter().zip(&values) {
+            let expected = 30.0 * (f64::from(*x) / 30.0).tanh();
+            assert!((f64::from(*got) - expected).abs() < 1e-5, "{isa}: {got} for {expected}");
+        }
+        let part = kernels.select_columns(&x, 4..11).unwrap();
+        let expected: Vec<f32> =
+            values.chunks_exact(width).flat_map(|row| &row[4..11]).copied().collect();
+        assert_eq!(part.data(), expected);
+        let rotated = kernels.rope(x, &positions, &rope).unwrap();
+        for (index, got) in rotated.data().iter().enumerate() {
+            let (row, within) = (index / width, index % head_dim);
+            let (pair, other) = (within % 3, index - within + (within + 3) % 6);
+            let angle = f64::from(positions[row]) * f64::from(rope.inv_freq[pair]);
+            let (sin, cos) = (angle.sin() * 1.5, angle.cos() * 1.5);
+            let (own, other) = (f64::from(values[index]), f64::from(values[other]));
+            let expected = match within {
+                0..3 => own * cos - other * sin,
+                3..6 => own * cos + other * sin,
+                _ => own,
+            };
+            assert!((f64::from(*got) - expected).abs() < 2e-3, "{isa}: {got} for {expected}");
+        }
+    }
+}
+
+#[test]
 fn operands_that_do_not_fit_are_named() {
     let kernels = CpuKernels::new(1);
     let x = kernels.tensor(2, &[0.0; 6]).unwrap();
@@ -291,13 +329,23 @@ fn operands_that_do_not_fit_are_named() {
     assert_eq!(error.to_string(), "embed: token id (at most) is 4, expected 3");
     let error = kernels.select_rows(&x, &[2]).unwrap_err();
     assert_eq!(error.to_string(), "select_rows: row (below) is 2, expected 2");
+    let error = kernels.select_columns(&x, 1..4).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "select_columns: end of a column range (at most) is 4, expected 3"
+    );
+    let rope = |head_dim, pairs| Rope { head_dim, inv_freq: vec![1.0; pairs], scale: 1.0 };
+    let refused = |rope: Rope| kernels.rope(x.clone(), &[0, 1], &rope).unwrap_err().to_string();
+    let most = "rope: number of rotated values of a head (at most) is 4, expected 3";
+    assert_eq!(refused(rope(3, 2)), most);
+    assert_eq!(refused(rope(2, 1)), "rope: width modulo the group's is 1, expected 0");
 }
 
 #[test]
 fn attention_refuses_blocks_that_are_missing_or_not_of_the_pool() {
     let kernels = CpuKernels::new(1);
     let pool = KvShape { layers: 1, kv_heads: 1, head_dim: 4, blocks: 2, dtype: Dtype::F32 };
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, window: None };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, window: None, cap: None };
     let attend = |cached: usize, blocks: Vec<u32>| -> Result<_, KernelError> {
         let mut cache = KvPool::new(pool)?;
         let x = kernels.tensor(1, &[0.5; 4])?;

@@ -9,7 +9,7 @@ use ladle::{
         SoupPlan,
         plan::{Change, Ingredient, Ingredients, Tensors},
     },
-    model::config::{ModelConfig, Multipliers, Norms, QkNorm},
+    model::config::{ModelConfig, Multipliers, Norms, QkNorm, SoftCaps},
     soup::LoraModule,
 };
 
@@ -48,15 +48,17 @@ pub fn config(
         norm: Norm { eps: 1e-5, shift: 0.0 },
         activation: Activation::Silu,
         local_rope: None,
-        rope: Rope { inv_freq: (0..head_dim / 2).map(frequency).collect(), scale: 1.0 },
+        rope: Rope { head_dim, inv_freq: (0..head_dim / 2).map(frequency).collect(), scale: 1.0 },
         rotary: vec![true; layers],
         windows: vec![None; layers],
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
+        fused: false,
         norms: Norms::Before,
         qk_norm: QkNorm::None,
         multipliers: Multipliers::ONE,
+        caps: SoftCaps::default(),
         tied: false,
         eos: Vec::new(),
     }

@@ -1,6 +1,8 @@
 //! What every set of kernels checks before it indexes.
 
-use super::{AttentionShape, Batch, KV_BLOCK, KernelError, KvShape, Result};
+use std::ops::Range;
+
+use super::{AttentionShape, Batch, KV_BLOCK, KernelError, KvShape, Result, Rope};
 
 /// Refuses a size that is not the expected one.
 pub fn fits(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
@@ -20,6 +22,29 @@ pub fn matrix(op: &'static str, shape: &[usize]) -> Result<(usize, usize)> {
             let what = "rank of the weight";
             Err(KernelError::Shape { op, what, expected: 2, got: shape.len() })
         }
+    }
+}
+
+/// Refuses columns that do not lie in a row of `width`.
+pub fn columns(op: &'static str, width: usize, columns: &Range<usize>) -> Result<()> {
+    if columns.start <= columns.end && columns.end <= width {
+        return Ok(());
+    }
+    let what = "end of a column range (at most)";
+    Err(KernelError::Shape { op, what, expected: width, got: columns.end })
+}
+
+/// Everything that a rotation of `rows` rows of `width` indexes by.
+pub fn rope(rows: usize, width: usize, positions: &[u32], rope: &Rope) -> Result<()> {
+    fits("rope", "number of positions", rows, positions.len())?;
+    groups("rope", width, rope.head_dim)?;
+    let (op, what) = ("rope", "number of rotated values of a head (at most)");
+    match 2 * rope.inv_freq.len() {
+        0 => Err(KernelError::Shape { op, what: "number of frequencies", expected: 1, got: 0 }),
+        got if got > rope.head_dim => {
+            Err(KernelError::Shape { op, what, expected: rope.head_dim, got })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -148,6 +148,8 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Sliding window in tokens: row at position p sees positions > p − window.
     pub window: Option<usize>,
+    /// Soft cap: a score s becomes cap · tanh(s / cap).
+    pub cap: Option<f32>,
 }
 
 /// One product of [`Kernels::products`]: `onto + x Wᵀ`, or `x Wᵀ` alone.
@@ -241,7 +243,8 @@ pub trait Kernels {
         gain: &Self::Tensor,
         norm: Norm,
     ) -> Result<Self::Tensor>;
-    /// Rotates each head of `x` `[rows, heads · head_dim]` (half-split form) by
+    /// Rotates the first `2 · inv_freq.len()` values of each head of `x` `[rows, heads · head_dim]`
+    /// (half-split form) by
     /// `angle[t, j] = positions[t] · inv_freq[j]`, cos and sin times `scale`.
     fn rope(&self, x: Self::Tensor, positions: &[u32], rope: &Rope) -> Result<Self::Tensor>;
     /// Causal grouped-query attention: stores `k`, `v` of the batch's rows in the cache, then
@@ -266,6 +269,10 @@ pub trait Kernels {
     ) -> Result<Self::Tensor>;
     /// The given rows, in order.
     fn select_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
+    /// The given columns of every row, `[rows, columns.len()]`.
+    fn select_columns(&self, x: &Self::Tensor, columns: Range<usize>) -> Result<Self::Tensor>;
+    /// `cap · tanh(x / cap)`, for a cap above 0.
+    fn soft_cap(&self, x: Self::Tensor, cap: f32) -> Result<Self::Tensor>;
 }
 
 /// Constants of a root-mean-square norm.
@@ -300,7 +307,10 @@ impl Activation {
 /// Rotary embedding constants of one model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Inverse frequencies, `[head_dim / 2]`, rope scaling already applied.
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Inverse frequencies, one for each rotated pair, rope scaling already applied. Values of a head
+    /// from `2 · inv_freq.len()` on stay as they are.
     pub inv_freq: Vec<f32>,
     /// Factor on cos and sin (1 except for YaRN-like scalings).
     pub scale: f32,

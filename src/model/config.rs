@@ -43,12 +43,16 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// Biases in the feed-forward layer.
     pub mlp_bias: bool,
+    /// q, k and v are the rows of one tensor, gate and up of another (Phi-3).
+    pub fused: bool,
     /// Where the norms of a layer stand.
     pub norms: Norms,
     /// RMS norms of queries and keys.
     pub qk_norm: QkNorm,
     /// Constant factors (Granite).
     pub multipliers: Multipliers,
+    /// Soft caps (Gemma 2).
+    pub caps: SoftCaps,
     /// The output head is the embedding table.
     pub tied: bool,
     /// End-of-sequence ids named by the configuration.
@@ -75,6 +79,15 @@ pub enum QkNorm {
     Heads,
     /// Over all heads together (OLMo 2).
     Whole,
+}
+
+/// Soft caps: a value x becomes cap · tanh(x / cap).
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct SoftCaps {
+    /// Of attention's scores.
+    pub scores: Option<f32>,
+    /// Of the logits.
+    pub logits: Option<f32>,
 }
 
 /// Constant factors of a forward pass; 1 changes nothing.
@@ -128,6 +141,7 @@ impl ModelConfig {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             window: self.windows.get(layer).copied().flatten(),
+            cap: self.caps.scores,
         }
     }
 
@@ -163,6 +177,7 @@ impl ModelConfig {
             "no_rope_layers": rotary,
             "embedding_multiplier, attention_multiplier, residual_multiplier or logits_scaling":
                 multipliers,
+            "attn_logit_softcapping or final_logit_softcapping": caps,
             "tie_word_embeddings": tied,
         }
         if self.norm != other.norm {
@@ -201,15 +216,19 @@ impl ModelConfig {
             for norm in self.norms.modules().into_iter().flatten() {
                 out.push((norm.weight(layer), vec![h]));
             }
-            for (module, rows, cols, bias) in [
-                (Module::Q, q, h, self.qkv_bias),
-                (Module::K, kv, h, self.qkv_bias),
-                (Module::V, kv, h, self.qkv_bias),
-                (Module::O, h, q, self.output_bias),
-                (Module::Gate, ff, h, self.mlp_bias),
-                (Module::Up, ff, h, self.mlp_bias),
-                (Module::Down, h, ff, self.mlp_bias),
-            ] {
+            let (qkv, output, mlp) = (self.qkv_bias, self.output_bias, self.mlp_bias);
+            let inputs = match self.fused {
+                false => vec![
+                    (Module::Q, q, h, qkv),
+                    (Module::K, kv, h, qkv),
+                    (Module::V, kv, h, qkv),
+                    (Module::Gate, ff, h, mlp),
+                    (Module::Up, ff, h, mlp),
+                ],
+                true => vec![(Module::Qkv, q + 2 * kv, h, qkv), (Module::GateUp, 2 * ff, h, mlp)],
+            };
+            let outputs = [(Module::O, h, q, output), (Module::Down, h, ff, mlp)];
+            for (module, rows, cols, bias) in inputs.into_iter().chain(outputs) {
                 out.push((module.weight(layer), vec![rows, cols]));
                 if bias {
                     out.push((module.bias(layer), vec![rows]));

@@ -7,15 +7,15 @@
 //! logits = head(norm x[outputs])
 //! ```
 //!
-//! Families differ in where norms stand, in layers without rotation and in constant factors: all of
-//! it is data of [`ModelConfig`].
+//! Families differ in where norms stand, in layers without rotation, in constant factors and soft caps,
+//! and in which layers share a tensor: all of it is data of [`ModelConfig`].
 
 use super::{
     config::{ModelConfig, QkNorm},
     linear::{Affine, Parameter, linears},
     names::{EMBEDDING, HEAD, Module, NORM},
 };
-use crate::kernels::{Batch, Kernels, Result, RowCoefficients};
+use crate::kernels::{Batch, KernelError, Kernels, Result, RowCoefficients};
 
 /// A linear layer with its optional bias.
 #[derive(Debug, Clone)]
@@ -35,14 +35,48 @@ impl<W> Linear<W> {
 struct Layer<W> {
     /// Norms before and after attention, before and after the feed-forward layer.
     norms: [Option<Parameter<W>>; 4],
-    q: Linear<W>,
-    k: Linear<W>,
-    v: Linear<W>,
+    qkv: Inputs<W, 3>,
     o: Linear<W>,
     qk_norm: Option<(Parameter<W>, Parameter<W>)>,
-    gate: Linear<W>,
-    up: Linear<W>,
+    gate_up: Inputs<W, 2>,
     down: Linear<W>,
+}
+
+/// `N` linear layers of one input.
+#[derive(Debug, Clone)]
+enum Inputs<W, const N: usize> {
+    /// Each with its own tensor.
+    Apart([Linear<W>; N]),
+    /// The rows of one tensor, so many each.
+    Fused(Linear<W>, [usize; N]),
+}
+
+impl<W, const N: usize> Inputs<W, N> {
+    /// The layers' outputs for `x` of `rows` rows.
+    fn of<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        x: &K::Tensor,
+        (rows, c): (usize, Option<&RowCoefficients>),
+    ) -> Result<[K::Tensor; N]> {
+        let (linear, widths) = match self {
+            Self::Apart(layers) => {
+                return linears(k, x, layers.each_ref().map(|layer| layer.onto(None)), rows, c);
+            }
+            Self::Fused(linear, widths) => (linear, widths),
+        };
+        let [all] = linears(k, x, [linear.onto(None)], rows, c)?;
+        let (mut parts, mut first) = (Vec::with_capacity(N), 0);
+        for width in widths {
+            parts.push(k.select_columns(&all, first..first + width)?);
+            first += width;
+        }
+        let (op, what) = ("select_columns", "number of results");
+        parts.try_into().map_err(|parts: Vec<_>| {
+            let got = parts.len();
+            KernelError::Shape { op, what, expected: N, got }
+        })
+    }
 }
 
 /// A decoder whose parameters live on the device of its kernels.
@@ -73,12 +107,21 @@ impl<W: Clone> Decoder<W> {
             };
             let [q_norm, k_norm] = [Module::QNorm, Module::KNorm];
             layers.push(Layer {
-                q: linear(Module::Q, config.qkv_bias)?,
-                k: linear(Module::K, config.qkv_bias)?,
-                v: linear(Module::V, config.qkv_bias)?,
+                qkv: if config.fused {
+                    let [q, kv] = [config.heads, config.kv_heads].map(|n| n * config.head_dim);
+                    Inputs::Fused(linear(Module::Qkv, config.qkv_bias)?, [q, kv, kv])
+                } else {
+                    let mut of = |module| linear(module, config.qkv_bias);
+                    Inputs::Apart([of(Module::Q)?, of(Module::K)?, of(Module::V)?])
+                },
                 o: linear(Module::O, config.output_bias)?,
-                gate: linear(Module::Gate, config.mlp_bias)?,
-                up: linear(Module::Up, config.mlp_bias)?,
+                gate_up: if config.fused {
+                    let width = config.intermediate_size;
+                    Inputs::Fused(linear(Module::GateUp, config.mlp_bias)?, [width; 2])
+                } else {
+                    let mut of = |module| linear(module, config.mlp_bias);
+                    Inputs::Apart([of(Module::Gate)?, of(Module::Up)?])
+                },
                 down: linear(Module::Down, config.mlp_bias)?,
                 qk_norm: if config.qk_norm == QkNorm::None {
                     None
@@ -191,8 +234,7 @@ impl<W: Clone> Decoder<W> {
             Some(norm) => &norm.rms_norm(k, x, rows, constants, c)?,
             None => x,
         };
-        let qkv = [layer.q.onto(None), layer.k.onto(None), layer.v.onto(None)];
-        let [mut query, mut key, value] = linears(k, h, qkv, rows, c)?;
+        let [mut query, mut key, value] = layer.qkv.of(k, h, (rows, c))?;
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
             query = q_norm.rms_norm(k, &query, rows, constants, c)?;
             key = k_norm.rms_norm(k, &key, rows, constants, c)?;
@@ -223,8 +265,7 @@ impl<W: Clone> Decoder<W> {
             Some(norm) => &norm.rms_norm(k, &x, rows, self.config.norm, c)?,
             None => &x,
         };
-        let pair = [layer.gate.onto(None), layer.up.onto(None)];
-        let [gate, up] = linears(k, h, pair, rows, c)?;
+        let [gate, up] = layer.gate_up.of(k, h, (rows, c))?;
         let h = k.gated(self.config.activation, gate, &up)?;
         self.residual(k, x, &h, (&layer.down, after.as_ref()), (rows, c))
     }
@@ -271,7 +312,11 @@ impl<W: Clone> Decoder<W> {
         coefficients: Option<&RowCoefficients>,
     ) -> Result<K::Tensor> {
         let logits = self.head.linear(k, hidden, coefficients)?;
-        scaled(k, logits, rows, self.config.multipliers.logits)
+        let logits = scaled(k, logits, rows, self.config.multipliers.logits)?;
+        match self.config.caps.logits {
+            None => Ok(logits),
+            Some(cap) => k.soft_cap(logits, cap),
+        }
     }
 
     /// [`Self::outputs`] and [`Self::logits`] in one: `[outputs, vocab_size]`.

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod decoder;
+mod families;
 mod keys;
 pub mod linear;
 pub mod names;

@@ -9,8 +9,17 @@ pub const NORM: &str = "model.norm.weight";
 pub const HEAD: &str = "lm_head.weight";
 
 /// Last component of the path of a linear layer, by which adapters name their targets.
-pub const TARGETS: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub const TARGETS: [&str; 9] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+];
 
 /// A module of one decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +39,8 @@ pub enum Module {
     K,
     /// Value projection.
     V,
+    /// Query, key and value projections in one.
+    Qkv,
     /// Attention output projection.
     O,
     /// Norm of the queries.
@@ -40,6 +51,8 @@ pub enum Module {
     Gate,
     /// Up projection of the feed-forward layer.
     Up,
+    /// Gate and up projections in one.
+    GateUp,
     /// Down projection of the feed-forward layer.
     Down,
 }
@@ -55,11 +68,13 @@ impl Module {
             Self::Q => "self_attn.q_proj",
             Self::K => "self_attn.k_proj",
             Self::V => "self_attn.v_proj",
+            Self::Qkv => "self_attn.qkv_proj",
             Self::O => "self_attn.o_proj",
             Self::QNorm => "self_attn.q_norm",
             Self::KNorm => "self_attn.k_norm",
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
+            Self::GateUp => "mlp.gate_up_proj",
             Self::Down => "mlp.down_proj",
         }
     }

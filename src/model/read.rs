@@ -3,175 +3,12 @@
 use serde_json::Value;
 
 use super::{
-    config::{ModelConfig, ModelConfigError, Multipliers, Norms, QkNorm},
+    config::{ModelConfig, ModelConfigError, Multipliers, SoftCaps},
+    families::{MultiplierRule, WindowRule, family},
     keys::{Keys, error},
-    rope::{local_and_global, rope},
+    rope::{Rotation, local_and_global, longest, rope},
 };
-use crate::kernels::{Activation, Norm};
-
-/// Differences between the families.
-#[derive(Clone, Copy)]
-struct Family {
-    model_type: &'static str,
-    /// Biases on q, k, v without a key that says so.
-    always_qkv_bias: bool,
-    /// `attention_bias` is read, for q, k, v and o.
-    attention_bias_key: bool,
-    /// `mlp_bias` is read.
-    mlp_bias_key: bool,
-    /// As many heads of keys and values as of queries where `num_key_value_heads` is absent.
-    kv_heads_default: bool,
-    norms: Norms,
-    qk_norm: QkNorm,
-    /// What is added to the stored gains of norms.
-    norm_shift: f32,
-    /// The key of the feed-forward layer's function, and its names there; the function.
-    activation: (&'static str, &'static [&'static str], Activation),
-    /// How `sliding_window` becomes a window per layer.
-    window: WindowRule,
-    /// Some layers do not rotate: `no_rope_layers`, `no_rope_layer_interval`.
-    unrotated: bool,
-    /// Layers with a window have rotary constants of their own.
-    local_rope: bool,
-    multipliers: MultiplierRule,
-    /// `head_dim` when the key is absent; `None` is hidden_size / num_attention_heads.
-    head_dim: Option<usize>,
-    /// `rms_norm_eps` when the key is absent.
-    norm_eps: f64,
-    /// `rope_theta` when the key is absent.
-    theta: f64,
-    /// `tie_word_embeddings` when the key is absent.
-    tied: bool,
-}
-
-#[derive(Clone, Copy)]
-enum WindowRule {
-    /// No window.
-    Never,
-    /// All layers, when the key is a number; transformers' default where it is absent.
-    All { absent: usize },
-    /// Only with `use_sliding_window`: the layers of `layer_types`, else those from
-    /// `max_window_layers` on.
-    Late,
-    /// Only with `use_sliding_window`: the layers of `layer_types`, else those without rotation.
-    Unrotated,
-    /// The layers of `layer_types`, else all but each `sliding_window_pattern`-th.
-    Pattern,
-}
-
-#[derive(Clone, Copy)]
-enum MultiplierRule {
-    /// None.
-    One,
-    /// Granite's keys.
-    Keys,
-    /// Embeddings by √hidden_size, scores by 1/√query_pre_attn_scalar.
-    Gemma,
-}
-
-const LLAMA: Family = Family {
-    model_type: "llama",
-    always_qkv_bias: false,
-    attention_bias_key: true,
-    mlp_bias_key: true,
-    kv_heads_default: true,
-    norms: Norms::Before,
-    qk_norm: QkNorm::None,
-    norm_shift: 0.0,
-    // Two names of one function.
-    activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
-    window: WindowRule::Never,
-    unrotated: false,
-    local_rope: false,
-    multipliers: MultiplierRule::One,
-    head_dim: None,
-    norm_eps: 1e-6,
-    theta: 10_000.0,
-    tied: false,
-};
-
-const MISTRAL: Family = Family {
-    model_type: "mistral",
-    attention_bias_key: false,
-    mlp_bias_key: false,
-    kv_heads_default: false,
-    window: WindowRule::All { absent: 4096 },
-    ..LLAMA
-};
-
-const QWEN2: Family =
-    Family { model_type: "qwen2", always_qkv_bias: true, window: WindowRule::Late, ..MISTRAL };
-
-const QWEN3: Family = Family {
-    model_type: "qwen3",
-    always_qkv_bias: false,
-    attention_bias_key: true,
-    qk_norm: QkNorm::Heads,
-    head_dim: Some(128),
-    ..QWEN2
-};
-
-const SMOLLM3: Family = Family {
-    model_type: "smollm3",
-    kv_heads_default: false,
-    window: WindowRule::Unrotated,
-    unrotated: true,
-    theta: 2_000_000.0,
-    tied: true,
-    ..LLAMA
-};
-
-const OLMO2: Family = Family {
-    model_type: "olmo2",
-    mlp_bias_key: false,
-    norms: Norms::After,
-    qk_norm: QkNorm::Whole,
-    norm_eps: 1e-5,
-    ..LLAMA
-};
-
-const GRANITE: Family =
-    Family { model_type: "granite", multipliers: MultiplierRule::Keys, ..LLAMA };
-
-const GEMMA3: Family = Family {
-    model_type: "gemma3_text",
-    mlp_bias_key: false,
-    kv_heads_default: false,
-    norms: Norms::Around,
-    qk_norm: QkNorm::Heads,
-    norm_shift: 1.0,
-    activation: ("hidden_activation", &["gelu_pytorch_tanh"], Activation::Gelu),
-    window: WindowRule::Pattern,
-    local_rope: true,
-    multipliers: MultiplierRule::Gemma,
-    head_dim: Some(256),
-    theta: 1_000_000.0,
-    tied: true,
-    ..LLAMA
-};
-
-const FAMILIES: [Family; 8] = [LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GRANITE, GEMMA3];
-
-/// Families that are not served, the nearest one that is, and what it lacks for them.
-const UNSERVED: [(&str, &Family, &str); 13] = [
-    ("gemma", &GEMMA3, "a layer without norms of queries, keys and outputs"),
-    ("gemma2", &GEMMA3, "soft caps of scores and logits"),
-    ("gemma3", &GEMMA3, "images"),
-    ("phi", &LLAMA, "layer norms with biases, parallel layers, heads rotated in part"),
-    (
-        "phi3",
-        &MISTRAL,
-        "q, k, v in one tensor, gate and up in one, heads rotated in part, longrope",
-    ),
-    ("olmo", &LLAMA, "layer norms without gain"),
-    ("olmo3", &OLMO2, "windows and rotary scaling that differ by layer"),
-    ("granitemoe", &GRANITE, "experts"),
-    ("mixtral", &MISTRAL, "experts"),
-    ("qwen2_moe", &QWEN2, "experts"),
-    ("qwen3_moe", &QWEN3, "experts"),
-    ("gpt2", &LLAMA, "learned positions, layer norms with biases, GELU"),
-    ("t5", &LLAMA, "an encoder, cross-attention, relative positions"),
-];
+use crate::kernels::Norm;
 
 // Above any model of the family; products of a few such numbers do not overflow.
 const MAX_WIDTH: usize = 1 << 20;
@@ -205,11 +42,6 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     {
         return Err(error(key, format!("is {value}, must be {:?}", names[0])));
     }
-    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
-        if keys.get(key).is_some() {
-            return Err(error(key, "soft caps are not served; must be null"));
-        }
-    }
     if keys.flag("use_bidirectional_attention")? {
         return Err(error("use_bidirectional_attention", "is true, must be false"));
     }
@@ -234,11 +66,11 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let max_positions = keys.size("max_position_embeddings", MAX_POSITIONS)?;
     let attention_bias = family.attention_bias_key && keys.flag("attention_bias")?;
     let vocab_size = keys.size("vocab_size", MAX_VOCAB)?;
-    let (rope, local_rope) = if family.local_rope {
-        let [global, local] = local_and_global(&keys, head_dim, max_positions, family.theta)?;
-        (global, Some(local))
-    } else {
-        (rope(&keys, head_dim, max_positions, family.theta)?, None)
+    let rotation =
+        Rotation { head_dim, max_positions, theta: family.theta, partial: family.partial_rope };
+    let (rope, local_rope) = match family.local_rope {
+        Some(local) => local_and_global(&keys, rotation, local).map(|(g, l)| (g, Some(l)))?,
+        None => (rope(&keys, rotation)?, None),
     };
     let rotary = if family.unrotated { rotary(&keys, layers)? } else { vec![true; layers] };
 
@@ -251,7 +83,7 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
         heads,
         kv_heads,
         head_dim,
-        max_positions,
+        max_positions: longest(&keys, rotation)?,
         norm: Norm { eps: keys.norm_eps(family.norm_eps)?, shift: family.norm_shift },
         activation,
         rope,
@@ -261,31 +93,16 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
         qkv_bias: family.always_qkv_bias || attention_bias,
         output_bias: attention_bias,
         mlp_bias: family.mlp_bias_key && keys.flag("mlp_bias")?,
+        fused: family.fused,
         norms: family.norms,
         qk_norm: family.qk_norm,
         multipliers: multipliers(&keys, family.multipliers, head_dim, hidden_size)?,
+        caps: caps(&keys, family.caps)?,
         tied: match keys.get("tie_word_embeddings") {
             None => family.tied,
             Some(_) => keys.flag("tie_word_embeddings")?,
         },
         eos: eos(&keys, vocab_size)?,
-    })
-}
-
-fn family(keys: &Keys<'_>) -> Result<&'static Family, ModelConfigError> {
-    let known = FAMILIES.map(|family| family.model_type).join(", ");
-    let name = keys.get("model_type").and_then(Value::as_str).ok_or_else(|| {
-        error("model_type", format!("is missing or not a string, must be one of {known}"))
-    })?;
-    FAMILIES.iter().find(|family| family.model_type == name).ok_or_else(|| {
-        let lacks = match UNSERVED.iter().find(|(unserved, ..)| *unserved == name) {
-            Some((_, nearest, lacks)) => {
-                format!(": the nearest served is {}, which lacks {lacks}", nearest.model_type)
-            }
-            None => String::new(),
-        };
-        let reason = format!("is {name:?}, which is not served{lacks}; must be one of {known}");
-        error("model_type", reason)
     })
 }
 
@@ -317,7 +134,7 @@ fn multipliers(
     hidden_size: usize,
 ) -> Result<Multipliers, ModelConfigError> {
     let factor = |key| keys.positive(key, Some(1.0));
-    let head_dim = head_dim as f64;
+    let (head_dim, root) = (head_dim as f64, (hidden_size as f64).sqrt() as f32);
     Ok(match rule {
         MultiplierRule::One => Multipliers::ONE,
         MultiplierRule::Keys => Multipliers {
@@ -326,11 +143,26 @@ fn multipliers(
             residual: factor("residual_multiplier")? as f32,
             logits: (1.0 / factor("logits_scaling")?) as f32,
         },
-        MultiplierRule::Gemma => Multipliers {
-            embedding: (hidden_size as f64).sqrt() as f32,
+        MultiplierRule::Gemma => Multipliers { embedding: root, ..Multipliers::ONE },
+        MultiplierRule::Gemma2 => Multipliers {
+            embedding: root,
             query: (head_dim / keys.positive("query_pre_attn_scalar", Some(256.0))?).sqrt() as f32,
             ..Multipliers::ONE
         },
+    })
+}
+
+/// Soft caps of scores and logits, given those of a family that has them.
+fn caps(keys: &Keys<'_>, absent: Option<[f32; 2]>) -> Result<SoftCaps, ModelConfigError> {
+    let cap = |key: &str, index: usize| match (absent, keys.map.get(key)) {
+        (Some(absent), None) => Ok(Some(absent[index])),
+        (_, None | Some(Value::Null)) => Ok(None),
+        (Some(_), Some(_)) => keys.positive(key, None).map(|cap| Some(cap as f32)),
+        (None, Some(_)) => Err(error(key, "this family is served without soft caps; must be null")),
+    };
+    Ok(SoftCaps {
+        scores: cap("attn_logit_softcapping", 0)?,
+        logits: cap("final_logit_softcapping", 1)?,
     })
 }
 
@@ -348,7 +180,7 @@ fn windows(
     match rule {
         WindowRule::Never => Ok(vec![None; layers]),
         WindowRule::All { absent } => {
-            let window = width(Some(absent))?;
+            let window = width(absent)?;
             let types = keys.get("layer_types").and_then(Value::as_array).into_iter().flatten();
             match types.enumerate().find(|(_, name)| *name != "sliding_attention") {
                 Some((layer, name)) if window.is_some() => {
@@ -358,8 +190,8 @@ fn windows(
                 _ => Ok(vec![window; layers]),
             }
         }
-        WindowRule::Late | WindowRule::Unrotated | WindowRule::Pattern => {
-            let pattern = matches!(rule, WindowRule::Pattern);
+        WindowRule::Late | WindowRule::Unrotated | WindowRule::Pattern { .. } => {
+            let pattern = matches!(rule, WindowRule::Pattern { .. });
             if !pattern && !keys.flag("use_sliding_window")? {
                 return Ok(vec![None; layers]);
             }
@@ -370,10 +202,16 @@ fn windows(
             }
             let Some(types) = keys.get("layer_types") else {
                 let first = keys.count_or("max_window_layers", MAX_LAYERS, Some(28))?;
-                let every = keys.size_or("sliding_window_pattern", MAX_LAYERS, Some(6))?;
+                let every = match rule {
+                    WindowRule::Pattern { every, key: None } => every,
+                    WindowRule::Pattern { every, key: Some(key) } => {
+                        keys.size_or(key, MAX_LAYERS, Some(every))?
+                    }
+                    _ => layers,
+                };
                 let slides = |layer: usize| match rule {
                     WindowRule::Unrotated => !rotary[layer],
-                    WindowRule::Pattern => !(layer + 1).is_multiple_of(every),
+                    WindowRule::Pattern { .. } => !(layer + 1).is_multiple_of(every),
                     _ => layer >= first,
                 };
                 return Ok((0..layers).map(|layer| window.filter(|_| slides(layer))).collect());

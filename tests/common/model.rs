@@ -26,7 +26,7 @@ pub struct Sequence {
     pub logits: Vec<Vec<f32>>,
 }
 
-pub fn family_names() -> [&'static str; 14] {
+pub fn family_names() -> [&'static str; 19] {
     [
         "llama2",
         "llama3",
@@ -42,6 +42,11 @@ pub fn family_names() -> [&'static str; 14] {
         "granite",
         "gemma3",
         "qwen2-yarn",
+        "phi3",
+        "phi4-mini",
+        "gemma2",
+        "gemma",
+        "olmo3",
     ]
 }
 

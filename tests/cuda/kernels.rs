@@ -44,7 +44,10 @@ fn everything_that_goes_once_over_an_activation_equals_the_cpu() {
         let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 19).collect();
         let positions: Vec<u32> = (0..rows as u32).map(|i| i * 131).collect();
         let picked: Vec<usize> = (0..rows).rev().step_by(2).collect();
-        let rope = Rope { inv_freq: random(half, 3).iter().map(|f| f.abs()).collect(), scale: 1.5 };
+        let inv_freq: Vec<f32> = random(half, 3).iter().map(|f| f.abs()).collect();
+        let rope = Rope { head_dim: 2 * half, inv_freq, scale: 1.5 };
+        let part = Rope { inv_freq: rope.inv_freq[..half / 2].to_vec(), ..rope.clone() };
+        let columns = half - 1..2 * half;
         let scales = [
             ColumnScale { columns: 0..half, term: Some(1), factor: 2.0 },
             ColumnScale { columns: half..2 * half - 1, term: None, factor: -0.5 },
@@ -63,6 +66,9 @@ fn everything_that_goes_once_over_an_activation_equals_the_cpu() {
             cpu.gated(Activation::Silu, host(&x), &host(&y)).unwrap(),
             cpu.gated(Activation::Gelu, host(&x), &host(&y)).unwrap(),
             cpu.rope(host(&x), &positions, &rope).unwrap(),
+            cpu.rope(host(&x), &positions, &part).unwrap(),
+            cpu.select_columns(&host(&x), columns.clone()).unwrap(),
+            cpu.soft_cap(host(&x), 0.4).unwrap(),
             cpu.rms_norm(&host(&x), &gain, NORM).unwrap(),
             cpu.rms_norm(&host(&x), &group, NORM).unwrap(),
             cpu.rms_norm_rows(&host(&x), &host(&y), NORM).unwrap(),
@@ -83,6 +89,9 @@ fn everything_that_goes_once_over_an_activation_equals_the_cpu() {
                 cuda.gated(Activation::Silu, kept.clone(), &device(&y)).unwrap(),
                 cuda.gated(Activation::Gelu, kept.clone(), &device(&y)).unwrap(),
                 cuda.rope(kept.clone(), &positions, &rope).unwrap(),
+                cuda.rope(kept.clone(), &positions, &part).unwrap(),
+                cuda.select_columns(&kept, columns.clone()).unwrap(),
+                cuda.soft_cap(kept.clone(), 0.4).unwrap(),
                 cuda.rms_norm(&kept, &gain, NORM).unwrap(),
                 cuda.rms_norm(&kept, &group, NORM).unwrap(),
                 cuda.rms_norm_rows(&kept, &device(&y), NORM).unwrap(),
@@ -292,23 +301,37 @@ fn check_attention(
 
 #[test]
 fn attention_on_tensor_cores_is_right_in_every_mix_of_sequences() {
-    let shape =
-        |heads, kv_heads, head_dim, window| AttentionShape { heads, kv_heads, head_dim, window };
+    let shape = |heads, kv_heads, head_dim, window| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+        cap: None,
+    };
     let mixed = [(0, 40), (530, 1), (15, 1), (0, 1), (37, 20), (70, 3)];
     for dtype in [Dtype::Bf16, Dtype::F16] {
         check_attention(dtype, shape(4, 2, 64, None), &mixed, 0.01);
         check_attention(dtype, shape(3, 3, 128, Some(21)), &mixed, 0.01);
+        let capped = AttentionShape { cap: Some(0.7), ..shape(4, 2, 64, None) };
+        check_attention(dtype, capped, &mixed, 0.01);
     }
     check_attention(Dtype::Bf16, shape(9, 1, 64, Some(600)), &[(1030, 2), (5, 30)], 0.01);
 }
 
 #[test]
 fn attention_of_any_width_and_type_is_right_in_every_mix_of_sequences() {
-    let shape =
-        |heads, kv_heads, head_dim, window| AttentionShape { heads, kv_heads, head_dim, window };
+    let shape = |heads, kv_heads, head_dim, window| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+        cap: None,
+    };
     let mixed = [(0, 12), (530, 1), (15, 1), (0, 1), (20, 9)];
     for dtype in DTYPES {
         check_attention(dtype, shape(2, 1, 6, None), &mixed, 1e-5);
         check_attention(dtype, shape(2, 2, 40, Some(17)), &mixed, 1e-5);
+        let capped = AttentionShape { cap: Some(0.7), ..shape(2, 1, 6, None) };
+        check_attention(dtype, capped, &mixed, 1e-5);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ladle::{
     kernels::{Activation, Dtype, HostTensor, Norm, Rope, RowCoefficients},
     merge::plan::{Change, Ingredient, Ingredients, SoupPlan, Tensors},
-    model::config::{ModelConfig, Multipliers, Norms, QkNorm},
+    model::config::{ModelConfig, Multipliers, Norms, QkNorm, SoftCaps},
     preference::Coefficients,
     soup::LoraModule,
 };
@@ -81,6 +81,7 @@ pub fn config(hidden: usize, ff: usize, vocab: usize, tied: bool) -> ModelConfig
         activation: Activation::Silu,
         local_rope: None,
         rope: Rope {
+            head_dim,
             inv_freq: (0..head_dim / 2).map(|i| 100f32.powf(-(i as f32) / 3.0)).collect(),
             scale: 1.0,
         },
@@ -89,9 +90,11 @@ pub fn config(hidden: usize, ff: usize, vocab: usize, tied: bool) -> ModelConfig
         qkv_bias: true,
         output_bias: false,
         mlp_bias: true,
+        fused: false,
         norms: Norms::Before,
         qk_norm: QkNorm::Heads,
         multipliers: Multipliers::ONE,
+        caps: SoftCaps::default(),
         tied,
         eos: vec![0],
     }

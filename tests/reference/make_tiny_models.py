@@ -15,11 +15,15 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
@@ -121,6 +125,41 @@ MODELS = {
             beta_slow=0.5,
         ), **COMMON,
     ),
+    "phi3": Phi3Config(
+        hidden_size=48, intermediate_size=72, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=128, rope_parameters=rope(), tie_word_embeddings=False, sliding_window=9,
+        pad_token_id=0, **COMMON,
+    ),
+    # As Phi-4-mini: 12 of 16 values of a head rotate. All sequences are within the original context.
+    "phi4-mini": Phi3Config(
+        hidden_size=64, intermediate_size=72, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=144, tie_word_embeddings=True, original_max_position_embeddings=40, pad_token_id=0,
+        rope_parameters=rope(
+            rope_type="longrope", partial_rotary_factor=0.75,
+            short_factor=[1.0, 1.1, 1.25, 1.5, 1.75, 2.0], long_factor=[1.0, 2.0, 3.0, 5.0, 8.0, 9.0],
+        ), **COMMON,
+    ),
+    # Caps so low that they bend scores and logits.
+    "gemma2": Gemma2Config(
+        hidden_size=48, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, vocab_size=144, query_pre_attn_scalar=24, sliding_window=9,
+        rope_parameters=rope(), attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+        **{**COMMON, "num_hidden_layers": 3},
+    ),
+    "gemma": GemmaConfig(
+        hidden_size=48, intermediate_size=80, num_attention_heads=4, num_key_value_heads=1,
+        head_dim=16, vocab_size=144, rope_parameters=rope(), **COMMON,
+    ),
+    # Three of four layers have a window, and rotate without the scaling of the fourth.
+    "olmo3": Olmo3Config(
+        hidden_size=48, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, tie_word_embeddings=False, sliding_window=8, pad_token_id=0, rope_parameters={
+            "full_attention": rope(
+                500000.0, rope_type="yarn", factor=8.0, original_max_position_embeddings=16,
+            ),
+            "sliding_attention": rope(500000.0),
+        }, **{**COMMON, "num_hidden_layers": 4},
+    ),
 }
 
 # transformers 4 wrote theta and scaling apart: some fixtures keep that form.
@@ -151,7 +190,7 @@ def main(out, names):
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                if "norm" in key and config.model_type == "gemma3_text":
+                if "norm" in key and config.model_type.startswith("gemma"):
                     parameter.copy_(0.3 * noise)
                 elif "norm" in key:
                     parameter.copy_(1 + 0.3 * noise)

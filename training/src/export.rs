@@ -44,6 +44,10 @@ fn write_adapter_after(
     before: impl FnOnce(String) -> Result<(), RunError>,
 ) -> Result<(), RunError> {
     let config = policy.config();
+    let adapted = |target: &&String| {
+        policy.factors().iter().any(|factor| factor.module.rsplit('.').next() == Some(target))
+    };
+    let targets: Vec<&String> = config.targets.iter().filter(adapted).collect();
     let settings = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -51,7 +55,7 @@ fn write_adapter_after(
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": config.targets,
+        "target_modules": targets,
         "bias": "none",
         "use_rslora": false,
         "use_dora": false,

@@ -149,9 +149,12 @@ fn rotation() {
     computation!(Rotate { positions: Vec<u32>, rope: Rope }, |self, k, x, _w| {
         k.rope(x[0].clone(), &self.positions, &self.rope)
     });
-    let rope = Rope { inv_freq: vec![1.0, 0.3, 0.1, 0.01], scale: 1.1 };
+    let rope = Rope { head_dim: 8, inv_freq: vec![1.0, 0.3, 0.1, 0.01], scale: 1.1 };
     let x = random(&mut ChaCha8Rng::seed_from_u64(2), 5, 24);
-    assert_same(&Rotate { positions: vec![0, 1, 7, 0, 400], rope }, &[&x], &[]);
+    let part = Rope { inv_freq: vec![1.0, 0.3], ..rope.clone() };
+    for rope in [rope, part] {
+        assert_same(&Rotate { positions: vec![0, 1, 7, 0, 400], rope }, &[&x], &[]);
+    }
 }
 
 #[test]
@@ -159,7 +162,8 @@ fn gate_and_sums() {
     computation!(Gate { activation: Activation }, |self, k, x, w| {
         let sum = k.add(x[0].clone(), &k.bias_add(x[1].clone(), &w[0])?)?;
         let gated = k.gated(self.activation, x[0].clone(), &sum)?;
-        k.select_rows(&gated, &[0, 3, 3, 18])
+        let part = k.select_columns(&gated, 3..20)?;
+        k.soft_cap(k.select_rows(&part, &[0, 3, 3, 18])?, 0.5)
     });
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let (gate, up) = (random(&mut rng, 19, 33), random(&mut rng, 19, 33));
@@ -215,8 +219,8 @@ fn attention() {
     // One segment ends exactly at a block of queries, one is longer than two, one is a single row,
     // two continue the one before them.
     let batch = batch(&[(64, 0), (1, 0), (150, 0), (7, 0), (70, 7), (9, 7)]);
-    for window in [None, Some(1), Some(20), Some(70)] {
-        let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 8, window };
+    for (window, cap) in [(None, None), (Some(1), None), (Some(20), Some(0.3)), (Some(70), None)] {
+        let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 8, window, cap };
         let rows = batch.tokens.len();
         let (q, k, v) =
             (random(&mut rng, rows, 48), random(&mut rng, rows, 16), random(&mut rng, rows, 16));
@@ -237,7 +241,7 @@ fn shared_rows_attend_as_copies_of_them_would() {
         k.select_rows(&self.attend.run(k, x, w)?, &outputs)
     });
     for window in [None, Some(1), Some(30), Some(60)] {
-        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window, cap: None };
         let (q, k, v) =
             (random(&mut rng, 103, 32), random(&mut rng, 103, 16), random(&mut rng, 103, 16));
         let copies = Copies { attend: Attend { shape, batch: copied.clone() } };
@@ -262,7 +266,7 @@ fn stored_rows_attend_as_rows_of_the_batch_would() {
         k.select_rows(&y, &(40..130).collect::<Vec<_>>())
     });
     for window in [None, Some(1), Some(9), Some(45), Some(60)] {
-        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window, cap: None };
         let all = [32, 16, 16].map(|width| random(&mut rng, 130, width));
         let expected = After { attend: Attend { shape, batch: whole.clone() } };
         let expected = composed(&expected, &all.each_ref(), &[]);
@@ -288,7 +292,7 @@ fn stored_rows_attend_as_rows_of_the_batch_would() {
         assert_close(&got, &expected);
     }
     // Rows that are not stored, and kernels that store none.
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: None };
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: None, cap: None };
     let attend = Attend { shape, batch: learned };
     let tape = Tape::idle(None);
     let x = [32, 16, 16].map(|width| Value::constant(vec![0.0; 90 * width], 90, width));

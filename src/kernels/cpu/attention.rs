@@ -8,7 +8,7 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use super::{kv::KvLayer, pool::Pool, shared::SharedMut, tensor::Tensor};
+use super::{elementwise::soft_cap, kv::KvLayer, pool::Pool, shared::SharedMut, tensor::Tensor};
 use crate::{
     kernels::{AttentionShape, Batch, KV_BLOCK, Segment, Stored},
     simd::{Isa, Simd, Vectorised, exp},
@@ -96,6 +96,7 @@ impl<T: Stored> Vectorised for Task<'_, T> {
                 layer,
                 kv_head,
                 scale: 1.0 / (shape.head_dim as f32).sqrt(),
+                cap: shape.cap,
                 scratch: &mut *scratch,
             };
             let mut starts = [0; MAX_ROWS];
@@ -140,6 +141,7 @@ struct QueryTile<'a, T> {
     layer: &'a KvLayer<'a, T>,
     kv_head: usize,
     scale: f32,
+    cap: Option<f32>,
     scratch: &'a mut Scratch,
 }
 
@@ -159,6 +161,11 @@ impl<T: Stored> QueryTile<'_, T> {
             for i in 0..M {
                 let seen = span.start.max(self.seen[i].start)..span.end.min(self.seen[i].end);
                 let weights = &mut self.scratch.weights[i];
+                if let Some(cap) = self.cap {
+                    let first = span.start / KV_BLOCK * KV_BLOCK % SPAN;
+                    let len = span.end - span.start / KV_BLOCK * KV_BLOCK;
+                    soft_cap(&mut weights[first..first + len], cap);
+                }
                 let keep = soften(weights, &span, seen, &mut max[i], &mut total[i]);
                 for sum in &mut self.scratch.sums[i * head_dim..(i + 1) * head_dim] {
                     *sum *= keep;

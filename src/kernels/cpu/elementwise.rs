@@ -144,9 +144,43 @@ impl RowWise for Gated<'_> {
     }
 }
 
-/// Rotates each head of each row; `angles` is `[rows, 2, head_dim / 2]`: cos, then sin.
+/// `out = x` in some columns.
+pub(super) struct SelectColumns<'a>(pub(super) &'a Tensor, pub(super) Range<usize>);
+
+impl RowWise for SelectColumns<'_> {
+    #[inline(always)]
+    fn run(&self, rows: Range<usize>, out: &mut [f32]) {
+        let width = self.0.width();
+        let x = self.0.data()[rows.start * width..rows.end * width].chunks_exact(width);
+        for (out, x) in out.chunks_exact_mut(self.1.len()).zip(x) {
+            out.copy_from_slice(&x[self.1.clone()]);
+        }
+    }
+}
+
+/// `out = cap · tanh(out / cap)`.
+pub(super) struct SoftCap(pub(super) f32);
+
+impl RowWise for SoftCap {
+    #[inline(always)]
+    fn run(&self, _: Range<usize>, out: &mut [f32]) {
+        soft_cap(out, self.0);
+    }
+}
+
+/// `x = cap · tanh(x / cap)`.
+#[inline(always)]
+pub(super) fn soft_cap(values: &mut [f32], cap: f32) {
+    for x in values {
+        // tanh(y) = 1 − 2 / (1 + e^2y)
+        *x = cap * (1.0 - 2.0 / (1.0 + exp(2.0 / cap * *x)));
+    }
+}
+
+/// Rotates `half` pairs of each head of each row; `angles` is `[rows, 2, half]`: cos, then sin.
 pub(super) struct Rotate<'a> {
     pub(super) angles: &'a [f32],
+    pub(super) half: usize,
     pub(super) width: usize,
     pub(super) head_dim: usize,
 }
@@ -154,12 +188,12 @@ pub(super) struct Rotate<'a> {
 impl RowWise for Rotate<'_> {
     #[inline(always)]
     fn run(&self, rows: Range<usize>, out: &mut [f32]) {
-        let (width, head_dim) = (self.width, self.head_dim);
-        let angles = self.angles[rows.start * head_dim..rows.end * head_dim].chunks_exact(head_dim);
-        for (row, angles) in out.chunks_exact_mut(width).zip(angles) {
-            let (cos, sin) = angles.split_at(head_dim / 2);
-            for head in row.chunks_exact_mut(head_dim) {
-                let (a, b) = head.split_at_mut(head_dim / 2);
+        let (width, half) = (self.width, self.half);
+        let angles = &self.angles[rows.start * 2 * half..rows.end * 2 * half];
+        for (row, angles) in out.chunks_exact_mut(width).zip(angles.chunks_exact(2 * half)) {
+            let (cos, sin) = angles.split_at(half);
+            for head in row.chunks_exact_mut(self.head_dim) {
+                let (a, b) = head[..2 * half].split_at_mut(half);
                 for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }

@@ -18,7 +18,10 @@ mod shared;
 mod tensor;
 mod tile;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 pub use kv::KvPool;
 pub use low_rank::panels;
@@ -37,7 +40,7 @@ pub struct CpuKernels {
     isa: Isa,
     pool: Pool,
     buffers: Arc<Recycler>,
-    /// cos and sin `[rows, 2, head_dim / 2]` of the positions last rotated: the layers of a forward
+    /// cos and sin `[rows, 2, pairs]` of the positions last rotated: the layers of a forward
     /// ask for the same ones.
     angles: Mutex<Angles>,
 }
@@ -223,10 +226,7 @@ impl Kernels for CpuKernels {
         let (rows, width) = (x.rows(), x.width());
         let mut parts = Vec::with_capacity(scales.len());
         for ColumnScale { columns, term, factor } in scales {
-            if columns.start > columns.end || columns.end > width {
-                let what = "end of a column range (at most)";
-                return Err(KernelError::Shape { op, what, expected: width, got: columns.end });
-            }
+            check::columns(op, width, columns)?;
             let mut scale = match term {
                 None => vec![1.0; rows],
                 Some(term) => coefficient_column(op, coefficients, *term, rows)?,
@@ -264,13 +264,12 @@ impl Kernels for CpuKernels {
     }
 
     fn rope(&self, mut x: Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
-        let half = rope.inv_freq.len();
-        fits("rope", "number of positions", x.rows(), positions.len())?;
-        groups("rope", x.width(), 2 * half)?;
+        check::rope(x.rows(), x.width(), positions, rope)?;
         let mut angles = self.angles.lock().unwrap_or_else(PoisonError::into_inner);
         angles.update(positions, rope);
-        let work =
-            elementwise::Rotate { angles: &angles.cos_sin, width: x.width(), head_dim: 2 * half };
+        let (angles, half) = (&angles.cos_sin, rope.inv_freq.len());
+        let (width, head_dim) = (x.width(), rope.head_dim);
+        let work = elementwise::Rotate { angles, half, width, head_dim };
         elementwise::by_rows(self.isa, &self.pool, &mut x, &work);
         Ok(x)
     }
@@ -322,6 +321,19 @@ impl Kernels for CpuKernels {
             })?);
         }
         Ok(out)
+    }
+
+    fn select_columns(&self, x: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        check::columns("select_columns", x.width(), &columns)?;
+        let mut out = self.buffers.stale(x.rows(), columns.len());
+        let work = elementwise::SelectColumns(x, columns);
+        elementwise::by_rows(self.isa, &self.pool, &mut out, &work);
+        Ok(out)
+    }
+
+    fn soft_cap(&self, mut x: Tensor, cap: f32) -> Result<Tensor> {
+        elementwise::by_rows(self.isa, &self.pool, &mut x, &elementwise::SoftCap(cap));
+        Ok(x)
     }
 }
 

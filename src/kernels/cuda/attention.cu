@@ -20,7 +20,8 @@ struct Attention {
     int heads, kv_heads, head_dim, window; // window 0: none
     int span, spans;
     void* small;         // out rounded, or null
-    int small_dtype, padding;
+    int small_dtype;
+    float cap;           // of scores; 0: none
 };
 
 struct Tile {
@@ -36,6 +37,10 @@ __device__ __forceinline__ Tile tile_of(const Attention& p) {
 __device__ __forceinline__ float* partial_of(const Attention& p, const Tile& tile, int token, int head) {
     size_t split = (size_t)(tile.split + token) * p.heads + head;
     return p.partial + (split * p.spans + blockIdx.z) * (p.head_dim + 2);
+}
+
+__device__ __forceinline__ float capped(const Attention& p, float score) {
+    return p.cap == 0.0f ? score : p.cap * tanhf(score / p.cap);
 }
 
 // out[row, head, d].
@@ -91,7 +96,7 @@ template <class T> __device__ void attend_any(const Attention& p) {
                 score = 0.0f;
                 for (int d = 0; d < p.head_dim; ++d)
                     score += q[d] * widen(keys[(size_t)(seen % BLOCK) * p.head_dim + d]);
-                score *= scale;
+                score = capped(p, score * scale);
             }
             float larger = fmaxf(most, warp_max(score));
             float keep = expf(most - larger), weight = seen < to ? expf(score - larger) : 0.0f;
@@ -184,7 +189,7 @@ template <class T, int D> __device__ void attend(const Attention& p) {
             for (int i = 0; i < 4; ++i) {
                 int position = block * BLOCK + t * 4 + 2 * n + i % 2, half = i / 2;
                 bool seen = position >= begin[half] && position < end[half] && position < to && position >= from;
-                scores[n][i] = seen ? scores[n][i] * scale : NEG_INF;
+                scores[n][i] = seen ? capped(p, scores[n][i] * scale) : NEG_INF;
                 larger[half] = fmaxf(larger[half], scores[n][i]);
             }
         for (int half = 0; half < 2; ++half) {

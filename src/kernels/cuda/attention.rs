@@ -39,7 +39,8 @@ struct Arguments {
     spans: i32,
     small: u64,
     small_dtype: i32,
-    padding: i32,
+    /// 0: none.
+    cap: f32,
 }
 
 /// `Tile` of attention.cu.
@@ -179,7 +180,7 @@ impl<D: Device> CudaKernels<D> {
                 spans: int(part.spans),
                 small: out.small_address(),
                 small_dtype: self.small_code(),
-                padding: 0,
+                cap: shape.cap.unwrap_or(0.0),
             };
             let (kernel, block, shared) = kernel(cache.shape.dtype, shape.head_dim);
             let grid = [count(part.tiles.len()), count(shape.kv_heads), count(part.spans)];

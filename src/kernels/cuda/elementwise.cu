@@ -19,6 +19,12 @@ extern "C" __global__ void select_rows(float* out, const float* x, const u32* ro
     for (int i = threadIdx.x; i < width; i += blockDim.x) out[to + i] = x[from + i];
 }
 
+// out[t, i] = x[t, first + i] for i below `count`; a block a row.
+extern "C" __global__ void select_columns(float* out, const float* x, int first, int count, int width) {
+    size_t from = (size_t)blockIdx.x * width + first, to = (size_t)blockIdx.x * count;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) out[to + i] = x[from + i];
+}
+
 // out[t, :] = x[t, :] + bias; a block a row.
 extern "C" __global__ void bias_add(float* out, const float* x, const void* bias, int dtype, int width) {
     size_t row = (size_t)blockIdx.x * width;
@@ -65,16 +71,22 @@ extern "C" __global__ void gated(float* out, const float* gate, const float* up,
     }
 }
 
+// out = cap · tanh(x / cap).
+extern "C" __global__ void soft_cap(float* out, const float* x, float cap, u64 n) {
+    u64 step = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) out[i] = cap * tanhf(x[i] / cap);
+}
+
 // small = x rounded to dtype.
 extern "C" __global__ void narrow_to(void* small, int dtype, const float* x, u64 n) {
     u64 step = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) store(small, i, dtype, x[i]);
 }
 
-// Rotates each head of x [rows, heads · 2 · half]; a block a row.
+// Rotates the first `half` pairs of each head of x [rows, heads · head_dim]; a block a row.
 extern "C" __global__ void rope(float* out, const float* x, const u32* positions, const float* inv_freq,
-                                float scale, int half, int heads) {
-    size_t row = (size_t)blockIdx.x * heads * 2 * half;
+                                float scale, int half, int heads, int head_dim) {
+    size_t row = (size_t)blockIdx.x * heads * head_dim;
     float position = (float)positions[blockIdx.x];
     for (int j = threadIdx.x; j < half; j += blockDim.x) {
         float sine, cosine;
@@ -82,11 +94,16 @@ extern "C" __global__ void rope(float* out, const float* x, const u32* positions
         sine *= scale;
         cosine *= scale;
         for (int head = 0; head < heads; ++head) {
-            size_t at = row + (size_t)head * 2 * half + j;
+            size_t at = row + (size_t)head * head_dim + j;
             float a = x[at], b = x[at + half];
             out[at] = a * cosine - b * sine;
             out[at + half] = b * cosine + a * sine;
         }
+    }
+    if (out == x) return;
+    for (int i = threadIdx.x; i < heads * (head_dim - 2 * half); i += blockDim.x) {
+        size_t at = row + (size_t)(i / (head_dim - 2 * half)) * head_dim + 2 * half + i % (head_dim - 2 * half);
+        out[at] = x[at];
     }
 }
 

@@ -15,7 +15,7 @@ mod products;
 mod source;
 mod tensor;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 pub use device::{Device, DeviceError, Shape, Urgency};
 pub use driver::Gpu;
@@ -308,9 +308,8 @@ impl<D: Device> Kernels for CudaKernels<D> {
     }
 
     fn rope(&self, mut x: Tensor<D>, positions: &[u32], rope: &Rope) -> Result<Tensor<D>> {
-        let half = rope.inv_freq.len().max(1);
-        fits("rope", "number of positions", x.rows, positions.len())?;
-        fits("rope", "rest of the width over the head's width", 0, x.width % (2 * half))?;
+        check::rope(x.rows, x.width, positions, rope)?;
+        let half = rope.inv_freq.len();
         let positions = self.memory.constant(bytes_of(positions))?;
         let inv_freq = self.memory.constant(bytes_of(&rope.inv_freq))?;
         let (from, to) = self.writable(&mut x)?;
@@ -328,7 +327,8 @@ impl<D: Device> Kernels for CudaKernels<D> {
                 inv_freq.address(),
                 rope.scale,
                 int(half),
-                int(x.width / (2 * half)),
+                int(x.width / rope.head_dim),
+                int(rope.head_dim),
             )?;
         }
         Ok(x)
@@ -403,6 +403,35 @@ impl<D: Device> Kernels for CudaKernels<D> {
             )?;
         }
         Ok(out)
+    }
+
+    fn select_columns(&self, x: &Tensor<D>, columns: Range<usize>) -> Result<Tensor<D>> {
+        check::columns("select_columns", x.width, &columns)?;
+        let out = Tensor::new(&self.memory, x.rows, columns.len())?;
+        let shape = Shape::of(x.rows, row_threads(out.width));
+        // SAFETY: a block a row; the columns were checked against x.
+        unsafe {
+            launch!(
+                self.device,
+                &self.stream,
+                "select_columns",
+                shape,
+                out.address(),
+                x.address(),
+                int(columns.start),
+                int(columns.len()),
+                int(x.width),
+            )?;
+        }
+        Ok(out)
+    }
+
+    fn soft_cap(&self, mut x: Tensor<D>, cap: f32) -> Result<Tensor<D>> {
+        let (from, to) = self.writable(&mut x)?;
+        let n = x.len();
+        // SAFETY: both have n values.
+        unsafe { launch!(self.device, &self.stream, "soft_cap", flat(n), to, from, cap, n)? };
+        Ok(x)
     }
 }
 

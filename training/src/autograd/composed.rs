@@ -22,11 +22,12 @@ pub(super) fn rope(x: &Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor>
     let (cos, sin) = angles(positions, rope);
     let cos = Tensor::from_vec(cos, (rows, 1, half), x.device())?;
     let sin = Tensor::from_vec(sin, (rows, 1, half), x.device())?;
-    let x = x.reshape((rows, width / (2 * half), 2 * half))?;
+    let x = x.reshape((rows, width / rope.head_dim, rope.head_dim))?;
     let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], 2)?.reshape((rows, width))
+    let rest = x.narrow(2, 2 * half, rope.head_dim - 2 * half)?;
+    Tensor::cat(&[first, second, rest], 2)?.reshape((rows, width))
 }
 
 /// cos and sin of `positions[t] · inv_freq[j]`, times the rope's scale: `[rows, half]` each.
@@ -38,6 +39,11 @@ pub(crate) fn angles(positions: &[u32], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
         .unzip()
 }
 
+/// `cap · tanh(x / cap)`.
+pub(super) fn soft_cap(x: &Tensor, cap: f32) -> Result<Tensor> {
+    (x / f64::from(cap))?.tanh()? * f64::from(cap)
+}
+
 /// Causal grouped-query attention, one tree of segments after another.
 pub(super) fn attention(
     q: &Tensor,
@@ -46,7 +52,7 @@ pub(super) fn attention(
     shape: AttentionShape,
     trees: &[Tree],
 ) -> Result<Tensor> {
-    let AttentionShape { heads, kv_heads, head_dim, window } = shape;
+    let AttentionShape { heads, kv_heads, head_dim, window, cap } = shape;
     let mut outputs = Vec::with_capacity(trees.len());
     for tree in trees {
         let len = tree.rows.len();
@@ -71,6 +77,10 @@ pub(super) fn attention(
             .collect();
         let mask = Tensor::from_vec(mask, (1, len, len), q.device())?;
         let scores = (query.matmul(&key.t()?)? * (1.0 / (head_dim as f64).sqrt()))?;
+        let scores = match cap {
+            None => scores,
+            Some(cap) => soft_cap(&scores, cap)?,
+        };
         let scores = scores.broadcast_add(&mask)?;
         // softmax in steps: candle's fused one has no backward.
         let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;

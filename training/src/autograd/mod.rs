@@ -19,12 +19,14 @@ pub mod tree;
 
 pub(crate) use composed::angles;
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use ladle::kernels::{
     Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Norm,
     Product, Result, Rope, RowCoefficients,
-    check::{fits, groups},
+    check::{self, fits, groups},
 };
 
 /// Kernels over f32 candle tensors with autograd.
@@ -176,8 +178,7 @@ impl Kernels for Differentiable {
 
     fn rope(&self, x: Tensor, positions: &[u32], rope: &Rope) -> Result<Tensor> {
         let (rows, width) = dims("rope", &x)?;
-        fits("rope", "positions", rows, positions.len())?;
-        groups("rope", width, 2 * rope.inv_freq.len())?;
+        check::rope(rows, width, positions, rope)?;
         composed::rope(&x, positions, rope).map_err(refused)
     }
 
@@ -225,5 +226,16 @@ impl Kernels for Differentiable {
         let ids = rows.iter().map(|&row| row as u32).collect::<Vec<_>>();
         let ids = Tensor::new(ids, &self.device).map_err(refused)?;
         x.index_select(&ids, 0).map_err(refused)
+    }
+
+    fn select_columns(&self, x: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        let (_, width) = dims("select_columns", x)?;
+        check::columns("select_columns", width, &columns)?;
+        let part = x.narrow(1, columns.start, columns.len());
+        part.and_then(|part| part.contiguous()).map_err(refused)
+    }
+
+    fn soft_cap(&self, x: Tensor, cap: f32) -> Result<Tensor> {
+        composed::soft_cap(&x, cap).map_err(refused)
     }
 }

@@ -99,6 +99,9 @@ pub enum PolicyError {
     /// Dropout is asked for where it is not implemented.
     #[error("lora.dropout is {0}, expected 0 on {1:?}: dropout runs on the CPU only")]
     DropoutDevice(f64, Device),
+    /// The model caps its logits.
+    #[error("final_logit_softcapping is {0}, expected null: log-probabilities are of plain logits")]
+    SoftCap(f32),
     /// A factor to be restored does not fit.
     #[error("{name}: shape {got:?}, expected {expected:?}")]
     Shape {
@@ -189,6 +192,9 @@ impl Policy {
         }
         if config.dropout > 0.0 && !device.is_cpu() {
             return Err(PolicyError::DropoutDevice(config.dropout, device.clone()));
+        }
+        if let Some(cap) = model.caps.logits {
+            return Err(PolicyError::SoftCap(cap));
         }
         let kernels = Differentiable::new(device.clone());
         let mut frozen = BTreeMap::new();

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     product::{View, product},
-    rows::{dot, max, sum},
+    rows::{dot, max, sum, tanh},
 };
 use crate::autograd::tree::Tree;
 
@@ -24,6 +24,17 @@ vectorised! {
     fn exponentials<'a>(xs: &'a mut [f32], largest: f32) -> f32 {
         xs.iter_mut().for_each(|x| *x = exp(*x - largest));
         sum(xs)
+    }
+}
+
+vectorised! {
+    /// s ← cap · tanh(s / cap); the slopes of that, 1 − tanh², into `slopes`.
+    fn cap_scores<'a>(scores: &'a mut [f32], slopes: &'a mut [f32], cap: f32) {
+        for (score, slope) in scores.iter_mut().zip(slopes) {
+            let tanh = tanh(*score / cap);
+            *score = cap * tanh;
+            *slope = 1.0 - tanh * tanh;
+        }
     }
 }
 
@@ -167,16 +178,17 @@ impl Attention {
         from.map(|x| self.head(x, rows.clone(), task.head, self.shape.kv_heads))
     }
 
-    /// Attention weights of a block of one query head: `[block, seen]` into `weights`.
+    /// Attention weights of a block of one query head: `[block, seen]` into `weights`, and the slopes
+    /// of the soft cap at its scores into `slopes` where there is one.
     fn weights(
         &self,
         inputs: Inputs<'_>,
         task: &Task<'_>,
         head: usize,
         block: &Range<usize>,
-        weights: &mut Vec<f32>,
+        [weights, slopes]: [&mut Vec<f32>; 2],
     ) {
-        let AttentionShape { heads, head_dim, window, .. } = self.shape;
+        let AttentionShape { heads, head_dim, window, cap, .. } = self.shape;
         let seen = task.tree.seen(block, window);
         let (m, n) = (block.len(), width(&seen));
         let q = self.head(inputs.q, offset(task.tree, block), head, heads);
@@ -188,6 +200,10 @@ impl Attention {
             let [k, _] = self.keys_and_values(inputs, task, run);
             let scores = View::strided(&mut weights[run.at..], m, run.rows.len(), n);
             product(scores, false, q, k.t(), scale);
+        }
+        if let Some(cap) = cap {
+            slopes.resize(m * n, 0.0);
+            cap_scores(weights, slopes, cap);
         }
         for (row, weights) in block.clone().zip(weights.chunks_exact_mut(n)) {
             let visible = task.tree.visible(row, window);
@@ -218,11 +234,12 @@ impl Attention {
     fn attend(&self, inputs: Inputs<'_>, task: &Task<'_>) -> Vec<f32> {
         let (d, group, tree) = (self.shape.head_dim, self.group(), task.tree);
         let mut out = vec![0f32; tree.rows.len() * group * d];
-        let mut weights = Vec::new();
+        let (mut weights, mut slopes) = (Vec::new(), Vec::new());
         for member in 0..group {
             for block in tree.blocks(QUERY_BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
-                self.weights(inputs, task, task.head * group + member, &block, &mut weights);
+                let head = task.head * group + member;
+                self.weights(inputs, task, head, &block, [&mut weights, &mut slopes]);
                 let (m, n) = (block.len(), width(&seen));
                 let start = (block.start * group + member) * d;
                 for run in runs(&seen) {
@@ -238,7 +255,7 @@ impl Attention {
     /// Gradients of one task, from the output and its gradient.
     ///
     /// With P the weights, D = Σ dO ⊙ O per row: dV = Pᵀ dO, dS = P ⊙ (dO Vᵀ − D),
-    /// dQ = dS K / √d, dK = dSᵀ Q / √d.
+    /// dQ = dS K / √d, dK = dSᵀ Q / √d; a soft cap multiplies dS by its slopes.
     fn gradients(
         &self,
         inputs: Inputs<'_>,
@@ -255,12 +272,12 @@ impl Attention {
             k: vec![0.0; len * d],
             v: vec![0.0; len * d],
         };
-        let (mut weights, mut scores) = (Vec::new(), Vec::new());
+        let (mut weights, mut slopes, mut scores) = (Vec::new(), Vec::new(), Vec::new());
         for member in 0..group {
             let head = task.head * group + member;
             for block in tree.blocks(QUERY_BLOCK) {
                 let seen = tree.seen(&block, self.shape.window);
-                self.weights(inputs, task, head, &block, &mut weights);
+                self.weights(inputs, task, head, &block, [&mut weights, &mut slopes]);
                 let (m, n) = (block.len(), width(&seen));
                 let rows = offset(tree, &block);
                 let g = self.head(grad, rows.clone(), head, heads);
@@ -278,6 +295,9 @@ impl Attention {
                     let of_row = row * n..(row + 1) * n;
                     let (g, o) = (&g.data[at.clone()], &o.data[at]);
                     score_gradients(&mut scores[of_row.clone()], &weights[of_row], g, o);
+                }
+                if self.shape.cap.is_some() {
+                    scores.iter_mut().zip(&slopes).for_each(|(score, slope)| *score *= slope);
                 }
                 let start = (block.start * group + member) * d;
                 for run in runs(&seen) {

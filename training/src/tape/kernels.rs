@@ -1,12 +1,12 @@
 //! The operations of the decoder on a [`Tape`].
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use ladle::kernels::{
     Activation, AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Norm, Product, Result,
     Rope, RowCoefficients,
-    check::{fits, groups},
+    check::{self, fits, groups},
 };
 use rayon::prelude::*;
 
@@ -228,8 +228,7 @@ impl Kernels for Tape {
 
     fn rope(&self, x: Value, positions: &[u32], rope: &Rope) -> Result<Value> {
         let (rows, width, node) = (x.rows, x.width, x.node);
-        fits("rope", "positions", rows, positions.len())?;
-        groups("rope", width, 2 * rope.inv_freq.len())?;
+        check::rope(rows, width, positions, rope)?;
         let angles = Angles::new(positions, rope);
         let mut y = x.take();
         angles.rotate(&mut y, width, 1.0);
@@ -318,6 +317,39 @@ impl Kernels for Tape {
                         out.iter_mut().zip(grad).for_each(|(out, grad)| *out += grad);
                     }
                 });
+                Ok(())
+            }
+        }))
+    }
+
+    fn select_columns(&self, x: &Value, columns: Range<usize>) -> Result<Value> {
+        check::columns("select_columns", x.width, &columns)?;
+        let (rows, from, width, node) = (x.rows, x.width, columns.len(), x.node);
+        let data = x.data.chunks_exact(from.max(1));
+        let y = data.flat_map(|row| &row[columns.clone()]).copied().collect();
+        Ok(self.result((y, rows, width), node.is_some(), |_| {
+            move |grad: Vec<f32>, gradients: &mut Gradients| {
+                gradients.add(node, rows * from, |out, _| {
+                    let out = out.chunks_exact_mut(from.max(1));
+                    for (out, grad) in out.zip(grad.chunks_exact(width.max(1))) {
+                        let out = out[columns.clone()].iter_mut();
+                        out.zip(grad).for_each(|(out, grad)| *out += grad);
+                    }
+                });
+                Ok(())
+            }
+        }))
+    }
+
+    fn soft_cap(&self, x: Value, cap: f32) -> Result<Value> {
+        let (rows, width, node) = (x.rows, x.width, x.node);
+        let mut y = x.take();
+        rows::soft_cap(&mut y, cap);
+        Ok(self.result((y, rows, width), node.is_some(), |y| {
+            let y = y.clone();
+            move |mut grad: Vec<f32>, gradients: &mut Gradients| {
+                rows::soft_cap_back(&mut grad, &y, cap);
+                gradients.give(node, grad);
                 Ok(())
             }
         }))

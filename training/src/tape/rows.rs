@@ -58,6 +58,25 @@ pub(crate) fn max(xs: &[f32]) -> f32 {
     lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
+/// 1 − 2 / (1 + e²ˣ).
+#[inline(always)]
+pub(super) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (1.0 + exp(2.0 * x))
+}
+
+/// `cap · tanh(x / cap)`, in place.
+pub(super) fn soft_cap(x: &mut [f32], cap: f32) {
+    x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x = cap * tanh(*x / cap)));
+}
+
+/// The gradient of the input, in place of that of the result `y`: times 1 − (y / cap)².
+pub(super) fn soft_cap_back(grad: &mut [f32], y: &[f32], cap: f32) {
+    let chunks = grad.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK));
+    chunks.for_each(|(grad, y)| {
+        grad.iter_mut().zip(y).for_each(|(grad, y)| *grad *= 1.0 - (y / cap) * (y / cap));
+    });
+}
+
 /// Gains of a norm.
 pub(super) struct Gains {
     /// One group, or one per row.
@@ -126,12 +145,13 @@ pub(super) struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    head_dim: usize,
 }
 
 impl Angles {
     pub(super) fn new(positions: &[u32], rope: &Rope) -> Self {
         let (cos, sin) = angles(positions, rope);
-        Self { cos, sin, half: rope.inv_freq.len() }
+        Self { cos, sin, half: rope.inv_freq.len(), head_dim: rope.head_dim }
     }
 
     /// Rotates each head of `x` `[rows, width]` in place, half-split; `sign` −1 is the backward.
@@ -139,8 +159,8 @@ impl Angles {
         let half = self.half;
         let angles = self.cos.par_chunks(half).zip(self.sin.par_chunks(half));
         x.par_chunks_mut(width).zip(angles).with_min_len(16).for_each(|(x, (cos, sin))| {
-            for x in x.chunks_exact_mut(2 * half) {
-                let (x0, x1) = x.split_at_mut(half);
+            for x in x.chunks_exact_mut(self.head_dim) {
+                let (x0, x1) = x[..2 * half].split_at_mut(half);
                 for j in 0..half {
                     let (a, b, sin) = (x0[j], x1[j], sin[j] * sign);
                     x0[j] = a * cos[j] - b * sin;
