@@ -125,6 +125,42 @@ fn windows_follow_each_family_s_keys() {
     assert_eq!(windows(on), [Some(16), None, Some(16)]);
 }
 
+/// `Phi3RotaryEmbedding` of transformers 5.24 (head size 8, θ 10000), which takes other factors for
+/// sequences longer than the original context.
+#[test]
+fn longrope_is_served_within_the_original_context() {
+    let phi3 = |changes| read(with(with(llama(), json!({"model_type": "phi3"})), changes));
+    let scaling = json!({
+        "type": "su", "short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 3.0, 5.0, 9.0],
+    });
+    let scaled = json!({"rope_scaling": scaling, "original_max_position_embeddings": 64});
+    let config = phi3(scaled.clone());
+    let expected = [1.0, 0.066_666_67, 0.005, 0.000_25];
+    let close = |(got, expected): (&f32, f32)| (got - expected).abs() <= 1e-6 * expected;
+    assert!(config.rope.inv_freq.iter().zip(expected).all(close), "{:?}", config.rope);
+    assert!((config.rope.scale - 1.154_700_5).abs() < 1e-6, "{}", config.rope.scale);
+    assert_eq!((config.max_positions, config.rope.head_dim), (64, 8));
+    // One set of factors for every length.
+    let same = with(scaling, json!({"long_factor": [1.0, 1.5, 2.0, 4.0]}));
+    assert_eq!(phi3(with(scaled, json!({"rope_scaling": same}))).max_positions, 256);
+    let part = phi3(json!({"partial_rotary_factor": 0.5}));
+    assert_eq!((part.rope.inv_freq, part.rope.head_dim), (vec![1.0, 0.01], 8));
+}
+
+#[test]
+fn gemma_2_has_its_caps_unless_they_are_null() {
+    let gemma = |changes| {
+        let gemma2 =
+            json!({"model_type": "gemma2", "num_key_value_heads": 8, "sliding_window": 16});
+        read(with(with(llama(), gemma2), changes))
+    };
+    let config = gemma(json!({}));
+    assert_eq!((config.caps.scores, config.caps.logits), (Some(50.0), Some(30.0)));
+    assert_eq!(config.windows, [Some(16), None, Some(16)]);
+    let config = gemma(json!({"attn_logit_softcapping": null, "final_logit_softcapping": 7.5}));
+    assert_eq!((config.caps.scores, config.caps.logits), (None, Some(7.5)));
+}
+
 #[test]
 fn the_difference_of_two_models_is_told_by_key() {
     let mistral = with(llama(), json!({"model_type": "mistral", "num_key_value_heads": 4}));
@@ -170,15 +206,16 @@ fn families_have_the_tensors_that_transformers_gives_them() {
 fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
     for (changes, expected) in [
         (
-            json!({"model_type": "gemma"}),
-            "config.json: model_type: is \"gemma\", which is not served: the nearest served is \
-             gemma3_text, which lacks a layer without norms of queries, keys and outputs; must be \
-             one of llama, mistral, qwen2, qwen3, smollm3, olmo2, granite, gemma3_text",
+            json!({"model_type": "gemma3"}),
+            "config.json: model_type: is \"gemma3\", which is not served: the nearest served is \
+             gemma3_text, which lacks images; must be one of llama, mistral, qwen2, qwen3, smollm3, \
+             olmo2, olmo3, granite, phi3, gemma, gemma2, gemma3_text",
         ),
         (
             json!({"model_type": "brand_new"}),
             "config.json: model_type: is \"brand_new\", which is not served; must be one of \
-             llama, mistral, qwen2, qwen3, smollm3, olmo2, granite, gemma3_text",
+             llama, mistral, qwen2, qwen3, smollm3, olmo2, olmo3, granite, phi3, gemma, gemma2, \
+             gemma3_text",
         ),
         (
             json!({"model_type": "smollm3", "num_key_value_heads": 2, "no_rope_layers": [1, 0]}),
@@ -242,6 +279,42 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
             json!({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}),
             "config.json: rope_scaling.rope_type: is \"longrope\", must be \"default\", \
              \"linear\", \"llama3\" or \"yarn\"",
+        ),
+        (
+            json!({"partial_rotary_factor": 0.5}),
+            "config.json: partial_rotary_factor: only whole heads are rotated; must be 1",
+        ),
+        (
+            json!({"model_type": "phi3", "partial_rotary_factor": 0.4}),
+            "config.json: partial_rotary_factor: is 0.4, must give an even part of head_dim = 8",
+        ),
+        (
+            json!({"model_type": "phi3", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+            "config.json: rope_scaling.rope_type: is \"linear\", must be \"default\" or \"longrope\"",
+        ),
+        (
+            json!({"model_type": "phi3", "rope_scaling": {
+                "rope_type": "longrope", "short_factor": [1, 1, 1], "long_factor": [1, 1, 1, 2],
+            }}),
+            "config.json: rope_scaling.short_factor: must be a list of 4 numbers above 0",
+        ),
+        (
+            json!({"attn_logit_softcapping": 50.0}),
+            "config.json: attn_logit_softcapping: this family is served without soft caps; must be \
+             null",
+        ),
+        (
+            json!({"model_type": "gemma2", "num_key_value_heads": 8, "final_logit_softcapping": -1}),
+            "config.json: final_logit_softcapping: is -1, must be a number above 0",
+        ),
+        (
+            json!({"model_type": "olmo3", "rope_theta": 10000.0}),
+            "config.json: rope_theta: must be 500000, or stand in rope_parameters for each type of \
+             layer",
+        ),
+        (
+            json!({"model_type": "olmo3", "rope_parameters": {"rope_theta": 500000.0}}),
+            "config.json: rope_parameters: must have a section for each type of layer",
         ),
         (
             json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.5}}),

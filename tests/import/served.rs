@@ -79,7 +79,7 @@ fn what_cannot_be_served_is_neither_imported_nor_made_a_soup_of() {
             );
         }),
         ("shape", &|dir| edit(dir, "config.json", "intermediate_size", json!(64))),
-        ("gemma", &|dir| edit(dir, "config.json", "model_type", json!("gemma"))),
+        ("gpt2", &|dir| edit(dir, "config.json", "model_type", json!("gpt2"))),
         ("token 99999", &|dir| {
             edit(dir, "generation_config.json", "eos_token_id", json!([99_999]));
         }),

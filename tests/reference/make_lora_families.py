@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 SEED = 20261129
 FIXTURES = pathlib.Path(__file__).resolve().parents[1] / "fixtures"
-NAMES = ["smollm3", "smollm3-window", "olmo2", "granite", "gemma3"]
+NAMES = ["smollm3", "smollm3-window", "olmo2", "granite", "gemma3", "phi3", "gemma", "gemma2", "olmo3"]
 LENGTHS = [(5, 3), (70, 21), (1, 1), (12, 9)]  # one sequence is longer than an attention block
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
 def token_values(model, sequences, temperature):
@@ -44,7 +45,8 @@ def main():
         base = transformers.AutoModelForCausalLM.from_pretrained(
             FIXTURES / "models" / name, attn_implementation="eager", dtype=torch.float32
         )
-        lora = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS)
+        targets = FUSED if base.config.model_type == "phi3" else TARGETS
+        lora = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=targets)
         model = peft.get_peft_model(base, lora)
         with torch.no_grad():
             for key, parameter in model.named_parameters():

@@ -8,6 +8,9 @@
 - tiny-llama2.gguf  llama with a SentencePiece vocabulary (scores, byte tokens), as Llama 2 has
 - tiny-gemma3.gguf  gemma3: norms around both halves of a layer, stored with 1 added; a SentencePiece
                     vocabulary without a space before texts
+- tiny-gemma2.gguf gemma2: the same norms without those of q and k; soft caps
+- tiny-gemma.gguf   gemma: norms stored with 1 added
+- tiny-phi3.gguf    phi3: q, k, v in one tensor, gate and up in one, heads rotated in part, longrope
 - tiny-granite.gguf granite: four constant factors
 - tiny-olmo2.gguf   olmo2: norms after both halves of a layer, norms over all of q and k
 - tiny.json         sha256 of each dequantised tensor by Hugging Face name, the expected
@@ -111,14 +114,18 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(500000.0)
-    scored = pre == "default"
+    scored, gemma = pre == "default", arch.startswith("gemma")
     if scored:
-        tokenizer, tokens, types, scores = sentencepiece(arch != "gemma3")
-        if arch == "gemma3":
+        tokenizer, tokens, types, scores = sentencepiece(not gemma)
+        if gemma:
             writer.add_add_space_prefix(False)
             writer.add_key_length(HIDDEN // HEADS)
             writer.add_value_length(HIDDEN // HEADS)
+        if arch in ("gemma2", "gemma3"):
             writer.add_sliding_window(64)
+        if arch == "gemma2":
+            writer.add_attn_logit_softcapping(20.0)
+            writer.add_final_logit_softcapping(12.5)
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(scores)
         writer.add_unk_token_id(0)
@@ -139,7 +146,7 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
         kind = kinds.get(name.removeprefix("blk.0."), Q.F32)
         if kind == Q.F32 or len(shape) == 1:
             data = rng.normal(0, 0.1, shape).astype(numpy.float32)
-            added = numpy.float32(arch == "gemma3" and name.endswith("norm.weight"))
+            added = numpy.float32(gemma and name.endswith("norm.weight"))
             writer.add_tensor(name, data + added)
             values = data + added - added
         elif kind == Q.F16:
@@ -179,28 +186,44 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
             ("attn_q_norm", "self_attn.q_norm", HIDDEN), ("attn_k_norm", "self_attn.k_norm", kv),
         ):
             add(f"blk.0.{part}.weight", f"{layer}{hf}.weight", (size,))
-    elif arch == "gemma3":
+    elif arch in ("gemma2", "gemma3"):
         for part, hf, size in (
             ("ffn_norm", "pre_feedforward_layernorm", HIDDEN), ("post_ffw_norm", "post_feedforward_layernorm", HIDDEN),
             ("post_attention_norm", "post_attention_layernorm", HIDDEN),
             ("attn_q_norm", "self_attn.q_norm", width), ("attn_k_norm", "self_attn.k_norm", width),
         ):
-            add(f"blk.0.{part}.weight", f"{layer}{hf}.weight", (size,))
+            if arch == "gemma3" or "self_attn" not in hf:
+                add(f"blk.0.{part}.weight", f"{layer}{hf}.weight", (size,))
     else:
         add("blk.0.ffn_norm.weight", layer + "post_attention_layernorm.weight", (HIDDEN,))
-    for part, hf, rows, heads in (("q", "q_proj", HIDDEN, HEADS), ("k", "k_proj", kv, KV_HEADS), ("v", "v_proj", kv, None)):
+    apart = arch != "phi3"
+    if not apart:
+        add("blk.0.attn_qkv.weight", layer + "self_attn.qkv_proj.weight", (HIDDEN + 2 * kv, HIDDEN))
+        add("blk.0.ffn_up.weight", layer + "mlp.gate_up_proj.weight", (2 * FF, HIDDEN))
+    for part, hf, rows, heads in (("q", "q_proj", HIDDEN, HEADS), ("k", "k_proj", kv, KV_HEADS), ("v", "v_proj", kv, None)) if apart else ():
         heads = heads if permuted else None
         add(f"blk.0.attn_{part}.weight", f"{layer}self_attn.{hf}.weight", (rows, HIDDEN), heads)
         if bias:
             add(f"blk.0.attn_{part}.bias", f"{layer}self_attn.{hf}.bias", (rows,))
     add("blk.0.attn_output.weight", layer + "self_attn.o_proj.weight", (HIDDEN, HIDDEN))
-    for part, rows, columns in (("gate", FF, HIDDEN), ("up", FF, HIDDEN), ("down", HIDDEN, FF)):
+    for part, rows, columns in (("gate", FF, HIDDEN), ("up", FF, HIDDEN), ("down", HIDDEN, FF))[0 if apart else 2 :]:
         add(f"blk.0.ffn_{part}.weight", f"{layer}mlp.{part}_proj.weight", (rows, columns))
     scaling = None
     if arch == "llama" and not scored:
         writer.add_tensor("rope_freqs.weight", llama3_factors(500000.0, width, 8.0))
         scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                    "original_max_position_embeddings": 8192}
+    if arch == "phi3":
+        pairs = width * 3 // 8
+        factors = [[1 + 0.125 * i for i in range(pairs)], [1 + 2.5 * i for i in range(pairs)]]
+        for name, values in zip(("short", "long"), factors):
+            writer.add_tensor(f"rope_factors_{name}.weight", numpy.array(values, dtype=numpy.float32))
+        writer.add_rope_dimension_count(2 * pairs)
+        writer.add_rope_scaling_orig_ctx_len(128)
+        writer.add_rope_scaling_attn_factors(1.25)
+        writer.add_sliding_window(0)
+        scaling = {"rope_type": "longrope", "short_factor": factors[0], "long_factor": factors[1],
+                   "attention_factor": 1.25}
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -222,6 +245,15 @@ def make(path: Path, arch: str, pre: str, split: str, normalizer, kinds: dict, b
             "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": width,
             "sliding_window": 64, "rope_local_base_freq": 10000.0,
         }
+    if arch == "gemma2":
+        config |= {
+            "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": width, "sliding_window": 64,
+            "attn_logit_softcapping": 20.0, "final_logit_softcapping": 12.5,
+        }
+    if arch == "gemma":
+        config |= {"hidden_act": "gelu_pytorch_tanh"}
+    if arch == "phi3":
+        config |= {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 128, "sliding_window": None}
     if arch == "granite":
         config |= {
             "attention_multiplier": 0.015625, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
@@ -248,11 +280,16 @@ def main() -> None:
                                        "attn_output.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")}
     llama2 = make(out / "tiny-llama2.gguf", "llama", "default", "", None, kinds, False, True)
     gemma = make(out / "tiny-gemma3.gguf", "gemma3", "default", "", None, kinds, False, True)
+    gemma2 = make(out / "tiny-gemma2.gguf", "gemma2", "default", "", None, kinds, False, True)
+    gemma1 = make(out / "tiny-gemma.gguf", "gemma", "default", "", None, kinds, False, True)
+    phi_kinds = {"token_embd.weight": Q.Q4_0, "output.weight": Q.Q4_0, "attn_qkv.weight": Q.Q4_0,
+                 "attn_output.weight": Q.Q4_0, "ffn_up.weight": Q.Q8_0, "ffn_down.weight": Q.Q4_K}
+    phi = make(out / "tiny-phi3.gguf", "phi3", "default", "", None, phi_kinds, False, False)
     split = mapping._LLAMA3_SPLIT
     granite = make(out / "tiny-granite.gguf", "granite", "llama-bpe", split, None, kinds, False, True)
     olmo = make(out / "tiny-olmo2.gguf", "olmo2", "dbrx", split, None, kinds, False, False)
     versions = {name: importlib.metadata.version(name) for name in ("gguf", "numpy", "tokenizers", "transformers")}
-    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2, gemma, granite, olmo]}
+    value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2, gemma, gemma2, gemma1, phi, granite, olmo]}
     (out / "tiny.json").write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

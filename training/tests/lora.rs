@@ -185,7 +185,18 @@ fn every_factor_gets_torchs_gradient_and_no_frozen_tensor_any() {
 /// Variants of the decoder (`make_lora_families.py`).
 #[test]
 fn other_families_have_torchs_log_probs_and_gradients() {
-    for name in ["smollm3", "smollm3-window", "olmo2", "granite", "gemma3"] {
+    let names = [
+        "smollm3",
+        "smollm3-window",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "phi3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+    ];
+    for name in names {
         let [network, reference] = ["models", "lora-training"].map(|dir| format!("{dir}/{name}"));
         let reference = read_reference(&network, &reference, LoraConfig::default());
         check_log_probs(&reference);

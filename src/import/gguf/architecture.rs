@@ -17,6 +17,8 @@ pub struct Architecture {
     pub norms_after: bool,
     /// Gains of norms are stored with the 1 that the model adds.
     pub one_added: bool,
+    /// Settings that other architectures have at a value that changes nothing.
+    pub own: &'static [&'static str],
 }
 
 const LLAMA: Architecture = Architecture {
@@ -26,6 +28,7 @@ const LLAMA: Architecture = Architecture {
     interleaved: true,
     norms_after: false,
     one_added: false,
+    own: &[],
 };
 
 const QWEN2: Architecture = Architecture {
@@ -36,13 +39,27 @@ const QWEN2: Architecture = Architecture {
     ..LLAMA
 };
 
+const GEMMA: Architecture = Architecture {
+    name: "gemma",
+    model_type: "gemma",
+    class: "GemmaForCausalLM",
+    one_added: true,
+    ..QWEN2
+};
+
 /// All of them.
-pub const ARCHITECTURES: [Architecture; 7] = [
+pub const ARCHITECTURES: [Architecture; 10] = [
     LLAMA,
     QWEN2,
     Architecture { name: "qwen3", model_type: "qwen3", class: "Qwen3ForCausalLM", ..QWEN2 },
     Architecture { name: "smollm3", model_type: "smollm3", class: "SmolLM3ForCausalLM", ..LLAMA },
-    Architecture { name: "granite", model_type: "granite", class: "GraniteForCausalLM", ..LLAMA },
+    Architecture {
+        name: "granite",
+        model_type: "granite",
+        class: "GraniteForCausalLM",
+        own: &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"],
+        ..LLAMA
+    },
     Architecture {
         name: "olmo2",
         model_type: "olmo2",
@@ -51,12 +68,27 @@ pub const ARCHITECTURES: [Architecture; 7] = [
         ..QWEN2
     },
     Architecture {
+        name: "phi3",
+        model_type: "phi3",
+        class: "Phi3ForCausalLM",
+        own: &["rope.scaling.attn_factor"],
+        ..QWEN2
+    },
+    GEMMA,
+    Architecture {
+        name: "gemma2",
+        model_type: "gemma2",
+        class: "Gemma2ForCausalLM",
+        norms_after: true,
+        own: &["attn_logit_softcapping", "final_logit_softcapping"],
+        ..GEMMA
+    },
+    Architecture {
         name: "gemma3",
         model_type: "gemma3_text",
         class: "Gemma3ForCausalLM",
         norms_after: true,
-        one_added: true,
-        ..QWEN2
+        ..GEMMA
     },
 ];
 
@@ -148,12 +180,14 @@ pub const GRANITE: [(&str, &str); 4] = [
 
 /// Checks that a setting is read or changes nothing; else says what would be supported.
 pub fn check(architecture: &Architecture, setting: &str, value: &Meta) -> Result<(), String> {
-    let granite = architecture.name == "granite";
     // Without it llama.cpp leaves Granite's queries and keys as they are.
-    if granite && setting == "rope.scaling.finetuned" && *value == Meta::Bool(false) {
+    if architecture.name == "granite"
+        && setting == "rope.scaling.finetuned"
+        && *value == Meta::Bool(false)
+    {
         return Err("true".to_owned());
     }
-    if READ.contains(&setting) || (granite && GRANITE.iter().any(|(name, _)| *name == setting)) {
+    if READ.contains(&setting) || architecture.own.contains(&setting) {
         return Ok(());
     }
     let neutral = NEUTRAL.iter().find(|(known, _)| *known == setting);

@@ -27,6 +27,8 @@ pub struct Found {
     pub mlp_bias: bool,
     /// Divisors of the rotary frequencies (`rope_freqs.weight`).
     pub rope_factors: Option<Vec<f32>>,
+    /// Those of longrope: within the original context, and beyond it.
+    pub long_factors: Option<[Vec<f32>; 2]>,
 }
 
 /// The configuration that metadata and tensors stand for; `dtype` is the storage type that will be
@@ -48,7 +50,11 @@ pub fn config(
     let kv_heads = metadata.per_layer(&key("attention.head_count_kv"))?.unwrap_or(heads);
     let derived = || hidden.checked_div(heads).unwrap_or(0);
     let head_dim = metadata.number(&key("attention.key_length"))?.unwrap_or_else(derived);
+    let phi = architecture.name == "phi3";
     for name in ["attention.value_length", "rope.dimension_count"] {
+        if phi && name == "rope.dimension_count" {
+            continue;
+        }
         if let Some(width) = metadata.number(&key(name))?
             && width != head_dim
         {
@@ -82,19 +88,37 @@ pub fn config(
     let given = window;
     let window = window.filter(|window| (1..context).contains(window));
     match (architecture.name, window) {
-        ("gemma3", _) => {
+        ("gemma", None) => config["hidden_act"] = json!("gelu_pytorch_tanh"),
+        ("phi3", _) => {
+            config["sliding_window"] = json!(given.filter(|&given| given > 0));
+            let rotated = metadata.number(&key("rope.dimension_count"))?.unwrap_or(head_dim);
+            config["partial_rotary_factor"] = json!(rotated as f64 / head_dim as f64);
+            if found.long_factors.is_some() {
+                let original = key("rope.scaling.original_context_length");
+                let original = metadata
+                    .number(&original)?
+                    .ok_or_else(|| metadata.missing(&original, "a whole number"))?;
+                config["original_max_position_embeddings"] = json!(original);
+            }
+        }
+        ("gemma2" | "gemma3", _) => {
             // As in llama.cpp: the 27B alone scales scores by the width of its residual stream.
             let (layers, scalar) = (required("block_count")?, hidden.checked_div(heads));
+            let largest = if architecture.name == "gemma2" { 46 } else { 62 };
             config["query_pre_attn_scalar"] =
-                json!(scalar.filter(|_| layers == 62).unwrap_or(head_dim));
+                json!(scalar.filter(|_| layers == largest).unwrap_or(head_dim));
             config["sliding_window"] = json!(given.filter(|&given| given > 0));
             for key in ["hidden_act", "hidden_activation"] {
                 config[key] = json!("gelu_pytorch_tanh");
             }
-            let local = metadata.float(&key("rope.freq_base_swa"))?.unwrap_or(FREQ_BASE);
-            config["rope_local_base_freq"] = json!(shortest(local));
-            if metadata.get(&key("rope.freq_base")).is_none() {
-                config["rope_theta"] = json!(1e6);
+            if architecture.name == "gemma2" {
+                soft_caps(metadata, architecture, &mut config)?;
+            } else {
+                let local = metadata.float(&key("rope.freq_base_swa"))?.unwrap_or(FREQ_BASE);
+                config["rope_local_base_freq"] = json!(shortest(local));
+                if metadata.get(&key("rope.freq_base")).is_none() {
+                    config["rope_theta"] = json!(1e6);
+                }
             }
         }
         ("llama", window) => {
@@ -128,6 +152,19 @@ pub fn config(
     }
     config["rope_scaling"] = rope_scaling(metadata, architecture, found, &config)?;
     Ok(config)
+}
+
+/// Gemma 2's soft caps, as llama.cpp reads them: its own where the file names none, none for 0.
+fn soft_caps(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    config: &mut Value,
+) -> Result<(), GgufError> {
+    for (name, default) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
+        let cap = metadata.float(&architecture.key(name))?.unwrap_or(default);
+        config[name] = if cap == 0.0 { Value::Null } else { shortest(cap) };
+    }
+    Ok(())
 }
 
 /// Granite's constant factors, as llama.cpp reads them: one that is absent or 0 changes nothing.
@@ -180,6 +217,22 @@ fn rope_scaling(
         None => metadata.float(&key("rope.scale_linear"))?,
     };
     let factor = factor.filter(|factor| ![0.0, 1.0].contains(factor));
+    if let Some([short, long]) = &found.long_factors {
+        if let Some(other) = kind.filter(|kind| *kind != "longrope") {
+            return Err(metadata.unsupported(&key("rope.scaling.type"), other, "longrope"));
+        }
+        if let Some(factor) = factor {
+            return Err(metadata.unsupported(&key("rope.scaling.factor"), factor, "none"));
+        }
+        let factors = |factors: &[f32]| factors.iter().map(|f| shortest(*f)).collect::<Vec<_>>();
+        let grown = metadata.float(&key("rope.scaling.attn_factor"))?.map(shortest);
+        return Ok(json!({
+            "rope_type": "longrope",
+            "short_factor": factors(short),
+            "long_factor": factors(long),
+            "attention_factor": grown,
+        }));
+    }
     let linear = match (kind, factor) {
         (Some("none"), _) | (None | Some("linear"), None) => Value::Null,
         (None | Some("linear"), Some(factor)) if factor > 0.0 => {

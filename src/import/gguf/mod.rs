@@ -31,7 +31,7 @@ use architecture::Architecture;
 use config::Found;
 use header::TensorInfo;
 use split::{Joined, Split};
-use tensors::{ROPE_FACTORS, file_name, q4_k_as_q4_1, split_pairs};
+use tensors::{LONG_FACTORS, ROPE_FACTORS, file_name, q4_k_as_q4_1, split_pairs};
 
 /// An open GGUF model: headers read, tensors on disk.
 pub struct Gguf {
@@ -68,6 +68,12 @@ impl Gguf {
         let has = |name: &str| self.files.tensors.contains_key(name);
         let (_, embedding) = self.find("token_embd.weight")?;
         let factors = self.architecture.interleaved && has(ROPE_FACTORS);
+        let long = self.architecture.name == "phi3" && has(LONG_FACTORS[0]);
+        let long = long.then(|| LONG_FACTORS.map(|name| self.dequantise(name)));
+        let long_factors = match long {
+            Some([short, long]) => Some([short?, long?]),
+            None => None,
+        };
         let found = Found {
             vocab_size: embedding.shape.first().copied().unwrap_or_default(),
             tied: !has("output.weight"),
@@ -75,6 +81,7 @@ impl Gguf {
             output_bias: has("blk.0.attn_output.bias"),
             mlp_bias: has("blk.0.ffn_up.bias"),
             rope_factors: factors.then(|| self.dequantise(ROPE_FACTORS)).transpose()?,
+            long_factors,
         };
         config::config(&self.files.metadata, self.architecture, &found, dtype)
     }
@@ -101,7 +108,9 @@ impl Gguf {
         let sources: BTreeMap<String, TensorSource> =
             config.tensors().into_iter().map(source).collect();
         let used = |name: &str| {
-            sources.contains_key(name) || (self.architecture.interleaved && name == ROPE_FACTORS)
+            sources.contains_key(name)
+                || (self.architecture.interleaved && name == ROPE_FACTORS)
+                || (self.architecture.name == "phi3" && LONG_FACTORS.contains(&name))
         };
         if let Some(name) = self.files.tensors.keys().find(|name| !used(name)) {
             let (architecture, layers) = (self.architecture.name, config.layers);

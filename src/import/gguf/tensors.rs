@@ -8,6 +8,8 @@ use crate::kernels::BlockType;
 
 /// Divisors of the rotary frequencies, which in a checkpoint follow from the configuration.
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// Those of longrope: within the original context, and beyond it.
+pub const LONG_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// Names outside the layers: in a checkpoint, in a file.
 const OUTER: [(&str, &str); 3] = [
@@ -16,17 +18,19 @@ const OUTER: [(&str, &str); 3] = [
     ("lm_head.weight", "output.weight"),
 ];
 /// Modules of a layer: in a checkpoint, in a file.
-const INNER: [(&str, &str); 11] = [
+const INNER: [(&str, &str); 13] = [
     ("input_layernorm", "attn_norm"),
     ("post_attention_layernorm", "ffn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
+    ("self_attn.qkv_proj", "attn_qkv"),
     ("self_attn.o_proj", "attn_output"),
     ("self_attn.q_norm", "attn_q_norm"),
     ("self_attn.k_norm", "attn_k_norm"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
+    ("mlp.gate_up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
 ];
 

@@ -335,9 +335,9 @@ fn other_architectures_are_named_with_the_nearest_that_is_read() {
         ("qwen2moe", "the nearest is qwen2"),
         ("qwen3moe", "the nearest is qwen3"),
         ("llama4", "the nearest is llama"),
-        ("gemma2", "the nearest is gemma3"),
-        ("phi3", "llama, qwen2, qwen3, smollm3, granite, olmo2, gemma3"),
-        ("", "llama, qwen2, qwen3, smollm3, granite, olmo2, gemma3"),
+        ("gemma4", "the nearest is gemma3"),
+        ("t5", "llama, qwen2, qwen3, smollm3, granite, olmo2, phi3, gemma, gemma2, gemma3"),
+        ("", "llama, qwen2, qwen3, smollm3, granite, olmo2, phi3, gemma, gemma2, gemma3"),
     ] {
         let quoted = format!("architecture {name:?}");
         bench.refuses(&[&quoted, nearest], |model| model.rename(name));

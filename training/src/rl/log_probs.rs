@@ -14,7 +14,7 @@ use candle_core::{
 use ladle::{simd::exp, vectorised};
 use rayon::prelude::*;
 
-use crate::tape::{View, dot, max, parallel_product, read, sum};
+use crate::tape::{View, dot, max, parallel_product, read, sum, tanh};
 
 /// Entries of the vocabulary whose logits exist at one time on the CPU.
 const BLOCK: usize = 1024;
@@ -31,13 +31,13 @@ pub struct LogProbs {
 }
 
 /// Log-probabilities of `targets` (one per row of `hidden` `[rows, hidden]`) under the logits
-/// `hidden headᵀ / temperature`, `head` `[vocab, hidden]` frozen; f32. The gradient is computed
-/// only where `hidden` is tracked.
+/// `z = hidden headᵀ / temperature`, `head` `[vocab, hidden]` frozen, or `cap · tanh(z / cap)`; f32. The
+/// gradient is computed only where `hidden` is tracked.
 pub fn log_probs(
     hidden: &Tensor,
     head: &Tensor,
     targets: &[u32],
-    temperature: f64,
+    (temperature, cap): (f64, Option<f64>),
 ) -> Result<LogProbs> {
     let (rows, width) = hidden.dims2()?;
     let (vocabulary, inner) = head.dims2()?;
@@ -54,12 +54,12 @@ pub fn log_probs(
     let fixed = hidden.detach().contiguous()?;
     let Softmax { values, entropy, jacobian } =
         if fixed.device().is_cpu() && fixed.dtype() == DType::F32 {
-            let scale = 1.0 / temperature as f32;
+            let scale = (1.0 / temperature as f32, cap.map(|cap| cap as f32));
             read(&fixed, |hidden| {
                 read(head, |head| blocked(hidden, head, width, targets, scale, gradient))
             })??
         } else {
-            chunked(&fixed, head, targets, 1.0 / temperature, gradient)?
+            chunked(&fixed, head, targets, (1.0 / temperature, cap), gradient)?
         };
     let values = if gradient {
         let jacobian = Tensor::from_vec(jacobian, (rows, width), hidden.device())?;
@@ -112,6 +112,8 @@ struct RowSoftmax {
     weighted: f64,
     /// The target's logit.
     chosen: f32,
+    /// The slope of the cap there.
+    slope: f32,
     /// Factor of the earlier sums after a new maximum.
     rescale: f32,
 }
@@ -155,13 +157,24 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// x ← cap · tanh(x / cap); the slopes 1 − tanh² of that.
+    fn soft_cap<'a>(xs: &'a mut [f32], slopes: &'a mut [f32], cap: f32) {
+        for (x, slope) in xs.iter_mut().zip(slopes) {
+            let tanh = tanh(*x / cap);
+            *x = cap * tanh;
+            *slope = 1.0 - tanh * tanh;
+        }
+    }
+}
+
 /// The CPU path: all rows at once over blocks of the vocabulary.
 fn blocked(
     hidden: &[f32],
     head: &[f32],
     width: usize,
     targets: &[u32],
-    scale: f32,
+    (scale, cap): (f32, Option<f32>),
     gradient: bool,
 ) -> Softmax {
     let (rows, vocabulary) = (targets.len(), head.len() / width);
@@ -170,10 +183,12 @@ fn blocked(
         sum: 0.0,
         weighted: 0.0,
         chosen: 0.0,
+        slope: 1.0,
         rescale: 0.0,
     };
     let mut state = vec![first; rows];
     let mut logits = vec![0f32; rows * BLOCK.min(vocabulary)];
+    let mut slopes = vec![0f32; if cap.is_some() { logits.len() } else { 0 }];
     let mut mean = vec![0f32; if gradient { rows * width } else { 0 }];
     for start in (0..vocabulary).step_by(BLOCK) {
         let len = BLOCK.min(vocabulary - start);
@@ -181,14 +196,23 @@ fn blocked(
         let logits = &mut logits[..rows * len];
         let all = View::new(hidden, rows, width);
         parallel_product(View::new(&mut *logits, rows, len), false, all, weights.t(), scale);
-        let each = state.par_iter_mut().zip(targets).zip(logits.par_chunks_mut(len));
-        each.for_each(|((row, &target), logits)| {
-            if let Some(chosen) = (target as usize).checked_sub(start).and_then(|i| logits.get(i)) {
-                row.chosen = *chosen;
+        if let Some(cap) = cap {
+            let each = logits.par_chunks_mut(len).zip(slopes.par_chunks_mut(len));
+            each.for_each(|(logits, slopes)| soft_cap(logits, slopes, cap));
+        }
+        let each = state.par_iter_mut().zip(targets).enumerate().zip(logits.par_chunks_mut(len));
+        each.for_each(|((index, (row, &target)), logits)| {
+            if let Some(at) = (target as usize).checked_sub(start).filter(|at| *at < len) {
+                row.chosen = logits[at];
+                row.slope = slopes.get(index * len + at).copied().unwrap_or(1.0);
             }
             row.take(logits);
         });
         if gradient {
+            let each = logits.par_chunks_mut(len).zip(slopes.par_chunks(len));
+            each.for_each(|(logits, slopes)| {
+                logits.iter_mut().zip(slopes).for_each(|(x, slope)| *x *= slope);
+            });
             let moved = state.par_iter().zip(mean.par_chunks_mut(width));
             moved.filter(|(row, _)| row.rescale < 1.0).for_each(|(row, mean)| {
                 mean.iter_mut().for_each(|x| *x *= row.rescale);
@@ -200,7 +224,7 @@ fn blocked(
     mean.par_chunks_mut(width).zip(&state).zip(targets).for_each(|((mean, row), &target)| {
         let inverse = (1.0 / row.sum) as f32;
         let chosen = &head[target as usize * width..][..width];
-        mean.iter_mut().zip(chosen).for_each(|(x, w)| *x = (w - *x * inverse) * scale);
+        mean.iter_mut().zip(chosen).for_each(|(x, w)| *x = (row.slope * w - *x * inverse) * scale);
     });
     let value =
         |row: &RowSoftmax| (f64::from(row.chosen) - f64::from(row.largest) - row.sum.ln()) as f32;
@@ -217,14 +241,19 @@ fn chunked(
     hidden: &Tensor,
     head: &Tensor,
     targets: &[u32],
-    scale: f64,
+    (scale, cap): (f64, Option<f64>),
     gradient: bool,
 ) -> Result<Softmax> {
     let mut all = Softmax { values: Vec::new(), entropy: Vec::new(), jacobian: Vec::new() };
     for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
         let rows = hidden.narrow(0, chunk * CHUNK, targets.len())?.contiguous()?;
-        let logits = rows.matmul(&head.t()?)?;
-        let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.affine(scale, 0.0)?;
+        let logits = rows.matmul(&head.t()?)?.affine(scale, 0.0)?;
+        let tanh = cap.map(|cap| logits.affine(1.0 / cap, 0.0)?.tanh()).transpose()?;
+        let logits = match (cap, &tanh) {
+            (Some(cap), Some(tanh)) => tanh.affine(cap, 0.0)?,
+            _ => logits,
+        };
+        let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         let exponentials = logits.exp()?;
         let sum = exponentials.sum_keepdim(D::Minus1)?;
         let log_sum = sum.log()?;
@@ -236,6 +265,14 @@ fn chunked(
         all.entropy.extend((log_sum - weighted)?.flatten_all()?.to_vec1::<f32>()?);
         if gradient {
             let chosen = head.index_select(&targets, 0)?;
+            let (chosen, probabilities) = match &tanh {
+                None => (chosen, probabilities),
+                Some(tanh) => {
+                    let slopes = tanh.sqr()?.affine(-1.0, 1.0)?;
+                    let slope = slopes.gather(&targets.unsqueeze(1)?, 1)?;
+                    (chosen.broadcast_mul(&slope)?, (probabilities * slopes)?)
+                }
+            };
             let gradient = ((chosen - probabilities.matmul(head)?)? * scale)?;
             all.jacobian.extend(gradient.flatten_all()?.to_vec1::<f32>()?);
         }

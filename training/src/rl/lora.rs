@@ -99,9 +99,6 @@ pub enum PolicyError {
     /// Dropout is asked for where it is not implemented.
     #[error("lora.dropout is {0}, expected 0 on {1:?}: dropout runs on the CPU only")]
     DropoutDevice(f64, Device),
-    /// The model caps its logits.
-    #[error("final_logit_softcapping is {0}, expected null: log-probabilities are of plain logits")]
-    SoftCap(f32),
     /// A factor to be restored does not fit.
     #[error("{name}: shape {got:?}, expected {expected:?}")]
     Shape {
@@ -192,9 +189,6 @@ impl Policy {
         }
         if config.dropout > 0.0 && !device.is_cpu() {
             return Err(PolicyError::DropoutDevice(config.dropout, device.clone()));
-        }
-        if let Some(cap) = model.caps.logits {
-            return Err(PolicyError::SoftCap(cap));
         }
         let kernels = Differentiable::new(device.clone());
         let mut frozen = BTreeMap::new();
@@ -373,8 +367,9 @@ impl Policy {
         targets: &[u32],
         temperature: f64,
     ) -> Result<LogProbs> {
+        let cap = self.model().caps.logits.map(|cap| f64::from(cap) / temperature);
         let temperature = temperature / f64::from(self.model().multipliers.logits);
-        Ok(log_probs(hidden, &self.head, targets, temperature)?)
+        Ok(log_probs(hidden, &self.head, targets, (temperature, cap))?)
     }
 
     /// The down projections, numbered.

@@ -24,7 +24,7 @@ use ladle::kernels::Result;
 
 pub use dropout::Dropout;
 pub(crate) use product::{View, parallel_product};
-pub(crate) use rows::{dot, max, sum};
+pub(crate) use rows::{dot, max, sum, tanh};
 pub use stored::{KeysAndValues, Stored};
 
 /// An activation `[rows, width]`, row-major.

@@ -60,7 +60,7 @@ pub(crate) fn max(xs: &[f32]) -> f32 {
 
 /// 1 − 2 / (1 + e²ˣ).
 #[inline(always)]
-pub(super) fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (1.0 + exp(2.0 * x))
 }
 
