@@ -301,6 +301,15 @@ fn caps_columns_and_rotations_of_part_of_a_head_are_right() {
         let expected: Vec<f32> =
             values.chunks_exact(width).flat_map(|row| &row[4..11]).copied().collect();
         assert_eq!(part.data(), expected);
+        let more = kernels.tensor(2, &values[..2 * width]).unwrap();
+        let sum = kernels.add_to_rows(x.clone(), &[2, 0], &more).unwrap();
+        for (row, from) in [(0, Some(1)), (1, None), (2, Some(0))] {
+            let own = &values[row * width..][..width];
+            let more = |i: usize| from.map_or(0.0, |from: usize| values[from * width + i]);
+            let expected: Vec<f32> = own.iter().enumerate().map(|(i, x)| x + more(i)).collect();
+            assert_eq!(sum.row(row).unwrap(), expected);
+        }
+        assert_eq!(kernels.to_host(&x).unwrap(), values);
         let rotated = kernels.rope(x, &positions, &rope).unwrap();
         for (index, got) in rotated.data().iter().enumerate() {
             let (row, within) = (index / width, index % head_dim);
@@ -334,6 +343,8 @@ fn operands_that_do_not_fit_are_named() {
         error.to_string(),
         "select_columns: end of a column range (at most) is 4, expected 3"
     );
+    let error = kernels.add_to_rows(x.clone(), &[1, 1], &x).unwrap_err();
+    assert_eq!(error.to_string(), "add_to_rows: row (below, and once) is 1, expected 2");
     let rope = |head_dim, pairs| Rope { head_dim, inv_freq: vec![1.0; pairs], scale: 1.0 };
     let refused = |rope: Rope| kernels.rope(x.clone(), &[0, 1], &rope).unwrap_err().to_string();
     let most = "rope: number of rotated values of a head (at most) is 4, expected 3";

@@ -148,6 +148,28 @@ fn longrope_is_served_within_the_original_context() {
 }
 
 #[test]
+fn mixtures_have_experts_in_the_layers_that_transformers_gives_them() {
+    let qwen = |changes| {
+        let moe = json!({
+            "model_type": "qwen3_moe", "num_key_value_heads": 8, "num_experts": 16,
+            "moe_intermediate_size": 24,
+        });
+        read(with(with(llama(), moe), changes)).experts.unwrap()
+    };
+    let experts = qwen(json!({"decoder_sparse_step": 2, "mlp_only_layers": [7]}));
+    assert_eq!((experts.layers.as_slice(), experts.active), ([false, true, false].as_slice(), 8));
+    assert!(!experts.normalised && qwen(json!({"norm_topk_prob": true})).normalised);
+    assert_eq!(qwen(json!({"mlp_only_layers": [1]})).layers, [true, false, true]);
+    let mixtral =
+        json!({"model_type": "mixtral", "num_key_value_heads": 8, "num_local_experts": 4});
+    let mixtral = read(with(llama(), mixtral));
+    let shapes: std::collections::HashMap<_, _> = mixtral.tensors().into_iter().collect();
+    assert_eq!(shapes["model.layers.2.block_sparse_moe.experts.3.w2.weight"], [64, 128]);
+    assert_eq!(shapes["model.layers.0.block_sparse_moe.gate.weight"], [4, 64]);
+    assert!(!shapes.contains_key("model.layers.0.mlp.gate_proj.weight"));
+}
+
+#[test]
 fn gemma_2_has_its_caps_unless_they_are_null() {
     let gemma = |changes| {
         let gemma2 =
@@ -208,14 +230,43 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         (
             json!({"model_type": "gemma3"}),
             "config.json: model_type: is \"gemma3\", which is not served: the nearest served is \
-             gemma3_text, which lacks images; must be one of llama, mistral, qwen2, qwen3, smollm3, \
-             olmo2, olmo3, granite, phi3, gemma, gemma2, gemma3_text",
+             gemma3_text, which lacks images; must be one of llama, mistral, mixtral, qwen2, qwen3, \
+             qwen3_moe, smollm3, olmo2, olmo3, granite, phi3, gemma, gemma2, gemma3_text",
         ),
         (
             json!({"model_type": "brand_new"}),
-            "config.json: model_type: is \"brand_new\", which is not served; must be one of \
-             llama, mistral, qwen2, qwen3, smollm3, olmo2, olmo3, granite, phi3, gemma, gemma2, \
-             gemma3_text",
+            "config.json: model_type: is \"brand_new\", which is not served; must be one of llama, \
+             mistral, mixtral, qwen2, qwen3, qwen3_moe, smollm3, olmo2, olmo3, granite, phi3, gemma, \
+             gemma2, gemma3_text",
+        ),
+        (
+            json!({"num_experts": 8}),
+            "config.json: num_experts: this family is served without experts; must be null",
+        ),
+        (
+            json!({"model_type": "mixtral", "num_key_value_heads": 8}),
+            "config.json: num_local_experts: is missing, must be an integer to 4096",
+        ),
+        (
+            json!({
+                "model_type": "mixtral", "num_key_value_heads": 8, "num_local_experts": 4,
+                "num_experts_per_tok": 5,
+            }),
+            "config.json: num_experts_per_tok: is 5, must be at most num_local_experts = 4",
+        ),
+        (
+            json!({
+                "model_type": "qwen3_moe", "num_key_value_heads": 8, "num_experts": 8,
+                "moe_intermediate_size": 8, "mlp_only_layers": [0, "last"],
+            }),
+            "config.json: mlp_only_layers: is [0,\"last\"], must be a list of layers",
+        ),
+        (
+            json!({
+                "model_type": "qwen3_moe", "num_key_value_heads": 8, "num_experts": 8,
+                "moe_intermediate_size": 8, "use_sliding_window": true,
+            }),
+            "config.json: use_sliding_window: is true, must be false: this family has no windows",
         ),
         (
             json!({"model_type": "smollm3", "num_key_value_heads": 2, "no_rope_layers": [1, 0]}),
@@ -344,8 +395,7 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         ),
         (
             json!({"quantization_config": {"bits": 4}}),
-            "config.json: quantization_config: quantised and mixture-of-experts checkpoints are \
-             not served",
+            "config.json: quantization_config: quantised checkpoints are not served",
         ),
     ] {
         let error = ModelConfig::from_json(&with(llama(), changes)).unwrap_err();

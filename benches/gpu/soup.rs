@@ -55,6 +55,7 @@ pub fn config(
         output_bias: false,
         mlp_bias: false,
         fused: false,
+        experts: None,
         norms: Norms::Before,
         qk_norm: QkNorm::None,
         multipliers: Multipliers::ONE,

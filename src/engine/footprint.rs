@@ -6,7 +6,7 @@ use crate::{
     merge::{SoupPlan, low_rank::total_rank},
     model::{
         config::ModelConfig,
-        names::{EMBEDDING, is_vocabulary},
+        names::{EMBEDDING, is_expert, is_vocabulary},
     },
 };
 
@@ -17,7 +17,7 @@ const QUANTISED_SPEED: f64 = 2.0;
 /// What a pass moves and computes, counted over the plan's tensors. An embedding that is not
 /// also the head is looked up by row, so it costs nothing; the head costs its bytes, and its
 /// products only for the rows that are sampled.
-pub(super) fn footprint(plan: &SoupPlan, tied: bool) -> Footprint {
+pub(super) fn footprint(plan: &SoupPlan, config: &ModelConfig) -> Footprint {
     let none = Pass { bytes: 0.0, flops_per_row: 0.0 };
     let mut cost = Footprint { fused: none, mixed: none, merge_bytes: 0.0, merge_flops: 0.0 };
     for tensor in plan.tensors() {
@@ -35,19 +35,26 @@ pub(super) fn footprint(plan: &SoupPlan, tied: bool) -> Footprint {
         cost.merge_flops += 2.0 * elements * ranks as f64;
         cost.merge_bytes += dense + low_rank + merged;
         let embedding = tensor.name == EMBEDDING;
-        if embedding && !tied {
+        if embedding && !config.tied {
             continue;
         }
         cost.fused.bytes += merged;
         cost.mixed.bytes += dense + low_rank;
         let linear = tensor.shape().len() == 2 && !is_vocabulary(&tensor.name);
         if linear {
+            // The part of the rows that an expert computes.
+            let share = match &config.experts {
+                Some(experts) if is_expert(&tensor.name) => {
+                    experts.active as f64 / experts.count as f64
+                }
+                _ => 1.0,
+            };
             let work = |dtype: Dtype| {
-                elements / if dtype.blocks().is_some() { QUANTISED_SPEED } else { 1.0 }
+                share * elements / if dtype.blocks().is_some() { QUANTISED_SPEED } else { 1.0 }
             };
             let dense: f64 = tensor.dense.iter().map(|term| work(term.tensor.dtype())).sum();
             cost.fused.flops_per_row += 2.0 * work(tensor.dtype);
-            cost.mixed.flops_per_row += 2.0 * (dense + low_rank_elements);
+            cost.mixed.flops_per_row += 2.0 * (dense + share * low_rank_elements);
         }
     }
     cost

@@ -91,7 +91,7 @@ impl<P: Passes> Backend for Loaded<P> {
             digest: digest.clone(),
             merged_models: self.merged.capacity(),
             mixes: self.mixed.is_some(),
-            footprint: footprint(plan, config.tied),
+            footprint: footprint(plan, config),
         }
     }
 

@@ -34,6 +34,26 @@ pub fn columns(op: &'static str, width: usize, columns: &Range<usize>) -> Result
     Err(KernelError::Shape { op, what, expected: width, got: columns.end })
 }
 
+/// The rows of an addition to some of `height` rows of `width`, for `y` of `(rows, width)`: where each
+/// row of the sum finds its summand.
+pub fn added_rows(
+    (height, width): (usize, usize),
+    rows: &[usize],
+    y: (usize, usize),
+) -> Result<Vec<Option<usize>>> {
+    let op = "add_to_rows";
+    fits(op, "rows of the summand", rows.len(), y.0)?;
+    fits(op, "width of the summand", width, y.1)?;
+    let mut places = vec![None; height];
+    for (index, &row) in rows.iter().enumerate() {
+        let what = "row (below, and once)";
+        let refused = KernelError::Shape { op, what, expected: height, got: row };
+        let place = places.get_mut(row).filter(|place| place.is_none()).ok_or(refused)?;
+        *place = Some(index);
+    }
+    Ok(places)
+}
+
 /// Everything that a rotation of `rows` rows of `width` indexes by.
 pub fn rope(rows: usize, width: usize, positions: &[u32], rope: &Rope) -> Result<()> {
     fits("rope", "number of positions", rows, positions.len())?;

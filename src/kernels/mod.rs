@@ -271,6 +271,15 @@ pub trait Kernels {
     fn select_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
     /// The given columns of every row, `[rows, columns.len()]`.
     fn select_columns(&self, x: &Self::Tensor, columns: Range<usize>) -> Result<Self::Tensor>;
+    /// `x` with `y` `[rows.len(), width]` added to the given rows, each of which is named once.
+    fn add_to_rows(
+        &self,
+        x: Self::Tensor,
+        rows: &[usize],
+        y: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
+    /// The values, row-major, on the host; no gradient flows through them.
+    fn to_host(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
     /// `cap · tanh(x / cap)`, for a cap above 0.
     fn soft_cap(&self, x: Self::Tensor, cap: f32) -> Result<Self::Tensor>;
 }

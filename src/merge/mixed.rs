@@ -2,10 +2,12 @@
 //! coefficients ([`SoupPlan::term_values`]). Nothing is merged; adapters are stacked along
 //! the rank once.
 
+use std::collections::HashMap;
+
 use super::{
     MergeError,
     low_rank::{stack, total_rank},
-    plan::SoupPlan,
+    plan::{SoupPlan, TensorPlan},
 };
 use crate::{
     kernels::{HostTensor, cpu::panels},
@@ -34,10 +36,11 @@ pub fn mixed_decoder_of<W: Clone>(
     down: impl Fn(&str, &HostTensor) -> Result<W, MergeError>,
     up: impl Fn(&str, &HostTensor) -> Result<W, MergeError>,
 ) -> Result<Decoder<W>, MergeError> {
+    let plans: HashMap<&str, &TensorPlan> =
+        plan.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     Decoder::load(config, |name| {
         let missing = || MergeError::Missing { tensor: name.to_owned() };
-        let tensor =
-            plan.tensors().iter().find(|tensor| tensor.name == name).ok_or_else(missing)?;
+        let tensor = *plans.get(name).ok_or_else(missing)?;
         let terms = tensor.dense.iter();
         let terms = terms.map(|d| Ok(Dense { weight: dense(name, &d.tensor)?, term: d.term }));
         let mut terms = terms.collect::<Result<Vec<_>, MergeError>>()?.into_iter();

@@ -1,7 +1,7 @@
 //! Model configuration: what a Hugging Face `config.json` says, checked, with the variants of the
 //! Llama family as data.
 
-use super::names::{EMBEDDING, HEAD, Module, NORM};
+use super::names::{EMBEDDING, ExpertNames, HEAD, Module, NORM};
 use crate::kernels::{Activation, AttentionShape, Norm, Rope};
 
 /// A checked model configuration.
@@ -51,6 +51,8 @@ pub struct ModelConfig {
     pub qk_norm: QkNorm,
     /// Constant factors (Granite).
     pub multipliers: Multipliers,
+    /// Mixture of experts in the place of feed-forward layers.
+    pub experts: Option<Experts>,
     /// Soft caps (Gemma 2).
     pub caps: SoftCaps,
     /// The output head is the embedding table.
@@ -79,6 +81,23 @@ pub enum QkNorm {
     Heads,
     /// Over all heads together (OLMo 2).
     Whole,
+}
+
+/// A mixture of experts. Norms of outputs are not known beside it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that a token takes.
+    pub active: usize,
+    /// The weights of these are normalised to sum 1.
+    pub normalised: bool,
+    /// Width of an expert.
+    pub width: usize,
+    /// What their tensors are called.
+    pub names: ExpertNames,
+    /// The layers that have them.
+    pub layers: Vec<bool>,
 }
 
 /// Soft caps: a value x becomes cap · tanh(x / cap).
@@ -177,6 +196,8 @@ impl ModelConfig {
             "no_rope_layers": rotary,
             "embedding_multiplier, attention_multiplier, residual_multiplier or logits_scaling":
                 multipliers,
+            "num_experts, num_experts_per_tok, norm_topk_prob, mlp_only_layers or decoder_sparse_step":
+                experts,
             "attn_logit_softcapping or final_logit_softcapping": caps,
             "tie_word_embeddings": tied,
         }
@@ -202,6 +223,11 @@ impl ModelConfig {
         None
     }
 
+    /// The mixture of a layer; none where it has a feed-forward layer.
+    pub fn experts(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.layers.get(layer) == Some(&true))
+    }
+
     /// The same model with an output head of its own.
     pub fn untied(&self) -> Self {
         Self { tied: false, ..self.clone() }
@@ -217,18 +243,36 @@ impl ModelConfig {
                 out.push((norm.weight(layer), vec![h]));
             }
             let (qkv, output, mlp) = (self.qkv_bias, self.output_bias, self.mlp_bias);
-            let inputs = match self.fused {
+            let mut linears = match self.fused {
                 false => vec![
                     (Module::Q, q, h, qkv),
                     (Module::K, kv, h, qkv),
                     (Module::V, kv, h, qkv),
-                    (Module::Gate, ff, h, mlp),
-                    (Module::Up, ff, h, mlp),
+                    (Module::O, h, q, output),
                 ],
-                true => vec![(Module::Qkv, q + 2 * kv, h, qkv), (Module::GateUp, 2 * ff, h, mlp)],
+                true => vec![(Module::Qkv, q + 2 * kv, h, qkv), (Module::O, h, q, output)],
             };
-            let outputs = [(Module::O, h, q, output), (Module::Down, h, ff, mlp)];
-            for (module, rows, cols, bias) in inputs.into_iter().chain(outputs) {
+            match self.experts(layer) {
+                Some(Experts { count, width, names, .. }) => {
+                    out.push((format!("{}.weight", names.router(layer)), vec![*count, h]));
+                    for expert in 0..*count {
+                        for (module, shape) in [
+                            (Module::Gate, [*width, h]),
+                            (Module::Up, [*width, h]),
+                            (Module::Down, [h, *width]),
+                        ] {
+                            let path = names.path(layer, expert, module);
+                            out.push((format!("{path}.weight"), shape.to_vec()));
+                        }
+                    }
+                }
+                None if self.fused => linears.push((Module::GateUp, 2 * ff, h, mlp)),
+                None => linears.extend([(Module::Gate, ff, h, mlp), (Module::Up, ff, h, mlp)]),
+            }
+            if self.experts(layer).is_none() {
+                linears.push((Module::Down, h, ff, mlp));
+            }
+            for (module, rows, cols, bias) in linears {
                 out.push((module.weight(layer), vec![rows, cols]));
                 if bias {
                     out.push((module.bias(layer), vec![rows]));

@@ -11,25 +11,12 @@
 //! and in which layers share a tensor: all of it is data of [`ModelConfig`].
 
 use super::{
-    config::{ModelConfig, QkNorm},
-    linear::{Affine, Parameter, linears},
+    config::{Experts, ModelConfig, QkNorm},
+    feed_forward::{FeedForward, Mixture, Mlp},
+    linear::{Inputs, Linear, Parameter, linears},
     names::{EMBEDDING, HEAD, Module, NORM},
 };
-use crate::kernels::{Batch, KernelError, Kernels, Result, RowCoefficients};
-
-/// A linear layer with its optional bias.
-#[derive(Debug, Clone)]
-pub struct Linear<W> {
-    weight: Parameter<W>,
-    bias: Option<Parameter<W>>,
-}
-
-impl<W> Linear<W> {
-    /// This layer, its output added onto `onto` if that is given.
-    fn onto<'a, K: Kernels<Weight = W>>(&'a self, onto: Option<K::Tensor>) -> Affine<'a, K> {
-        Affine { weight: &self.weight, bias: self.bias.as_ref(), onto }
-    }
-}
+use crate::kernels::{Batch, Kernels, Result, RowCoefficients};
 
 #[derive(Debug, Clone)]
 struct Layer<W> {
@@ -38,45 +25,7 @@ struct Layer<W> {
     qkv: Inputs<W, 3>,
     o: Linear<W>,
     qk_norm: Option<(Parameter<W>, Parameter<W>)>,
-    gate_up: Inputs<W, 2>,
-    down: Linear<W>,
-}
-
-/// `N` linear layers of one input.
-#[derive(Debug, Clone)]
-enum Inputs<W, const N: usize> {
-    /// Each with its own tensor.
-    Apart([Linear<W>; N]),
-    /// The rows of one tensor, so many each.
-    Fused(Linear<W>, [usize; N]),
-}
-
-impl<W, const N: usize> Inputs<W, N> {
-    /// The layers' outputs for `x` of `rows` rows.
-    fn of<K: Kernels<Weight = W>>(
-        &self,
-        k: &K,
-        x: &K::Tensor,
-        (rows, c): (usize, Option<&RowCoefficients>),
-    ) -> Result<[K::Tensor; N]> {
-        let (linear, widths) = match self {
-            Self::Apart(layers) => {
-                return linears(k, x, layers.each_ref().map(|layer| layer.onto(None)), rows, c);
-            }
-            Self::Fused(linear, widths) => (linear, widths),
-        };
-        let [all] = linears(k, x, [linear.onto(None)], rows, c)?;
-        let (mut parts, mut first) = (Vec::with_capacity(N), 0);
-        for width in widths {
-            parts.push(k.select_columns(&all, first..first + width)?);
-            first += width;
-        }
-        let (op, what) = ("select_columns", "number of results");
-        parts.try_into().map_err(|parts: Vec<_>| {
-            let got = parts.len();
-            KernelError::Shape { op, what, expected: N, got }
-        })
-    }
+    mlp: Mlp<W>,
 }
 
 /// A decoder whose parameters live on the device of its kernels.
@@ -115,14 +64,19 @@ impl<W: Clone> Decoder<W> {
                     Inputs::Apart([of(Module::Q)?, of(Module::K)?, of(Module::V)?])
                 },
                 o: linear(Module::O, config.output_bias)?,
-                gate_up: if config.fused {
-                    let width = config.intermediate_size;
-                    Inputs::Fused(linear(Module::GateUp, config.mlp_bias)?, [width; 2])
-                } else {
-                    let mut of = |module| linear(module, config.mlp_bias);
-                    Inputs::Apart([of(Module::Gate)?, of(Module::Up)?])
+                mlp: match config.experts(index) {
+                    Some(settings) => Mlp::Mixture(load_mixture(settings, index, &mut parameter)?),
+                    None => Mlp::Dense(FeedForward {
+                        gate_up: if config.fused {
+                            let width = config.intermediate_size;
+                            Inputs::Fused(linear(Module::GateUp, config.mlp_bias)?, [width; 2])
+                        } else {
+                            let mut of = |module| linear(module, config.mlp_bias);
+                            Inputs::Apart([of(Module::Gate)?, of(Module::Up)?])
+                        },
+                        down: linear(Module::Down, config.mlp_bias)?,
+                    }),
                 },
-                down: linear(Module::Down, config.mlp_bias)?,
                 qk_norm: if config.qk_norm == QkNorm::None {
                     None
                 } else {
@@ -265,9 +219,17 @@ impl<W: Clone> Decoder<W> {
             Some(norm) => &norm.rms_norm(k, &x, rows, self.config.norm, c)?,
             None => &x,
         };
-        let [gate, up] = layer.gate_up.of(k, h, (rows, c))?;
-        let h = k.gated(self.config.activation, gate, &up)?;
-        self.residual(k, x, &h, (&layer.down, after.as_ref()), (rows, c))
+        let activation = self.config.activation;
+        match &layer.mlp {
+            Mlp::Dense(dense) => {
+                let h = dense.inner(k, h, activation, (rows, c))?;
+                self.residual(k, x, &h, (&dense.down, after.as_ref()), (rows, c))
+            }
+            Mlp::Mixture(mixture) => {
+                let x = (h, x.clone());
+                mixture.onto(k, x, (activation, self.config.multipliers.residual), c)
+            }
+        }
     }
 
     /// `x + multiplier · norm(linear(h))`.
@@ -330,6 +292,26 @@ impl<W: Clone> Decoder<W> {
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
         self.logits(k, &hidden, batch.outputs.len(), c.as_ref())
     }
+}
+
+/// The mixture of a layer.
+fn load_mixture<W, E>(
+    settings: &Experts,
+    layer: usize,
+    parameter: &mut impl FnMut(&str) -> std::result::Result<Parameter<W>, E>,
+) -> std::result::Result<Mixture<W>, E> {
+    let names = settings.names;
+    let router = parameter(&format!("{}.weight", names.router(layer)))?;
+    let mut experts = Vec::with_capacity(settings.count);
+    for expert in 0..settings.count {
+        let mut of = |module| {
+            let name = format!("{}.weight", names.path(layer, expert, module));
+            Ok(Linear { weight: parameter(&name)?, bias: None })
+        };
+        let gate_up = Inputs::Apart([of(Module::Gate)?, of(Module::Up)?]);
+        experts.push(FeedForward { gate_up, down: of(Module::Down)? });
+    }
+    Ok(Mixture { settings: settings.clone(), router, experts })
 }
 
 /// `factor · x` for `x` of `rows` rows.

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::{
     config::{ModelConfigError, Norms, QkNorm},
     keys::{Keys, error},
+    names::ExpertNames,
 };
 use crate::kernels::Activation;
 
@@ -37,6 +38,8 @@ pub(super) struct Family {
     pub partial_rope: bool,
     /// q, k and v in one tensor, gate and up in another.
     pub fused: bool,
+    /// A mixture of experts, and how it is called.
+    pub experts: Option<ExpertNames>,
     /// Soft caps of scores and logits where their keys are absent; `None`: there are none.
     pub caps: Option<[f32; 2]>,
     pub multipliers: MultiplierRule,
@@ -56,6 +59,8 @@ pub(super) enum WindowRule {
     Never,
     /// All layers, when the key is a number; transformers' default where it is absent.
     All { absent: Option<usize> },
+    /// No window; `use_sliding_window` is refused.
+    Refused,
     /// Only with `use_sliding_window`: the layers of `layer_types`, else those from
     /// `max_window_layers` on.
     Late,
@@ -93,6 +98,7 @@ const LLAMA: Family = Family {
     local_rope: None,
     partial_rope: false,
     fused: false,
+    experts: None,
     caps: None,
     multipliers: MultiplierRule::One,
     head_dim: None,
@@ -120,6 +126,23 @@ const QWEN3: Family = Family {
     qk_norm: QkNorm::Heads,
     head_dim: Some(128),
     ..QWEN2
+};
+
+const QWEN3_MOE: Family = Family {
+    model_type: "qwen3_moe",
+    window: WindowRule::Refused,
+    experts: Some(ExpertNames::Mlp),
+    head_dim: None,
+    ..QWEN3
+};
+
+const MIXTRAL: Family = Family {
+    model_type: "mixtral",
+    window: WindowRule::All { absent: None },
+    experts: Some(ExpertNames::Mixtral),
+    norm_eps: 1e-5,
+    theta: 1_000_000.0,
+    ..MISTRAL
 };
 
 const SMOLLM3: Family = Family {
@@ -196,18 +219,18 @@ const GEMMA3: Family = Family {
     ..GEMMA2
 };
 
-const FAMILIES: [Family; 12] =
-    [LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, OLMO3, GRANITE, PHI3, GEMMA, GEMMA2, GEMMA3];
+const FAMILIES: [Family; 14] = [
+    LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3, OLMO2, OLMO3, GRANITE, PHI3, GEMMA,
+    GEMMA2, GEMMA3,
+];
 
 /// Families that are not served, the nearest one that is, and what it lacks for them.
-const UNSERVED: [(&str, &Family, &str); 9] = [
+const UNSERVED: [(&str, &Family, &str); 7] = [
     ("gemma3", &GEMMA3, "images"),
     ("phi", &LLAMA, "layer norms with biases, parallel layers, heads rotated in part"),
     ("olmo", &LLAMA, "layer norms without gain"),
     ("granitemoe", &GRANITE, "experts"),
-    ("mixtral", &MISTRAL, "experts"),
-    ("qwen2_moe", &QWEN2, "experts"),
-    ("qwen3_moe", &QWEN3, "experts"),
+    ("qwen2_moe", &QWEN3_MOE, "an expert that all tokens take"),
     ("gpt2", &LLAMA, "learned positions, layer norms with biases, GELU"),
     ("t5", &LLAMA, "an encoder, cross-attention, relative positions"),
 ];

@@ -144,6 +144,59 @@ pub struct Affine<'a, K: Kernels> {
     pub onto: Option<K::Tensor>,
 }
 
+/// A linear layer with its optional bias.
+#[derive(Debug, Clone)]
+pub struct Linear<W> {
+    /// Weight `[out, in]`.
+    pub weight: Parameter<W>,
+    /// Bias `[out]`.
+    pub bias: Option<Parameter<W>>,
+}
+
+impl<W> Linear<W> {
+    /// This layer, its output added onto `onto` if that is given.
+    pub fn onto<'a, K: Kernels<Weight = W>>(&'a self, onto: Option<K::Tensor>) -> Affine<'a, K> {
+        Affine { weight: &self.weight, bias: self.bias.as_ref(), onto }
+    }
+}
+
+/// `N` linear layers of one input.
+#[derive(Debug, Clone)]
+pub enum Inputs<W, const N: usize> {
+    /// Each with its own tensor.
+    Apart([Linear<W>; N]),
+    /// The rows of one tensor, so many each.
+    Fused(Linear<W>, [usize; N]),
+}
+
+impl<W, const N: usize> Inputs<W, N> {
+    /// The layers' outputs for `x` of `rows` rows.
+    pub fn of<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        x: &K::Tensor,
+        (rows, c): (usize, Option<&RowCoefficients>),
+    ) -> Result<[K::Tensor; N]> {
+        let (linear, widths) = match self {
+            Self::Apart(layers) => {
+                return linears(k, x, layers.each_ref().map(|layer| layer.onto(None)), rows, c);
+            }
+            Self::Fused(linear, widths) => (linear, widths),
+        };
+        let [all] = linears(k, x, [linear.onto(None)], rows, c)?;
+        let (mut parts, mut first) = (Vec::with_capacity(N), 0);
+        for width in widths {
+            parts.push(k.select_columns(&all, first..first + width)?);
+            first += width;
+        }
+        let (op, what) = ("select_columns", "number of results");
+        parts.try_into().map_err(|parts: Vec<_>| {
+            let got = parts.len();
+            KernelError::Shape { op, what, expected: N, got }
+        })
+    }
+}
+
 /// Several layers of one input `x` `[rows, in]`. Their products run in rounds that the kernels may
 /// do side by side: the i-th dense terms of all layers (with the low-rank down projections in the
 /// first round), then the up projections. Rows are scaled before a product, so that layers share

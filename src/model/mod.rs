@@ -2,12 +2,14 @@
 //!
 //! [`config`] is what a Hugging Face `config.json` says, [`rope`] its rotary constants; [`names`] holds
 //! the names of the tensors; [`decoder`] is the forward pass over any [`crate::kernels::Kernels`];
+//! [`feed_forward`] is a layer's second half, with experts or without;
 //! [`linear`] is a parameter that may be one merged matrix or a per-row mixture. The module does not
 //! depend on HTTP, preferences or soups.
 
 pub mod config;
 pub mod decoder;
 mod families;
+pub mod feed_forward;
 mod keys;
 pub mod linear;
 pub mod names;

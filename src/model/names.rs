@@ -95,6 +95,54 @@ impl Module {
     }
 }
 
+/// How the experts of a mixture are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertNames {
+    /// `mlp.experts.3.gate_proj` (Qwen3-MoE).
+    Mlp,
+    /// `block_sparse_moe.experts.3.w1` (Mixtral).
+    Mixtral,
+}
+
+/// Where transformers 5 has the feed-forward half of every model, and adapters that are made with it.
+const MLP: &str = ".mlp.";
+const MIXTRAL: &str = ".block_sparse_moe.";
+
+impl ExpertNames {
+    /// Path of the router of a layer.
+    pub fn router(self, layer: usize) -> String {
+        format!("model.layers.{layer}{}gate", self.part())
+    }
+
+    /// Path of an expert's gate, up or down projection.
+    pub fn path(self, layer: usize, expert: usize, module: Module) -> String {
+        let name = match (self, module) {
+            (Self::Mixtral, Module::Gate) => "w1",
+            (Self::Mixtral, Module::Up) => "w3",
+            (Self::Mixtral, _) => "w2",
+            (Self::Mlp, module) => module.name().trim_start_matches("mlp."),
+        };
+        format!("model.layers.{layer}{}experts.{expert}.{name}", self.part())
+    }
+
+    /// The path in a checkpoint of what transformers 5 calls `path`.
+    pub fn stored(self, path: &str) -> String {
+        path.replacen(MLP, self.part(), 1)
+    }
+
+    /// What transformers 5 calls the `path` of a checkpoint.
+    pub fn current(self, path: &str) -> String {
+        path.replacen(self.part(), MLP, 1)
+    }
+
+    fn part(self) -> &'static str {
+        match self {
+            Self::Mlp => MLP,
+            Self::Mixtral => MIXTRAL,
+        }
+    }
+}
+
 /// Path of the module that owns `tensor`: the name without `.weight` or `.bias`.
 pub fn module_of(tensor: &str) -> &str {
     tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
@@ -103,6 +151,11 @@ pub fn module_of(tensor: &str) -> &str {
 /// Whether `tensor` is the embedding table or the output head.
 pub fn is_vocabulary(tensor: &str) -> bool {
     tensor == EMBEDDING || tensor == HEAD
+}
+
+/// Whether `path` is of an expert's linear layer.
+pub fn is_expert(path: &str) -> bool {
+    path.contains(".experts.")
 }
 
 /// Name of the output head's tensor: its own, or the embedding's where they are tied.

@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use super::{
-    config::{ModelConfig, ModelConfigError, Multipliers, SoftCaps},
+    config::{Experts, ModelConfig, ModelConfigError, Multipliers, SoftCaps},
     families::{MultiplierRule, WindowRule, family},
     keys::{Keys, error},
+    names::ExpertNames,
     rope::{Rotation, local_and_global, longest, rope},
 };
 use crate::kernels::Norm;
@@ -17,6 +18,9 @@ const MAX_LAYERS: usize = 1 << 12;
 const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 12;
 const MAX_POSITIONS: usize = 1 << 26;
+const MAX_EXPERTS: usize = 1 << 12;
+// Of all layers: each has three tensors.
+const MAX_ALL_EXPERTS: usize = 1 << 17;
 
 impl ModelConfig {
     /// Reads and checks a `config.json` as transformers 4 or 5 write it.
@@ -28,9 +32,12 @@ impl ModelConfig {
 fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let keys = Keys { map: json.as_object().ok_or_else(|| error("(root)", "is not an object"))? };
     let family = family(&keys)?;
-    for key in ["quantization_config", "num_local_experts", "num_experts"] {
-        if keys.get(key).is_some() {
-            return Err(error(key, "quantised and mixture-of-experts checkpoints are not served"));
+    if keys.get("quantization_config").is_some() {
+        return Err(error("quantization_config", "quantised checkpoints are not served"));
+    }
+    for key in ["num_local_experts", "num_experts"] {
+        if keys.get(key).is_some() && family.experts.is_none() {
+            return Err(error(key, "this family is served without experts; must be null"));
         }
     }
     if keys.get("is_causal").is_some_and(|causal| *causal != true) {
@@ -94,6 +101,7 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
         output_bias: attention_bias,
         mlp_bias: family.mlp_bias_key && keys.flag("mlp_bias")?,
         fused: family.fused,
+        experts: family.experts.map(|names| experts(&keys, names, layers)).transpose()?,
         norms: family.norms,
         qk_norm: family.qk_norm,
         multipliers: multipliers(&keys, family.multipliers, head_dim, hidden_size)?,
@@ -152,6 +160,50 @@ fn multipliers(
     })
 }
 
+/// The mixture of experts of a family that has one.
+fn experts(
+    keys: &Keys<'_>,
+    names: ExpertNames,
+    layers: usize,
+) -> Result<Experts, ModelConfigError> {
+    let mixtral = names == ExpertNames::Mixtral;
+    // transformers 5 has the first name for both.
+    let own = if mixtral { "num_local_experts" } else { "num_experts" };
+    let both = ["num_local_experts", own];
+    let key = both.into_iter().find(|key| keys.get(key).is_some()).unwrap_or(own);
+    let count = keys.size(key, MAX_EXPERTS)?;
+    if count * layers > MAX_ALL_EXPERTS {
+        let most = MAX_ALL_EXPERTS / layers;
+        let reason = format!("is {count}, must be at most {most} in {layers} layers");
+        return Err(error(key, reason));
+    }
+    let default = if mixtral { 2 } else { 8 };
+    let active = keys.size_or("num_experts_per_tok", MAX_EXPERTS, Some(default))?;
+    if active > count {
+        let reason = format!("is {active}, must be at most {key} = {count}");
+        return Err(error("num_experts_per_tok", reason));
+    }
+    if mixtral {
+        let width = keys.size("intermediate_size", MAX_WIDTH)?;
+        let layers = vec![true; layers];
+        return Ok(Experts { count, active, normalised: true, width, names, layers });
+    }
+    let step = keys.size_or("decoder_sparse_step", MAX_LAYERS, Some(1))?;
+    let mut sparse: Vec<bool> = (1..=layers).map(|layer| layer.is_multiple_of(step)).collect();
+    if let Some(list) = keys.get("mlp_only_layers") {
+        let refuse = || error("mlp_only_layers", format!("is {list}, must be a list of layers"));
+        for layer in list.as_array().ok_or_else(refuse)? {
+            let layer = layer.as_u64().and_then(|layer| usize::try_from(layer).ok());
+            if let Some(sparse) = sparse.get_mut(layer.ok_or_else(refuse)?) {
+                *sparse = false;
+            }
+        }
+    }
+    let width = keys.size("moe_intermediate_size", MAX_WIDTH)?;
+    let normalised = keys.flag("norm_topk_prob")?;
+    Ok(Experts { count, active, normalised, width, names, layers: sparse })
+}
+
 /// Soft caps of scores and logits, given those of a family that has them.
 fn caps(keys: &Keys<'_>, absent: Option<[f32; 2]>) -> Result<SoftCaps, ModelConfigError> {
     let cap = |key: &str, index: usize| match (absent, keys.map.get(key)) {
@@ -179,6 +231,10 @@ fn windows(
     };
     match rule {
         WindowRule::Never => Ok(vec![None; layers]),
+        WindowRule::Refused if keys.flag("use_sliding_window")? => {
+            Err(error("use_sliding_window", "is true, must be false: this family has no windows"))
+        }
+        WindowRule::Refused => Ok(vec![None; layers]),
         WindowRule::All { absent } => {
             let window = width(absent)?;
             let types = keys.get("layer_types").and_then(Value::as_array).into_iter().flatten();

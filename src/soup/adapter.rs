@@ -1,5 +1,6 @@
 //! A PEFT LoRA adapter, as PEFT and TRL write it.
 
+mod experts;
 mod names;
 
 use std::{
@@ -23,6 +24,7 @@ use crate::{
         names::{EMBEDDING, HEAD, module_of},
     },
 };
+use experts::{Part, Stacked, is_stacked, parameter_of};
 pub use names::PREFIX;
 use names::{Entry, entry};
 
@@ -73,6 +75,8 @@ pub struct Adapter {
     dir: PathBuf,
     /// Low-rank changes by module path such as `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraModule>,
+    /// Changes of whole layers of experts, until [`Self::fit`] makes modules of them.
+    stacked: BTreeMap<String, Stacked>,
     /// Tensors stored whole by their full name in the base: they replace the base's.
     pub saved: BTreeMap<String, HostTensor>,
     /// Those of them that `modules_to_save` names: PEFT keeps them apart from the base's.
@@ -157,13 +161,20 @@ impl Adapter {
                 return Err(refuse("each tensor once", "it under two names".to_owned()));
             }
         }
-        let mut modules = BTreeMap::new();
+        let (mut modules, mut stacked) = (BTreeMap::new(), BTreeMap::new());
         for (module, pair) in factors {
-            let lora = pair_up(&path, &module, pair, config.rank_and_scale(&module))?;
+            let (down, up) = both(&path, &module, pair)?;
+            if is_stacked(&module) {
+                stacked.insert(module, Stacked { down, up });
+                continue;
+            }
+            let weight = format!("{module}.weight");
+            let by = if config.targets_parameter(&weight) { &weight } else { &module };
+            let lora = pair_up(&path, &module, (down, up), config.rank_and_scale(by))?;
             modules.insert(module, lora);
         }
         let (dir, tie) = (dir.to_owned(), Tie::Apart);
-        Ok(Self { dir, modules, saved, copies, tie, config, document, file })
+        Ok(Self { dir, modules, stacked, saved, copies, tie, config, document, file })
     }
 
     /// The directory that it was opened from.
@@ -194,6 +205,7 @@ impl Adapter {
         sft: Option<&Adapter>,
         config: &ModelConfig,
     ) -> Result<Self, WeightError> {
+        self.settle_experts(config)?;
         let tied = config.tied && !sft.is_some_and(Adapter::unties);
         let shapes: BTreeMap<String, Vec<usize>> = config.untied().tensors().into_iter().collect();
         for (module, lora) in &self.modules {
@@ -219,17 +231,21 @@ impl Adapter {
                 let expected = format!("[{out}, r] to fit {name} [{out}, {width}]");
                 return Err(self.refuse(&key, expected, &format!("{:?}", lora.up.shape())));
             }
-            if !self.config.targets(module) {
+            if !self.targets(&name, config) {
                 let expected = "none, because target_modules does not name its module".to_owned();
                 return Err(self.refuse(&key, expected, "a left-over tensor"));
             }
         }
         for (name, shape) in &shapes {
             let module = module_of(name);
-            if shape.len() == 2 && self.config.targets(module) && !self.modules.contains_key(module)
-            {
+            let targeted = shape.len() == 2 && self.targets(name, config);
+            if targeted && !self.modules.contains_key(module) {
                 let key = format!("{PREFIX}{module}.lora_A.weight");
-                let expected = "it, because target_modules names its module".to_owned();
+                let by = match self.config.targets(module) {
+                    true => "target_modules",
+                    false => "target_parameters",
+                };
+                let expected = format!("it, because {by} names its module");
                 return Err(self.refuse(&key, expected, "no such tensor"));
             }
             let follows_the_embedding = name == HEAD && tied && self.config.ties_weights;
@@ -263,6 +279,48 @@ impl Adapter {
         }
         self.check_invocation(base, config.vocab_size)?;
         Ok(self)
+    }
+
+    /// Whether the weight `name` of a linear layer of the base is adapted: by its module, by its own
+    /// name, or as a part of its layer's experts.
+    fn targets(&self, name: &str, config: &ModelConfig) -> bool {
+        let module = module_of(name);
+        let Some(experts) = &config.experts else {
+            return self.config.targets(module) || self.config.targets_parameter(name);
+        };
+        let current = experts.names.current(name);
+        self.config.targets(module)
+            || self.config.targets_parameter(&current)
+            || parameter_of(&current).is_some_and(|name| self.config.targets_parameter(&name))
+    }
+
+    /// Makes modules of the changes of whole layers of experts, and gives the others the names that
+    /// they have in a checkpoint.
+    fn settle_experts(&mut self, config: &ModelConfig) -> Result<(), WeightError> {
+        for (module, stacked) in std::mem::take(&mut self.stacked) {
+            let shapes = format!("{:?} and {:?}", stacked.down.shape(), stacked.up.shape());
+            let key = format!("{PREFIX}{module}.lora_A.weight");
+            let refused = |expected| self.refuse(&key, expected, &shapes);
+            let (name, parts) = stacked.split(&module, (config, &self.config)).map_err(refused)?;
+            if !self.config.targets_parameter(&name) {
+                let expected = format!("none, because target_parameters does not name {name}");
+                return Err(self.refuse(&key, expected, "a left-over tensor"));
+            }
+            if parts.iter().any(|part| self.modules.contains_key(&part.path)) {
+                let expected = format!("each parameter once, and {name} is changed already");
+                return Err(self.refuse(&key, expected, &shapes));
+            }
+            let parts = parts.into_iter();
+            self.modules.extend(
+                parts.map(|Part { path, down, up, scale }| (path, LoraModule { down, up, scale })),
+            );
+        }
+        if let Some(experts) = &config.experts {
+            let modules = std::mem::take(&mut self.modules).into_iter();
+            self.modules =
+                modules.map(|(path, lora)| (experts.names.stored(&path), lora)).collect();
+        }
+        Ok(())
     }
 
     /// Refuses invocation tokens that are not the model's, and those of an adapter that changes the
@@ -353,29 +411,39 @@ impl Adapter {
     }
 }
 
+/// The two factors of a module.
+fn both(
+    path: &Path,
+    module: &str,
+    [down, up]: [Option<HostTensor>; 2],
+) -> Result<(HostTensor, HostTensor), WeightError> {
+    let missing = |side| {
+        let expected = "it beside its other factor".to_owned();
+        misfit(path, module, side, expected, "no such tensor".to_owned())
+    };
+    Ok((down.ok_or_else(|| missing("A"))?, up.ok_or_else(|| missing("B"))?))
+}
+
 /// The two factors of a module, checked against the rank that the settings give it.
 fn pair_up(
     path: &Path,
     module: &str,
-    pair: [Option<HostTensor>; 2],
+    (down, up): (HostTensor, HostTensor),
     (rank, scale): (usize, f64),
 ) -> Result<LoraModule, WeightError> {
-    let refuse = |side: &str, expected: String, got: String| WeightError::Tensor {
-        path: path.to_owned(),
-        tensor: format!("{PREFIX}{module}.lora_{side}.weight"),
-        expected,
-        got,
-    };
-    let missing = |side| refuse(side, "it beside its other factor".into(), "no such tensor".into());
-    let [down, up] = pair;
-    let (down, up) = (down.ok_or_else(|| missing("A"))?, up.ok_or_else(|| missing("B"))?);
     if down.shape().len() != 2 || down.shape().first() != Some(&rank) {
         let expected = format!("[{rank}, in], rank {rank} being the settings'");
-        return Err(refuse("A", expected, format!("{:?}", down.shape())));
+        return Err(misfit(path, module, "A", expected, format!("{:?}", down.shape())));
     }
     if up.shape().len() != 2 || up.shape().get(1) != Some(&rank) {
         let expected = format!("[out, {rank}], rank {rank} being the settings'");
-        return Err(refuse("B", expected, format!("{:?}", up.shape())));
+        return Err(misfit(path, module, "B", expected, format!("{:?}", up.shape())));
     }
     Ok(LoraModule { down, up, scale })
+}
+
+/// The refusal of a factor.
+fn misfit(path: &Path, module: &str, side: &str, expected: String, got: String) -> WeightError {
+    let tensor = format!("{PREFIX}{module}.lora_{side}.weight");
+    WeightError::Tensor { path: path.to_owned(), tensor, expected, got }
 }

@@ -27,6 +27,8 @@ pub struct LoraConfig {
     targets: Targets,
     excluded: Option<Targets>,
     layers: Option<Layers>,
+    /// Ends of the names of parameters that are adapted by themselves.
+    parameters: Vec<String>,
     /// Modules stored whole instead of as low-rank factors.
     pub saved: Vec<String>,
     /// The adapter keeps tied embeddings tied.
@@ -77,7 +79,9 @@ impl LoraConfig {
             }
             _ => fields.targets("target_modules")?,
         };
-        let targets = targets.ok_or_else(|| fields.refuse("target_modules", expected))?;
+        let parameters = fields.names("target_parameters")?.unwrap_or_default();
+        let alone = (!parameters.is_empty()).then(|| Targets::Names(Vec::new()));
+        let targets = targets.or(alone).ok_or_else(|| fields.refuse("target_modules", expected))?;
         let layers = fields.layers()?;
         if layers.is_some() && !matches!(targets, Targets::Names(_)) {
             let expected = "it only beside a list of target_modules";
@@ -92,6 +96,7 @@ impl LoraConfig {
             targets,
             excluded: fields.targets("exclude_modules")?,
             layers,
+            parameters,
             saved: fields.names("modules_to_save")?.unwrap_or_default(),
             ties_weights: fields.flag("ensure_weight_tying")?,
             invocation: fields.tokens("alora_invocation_tokens")?,
@@ -126,6 +131,11 @@ impl LoraConfig {
             }
             _ => true,
         }
+    }
+
+    /// Whether `target_parameters` names the parameter `name`.
+    pub fn targets_parameter(&self, name: &str) -> bool {
+        self.parameters.iter().any(|parameter| is_suffix(parameter, name))
     }
 
     /// Whether `module`, or one that contains it, is stored whole. PEFT compares the end of the

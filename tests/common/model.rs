@@ -26,7 +26,7 @@ pub struct Sequence {
     pub logits: Vec<Vec<f32>>,
 }
 
-pub fn family_names() -> [&'static str; 19] {
+pub fn family_names() -> [&'static str; 21] {
     [
         "llama2",
         "llama3",
@@ -47,7 +47,14 @@ pub fn family_names() -> [&'static str; 19] {
         "gemma2",
         "gemma",
         "olmo3",
+        "qwen3-moe",
+        "mixtral",
     ]
+}
+
+/// Those without experts: rounding that changes a token's experts moves its logits by more than rounding.
+pub fn dense_names() -> impl Iterator<Item = &'static str> {
+    family_names().into_iter().filter(|name| load(name).config.experts.is_none())
 }
 
 pub fn load(name: &str) -> Model {

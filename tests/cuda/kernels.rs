@@ -69,6 +69,8 @@ fn everything_that_goes_once_over_an_activation_equals_the_cpu() {
             cpu.rope(host(&x), &positions, &part).unwrap(),
             cpu.select_columns(&host(&x), columns.clone()).unwrap(),
             cpu.soft_cap(host(&x), 0.4).unwrap(),
+            cpu.add_to_rows(host(&x), &picked, &cpu.select_rows(&host(&y), &picked).unwrap())
+                .unwrap(),
             cpu.rms_norm(&host(&x), &gain, NORM).unwrap(),
             cpu.rms_norm(&host(&x), &group, NORM).unwrap(),
             cpu.rms_norm_rows(&host(&x), &host(&y), NORM).unwrap(),
@@ -92,6 +94,10 @@ fn everything_that_goes_once_over_an_activation_equals_the_cpu() {
                 cuda.rope(kept.clone(), &positions, &part).unwrap(),
                 cuda.select_columns(&kept, columns.clone()).unwrap(),
                 cuda.soft_cap(kept.clone(), 0.4).unwrap(),
+                {
+                    let y = cuda.select_rows(&device(&y), &picked).unwrap();
+                    cuda.add_to_rows(kept.clone(), &picked, &y).unwrap()
+                },
                 cuda.rms_norm(&kept, &gain, NORM).unwrap(),
                 cuda.rms_norm(&kept, &group, NORM).unwrap(),
                 cuda.rms_norm_rows(&kept, &device(&y), NORM).unwrap(),

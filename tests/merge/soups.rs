@@ -91,6 +91,7 @@ pub fn config(hidden: usize, ff: usize, vocab: usize, tied: bool) -> ModelConfig
         output_bias: false,
         mlp_bias: true,
         fused: false,
+        experts: None,
         norms: Norms::Before,
         qk_norm: QkNorm::Heads,
         multipliers: Multipliers::ONE,

@@ -3,7 +3,7 @@ PEFT can write, and the logits that PEFT makes of it when it loads it again.
 
     python tests/reference/make_adapters.py
 
-Three random bases (tied, untied, biased) of 2 x 16 with 40 tokens. reference.json lists the keys that
+Six random bases (tied, untied, biased, fused, and two mixtures of experts) of 2 x 16 with 40 tokens. reference.json lists the keys that
 PEFT writes, and for every case its base and either PEFT's logits or, where ladle refuses the adapter,
 the key or tensor that the refusal must name.
 """
@@ -28,7 +28,10 @@ from peft.tuners.lora.config import (
     VeloraConfig,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Phi3Config,
+    Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
+)
 
 SEED = 20261128
 ROOT = Path(__file__).resolve().parents[1] / "fixtures/adapters"
@@ -44,6 +47,15 @@ def make_base(name, seed):
     torch.manual_seed(seed)
     if name == "biased":
         model = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=False, **SHAPE))
+    elif name == "fused":
+        model = Phi3ForCausalLM(Phi3Config(tie_word_embeddings=False, **SHAPE))
+    elif name == "qwen3-moe":
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(
+            head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, mlp_only_layers=[0],
+            norm_topk_prob=True, tie_word_embeddings=False, **SHAPE,
+        ))
+    elif name == "mixtral":
+        model = MixtralForCausalLM(MixtralConfig(num_local_experts=3, tie_word_embeddings=False, **SHAPE))
     else:
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=name == "tied", **SHAPE))
     with torch.no_grad():
@@ -209,8 +221,7 @@ def refused():
     case("dora", use_dora=True, refused="use_dora")
     case("lora-bias", on="biased", lora_bias=True, refused="lora_bias")
     case("trainable-tokens", trainable_token_indices=[3, 5], refused="trainable_token_indices")
-    case("target-parameters", target_modules=[], target_parameters=["q_proj.weight"],
-         refused="target_parameters")
+    case("target-parameters", target_modules=[], target_parameters=["q_proj.weight"])
     case("alora", alora_invocation_tokens=[3, 4], refused="alora_invocation_tokens")
     case("layer-replication", layer_replication=[[0, 2], [1, 2]], refused="layer_replication")
     case("lora-embedding", target_modules=["embed_tokens", "q_proj"], refused="lora_embedding_")
@@ -240,6 +251,49 @@ def refused():
           tensors=lambda t: {**t, "base_model.model.model.embed_tokens.weight": torch.ones(41, 16)})
 
 
+def by_expert(tensors):
+    """The names and factors that PEFT has for transformers 4, where each expert is three linear layers."""
+    out = {}
+    for name, factor in tensors.items():
+        path, experts, rest = name.partition(".experts.")
+        if not experts:
+            out[name] = factor
+            continue
+        count, down = 4, not rest.startswith("base_layer")
+        for expert in range(count):
+            if ".lora_A." in name:
+                part = factor.reshape(count, -1, factor.shape[1])[expert]
+                parts = [part] if down else [part, part]
+            else:
+                part = factor.reshape(factor.shape[0], -1, count)[:, :, expert]
+                parts = [part] if down else part.chunk(2)
+            side = "lora_A" if ".lora_A." in name else "lora_B"
+            for layer, part in zip(["down_proj"] if down else ["gate_proj", "up_proj"], parts):
+                out[f"{path}.experts.{expert}.{layer}.{side}.weight"] = part.contiguous().clone()
+    return out
+
+
+def families():
+    for offset, name in enumerate(("fused", "qwen3-moe", "mixtral")):
+        make_base(name, SEED + 3 + offset)
+    both = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    case("fused-projections", on="fused", target_modules=["qkv_proj", "gate_up_proj", "down_proj"])
+    case("expert-parameters", on="qwen3-moe", target_parameters=[*both, "mlp.gate.weight"])
+    case("expert-down", on="qwen3-moe", target_modules=[], target_parameters=["experts.down_proj"], use_rslora=True)
+    case("expert-modules", on="qwen3-moe", target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])
+    case("expert-linear-layers", on="qwen3-moe", target_parameters=both, tensors=by_expert,
+         config=lambda c: c.update(target_parameters=None, target_modules=r".*((q|v)_proj|experts.*_proj)"))
+    case("expert-saved", on="qwen3-moe", modules_to_save=["mlp.gate"])
+    case("mixtral-modules", on="mixtral", target_modules=["q_proj", "w1", "w2", "w3"])
+    case("mixtral-all-linear", on="mixtral", target_modules="all-linear", r=1)
+    case("expert-left-over", on="qwen3-moe", target_parameters=both, refused="experts.base_layer.lora_A",
+         config=lambda c: c.update(target_parameters=both[1:]))
+    case("expert-missing", on="qwen3-moe", target_parameters=both[1:], refused="gate_proj.lora_A",
+         config=lambda c: c.update(target_parameters=both))
+    case("expert-rank", on="mixtral", target_parameters=both, refused="experts.base_layer.lora_A",
+         config=lambda c: c.update(rank_pattern={"experts.gate_up_proj": 3}))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -249,6 +303,7 @@ if __name__ == "__main__":
         make_base(name, SEED + offset)
     served()
     refused()
+    families()
     document = {
         "generator": "tests/reference/make_adapters.py", "seed": SEED,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__,

@@ -21,11 +21,13 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -160,6 +162,18 @@ MODELS = {
             "sliding_attention": rope(500000.0),
         }, **{**COMMON, "num_hidden_layers": 4},
     ),
+    # The first of three layers is dense; the weights of a token's experts sum to less than 1.
+    "qwen3-moe": Qwen3MoeConfig(
+        hidden_size=32, intermediate_size=56, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        vocab_size=128, rope_parameters=rope(), tie_word_embeddings=False, mlp_only_layers=[0],
+        moe_intermediate_size=20, num_experts=6, num_experts_per_tok=3, norm_topk_prob=False,
+        **{**COMMON, "num_hidden_layers": 3},
+    ),
+    "mixtral": MixtralConfig(
+        hidden_size=32, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, rope_parameters=rope(), tie_word_embeddings=False, num_local_experts=4,
+        num_experts_per_tok=2, sliding_window=12, **COMMON,
+    ),
 }
 
 # transformers 4 wrote theta and scaling apart: some fixtures keep that form.
@@ -197,7 +211,7 @@ def main(out, names):
                 elif parameter.ndim == 1:
                     parameter.copy_(0.3 * noise)
                 else:
-                    parameter.copy_(noise * 1.2 / parameter.shape[1] ** 0.5)
+                    parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
             reference = {}
             for i, length in enumerate(LENGTHS):
                 tokens = torch.randint(config.vocab_size, (length,), generator=generator)
@@ -205,12 +219,12 @@ def main(out, names):
                 reference[f"logits.{i}"] = model(tokens[None]).logits[0].contiguous()
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-        if config.tie_word_embeddings:
-            weights.pop("lm_head.weight")
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        save_file(reference, folder / "reference.safetensors")
         text = json.dumps(config_json(name, model), indent=2, sort_keys=True) + "\n"
+        # Experts go to disk one by one, whatever they are in memory.
+        model.save_pretrained(folder)
+        for surplus in ("config.json", "generation_config.json"):
+            (folder / surplus).unlink(missing_ok=True)
+        save_file(reference, folder / "reference.safetensors")
         (folder / "config.json").write_text(text)
         print(name, sum((folder / f).stat().st_size for f in ["model.safetensors", "reference.safetensors"]))
         versions[name] = {"torch": torch.__version__, "transformers": transformers.__version__}

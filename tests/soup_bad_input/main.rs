@@ -375,7 +375,11 @@ fn adapters_that_are_not_plain_lora_are_refused_by_setting() {
             "\"rank_pattern\": {\"q_proj\": -1}",
             &["rank_pattern", "integers ≥ 1"],
         ),
-        ("\"target_parameters\": null", "\"target_parameters\": [\"x\"]", &["target_parameters"]),
+        (
+            "\"target_parameters\": null",
+            "\"target_parameters\": \"x\"",
+            &["target_parameters", "a list"],
+        ),
         ("\"layers_to_transform\": null", "\"layers_to_transform\": 0.5", &["layers_to_transform"]),
     ];
     for (from, to, parts) in cases {

@@ -163,7 +163,9 @@ fn gate_and_sums() {
         let sum = k.add(x[0].clone(), &k.bias_add(x[1].clone(), &w[0])?)?;
         let gated = k.gated(self.activation, x[0].clone(), &sum)?;
         let part = k.select_columns(&gated, 3..20)?;
-        k.soft_cap(k.select_rows(&part, &[0, 3, 3, 18])?, 0.5)
+        let capped = k.soft_cap(k.select_rows(&part, &[0, 3, 3, 18])?, 0.5)?;
+        let more = k.select_rows(&part, &[7, 1])?;
+        k.add_to_rows(capped, &[3, 0], &more)
     });
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let (gate, up) = (random(&mut rng, 19, 33), random(&mut rng, 19, 33));

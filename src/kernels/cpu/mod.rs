@@ -331,6 +331,21 @@ impl Kernels for CpuKernels {
         Ok(out)
     }
 
+    fn add_to_rows(&self, mut x: Tensor, rows: &[usize], y: &Tensor) -> Result<Tensor> {
+        check::added_rows((x.rows(), x.width()), rows, (y.rows(), y.width()))?;
+        let width = x.width();
+        let data = x.data_mut();
+        for (&row, y) in rows.iter().zip(y.data().chunks_exact(width.max(1))) {
+            let x = &mut data[row * width..(row + 1) * width];
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        }
+        Ok(x)
+    }
+
+    fn to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.data().to_vec())
+    }
+
     fn soft_cap(&self, mut x: Tensor, cap: f32) -> Result<Tensor> {
         elementwise::by_rows(self.isa, &self.pool, &mut x, &elementwise::SoftCap(cap));
         Ok(x)

@@ -25,6 +25,14 @@ extern "C" __global__ void select_columns(float* out, const float* x, int first,
     for (int i = threadIdx.x; i < count; i += blockDim.x) out[to + i] = x[from + i];
 }
 
+// out[t, :] = x[t, :], plus y[places[t], :] where the place is not negative; a block a row.
+extern "C" __global__ void add_to_rows(float* out, const float* x, const float* y, const int* places, int width) {
+    size_t row = (size_t)blockIdx.x * width;
+    int place = places[blockIdx.x];
+    const float* summand = y + (size_t)max(place, 0) * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) out[row + i] = x[row + i] + (place < 0 ? 0.0f : summand[i]);
+}
+
 // out[t, :] = x[t, :] + bias; a block a row.
 extern "C" __global__ void bias_add(float* out, const float* x, const void* bias, int dtype, int width) {
     size_t row = (size_t)blockIdx.x * width;

@@ -426,6 +426,33 @@ impl<D: Device> Kernels for CudaKernels<D> {
         Ok(out)
     }
 
+    fn add_to_rows(&self, mut x: Tensor<D>, rows: &[usize], y: &Tensor<D>) -> Result<Tensor<D>> {
+        let places = check::added_rows((x.rows, x.width), rows, (y.rows, y.width))?;
+        let places: Vec<i32> = places.into_iter().map(|place| place.map_or(-1, int)).collect();
+        let places = self.memory.constant(bytes_of(&places))?;
+        let (from, to) = self.writable(&mut x)?;
+        let shape = Shape::of(x.rows, row_threads(x.width));
+        // SAFETY: a block a row, with its place among the rows of y or none.
+        unsafe {
+            launch!(
+                self.device,
+                &self.stream,
+                "add_to_rows",
+                shape,
+                to,
+                from,
+                y.address(),
+                places.address(),
+                int(x.width),
+            )?;
+        }
+        Ok(x)
+    }
+
+    fn to_host(&self, x: &Tensor<D>) -> Result<Vec<f32>> {
+        self.values(x)
+    }
+
     fn soft_cap(&self, mut x: Tensor<D>, cap: f32) -> Result<Tensor<D>> {
         let (from, to) = self.writable(&mut x)?;
         let n = x.len();

@@ -15,6 +15,7 @@ pub const KERNELS: &[&str] = &[
     "broadcast",
     "select_rows",
     "select_columns",
+    "add_to_rows",
     "bias_add",
     "scale_rows",
     "scale_columns",

@@ -124,7 +124,12 @@ pub const KEYS: [Key; 41] = [
         Rule::Served,
         "list of suffixes, one pattern for the whole path, or `all-linear` (the head excluded)",
     ),
-    key("target_parameters", Rule::Unset, "changes of parameters that are no linear layers"),
+    key(
+        "target_parameters",
+        Rule::Served,
+        "list of ends of parameter names: weights of linear layers and, as transformers 5 has them, \
+         `experts.gate_up_proj`, `experts.down_proj` and routers (`gate.weight`)",
+    ),
     key("task_type", Rule::Ignored, "the tensors tell"),
     key("trainable_token_indices", Rule::Unset, "rows of the embedding"),
     key("use_bdlora", Rule::Unset, "BD-LoRA has block-diagonal factors"),

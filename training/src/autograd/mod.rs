@@ -235,6 +235,17 @@ impl Kernels for Differentiable {
         part.and_then(|part| part.contiguous()).map_err(refused)
     }
 
+    fn add_to_rows(&self, x: Tensor, rows: &[usize], y: &Tensor) -> Result<Tensor> {
+        check::added_rows(dims("add_to_rows", &x)?, rows, dims("add_to_rows", y)?)?;
+        let ids = rows.iter().map(|&row| row as u32).collect::<Vec<_>>();
+        let ids = Tensor::new(ids, &self.device).map_err(refused)?;
+        x.index_add(&ids, y, 0).map_err(refused)
+    }
+
+    fn to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
+        x.flatten_all().and_then(|x| x.to_vec1()).map_err(refused)
+    }
+
     fn soft_cap(&self, x: Tensor, cap: f32) -> Result<Tensor> {
         composed::soft_cap(&x, cap).map_err(refused)
     }

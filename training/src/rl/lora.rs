@@ -99,6 +99,9 @@ pub enum PolicyError {
     /// Dropout is asked for where it is not implemented.
     #[error("lora.dropout is {0}, expected 0 on {1:?}: dropout runs on the CPU only")]
     DropoutDevice(f64, Device),
+    /// The model is a mixture of experts.
+    #[error("{0} is a mixture of experts, expected a dense model: experts are not trained")]
+    Experts(String),
     /// A factor to be restored does not fit.
     #[error("{name}: shape {got:?}, expected {expected:?}")]
     Shape {
@@ -189,6 +192,9 @@ impl Policy {
         }
         if config.dropout > 0.0 && !device.is_cpu() {
             return Err(PolicyError::DropoutDevice(config.dropout, device.clone()));
+        }
+        if model.experts.is_some() {
+            return Err(PolicyError::Experts(model.model_type.clone()));
         }
         let kernels = Differentiable::new(device.clone());
         let mut frozen = BTreeMap::new();

@@ -341,6 +341,29 @@ impl Kernels for Tape {
         }))
     }
 
+    fn add_to_rows(&self, x: Value, rows: &[usize], y: &Value) -> Result<Value> {
+        check::added_rows(x.dims(), rows, y.dims())?;
+        let (height, width, nodes) = (x.rows, x.width, (x.node, y.node));
+        let mut sum = x.take();
+        for (&row, y) in rows.iter().zip(y.data.chunks_exact(width.max(1))) {
+            let sum = &mut sum[row * width..(row + 1) * width];
+            sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
+        }
+        let rows = rows.to_vec();
+        Ok(self.result((sum, height, width), nodes.0.is_some() || nodes.1.is_some(), |_| {
+            move |grad: Vec<f32>, gradients: &mut Gradients| {
+                let of = |row: &usize| grad[row * width..(row + 1) * width].iter().copied();
+                gradients.give(nodes.1, rows.iter().flat_map(of).collect());
+                gradients.give(nodes.0, grad);
+                Ok(())
+            }
+        }))
+    }
+
+    fn to_host(&self, x: &Value) -> Result<Vec<f32>> {
+        Ok(x.data.to_vec())
+    }
+
     fn soft_cap(&self, x: Value, cap: f32) -> Result<Value> {
         let (rows, width, node) = (x.rows, x.width, x.node);
         let mut y = x.take();
