@@ -152,7 +152,7 @@ fn measure(
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         blocks: 16 * (PREFILL / KV_BLOCK),
-        dtype: if dtype == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 },
+        dtype: if dtype == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 }.into(),
     };
     let mut cache = KvPool::new(shape).expect("memory for the cache");
     let mut forward = |sequences: usize, cached: usize, tokens: usize| {

@@ -21,7 +21,7 @@ pub use error::OptionError;
 pub use options::{LogOptions, ServeOptions, StoreOptions, TraceOptions};
 pub use traces::Traces;
 pub use values::{
-    ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence, Sampler,
+    ApiKey, ByteSize, KvType, LogFormat, MergeMode, OnFailure, Processor, Residence, Sampler,
 };
 
 impl ServeOptions {

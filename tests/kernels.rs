@@ -8,7 +8,7 @@ use half::bf16;
 use ladle::{
     kernels::{
         AttentionShape, Batch, BlockType, ColumnScale, Dtype, HostTensor, KV_BLOCK, KernelError,
-        Kernels, KvShape, Product, Rope, RowCoefficients, ScaledProduct, Segment,
+        Kernels, KvDtype, KvShape, Product, Rope, RowCoefficients, ScaledProduct, Segment,
         cpu::{CpuKernels, KvPool, panels},
     },
     simd::Isa,
@@ -46,6 +46,12 @@ fn taken(isa: Isa, dtype: Dtype, x: &[f32]) -> Vec<f32> {
 
 fn dtypes() -> impl Strategy<Value = Dtype> {
     prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
+}
+
+/// A row of a head as int8 keeps it.
+fn int8(row: &[f32]) -> Vec<f32> {
+    let scale = row.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
+    row.iter().map(|x| scale * (x * (1.0 / scale)).round_ties_even()).collect()
 }
 
 proptest! {
@@ -219,13 +225,16 @@ proptest! {
         half_dim in 1usize..40,
         window in prop_oneof![Just(None), (1usize..700).prop_map(Some)],
         cap in prop_oneof![Just(None), (0.5f32..20.0).prop_map(Some)],
-        narrow in any::<bool>(),
+        dtype in prop_oneof![
+            Just(KvDtype::from(Dtype::F32)),
+            Just(KvDtype::from(Dtype::Bf16)),
+            Just(KvDtype::Int8),
+        ],
         seed in any::<u64>(),
     ) {
         let head_dim = 2 * half_dim;
         let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, window, cap };
         let length = cached + rows;
-        let dtype = if narrow { Dtype::Bf16 } else { Dtype::F32 };
         let needed = length.div_ceil(KV_BLOCK);
         let blocks: Vec<u32> = (0..needed as u32).rev().collect();
         let pool = KvShape { layers: 2, kv_heads, head_dim, blocks: needed, dtype };
@@ -234,8 +243,12 @@ proptest! {
         let q: Vec<f32> =
             random(length * shape.heads * head_dim, seed ^ 5).iter().map(|q| q * 3.0).collect();
         let rounded = |values: &[f32]| -> Vec<f64> {
-            let values = HostTensor::from_f32(values, vec![values.len()]).unwrap();
-            cast(&values, dtype).to_f32().iter().map(|v| f64::from(*v)).collect()
+            let tensor = HostTensor::from_f32(values, vec![values.len()]).unwrap();
+            let stored = match dtype {
+                KvDtype::Plain(dtype) => cast(&tensor, dtype).to_f32(),
+                KvDtype::Int8 => values.chunks(head_dim).flat_map(int8).collect(),
+            };
+            stored.iter().map(|v| f64::from(*v)).collect()
         };
         let (wide_k, wide_v) = (rounded(&k), rounded(&v));
         for &isa in Isa::available() {
@@ -355,7 +368,7 @@ fn operands_that_do_not_fit_are_named() {
 #[test]
 fn attention_refuses_blocks_that_are_missing_or_not_of_the_pool() {
     let kernels = CpuKernels::new(1);
-    let pool = KvShape { layers: 1, kv_heads: 1, head_dim: 4, blocks: 2, dtype: Dtype::F32 };
+    let pool = KvShape { layers: 1, kv_heads: 1, head_dim: 4, blocks: 2, dtype: Dtype::F32.into() };
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, window: None, cap: None };
     let attend = |cached: usize, blocks: Vec<u32>| -> Result<_, KernelError> {
         let mut cache = KvPool::new(pool)?;
@@ -374,12 +387,17 @@ fn attention_refuses_blocks_that_are_missing_or_not_of_the_pool() {
 
 #[test]
 fn a_pool_that_cannot_exist_is_refused() {
-    let shape =
-        KvShape { layers: usize::MAX, kv_heads: 8, head_dim: 128, blocks: 1, dtype: Dtype::Bf16 };
+    let shape = KvShape {
+        layers: usize::MAX,
+        kv_heads: 8,
+        head_dim: 128,
+        blocks: 1,
+        dtype: Dtype::Bf16.into(),
+    };
     let error = KvPool::new(shape).unwrap_err();
     assert_eq!(
         error.to_string(),
         "kv pool: cannot reserve more than usize::MAX bytes: the size overflows"
     );
-    assert!(KvPool::new(KvShape { layers: 1, dtype: Dtype::F16, ..shape }).is_err());
+    assert!(KvPool::new(KvShape { layers: 1, dtype: Dtype::F16.into(), ..shape }).is_err());
 }

@@ -296,7 +296,8 @@ fn a_mixed_parameter_without_its_coefficients_is_refused() {
         low_rank: None,
     });
     let kernels = CpuKernels::new(1);
-    let shape = KvShape { layers: 2, kv_heads: 2, head_dim: 16, blocks: 1, dtype: Dtype::F32 };
+    let shape =
+        KvShape { layers: 2, kv_heads: 2, head_dim: 16, blocks: 1, dtype: Dtype::F32.into() };
     for terms in [None, Some(2)] {
         let batch = Batch {
             tokens: vec![1],

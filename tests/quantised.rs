@@ -138,7 +138,7 @@ fn engine(soup: &Soup, merge_mode: MergeMode) -> EngineHandle {
     let options = CpuOptions {
         threads: Some(2),
         kv_bytes: 8 << 20,
-        kv_dtype: Some(Dtype::F32),
+        kv_dtype: Some(Dtype::F32.into()),
         merged_bytes: 8 << 20,
         merge_mode,
         ..CpuOptions::default()

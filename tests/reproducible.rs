@@ -148,7 +148,7 @@ impl Setup {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             blocks: 0,
-            dtype: if narrow { Dtype::Bf16 } else { Dtype::F32 },
+            dtype: if narrow { Dtype::Bf16 } else { Dtype::F32 }.into(),
         };
         let kv_bytes = 20 * kv.block_bytes().unwrap();
         Self { threads: 1, limits, kv_bytes, merged_bytes, ..self.clone() }

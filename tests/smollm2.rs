@@ -15,7 +15,7 @@ use ladle::{
     chat::{ChatTemplate, Conversation, Message},
     import::default_models_dir,
     kernels::{
-        Batch, Dtype, HostTensor, KV_BLOCK, KvShape, Segment,
+        Batch, Dtype, HostTensor, KV_BLOCK, KvDtype, KvShape, Segment,
         cpu::{CpuKernels, KvPool},
     },
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
@@ -90,6 +90,16 @@ struct Sequence<'a> {
 
 impl<'a> Sequence<'a> {
     fn new(decoder: &'a Decoder<HostTensor>, kernels: &'a CpuKernels, tokens: usize) -> Self {
+        Self::storing(Dtype::F32.into(), decoder, kernels, tokens)
+    }
+
+    /// With keys and values in a storage type.
+    fn storing(
+        dtype: KvDtype,
+        decoder: &'a Decoder<HostTensor>,
+        kernels: &'a CpuKernels,
+        tokens: usize,
+    ) -> Self {
         let config = decoder.config();
         let blocks = tokens.div_ceil(KV_BLOCK);
         let shape = KvShape {
@@ -97,7 +107,7 @@ impl<'a> Sequence<'a> {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             blocks,
-            dtype: Dtype::F32,
+            dtype,
         };
         let cache = KvPool::new(shape).expect("memory");
         let blocks = (0..u32::try_from(blocks).expect("few")).collect();
@@ -234,6 +244,31 @@ fn smollm2_logits_in_bf16_hardly_move_when_activations_are_rounded() {
         let share = (error / square(&mut exact.iter().copied())).sqrt();
         assert!(share < 0.05, "{} tokens: {share} of the logits", ids.len());
     }
+}
+
+/// The error of stored keys and values, as a share of the logits (docs/base-models.md).
+#[test]
+fn smollm2_logits_hardly_move_with_keys_and_values_in_int8() {
+    if absent() {
+        return;
+    }
+    let (decoder, kernels) = (decoder(), CpuKernels::default());
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>();
+    let (mut worst, mut cases) = ([0f32; 2], 0);
+    for case in fixture("logits.json.gz")["cases"].as_array().expect("cases") {
+        let ids: Vec<u32> = list(&case["ids"]);
+        let exact = Sequence::new(&decoder, &kernels, ids.len()).feed(&ids);
+        for (worst, dtype) in worst.iter_mut().zip([Dtype::Bf16.into(), KvDtype::Int8]) {
+            let got = Sequence::storing(dtype, &decoder, &kernels, ids.len()).feed(&ids);
+            let error = square(&mut exact.iter().zip(&got).map(|(a, b)| a - b));
+            let share = (error / square(&mut exact.iter().copied())).sqrt();
+            println!("{} tokens, {dtype}: {share} of the logits", ids.len());
+            *worst = if share <= *worst { *worst } else { share };
+        }
+        cases += 1;
+    }
+    let [bf16, int8] = worst;
+    assert!(cases > 3 && bf16 < 0.02 && int8 < 0.1, "{cases}: bf16 {bf16}, int8 {int8}");
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn one<D: Device>(
         kv_heads: model.kv_heads,
         head_dim: model.head_dim,
         blocks: 32,
-        dtype: Dtype::F32,
+        dtype: Dtype::F32.into(),
     };
     let cpu = CpuKernels::default();
     let compare = |mode: &str, got: Vec<f32>, expected: Vec<f32>| {

@@ -12,7 +12,7 @@ use super::{
     error::OptionError,
     options::ServeOptions,
     traces::Traces,
-    values::{ApiKey, LogFormat, MergeMode, OnFailure, Processor, Residence},
+    values::{ApiKey, KvType, LogFormat, MergeMode, OnFailure, Processor, Residence},
 };
 
 /// Bounds on what a request may ask for; `None` and units as in [`ServeOptions`].
@@ -77,6 +77,7 @@ pub struct ServeConfig {
     pub merge_cache: Option<u64>,
     /// Bytes; `None`: the device's default.
     pub kv_cache: Option<u64>,
+    pub kv_dtype: KvType,
     /// `None`: all cores.
     pub threads: Option<usize>,
     pub max_sequences: usize,
@@ -154,6 +155,7 @@ impl ServeOptions {
             max_memory: self.max_memory.map(|bytes| bytes.0),
             merge_cache: self.merge_cache.map(|bytes| bytes.0),
             kv_cache: self.kv_cache.map(|bytes| bytes.0),
+            kv_dtype: self.kv_dtype(),
             threads: self.threads.map(NonZeroUsize::get),
             max_sequences: self.max_sequences().get(),
             max_step_tokens: self.max_step_tokens().get(),

@@ -4,7 +4,9 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use serde::Deserialize;
 
-use super::{ApiKey, ByteSize, LogFormat, MergeMode, OnFailure, Processor, Residence, Sampler};
+use super::{
+    ApiKey, ByteSize, KvType, LogFormat, MergeMode, OnFailure, Processor, Residence, Sampler,
+};
 
 /// Defines groups of options, which are `None` where they are not given.
 ///
@@ -174,6 +176,9 @@ options! {
         /// Byte budget of keys and values.
         #[arg(long, env = "LADLE_KV_CACHE", value_name = "SIZE")]
         kv_cache: ByteSize | "1GiB, or a part of what max_memory leaves; on a GPU a quarter of what is left",
+        /// How keys and values are stored.
+        #[arg(long, env = "LADLE_KV_DTYPE", value_name = "TYPE")]
+        kv_dtype: KvType = "auto",
         /// Compute threads.
         #[arg(long, env = "LADLE_THREADS", value_name = "N")]
         threads: NonZeroUsize | "all cores",

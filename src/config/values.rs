@@ -18,6 +18,21 @@ pub enum MergeMode {
     Mixed,
 }
 
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvType {
+    /// In f32 for f32 weights, else bf16; on a GPU as the weights.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit integers with a scale for each token and head.
+    Int8,
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,6 +84,14 @@ impl FromStr for Residence {
 }
 
 impl FromStr for MergeMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        clap::ValueEnum::from_str(text, false)
+    }
+}
+
+impl FromStr for KvType {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

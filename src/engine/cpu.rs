@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config::MergeMode,
     kernels::{
-        Batch, Dtype, HostTensor, KernelError,
+        Batch, Dtype, HostTensor, KernelError, KvDtype,
         cpu::{CpuKernels, KvPool, Tensor, default_threads},
     },
     merge::{FusedBuilder, FusedCache, FusedOptions, MergeError, SoupPlan, mixed_decoder},
@@ -31,8 +31,8 @@ pub struct CpuOptions {
     pub merge_threads: usize,
     /// Bytes of keys and values.
     pub kv_bytes: usize,
-    /// Storage type of keys and values, f32 or bf16; `None`: f32 for f32 weights, else bf16.
-    pub kv_dtype: Option<Dtype>,
+    /// Storage type of keys and values, f32, bf16 or int8; `None`: f32 for f32 weights, else bf16.
+    pub kv_dtype: Option<KvDtype>,
     /// Bytes of merged weights.
     pub merged_bytes: usize,
     /// Execution modes to set up.
@@ -90,10 +90,11 @@ impl CpuBackend {
             FusedCache::open(plan.clone(), config.clone(), &fused, move |event| on_event(event))
         })?;
         let weights = plan.tensors().first().map_or(Dtype::F32, |tensor| tensor.dtype);
-        let dtype = options.kv_dtype.unwrap_or(match weights {
+        let auto = match weights {
             Dtype::F32 => Dtype::F32,
             Dtype::F16 | Dtype::Bf16 | Dtype::Quantised(_) => Dtype::Bf16,
-        });
+        };
+        let dtype = options.kv_dtype.unwrap_or(auto.into());
         let isa = options.isa.unwrap_or_else(Isa::chosen);
         // Activations are as wide as the models of the soup: a bf16 part of a wide one is exact.
         let isa = if plan.wide() { isa.without_bf16_dots() } else { isa };

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::MergeMode,
     kernels::{
-        Batch, Dtype, HostTensor, KernelError, Kernels,
+        Batch, Dtype, HostTensor, KernelError, Kernels, KvDtype,
         cuda::{CudaKernels, Device, KvCache, Weight},
     },
     merge::{
@@ -34,6 +34,8 @@ pub struct CudaOptions {
     pub device_bytes: Option<usize>,
     /// Bytes of keys and values; `None`: a share of the device's memory.
     pub kv_bytes: Option<usize>,
+    /// Storage type of keys and values; `None`: that of the weights.
+    pub kv_dtype: Option<KvDtype>,
     /// Bytes of merged weights; `None`: what is left.
     pub merged_bytes: Option<usize>,
     /// Execution modes to set up.
@@ -51,6 +53,7 @@ impl Default for CudaOptions {
         Self {
             device_bytes: None,
             kv_bytes: None,
+            kv_dtype: None,
             merged_bytes: None,
             merge_mode: MergeMode::Auto,
             step_rows: 512,
@@ -121,7 +124,7 @@ impl<D: Device> CudaBackend<D> {
             let builder = DeviceBuilder::new(&kernels, &resident, plan, config, placement.sources)?;
             Cache::new(builder, placement.merged, move |event| on_event(event))
         })?;
-        let shape = kv_shape(&config, dtype, placement.kv)?;
+        let shape = kv_shape(&config, options.kv_dtype.unwrap_or(dtype.into()), placement.kv)?;
         let cache = kernels.cache(shape)?;
         kernels.synchronize()?;
         let passes = CudaPasses { cache, kernels, placement };

@@ -12,7 +12,7 @@ use super::{
     request::EngineError,
 };
 use crate::{
-    kernels::{Batch, Dtype, KV_BLOCK, KernelError, KvShape},
+    kernels::{Batch, KV_BLOCK, KernelError, KvDtype, KvShape},
     merge::{Build, Fetch, Lease, MergedModel, SoupPlan, Ticket},
     model::{config::ModelConfig, decoder::Decoder},
     preference::ModelKey,
@@ -157,7 +157,7 @@ impl<P: Passes> Backend for Loaded<P> {
 /// Key/value memory for a model within `budget` bytes: at least one block.
 pub(super) fn kv_shape(
     config: &ModelConfig,
-    dtype: Dtype,
+    dtype: KvDtype,
     budget: usize,
 ) -> Result<KvShape, OpenError> {
     let mut shape = KvShape {

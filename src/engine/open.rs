@@ -16,8 +16,11 @@ use super::{
     stats::Observer,
 };
 use crate::{
-    config::{MergeMode, Processor, ServeConfig},
-    kernels::cuda::{Gpu, image::kernel_caches},
+    config::{KvType, MergeMode, Processor, ServeConfig},
+    kernels::{
+        Dtype, KvDtype,
+        cuda::{Gpu, image::kernel_caches},
+    },
     merge::{MergeError, SoupPlan, slab::Layout},
     soup::Soup,
     tokenizer::Tokenizer,
@@ -60,6 +63,7 @@ pub fn open(
             let options = CpuOptions {
                 threads: config.threads,
                 kv_bytes: bytes(config.kv_cache).unwrap_or(defaults.kv_bytes),
+                kv_dtype: kv_dtype(config.kv_dtype),
                 merged_bytes: bytes(config.merge_cache).unwrap_or(defaults.merged_bytes),
                 merge_mode: config.merge_mode,
                 on_cache_event: Some(listeners.on_cache_event),
@@ -73,6 +77,7 @@ pub fn open(
             let options = CudaOptions {
                 device_bytes: bytes(config.device_memory),
                 kv_bytes: bytes(config.kv_cache),
+                kv_dtype: kv_dtype(config.kv_dtype),
                 merged_bytes: bytes(config.merge_cache),
                 merge_mode: config.merge_mode,
                 step_rows: config.max_step_tokens,
@@ -122,6 +127,16 @@ pub fn budgets(
         Processor::Cuda(_) => Wanted { kv: Some(0), merged: Some(0), model: 0, fused: false },
     };
     Ok((held, divide(&held, &wanted, ceiling)?))
+}
+
+/// The storage type that the option names; `None`: the device's choice.
+fn kv_dtype(option: KvType) -> Option<KvDtype> {
+    match option {
+        KvType::Auto => None,
+        KvType::F32 => Some(Dtype::F32.into()),
+        KvType::Bf16 => Some(Dtype::Bf16.into()),
+        KvType::Int8 => Some(KvDtype::Int8),
+    }
 }
 
 fn bytes(budget: Option<u64>) -> Option<usize> {

@@ -16,7 +16,7 @@ pub mod quantised;
 use std::ops::Range;
 
 pub use host::{Bytes, Dtype, HostTensor, Stored};
-pub use kv::{KV_BLOCK, KvShape};
+pub use kv::{KV_BLOCK, KvDtype, KvShape};
 pub use quantised::BlockType;
 
 /// Why a kernel refused or failed, with the operands.

@@ -160,7 +160,7 @@ pub fn run_on<K: Kernels>(
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         blocks: needed.iter().sum::<usize>() + 3,
-        dtype: run.cache,
+        dtype: run.cache.into(),
     };
     let mut cache = cache(shape);
     // Blocks in an order that is nobody's natural one: 7 is coprime to the counts used here.

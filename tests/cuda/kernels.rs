@@ -1,8 +1,8 @@
 //! Every kernel of a forward pass against the CPU's, or f64.
 
 use ladle::kernels::{
-    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, Kernels, KvShape,
-    Norm, Product, Rope, RowCoefficients, ScaledProduct, Segment,
+    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KV_BLOCK, Kernels, KvDtype,
+    KvShape, Norm, Product, Rope, RowCoefficients, ScaledProduct, Segment,
     cpu::{CpuKernels, KvPool, panels},
     cuda::CudaKernels,
 };
@@ -242,15 +242,21 @@ fn operands_that_do_not_fit_are_refused() {
 
 /// Sequences of different lengths over scattered blocks: what is cached first, then one step.
 fn check_attention(
-    dtype: Dtype,
+    stored: impl Into<KvDtype>,
     shape: AttentionShape,
     lengths: &[(usize, usize)],
     tolerance: f32,
 ) {
+    let stored = stored.into();
+    // The CPU's reference has no rounding of its own but that of int8.
+    let (dtype, reference) = match stored {
+        KvDtype::Plain(dtype) => (dtype, Dtype::F32.into()),
+        KvDtype::Int8 => (Dtype::F32, KvDtype::Int8),
+    };
     let width = shape.heads * shape.head_dim;
     let kv_width = shape.kv_heads * shape.head_dim;
     let blocks: usize = lengths.iter().map(|(c, n)| (c + n).div_ceil(KV_BLOCK)).sum();
-    let pool = |dtype| KvShape {
+    let pool = |dtype: KvDtype| KvShape {
         layers: 2,
         kv_heads: shape.kv_heads,
         head_dim: shape.head_dim,
@@ -283,7 +289,7 @@ fn check_attention(
         exact(dtype, rows * kv_width, 5),
     );
     let cpu = CpuKernels::new(2);
-    let mut reference = KvPool::new(pool(Dtype::F32)).unwrap();
+    let mut reference = KvPool::new(pool(reference)).unwrap();
     let host = |rows: usize, values: &[f32]| cpu.tensor(rows, values).unwrap();
     let q0 = vec![0.0; cached_rows * width];
     let (a, b, c) = (host(cached_rows, &q0), host(cached_rows, &k0), host(cached_rows, &v0));
@@ -293,14 +299,14 @@ fn check_attention(
     let (a, b, c) = (host(rows, &q), host(rows, &k), host(rows, &v));
     let expected = cpu.attention(a, b, c, 1, shape, &now, &mut reference).unwrap();
     for cuda in both_orders(dtype) {
-        let mut cache = cuda.cache(pool(dtype)).unwrap();
+        let mut cache = cuda.cache(pool(stored)).unwrap();
         let device = |rows: usize, values: &[f32]| cuda.tensor(rows, values).unwrap();
         let (a, b, c) =
             (device(cached_rows, &q0), device(cached_rows, &k0), device(cached_rows, &v0));
         cuda.attention(a, b, c, 1, itself, &before, &mut cache).unwrap();
         let (a, b, c) = (device(rows, &q), device(rows, &k), device(rows, &v));
         let got = cuda.attention(a, b, c, 1, shape, &now, &mut cache).unwrap();
-        let what = format!("{dtype} {shape:?} {lengths:?}");
+        let what = format!("{stored} {shape:?} {lengths:?}");
         close(&what, &cuda.values(&got).unwrap(), expected.data(), tolerance);
     }
 }
@@ -334,6 +340,8 @@ fn attention_of_any_width_and_type_is_right_in_every_mix_of_sequences() {
         cap: None,
     };
     let mixed = [(0, 12), (530, 1), (15, 1), (0, 1), (20, 9)];
+    check_attention(KvDtype::Int8, shape(2, 1, 6, None), &mixed, 1e-5);
+    check_attention(KvDtype::Int8, shape(6, 3, 40, Some(17)), &mixed, 1e-5);
     for dtype in DTYPES {
         check_attention(dtype, shape(2, 1, 6, None), &mixed, 1e-5);
         check_attention(dtype, shape(2, 2, 40, Some(17)), &mixed, 1e-5);

@@ -56,7 +56,7 @@ pub fn logits(
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         blocks: block as usize,
-        dtype: Dtype::F32,
+        dtype: Dtype::F32.into(),
     })
     .unwrap();
     decoder.forward(&CpuKernels::new(1), &batch, &mut cache).unwrap().data().to_vec()

@@ -8,9 +8,15 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use super::{elementwise::soft_cap, kv::KvLayer, pool::Pool, shared::SharedMut, tensor::Tensor};
+use super::{
+    elementwise::soft_cap,
+    kv::{KvLayer, Stored},
+    pool::Pool,
+    shared::SharedMut,
+    tensor::Tensor,
+};
 use crate::{
-    kernels::{AttentionShape, Batch, KV_BLOCK, Segment, Stored},
+    kernels::{AttentionShape, Batch, KV_BLOCK, Segment},
     simd::{Isa, Simd, Vectorised, exp},
 };
 
@@ -167,6 +173,7 @@ impl<T: Stored> QueryTile<'_, T> {
                     soft_cap(&mut weights[first..first + len], cap);
                 }
                 let keep = soften(weights, &span, seen, &mut max[i], &mut total[i]);
+                self.scale_weights(i, &span);
                 for sum in &mut self.scratch.sums[i * head_dim..(i + 1) * head_dim] {
                     *sum *= keep;
                 }
@@ -187,6 +194,19 @@ impl<T: Stored> QueryTile<'_, T> {
         total
     }
 
+    /// Multiplies the weights of a row over `span` by the scales of the values, where they have some.
+    #[inline(always)]
+    fn scale_weights(&mut self, row: usize, span: &Range<usize>) {
+        for block in span.start / KV_BLOCK..span.end.div_ceil(KV_BLOCK) {
+            let place = self.segment.blocks[block];
+            let Some([_, values]) = self.layer.scales(place, self.kv_head) else { return };
+            let at = block * KV_BLOCK % SPAN;
+            let last = KV_BLOCK.min(span.end - block * KV_BLOCK);
+            let weights = &mut self.scratch.weights[row][at..at + last];
+            weights.iter_mut().zip(values).for_each(|(weight, scale)| *weight *= scale);
+        }
+    }
+
     /// Keys and values of the block that holds `position`.
     #[inline(always)]
     fn block(&self, position: usize) -> (&[T], &[T]) {
@@ -200,6 +220,7 @@ impl<T: Stored> QueryTile<'_, T> {
         let scale = s.splat(self.scale);
         for block in span.start / KV_BLOCK..span.end.div_ceil(KV_BLOCK) {
             let keys = self.block(block * KV_BLOCK).0.as_ptr();
+            let scales = self.layer.scales(self.segment.blocks[block], self.kv_head);
             for part in 0..KV_BLOCK / S::LANES {
                 // Two sums a row: one chain of dependent additions would leave the FMA units idle.
                 let mut sums = [[s.splat(0.0); 2]; M];
@@ -215,6 +236,13 @@ impl<T: Stored> QueryTile<'_, T> {
                         }
                     }
                 }
+                let scale = match scales {
+                    None => scale,
+                    Some([keys, _]) => {
+                        // SAFETY: LANES divides KV_BLOCK, the length of the scales.
+                        s.mul(scale, unsafe { s.load(keys.as_ptr().add(part * S::LANES)) })
+                    }
+                };
                 let at = block * KV_BLOCK % SPAN + part * S::LANES;
                 for i in 0..M {
                     let score = s.mul(scale, s.add(sums[i][0], sums[i][1]));

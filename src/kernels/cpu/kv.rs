@@ -2,18 +2,20 @@
 //! once. Sequences hold lists of blocks, so they grow without copying.
 //!
 //! Layout per block, layer and head: keys transposed `[head_dim, KV_BLOCK]` (the scores of a block's
-//! tokens then come out side by side), values `[KV_BLOCK, head_dim]`. Blocks come first, so that only
-//! as much memory is committed as tokens were ever held at once.
+//! tokens then come out side by side), values `[KV_BLOCK, head_dim]`, and for int8 f32 scales of the keys
+//! and of the values, `[KV_BLOCK]` each. Blocks come first, so that only as much memory is committed as
+//! tokens were ever held at once.
 
 use std::ops::Range;
 
+use half::bf16;
 use memmap2::MmapMut;
 
 use super::{pool::Pool, tensor::Tensor};
 use crate::{
-    kernels::{Batch, Dtype, KV_BLOCK, KernelError, KvShape, Result, Stored},
+    kernels::{Batch, Dtype, KV_BLOCK, KernelError, KvDtype, KvShape, Result},
     memory,
-    simd::{Isa, Simd, Vectorised},
+    simd::{Element, Isa, Simd, Vectorised},
 };
 
 /// The cache of [`super::CpuKernels`].
@@ -26,8 +28,11 @@ pub struct KvPool {
 impl KvPool {
     /// Reserves the whole pool; pages are committed as blocks are first used.
     pub fn new(shape: KvShape) -> Result<Self> {
-        if !matches!(shape.dtype, Dtype::F32 | Dtype::Bf16) {
-            return Err(KernelError::Dtype { op: "kv pool", dtype: shape.dtype.to_string() });
+        match shape.dtype {
+            KvDtype::Plain(Dtype::F32 | Dtype::Bf16) | KvDtype::Int8 => {}
+            other => {
+                return Err(KernelError::Dtype { op: "kv pool", dtype: other.to_string() });
+            }
         }
         let bytes = shape.block_bytes().and_then(|bytes| bytes.checked_mul(shape.blocks));
         let memory = bytes
@@ -42,27 +47,89 @@ impl KvPool {
         self.shape
     }
 
-    /// Elements of one head of one block: keys, then as many values.
-    fn head_elements(&self) -> usize {
-        2 * KV_BLOCK * self.shape.head_dim
-    }
-
-    /// Keys and values as one slice of elements. `T` must be the pool's storage type.
-    fn elements<T: Stored>(&mut self) -> &mut [T] {
-        assert_eq!(T::DTYPE, self.shape.dtype);
-        let len = self.memory.len() / size_of::<T>();
-        // SAFETY: the map is page-aligned and holds `len` elements of which every bit pattern is
-        // valid; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), len) }
-    }
-
     /// One layer of all blocks. `T` must be the pool's storage type, `layer` one of its layers.
     pub(super) fn layer<T: Stored>(&mut self, layer: usize) -> KvLayer<'_, T> {
         let KvShape { layers, kv_heads, head_dim, .. } = self.shape;
+        assert_eq!(T::DTYPE, self.shape.dtype);
         assert!(layer < layers, "layer {layer} of {layers}");
-        let size = kv_heads * self.head_elements();
-        let (first, stride) = (layer * size, layers * size);
-        KvLayer { elements: self.elements(), first, stride, head_dim }
+        let len = self.memory.len() / size_of::<T>();
+        // SAFETY: the map is page-aligned and holds `len` elements of which every bit pattern is
+        // valid; the borrow is exclusive.
+        let elements =
+            unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast::<T>(), len) };
+        let head = 2 * KV_BLOCK * (head_dim + T::SCALE);
+        let size = kv_heads * head;
+        KvLayer { elements, first: layer * size, stride: layers * size, head, head_dim }
+    }
+}
+
+/// A storage type of keys and values.
+///
+/// # Safety
+/// Every bit pattern is a value, and the alignment is at most f32's.
+pub(super) unsafe trait Stored: Copy + Send + Sync + 'static {
+    /// Its name.
+    const DTYPE: KvDtype;
+    /// Elements that the scale of a row takes; 0: there is none.
+    const SCALE: usize;
+
+    /// Stored value, before its scale.
+    fn widen(self) -> f32;
+    /// Nearest stored value to `value · inverse`.
+    fn narrow(value: f32, inverse: f32) -> Self;
+    /// LANES values, widened.
+    /// # Safety
+    /// `p` must be readable for LANES values.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+}
+
+macro_rules! plain {
+    ($($type:ty: $dtype:ident),*) => {$(
+        // SAFETY: every bit pattern is a value, by `Element`.
+        unsafe impl Stored for $type {
+            const DTYPE: KvDtype = KvDtype::Plain(Dtype::$dtype);
+            const SCALE: usize = 0;
+
+            #[inline(always)]
+            fn widen(self) -> f32 {
+                Element::widen(self)
+            }
+            #[inline(always)]
+            fn narrow(value: f32, _: f32) -> Self {
+                Element::narrow(value)
+            }
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+                // SAFETY: the caller's.
+                unsafe { Element::load(s, p) }
+            }
+        }
+    )*};
+}
+plain!(f32: F32, bf16: Bf16);
+
+// SAFETY: every byte is an i8.
+unsafe impl Stored for i8 {
+    const DTYPE: KvDtype = KvDtype::Int8;
+    const SCALE: usize = size_of::<f32>();
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+    #[inline(always)]
+    fn narrow(value: f32, inverse: f32) -> Self {
+        (value * inverse).round_ties_even() as Self
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        let mut wide = [0.0; KV_BLOCK];
+        for (lane, wide) in wide.iter_mut().enumerate().take(S::LANES) {
+            // SAFETY: the caller's.
+            *wide = f32::from(unsafe { *p.add(lane) });
+        }
+        // SAFETY: the array holds LANES values.
+        unsafe { s.load(wide.as_ptr()) }
     }
 }
 
@@ -73,20 +140,35 @@ pub(super) struct KvLayer<'a, T> {
     first: usize,
     /// Elements from a block to the next.
     stride: usize,
+    /// Elements of a head of a block.
+    head: usize,
     head_dim: usize,
 }
 
 impl<T: Stored> KvLayer<'_, T> {
-    /// Elements of a head of a block: keys, then as many values.
     fn place(&self, block: u32, head: usize) -> Range<usize> {
-        let size = 2 * KV_BLOCK * self.head_dim;
-        let start = self.first + block as usize * self.stride + head * size;
-        start..start + size
+        let start = self.first + block as usize * self.stride + head * self.head;
+        start..start + self.head
     }
 
     /// Keys `[head_dim, KV_BLOCK]` and values `[KV_BLOCK, head_dim]` of a head of a block.
     pub(super) fn head(&self, block: u32, head: usize) -> (&[T], &[T]) {
-        self.elements[self.place(block, head)].split_at(KV_BLOCK * self.head_dim)
+        let size = KV_BLOCK * self.head_dim;
+        let (keys, rest) = self.elements[self.place(block, head)].split_at(size);
+        (keys, &rest[..size])
+    }
+
+    /// Scales of the keys and of the values of a head of a block, where the type has them.
+    #[inline(always)]
+    pub(super) fn scales(&self, block: u32, head: usize) -> Option<[&[f32; KV_BLOCK]; 2]> {
+        if T::SCALE == 0 {
+            return None;
+        }
+        let scales = &self.elements[self.place(block, head)][2 * KV_BLOCK * self.head_dim..];
+        let scales = scales.as_ptr().cast::<[f32; KV_BLOCK]>();
+        // SAFETY: after the elements of a head, whose bytes are a multiple of f32's size in memory that
+        // is aligned to a page, lie two arrays of scales.
+        Some(unsafe { [&*scales, &*scales.add(1)] })
     }
 
     /// Stores the key and value rows `[kv_heads · head_dim]` of a batch, whose blocks are the pool's.
@@ -95,12 +177,14 @@ impl<T: Stored> KvLayer<'_, T> {
             elements: self.elements.as_mut_ptr(),
             first: self.first,
             stride: self.stride,
+            head: self.head,
             head_dim: self.head_dim,
         };
         let store = |task: usize| {
             let part = |part: usize| part * self.head_dim / PARTS;
             let columns = part(task % PARTS)..part(task % PARTS + 1);
-            isa.run(StoreTask { layer: &layer, k, v, batch, head: task / PARTS, columns });
+            let (head, scales) = (task / PARTS, task % PARTS == 0);
+            isa.run(StoreTask { layer: &layer, k, v, batch, head, columns, scales });
         };
         let tasks = k.width() / self.head_dim * PARTS;
         // Storing a few rows is cheaper than waking a thread.
@@ -116,6 +200,7 @@ struct Places<T> {
     elements: *mut T,
     first: usize,
     stride: usize,
+    head: usize,
     head_dim: usize,
 }
 
@@ -130,6 +215,8 @@ struct StoreTask<'a, T> {
     batch: &'a Batch,
     head: usize,
     columns: Range<usize>,
+    /// Whether the task writes the scales of the rows.
+    scales: bool,
 }
 
 impl<T: Stored> Vectorised for StoreTask<'_, T> {
@@ -137,25 +224,51 @@ impl<T: Stored> Vectorised for StoreTask<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { layer: &Places { elements, first, stride, head_dim }, head, columns, .. } = self;
+        let Self { layer, head, columns, .. } = self;
+        let head_dim = layer.head_dim;
         let size = KV_BLOCK * head_dim;
         for segment in &self.batch.segments {
             for (position, row) in (segment.cached..).zip(segment.rows.clone()) {
                 let block = segment.blocks[position / KV_BLOCK] as usize;
-                let (start, slot) = (first + block * stride + head * 2 * size, position % KV_BLOCK);
+                let start = layer.first + block * layer.stride + head * layer.head;
+                let slot = position % KV_BLOCK;
                 let from = row * self.k.width() + head * head_dim;
-                let [k, v] =
-                    [self.k, self.v].map(|t| &t.data()[from..from + head_dim][columns.clone()]);
+                let rows = [self.k, self.v].map(|t| &t.data()[from..from + head_dim]);
+                let mut inverses = [1.0; 2];
+                if T::SCALE != 0 {
+                    let scales = rows.map(scale);
+                    inverses = scales.map(|scale| if scale > 0.0 { 1.0 / scale } else { 0.0 });
+                    if self.scales {
+                        // SAFETY: the scales lie after the head's elements, and this task alone
+                        // writes them.
+                        unsafe {
+                            let to = layer.elements.add(start + 2 * size).cast::<f32>();
+                            to.add(slot).write(scales[0]);
+                            to.add(KV_BLOCK + slot).write(scales[1]);
+                        }
+                    }
+                }
+                let [k, v] = rows.map(|row| &row[columns.clone()]);
                 for ((column, k), v) in columns.clone().zip(k).zip(v) {
                     // SAFETY: the block is the pool's and the column the head's: inside the
                     // elements, which are borrowed for the layer's life; the column is this task's.
                     unsafe {
-                        let key = elements.add(start + column * KV_BLOCK + slot);
-                        key.write(T::narrow(*k));
-                        elements.add(start + size + slot * head_dim + column).write(T::narrow(*v));
+                        let key = layer.elements.add(start + column * KV_BLOCK + slot);
+                        key.write(T::narrow(*k, inverses[0]));
+                        let value = layer.elements.add(start + size + slot * head_dim + column);
+                        value.write(T::narrow(*v, inverses[1]));
                     }
                 }
             }
         }
     }
+}
+
+/// The scale of a row: its largest magnitude over 127; NaN where a value is.
+#[inline(always)]
+fn scale(row: &[f32]) -> f32 {
+    let largest = row.iter().fold(0f32, |max, x| if x.abs() > max { x.abs() } else { max });
+    // A value that is not finite makes the sum so.
+    let sum = row.iter().fold(0f32, |sum, x| sum + x * 0.0);
+    largest / 127.0 + sum
 }

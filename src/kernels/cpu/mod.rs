@@ -29,8 +29,8 @@ pub use tensor::Tensor;
 
 use self::{pool::Pool, tensor::Recycler};
 use super::{
-    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels, Norm,
-    Product, Result, Rope, RowCoefficients, ScaledProduct,
+    Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels,
+    KvDtype, Norm, Product, Result, Rope, RowCoefficients, ScaledProduct,
     check::{self, fits, groups, matrix},
 };
 use crate::simd::Isa;
@@ -106,6 +106,19 @@ impl CpuKernels {
             y.data_mut().fill(0.0);
         }
         Ok(gemm::LinearJob { x, w, y, fresh })
+    }
+
+    /// Stores the keys and values of a batch, then attends.
+    fn attend<T: kv::Stored>(
+        &self,
+        mut layer: kv::KvLayer<'_, T>,
+        [q, k, v]: [&Tensor; 3],
+        shape: AttentionShape,
+        batch: &Batch,
+        out: &mut Tensor,
+    ) {
+        layer.store(self.isa, &self.pool, [k, v], batch);
+        attention::attend(self.isa, &self.pool, q, shape, batch, &layer, out);
     }
 
     /// Does independent products in one parallel region.
@@ -288,15 +301,14 @@ impl Kernels for CpuKernels {
         check::attention(sizes, layer, shape, batch, cache.shape())?;
         let mut out = q.stale_like();
         match cache.shape().dtype {
-            Dtype::Bf16 => {
-                let mut layer = cache.layer::<half::bf16>(layer);
-                layer.store(self.isa, &self.pool, [&k, &v], batch);
-                attention::attend(self.isa, &self.pool, &q, shape, batch, &layer, &mut out);
+            KvDtype::Plain(Dtype::Bf16) => {
+                self.attend(cache.layer::<half::bf16>(layer), [&q, &k, &v], shape, batch, &mut out);
             }
-            _ => {
-                let mut layer = cache.layer::<f32>(layer);
-                layer.store(self.isa, &self.pool, [&k, &v], batch);
-                attention::attend(self.isa, &self.pool, &q, shape, batch, &layer, &mut out);
+            KvDtype::Plain(_) => {
+                self.attend(cache.layer::<f32>(layer), [&q, &k, &v], shape, batch, &mut out);
+            }
+            KvDtype::Int8 => {
+                self.attend(cache.layer::<i8>(layer), [&q, &k, &v], shape, batch, &mut out);
             }
         }
         Ok(out)

@@ -1,7 +1,7 @@
 // Causal grouped-query attention over paged keys and values.
 //
 // A block of the cache holds BLOCK tokens; per layer, block and head: keys [BLOCK, head_dim], then
-// values transposed [head_dim, BLOCK]. Query rows of one key head (tokens × heads of its group) are
+// values transposed [head_dim, BLOCK], and for i8 f32 scales of the keys and of the values [BLOCK]. Query rows of one key head (tokens × heads of its group) are
 // taken 16 at a time; the context is cut into spans of `span` tokens at fixed positions, so that what
 // a row sums does not depend on its company. Rows with several spans leave partial results that
 // `attention_join` adds up.
@@ -51,6 +51,23 @@ __device__ __forceinline__ void finish(const Attention& p, size_t row, int head,
     if (p.small) store(p.small, at, p.small_dtype, y);
 }
 
+typedef signed char i8;
+__device__ __forceinline__ float widen(i8 x) { return (float)x; }
+
+// Bytes of the scales of a head of a block.
+template <class T> struct Scales { static const int bytes = 0; };
+template <> struct Scales<i8> { static const int bytes = 2 * BLOCK * 4; };
+
+// The keys of a head; `index` is block · kv_heads + head.
+template <class T> __device__ __forceinline__ T* head_of(const void* cache, size_t index, int head_dim) {
+    return (T*)((char*)cache + index * (2 * BLOCK * head_dim * sizeof(T) + Scales<T>::bytes));
+}
+// The scale of a token's key (which = 0) or value (1).
+template <class T> __device__ __forceinline__ float scale_of(const T*, int, int, int) { return 1.0f; }
+template <> __device__ __forceinline__ float scale_of<i8>(const i8* keys, int head_dim, int which, int token) {
+    return ((const float*)(keys + 2 * BLOCK * head_dim))[which * BLOCK + token];
+}
+
 // Keys and values of the rows into the cache: a block a row; `slots` are block · BLOCK + place.
 template <class T>
 __device__ void store_kv(T* cache, const float* k, const float* v, const u32* slots, int kv_heads, int head_dim) {
@@ -58,9 +75,35 @@ __device__ void store_kv(T* cache, const float* k, const float* v, const u32* sl
     size_t row = (size_t)blockIdx.x * kv_heads * head_dim;
     for (int i = threadIdx.x; i < kv_heads * head_dim; i += blockDim.x) {
         int head = i / head_dim, d = i % head_dim;
-        T* keys = cache + ((size_t)(slot / BLOCK) * kv_heads + head) * 2 * BLOCK * head_dim;
+        T* keys = head_of<T>(cache, (size_t)(slot / BLOCK) * kv_heads + head, head_dim);
         keys[(slot % BLOCK) * head_dim + d] = narrow<T>(k[row + i]);
         keys[BLOCK * head_dim + d * BLOCK + slot % BLOCK] = narrow<T>(v[row + i]);
+    }
+}
+
+// The same for i8: a warp a head, see kernels/kv.rs.
+extern "C" __global__ void store_kv_i8(i8* cache, const float* k, const float* v, const u32* slots, int kv_heads,
+                                       int head_dim) {
+    u32 slot = slots[blockIdx.x];
+    int lane = threadIdx.x % WARP;
+    for (int head = threadIdx.x / WARP; head < kv_heads; head += blockDim.x / WARP) {
+        i8* keys = head_of<i8>(cache, (size_t)(slot / BLOCK) * kv_heads + head, head_dim);
+        for (int which = 0; which < 2; ++which) {
+            const float* row = (which ? v : k) + ((size_t)blockIdx.x * kv_heads + head) * head_dim;
+            float most = 0.0f, sum = 0.0f;
+            for (int d = lane; d < head_dim; d += WARP) {
+                if (fabsf(row[d]) > most) most = fabsf(row[d]);
+                sum += row[d] * 0.0f;
+            }
+            float scale = warp_max(most) / 127.0f + warp_sum(sum);
+            float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+            for (int d = lane; d < head_dim; d += WARP) {
+                float rounded = fminf(fmaxf(rintf(row[d] * inverse), -127.0f), 127.0f);
+                size_t at = which ? BLOCK * head_dim + d * BLOCK + slot % BLOCK : (slot % BLOCK) * head_dim + d;
+                keys[at] = (i8)rounded;
+            }
+            if (lane == 0) ((float*)(keys + 2 * BLOCK * head_dim))[which * BLOCK + slot % BLOCK] = scale;
+        }
     }
 }
 
@@ -91,25 +134,30 @@ template <class T> __device__ void attend_any(const Attention& p) {
             int seen = start + lane;
             float score = NEG_INF;
             if (seen < to) {
-                const T* keys = (const T*)p.cache +
-                    ((size_t)p.blocks[tile.table + seen / BLOCK] * p.kv_heads + kv_head) * 2 * BLOCK * p.head_dim;
+                const T* keys =
+                    head_of<T>(p.cache, (size_t)p.blocks[tile.table + seen / BLOCK] * p.kv_heads + kv_head, p.head_dim);
                 score = 0.0f;
                 for (int d = 0; d < p.head_dim; ++d)
                     score += q[d] * widen(keys[(size_t)(seen % BLOCK) * p.head_dim + d]);
-                score = capped(p, score * scale);
+                score = capped(p, score * (scale * scale_of(keys, p.head_dim, 0, seen % BLOCK)));
             }
             float larger = fmaxf(most, warp_max(score));
             float keep = expf(most - larger), weight = seen < to ? expf(score - larger) : 0.0f;
             most = larger;
             total = total * keep + warp_sum(weight);
+            if (seen < to) {
+                const T* keys =
+                    head_of<T>(p.cache, (size_t)p.blocks[tile.table + seen / BLOCK] * p.kv_heads + kv_head, p.head_dim);
+                weight *= scale_of(keys, p.head_dim, 1, seen % BLOCK);
+            }
             weights[lane] = weight;
             __syncwarp();
             for (int d = lane; d < p.head_dim; d += WARP) {
                 float sum = sums[d] * keep;
                 for (int j = 0; j < min(WARP, to - start); ++j) {
                     int at = start + j;
-                    const T* values = (const T*)p.cache +
-                        ((size_t)p.blocks[tile.table + at / BLOCK] * p.kv_heads + kv_head) * 2 * BLOCK * p.head_dim +
+                    const T* values =
+                        head_of<T>(p.cache, (size_t)p.blocks[tile.table + at / BLOCK] * p.kv_heads + kv_head, p.head_dim) +
                         BLOCK * p.head_dim;
                     sum += weights[j] * widen(values[(size_t)d * BLOCK + at % BLOCK]);
                 }
@@ -280,6 +328,8 @@ extern "C" __global__ void attention_join(const Attention p) {
         finish(p, row, head, d, sum, total);
     }
 }
+
+extern "C" __global__ void attend_any_i8(const Attention p) { attend_any<i8>(p); }
 
 #define ATTENTION(T) \
     extern "C" __global__ void store_kv_##T(T* cache, const float* k, const float* v, const u32* slots, \

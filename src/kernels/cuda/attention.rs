@@ -10,7 +10,7 @@ use super::{
     tensor::{KvCache, Tensor},
 };
 use crate::kernels::{
-    AttentionShape, Batch, Dtype, KV_BLOCK, KernelError, KvShape, Result, Segment,
+    AttentionShape, Batch, Dtype, KV_BLOCK, KernelError, KvDtype, KvShape, Result, Segment,
 };
 
 /// Query rows of a tile; as in attention.cu.
@@ -115,7 +115,9 @@ impl Layout {
 impl<D: Device> CudaKernels<D> {
     /// A zeroed cache.
     pub fn cache(&self, shape: KvShape) -> Result<KvCache<D>> {
-        super::plain("kv cache", shape.dtype)?;
+        if let KvDtype::Plain(dtype) = shape.dtype {
+            super::plain("kv cache", dtype)?;
+        }
         let bytes = shape.block_bytes().and_then(|bytes| bytes.checked_mul(shape.blocks));
         let refuse = || KernelError::Memory {
             op: "kv cache",
@@ -204,12 +206,17 @@ impl<D: Device> CudaKernels<D> {
         v: &Tensor<D>,
         slots: &[u32],
         shape: AttentionShape,
-        dtype: Dtype,
+        dtype: KvDtype,
     ) -> Result<()> {
         if slots.is_empty() {
             return Ok(());
         }
-        let kernel = ["store_kv_f32", "store_kv_f16", "store_kv_bf16"][code(dtype) as usize];
+        let kernel = match dtype {
+            KvDtype::Plain(dtype) => {
+                ["store_kv_f32", "store_kv_f16", "store_kv_bf16"][code(dtype) as usize]
+            }
+            KvDtype::Int8 => "store_kv_i8",
+        };
         let places = self.memory.constant(bytes_of(slots))?;
         let work = Shape::of(slots.len(), row_threads(k.width));
         // SAFETY: a block a row; its slot lies in a block of the cache.
@@ -232,8 +239,9 @@ impl<D: Device> CudaKernels<D> {
 }
 
 /// The kernel for a storage type and head width, its threads and its dynamic shared memory.
-fn kernel(dtype: Dtype, head_dim: usize) -> (&'static str, u32, u32) {
+fn kernel(dtype: KvDtype, head_dim: usize) -> (&'static str, u32, u32) {
     let any = count((2 * head_dim + 32) * 4);
+    let KvDtype::Plain(dtype) = dtype else { return ("attend_any_i8", 32, any) };
     match (dtype, head_dim) {
         (Dtype::Bf16, 64) => ("attend_bf16_64", 128, 0),
         (Dtype::Bf16, 128) => ("attend_bf16_128", 128, 0),

@@ -74,7 +74,7 @@ impl Layers for Llama {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             blocks: blocks as usize,
-            dtype: Dtype::F32,
+            dtype: Dtype::F32.into(),
         };
         let kernels = self.kernels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let states = KvPool::new(shape)

@@ -179,7 +179,7 @@ impl Sampler {
             kv_heads: model.kv_heads,
             head_dim: model.head_dim,
             blocks,
-            dtype: Dtype::F32,
+            dtype: Dtype::F32.into(),
         })?;
         let free = (0..blocks as u32).rev().collect();
         let kernels = CpuKernels::new(threads);
