@@ -395,7 +395,8 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         ),
         (
             json!({"quantization_config": {"bits": 4}}),
-            "config.json: quantization_config: quantised checkpoints are not served",
+            "config.json: quantization_config: is not null: `ladle import` dequantises GPTQ, AWQ and FP8 \
+             checkpoints",
         ),
     ] {
         let error = ModelConfig::from_json(&with(llama(), changes)).unwrap_err();

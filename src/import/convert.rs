@@ -6,6 +6,7 @@ use super::{
     error::{ImportError, ImportOptions},
     gguf::{Gguf, GgufError, Stored, TensorSource},
     hub,
+    packed::Packed,
     progress::Progress,
     quantise::Quantise,
 };
@@ -42,13 +43,8 @@ fn storage(
 /// Writes the checkpoint of a GGUF file into `out`.
 pub(super) fn convert(path: &Path, out: &Path, options: &ImportOptions) -> Result<(), ImportError> {
     let gguf = Gguf::open(path)?;
-    let torch_dtype = match options.dtype {
-        Dtype::F32 => "float32",
-        Dtype::F16 => "float16",
-        Dtype::Bf16 | Dtype::Quantised(_) => "bfloat16",
-    };
     let tokenizer = gguf.tokenizer()?;
-    let mut config = gguf.config(torch_dtype)?;
+    let mut config = gguf.config(torch_dtype(options.dtype))?;
     for (key, id) in &tokenizer.special_ids {
         config[key] = id.clone();
     }
@@ -105,6 +101,36 @@ pub(super) fn requantise(from: &Path, out: &Path, quantise: Quantise) -> Result<
         Some(tensor) => rounded(&checkpoint.file_of(&spec.name), spec, &tensor.to_f32()),
         None => Err(refuse(from, spec, "it in the checkpoint".to_owned(), "nothing".to_owned())),
     })
+}
+
+/// Writes a packed checkpoint's model into `out`, dequantised.
+pub(super) fn unpack(
+    packed: &Packed,
+    from: &Path,
+    out: &Path,
+    options: &ImportOptions,
+) -> Result<(), ImportError> {
+    let weights = |name: &str| name.ends_with(".safetensors") || name == INDEX;
+    copy(from, out, |name| !weights(name) && name != "config.json")?;
+    let mut config = packed.config().clone();
+    if let Some(keys) = config.as_object_mut() {
+        keys.remove("dtype");
+        keys.insert("torch_dtype".to_owned(), torch_dtype(options.dtype).into());
+    }
+    write_json(&out.join("config.json"), &config)?;
+    let specs = packed.specs(|name, shape| {
+        storage(options.dtype, options.quantise, name, shape, Stored::Plain)
+    })?;
+    write(out, &specs, |spec| rounded(from, spec, &packed.values(spec)?))
+}
+
+/// transformers' name of a storage type.
+fn torch_dtype(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 | Dtype::Quantised(_) => "bfloat16",
+    }
 }
 
 /// Copies those files of a model that are `wanted`, and nothing else that lies beside them.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{
     error::ImportError,
     fetch::{Client, Failure, patiently},
+    packed::unpacked,
     progress::Progress,
 };
 use crate::{
@@ -82,8 +83,10 @@ impl Hub {
             None => Err(self.refuse(format!("has no {name}"))),
         };
         fetch("config.json")?;
-        ModelConfig::from_json(&read_json::<Value>(&waiting.join("config.json"))?)
-            .map_err(|e| self.refuse(e.to_string()))?;
+        let path = waiting.join("config.json");
+        let config: Value = read_json(&path)?;
+        let config = unpacked(&config, &path)?.unwrap_or(config);
+        ModelConfig::from_json(&config).map_err(|e| self.refuse(e.to_string()))?;
         let beside = COMPANIONS.iter().skip(1).chain(&NOTICES);
         let beside = beside.filter(|name| listed.contains_key(**name));
         files.extend(beside.map(|name| (*name).to_owned()));

@@ -7,6 +7,7 @@ mod error;
 mod fetch;
 pub mod gguf;
 mod hub;
+mod packed;
 mod progress;
 mod quantise;
 mod record;
@@ -31,7 +32,8 @@ use crate::{
         local_base, read_manifest,
     },
 };
-use convert::{convert, copy, requantise};
+use convert::{convert, copy, requantise, unpack};
+use packed::Packed;
 use record::{Record, describe};
 use source::check_id;
 
@@ -70,6 +72,7 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
     if let Source::Directory(target) = &source
         && !options.copy
         && options.quantise.is_none()
+        && Packed::open(target)?.is_none()
     {
         let already_there = link(target, &dir)?;
         return Ok(Imported { id, dir, already_there });
@@ -130,20 +133,30 @@ fn fill(
         Source::Gguf(path) => convert(path, out, options)?,
         Source::Hub { id, revision } => {
             let hub = hub::Hub::new(id, revision.as_deref(), options.endpoint.as_deref())?;
-            let Some(quantise) = options.quantise else {
-                return hub.download(&downloads, out).map(Some);
-            };
-            let whole = Staging::new(&models.join(format!("{id}-whole")))?;
-            let version = hub.download(&downloads, whole.path())?;
-            requantise(whole.path(), out, quantise)?;
+            let version = hub.download(&downloads, out)?;
+            if options.quantise.is_some() || Packed::open(out)?.is_some() {
+                let whole = Staging::new(&models.join(format!("{id}-whole")))?;
+                for entry in fs::read_dir(out).map_err(ImportError::io(out))? {
+                    let entry = entry.map_err(ImportError::io(out))?;
+                    let to = whole.path().join(entry.file_name());
+                    fs::rename(entry.path(), &to).map_err(ImportError::io(&to))?;
+                }
+                fill_from(whole.path(), out, options)?;
+            }
             return Ok(Some(version));
         }
-        Source::Directory(from) => match options.quantise {
-            None => copy(from, out, |_| true)?,
-            Some(quantise) => requantise(from, out, quantise)?,
-        },
+        Source::Directory(from) => fill_from(from, out, options)?,
     }
     Ok(None)
+}
+
+/// Puts the model of a directory into another: as it is, dequantised, or its matrices in blocks.
+fn fill_from(from: &Path, out: &Path, options: &ImportOptions) -> Result<(), ImportError> {
+    match (Packed::open(from)?, options.quantise) {
+        (Some(packed), _) => unpack(&packed, from, out, options),
+        (None, None) => copy(from, out, |_| true),
+        (None, Some(quantise)) => requantise(from, out, quantise),
+    }
 }
 
 /// What an import will record, as far as it is known before fetching.

@@ -33,7 +33,8 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let keys = Keys { map: json.as_object().ok_or_else(|| error("(root)", "is not an object"))? };
     let family = family(&keys)?;
     if keys.get("quantization_config").is_some() {
-        return Err(error("quantization_config", "quantised checkpoints are not served"));
+        let reason = "is not null: `ladle import` dequantises GPTQ, AWQ and FP8 checkpoints";
+        return Err(error("quantization_config", reason));
     }
     for key in ["num_local_experts", "num_experts"] {
         if keys.get(key).is_some() && family.experts.is_none() {

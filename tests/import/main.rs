@@ -2,6 +2,7 @@
 //! (`reference/tiny_gguf.py`), directories, and what is refused.
 
 mod gguf;
+mod packed;
 mod served;
 mod writer;
 
