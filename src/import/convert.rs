@@ -13,7 +13,10 @@ use super::{
 use crate::{
     files::{self, write_json},
     kernels::{BlockType, Dtype, HostTensor, quantised},
-    model::{config::ModelConfig, names::is_vocabulary},
+    model::{
+        config::ModelConfig,
+        names::{is_router, is_vocabulary},
+    },
     soup::{
         Checkpoint, TensorSpec, WeightError,
         checkpoint::{INDEX, SHARD_BYTES, write_checkpoint},
@@ -33,6 +36,8 @@ fn storage(
     let table = is_vocabulary(name);
     let kind = match (quantise, stored) {
         (None, _) | (Some(Quantise::Keep), Stored::Plain) => return plain,
+        // Its scores choose among experts: small errors would change the choice.
+        _ if is_router(name) => return plain,
         (Some(Quantise::Keep), stored) => stored.kept().unwrap_or(BlockType::Q8_0),
         (Some(Quantise::To(_)), _) if table => BlockType::Q8_0,
         (Some(Quantise::To(kind)), _) => kind,

@@ -158,6 +158,11 @@ pub fn is_expert(path: &str) -> bool {
     path.contains(".experts.")
 }
 
+/// Whether `tensor` is the router of a mixture of experts.
+pub fn is_router(tensor: &str) -> bool {
+    tensor.ends_with(".gate.weight")
+}
+
 /// Name of the output head's tensor: its own, or the embedding's where they are tied.
 pub fn head(tied: bool) -> &'static str {
     if tied { EMBEDDING } else { HEAD }
