@@ -246,7 +246,7 @@ fn smollm2_logits_in_bf16_hardly_move_when_activations_are_rounded() {
     }
 }
 
-/// The error of stored keys and values, as a share of the logits (docs/base-models.md).
+/// The error of stored keys and values, as a share of the logits (docs/operations.md).
 #[test]
 fn smollm2_logits_hardly_move_with_keys_and_values_in_int8() {
     if absent() {
@@ -268,7 +268,7 @@ fn smollm2_logits_hardly_move_with_keys_and_values_in_int8() {
         cases += 1;
     }
     let [bf16, int8] = worst;
-    assert!(cases > 3 && bf16 < 0.02 && int8 < 0.1, "{cases}: bf16 {bf16}, int8 {int8}");
+    assert!(cases > 3 && bf16 < 0.01 && int8 < 0.06, "{cases}: bf16 {bf16}, int8 {int8}");
 }
 
 #[test]
