@@ -51,7 +51,7 @@ pub fn gptq(
     let (weight, zeros, [outputs, inputs, count]) = codes.parts(packed)?;
     let group: Vec<usize> = match groups {
         Some(groups) => words(groups)?.into_iter().map(|group| group as usize).collect(),
-        None if inputs % count == 0 => (0..inputs).map(|i| i / (inputs / count)).collect(),
+        None if inputs.is_multiple_of(count) => (0..inputs).map(|i| i / (inputs / count)).collect(),
         None => return Err(format!("{count} groups of {inputs} inputs")),
     };
     if group.len() != inputs || group.iter().any(|&group| group >= count) {
@@ -74,7 +74,7 @@ pub fn gptq(
 /// AWQ: the codes of eight outputs share a word, in the order 0, 2, 4, 6, 1, 3, 5, 7.
 pub fn awq(codes: &Codes<'_>) -> Result<Vec<f32>, String> {
     let (weight, zeros, [outputs, inputs, count]) = codes.parts(8)?;
-    if inputs % count != 0 {
+    if !inputs.is_multiple_of(count) {
         return Err(format!("{count} groups of {inputs} inputs"));
     }
     let code = |row: &[u32], output: usize| {

@@ -183,7 +183,7 @@ impl<T: Stored> KvLayer<'_, T> {
         let store = |task: usize| {
             let part = |part: usize| part * self.head_dim / PARTS;
             let columns = part(task % PARTS)..part(task % PARTS + 1);
-            let (head, scales) = (task / PARTS, task % PARTS == 0);
+            let (head, scales) = (task / PARTS, task.is_multiple_of(PARTS));
             isa.run(StoreTask { layer: &layer, k, v, batch, head, columns, scales });
         };
         let tasks = k.width() / self.head_dim * PARTS;
