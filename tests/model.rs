@@ -305,6 +305,7 @@ fn a_mixed_parameter_without_its_coefficients_is_refused() {
             segments: vec![Segment { rows: 0..1, cached: 0, blocks: vec![0] }],
             outputs: vec![0],
             coefficients: terms.map(|terms| RowCoefficients { terms, values: vec![1.0; terms] }),
+            ..Batch::default()
         };
         let mut cache = KvPool::new(shape).unwrap();
         let error = decoder.forward(&kernels, &batch, &mut cache).unwrap_err();

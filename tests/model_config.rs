@@ -231,13 +231,13 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
             json!({"model_type": "gemma3"}),
             "config.json: model_type: is \"gemma3\", which is not served: the nearest served is \
              gemma3_text, which lacks images; must be one of llama, mistral, mixtral, qwen2, qwen3, \
-             qwen3_moe, smollm3, olmo2, olmo3, granite, phi3, gemma, gemma2, gemma3_text",
+             qwen3_moe, smollm3, olmo2, olmo3, granite, phi3, gemma, gemma2, gemma3_text, t5",
         ),
         (
             json!({"model_type": "brand_new"}),
             "config.json: model_type: is \"brand_new\", which is not served; must be one of llama, \
              mistral, mixtral, qwen2, qwen3, qwen3_moe, smollm3, olmo2, olmo3, granite, phi3, gemma, \
-             gemma2, gemma3_text",
+             gemma2, gemma3_text, t5",
         ),
         (
             json!({"num_experts": 8}),
@@ -403,4 +403,89 @@ fn what_cannot_be_served_is_refused_by_key_value_and_remedy() {
         assert_eq!(error.to_string(), expected);
     }
     assert!(ModelConfig::from_json(&json!([1, 2])).is_err());
+}
+
+fn t5() -> Value {
+    json!({
+        "model_type": "t5", "vocab_size": 100, "d_model": 64, "d_kv": 8, "d_ff": 96, "num_layers": 2,
+        "num_decoder_layers": 3, "num_heads": 4, "decoder_start_token_id": 0, "eos_token_id": 1,
+        "pad_token_id": 0, "dropout_rate": 0.1, "n_positions": 512, "is_encoder_decoder": true,
+    })
+}
+
+#[test]
+fn t5s_differ_in_gate_head_and_layers() {
+    let plain = read(t5());
+    let encoder = plain.encoder.expect("an encoder");
+    assert_eq!((encoder.layers, plain.layers, encoder.start), (2, 3, 0));
+    assert_eq!((encoder.buckets, encoder.max_distance), (32, 128));
+    assert_eq!((plain.gated, plain.tied), (false, true));
+    assert_eq!((plain.multipliers.logits, plain.multipliers.query), (0.125, 8f32.sqrt()));
+    let shapes: std::collections::BTreeMap<_, _> = plain.tensors().into_iter().collect();
+    assert_eq!(shapes["decoder.block.2.layer.1.EncDecAttention.q.weight"], [32, 64]);
+    assert_eq!(shapes["encoder.block.1.layer.1.DenseReluDense.wi.weight"], [96, 64]);
+    assert!(!shapes.contains_key("encoder.block.2.layer.0.layer_norm.weight"));
+
+    // The head of v1.1 as transformers 4 and 5 write it.
+    for head in [
+        json!({"tie_word_embeddings": false}),
+        json!({"tie_word_embeddings": true, "scale_decoder_outputs": false}),
+    ] {
+        let gated = json!({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new"});
+        let gated = read(with(with(t5(), gated), head));
+        assert_eq!((gated.gated, gated.tied, gated.multipliers.logits), (true, false, 1.0));
+        let shapes: std::collections::BTreeMap<_, _> = gated.tensors().into_iter().collect();
+        assert_eq!(shapes["decoder.block.0.layer.2.DenseReluDense.wi_1.weight"], [96, 64]);
+        assert_eq!(shapes["lm_head.weight"], [100, 64]);
+    }
+}
+
+#[test]
+fn settings_that_no_served_t5_has_are_refused_by_name() {
+    for (changes, expected) in [
+        (
+            json!({"feed_forward_proj": "gated-relu"}),
+            "feed_forward_proj: is \"gated-relu\", must be one of relu, gated-gelu, gated-gelu_new, \
+             gated-silu",
+        ),
+        (
+            json!({"is_gated_act": true}),
+            "is_gated_act: is true, must be false beside feed_forward_proj \"relu\"",
+        ),
+        (
+            json!({"dense_act_fn": "gelu"}),
+            "dense_act_fn: is \"gelu\", must be \"relu\" beside feed_forward_proj \"relu\"",
+        ),
+        (
+            json!({"scalable_attention": true}),
+            "scalable_attention: is true, but no T5 that is served has it",
+        ),
+        (
+            json!({"tie_encoder_decoder": true}),
+            "tie_encoder_decoder: is true, but no T5 that is served has it",
+        ),
+        (json!({"is_encoder_decoder": false}), "is_encoder_decoder: is false, must be true"),
+        (json!({"is_decoder": true}), "is_decoder: is true, must be false"),
+        (json!({"d_kv": 7}), "d_kv: is 7, must be even"),
+        (
+            json!({"decoder_start_token_id": null}),
+            "decoder_start_token_id: must be the one token id that answers begin after",
+        ),
+        (
+            json!({"decoder_start_token_id": 100}),
+            "decoder_start_token_id: 100 is not a token id below vocab_size = 100",
+        ),
+        (
+            json!({"relative_attention_num_buckets": 2}),
+            "relative_attention_num_buckets: is 2, must be at least 4",
+        ),
+        (
+            json!({"relative_attention_max_distance": 16}),
+            "relative_attention_max_distance: is 16, must be above half of the buckets, 32",
+        ),
+        (json!({"num_heads": 0}), "num_heads: is 0, must be an integer from 1 to 4096"),
+    ] {
+        let error = ModelConfig::from_json(&with(t5(), changes)).unwrap_err();
+        assert_eq!(error.to_string(), format!("config.json: {expected}"));
+    }
 }

@@ -9,8 +9,8 @@ use std::{
 use ladle::{
     engine::{
         Client, Mode,
-        blocks::{BlockHash, BlockPool},
-        scheduler::{NewSequence, Scheduler, SeqId, StepLimits, StepPlan},
+        blocks::{BlockHash, BlockPool, Chain},
+        scheduler::{Item, NewSequence, Scheduler, SeqId, StepLimits, StepPlan},
     },
     preference::{Coefficients, ModelKey},
 };
@@ -38,6 +38,7 @@ fn root(model: u32) -> BlockHash {
 fn task(tokens: Vec<u32>, arrived: u64) -> NewSequence {
     NewSequence {
         tokens,
+        encoded: 0,
         chains: vec![root(0).into()],
         priority: 0,
         arrived: Duration::from_millis(arrived),
@@ -61,6 +62,7 @@ struct Driver {
     /// Tokens left to generate.
     left: HashMap<SeqId, usize>,
     lanes: HashMap<SeqId, usize>,
+    encoded: HashMap<SeqId, usize>,
     admitted: Vec<SeqId>,
     finished: Vec<SeqId>,
     preemptions: usize,
@@ -76,6 +78,7 @@ impl Driver {
             now: 0,
             left: HashMap::new(),
             lanes: HashMap::new(),
+            encoded: HashMap::new(),
             admitted: Vec::new(),
             finished: Vec::new(),
             preemptions: 0,
@@ -84,8 +87,9 @@ impl Driver {
     }
 
     fn add(&mut self, task: NewSequence, answer: usize) -> SeqId {
-        let lanes = task.chains.len();
+        let (lanes, encoded) = (task.chains.len(), task.encoded);
         let id = self.scheduler.enqueue(task);
+        self.encoded.insert(id, encoded);
         self.left.insert(id, answer);
         self.lanes.insert(id, lanes);
         id
@@ -126,13 +130,24 @@ impl Driver {
 
     fn check(&self, plan: &StepPlan) {
         self.scheduler.check().unwrap();
-        let rows: usize = plan.items.iter().map(|i| i.range.len() * self.lanes[&i.id]).sum();
+        // Tokens of an item that are encoded, and the others.
+        let parts = |item: &Item| {
+            let encoded = self.encoded[&item.id].saturating_sub(item.range.start);
+            (encoded, item.range.len().saturating_sub(encoded))
+        };
+        let all = plan.items.iter().map(|item| (parts(item), self.lanes[&item.id]));
+        let (encoded, rows) = all.fold((0, 0), |(encoded, rows), (part, lanes)| {
+            (encoded + part.0 * lanes, rows + part.1 * lanes)
+        });
+        assert!(encoded <= self.limits.step_tokens, "{encoded} tokens to encode: {plan:?}");
         assert!(rows <= self.limits.step_tokens, "{rows} rows: {plan:?}");
         let running: usize = self.scheduler.running().iter().map(|id| self.lanes[id]).sum();
         assert!(running <= self.limits.lanes, "{running} lanes");
         let mut writers: BTreeMap<u32, SeqId> = BTreeMap::new();
         for item in &plan.items {
-            assert!(item.range.len() <= self.limits.prefill_chunk);
+            let (encoded, rows) = parts(item);
+            assert!(encoded == 0 || item.range.start == 0 && rows > 0, "a part: {plan:?}");
+            assert!(rows <= self.limits.prefill_chunk);
             assert!(self.scheduler.running().contains(&item.id));
             for lane in 0..self.lanes[&item.id] {
                 let blocks = self.scheduler.blocks(item.id, lane);
@@ -182,6 +197,7 @@ struct Arrival {
     priority: i32,
     prompt_logits: bool,
     client: u32,
+    encoded: bool,
 }
 
 fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
@@ -193,13 +209,23 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         prop::collection::vec(0u32..3, 1..4),
         0i32..3,
         prop::bool::weighted(0.1),
-        0u32..3,
+        (0u32..3, prop::bool::weighted(0.3)),
     );
     let arrival =
-        arrival.prop_map(|(after_steps, prompt, answer, mut models, priority, logits, client)| {
+        arrival.prop_map(|(after_steps, prompt, answer, mut models, priority, logits, rest)| {
             models.dedup();
-            let prompt_logits = logits;
-            Arrival { after_steps, prompt, answer, models, priority, prompt_logits, client }
+            let (client, encoded) = rest;
+            let prompt_logits = logits && !encoded;
+            Arrival {
+                after_steps,
+                prompt,
+                answer,
+                models,
+                priority,
+                prompt_logits,
+                client,
+                encoded,
+            }
         });
     prop::collection::vec(arrival, 1..40)
 }
@@ -219,9 +245,17 @@ proptest! {
             for _ in 0..arrival.after_steps {
                 driver.step();
             }
+            // Whole blocks, with a token after them, in one step.
+            let most = (arrival.prompt.len() - 1).min(16 / arrival.models.len());
+            let encoded = if arrival.encoded { most / BLOCK * BLOCK } else { 0 };
+            let chain = |model| match encoded {
+                0 => root(model).into(),
+                _ => Chain::from(root(model)).after_encoded(&arrival.prompt[..encoded]),
+            };
             let task = NewSequence {
+                chains: arrival.models.into_iter().map(chain).collect(),
                 tokens: arrival.prompt,
-                chains: arrival.models.into_iter().map(|model| root(model).into()).collect(),
+                encoded,
                 priority: arrival.priority,
                 arrived: Duration::from_millis(driver.now),
                 prompt_logits: arrival.prompt_logits,

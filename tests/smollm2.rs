@@ -126,7 +126,7 @@ impl<'a> Sequence<'a> {
                 blocks: self.blocks.clone(),
             }],
             outputs: vec![tokens.len() - 1],
-            coefficients: None,
+            ..Batch::default()
         };
         self.cached = positions.end;
         let logits = self.decoder.forward(self.kernels, &batch, &mut self.cache).expect("runs");

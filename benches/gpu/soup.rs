@@ -47,6 +47,7 @@ pub fn config(
         max_positions: 4096,
         norm: Norm { eps: 1e-5, shift: 0.0 },
         activation: Activation::Silu,
+        gated: true,
         local_rope: None,
         rope: Rope { head_dim, inv_freq: (0..head_dim / 2).map(frequency).collect(), scale: 1.0 },
         rotary: vec![true; layers],
@@ -62,6 +63,7 @@ pub fn config(
         caps: SoftCaps::default(),
         tied: false,
         eos: Vec::new(),
+        encoder: None,
     }
 }
 

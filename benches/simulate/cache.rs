@@ -101,6 +101,7 @@ impl Backend for Slots {
             backbones: 0,
             answer_only: false,
             context: 0,
+            start: None,
             blocks: 0,
             block_tokens: 0,
             digest: String::new(),

@@ -214,6 +214,7 @@ impl<'a> Simulation<'a> {
             let lanes = self.models.enter(&self.slots, wanted, None);
             let id = self.scheduler.enqueue(NewSequence {
                 tokens: vec![0; request.prompt],
+                encoded: 0,
                 chains: self.models.chains(&lanes),
                 priority: 0,
                 arrived: time(at),

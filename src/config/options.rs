@@ -185,7 +185,7 @@ options! {
         /// Sequences in one batch.
         #[arg(long, env = "LADLE_MAX_SEQUENCES", value_name = "N")]
         max_sequences: NonZeroUsize = "64",
-        /// Token rows in one step.
+        /// Token rows in one step, and tokens of the longest prompt that an encoder reads.
         #[arg(long, env = "LADLE_MAX_STEP_TOKENS", value_name = "N")]
         max_step_tokens: NonZeroUsize = "512",
         /// Sequences that may wait; beyond it a request gets 503.

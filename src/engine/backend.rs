@@ -21,6 +21,8 @@ pub struct Facts {
     pub answer_only: bool,
     /// Longest sequence of the model, in tokens.
     pub context: usize,
+    /// Where the model encodes prompts first: the token that every answer begins after.
+    pub start: Option<u32>,
     /// Key/value blocks.
     pub blocks: usize,
     /// Tokens per block.

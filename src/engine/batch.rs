@@ -16,8 +16,21 @@ pub struct LaneRows<'a> {
     pub tokens: &'a [u32],
     /// Key/value blocks of the lane.
     pub blocks: &'a [BlockId],
+    /// What of its sequence is encoded.
+    pub encoded: Encoded,
     /// Rows (from 0, ascending) to compute logits for.
     pub outputs: Vec<usize>,
+}
+
+/// The part of a sequence that an encoder reads, at its beginning; nothing by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Tokens of it.
+    pub tokens: usize,
+    /// Positions that it takes, whole blocks. The decoder counts its own from there.
+    pub positions: usize,
+    /// These blocks.
+    pub blocks: usize,
 }
 
 /// The sequence and position that a row of logits belongs to.
@@ -52,7 +65,46 @@ impl Forward {
         Self { merged, distinct: 0, batch, sequences: Vec::new(), outputs: Vec::new() }
     }
 
+    /// Appends rows of a lane: what of them is encoded to the prompts, the others to the batch itself.
     fn push(&mut self, lane: &LaneRows<'_>, terms: &[f32]) {
+        let Encoded { tokens, positions, blocks } = lane.encoded;
+        if positions == 0 {
+            return self.push_rows(lane, terms);
+        }
+        let terms_of = self.batch.coefficients.as_ref().map(|c| c.terms);
+        let (prompt, own) = lane.blocks.split_at(blocks.min(lane.blocks.len()));
+        if lane.start < positions {
+            let prompts = self
+                .batch
+                .prompts
+                .get_or_insert_with(|| Box::new(Forward::new(None, terms_of).batch));
+            let first = prompts.tokens.len();
+            prompts.tokens.extend(lane.tokens.iter().take(tokens));
+            prompts.positions.extend(0..tokens as u32);
+            let (rows, blocks) = (first..prompts.tokens.len(), prompt.to_vec());
+            if let Some(coefficients) = &mut prompts.coefficients {
+                rows.clone().for_each(|_| coefficients.values.extend_from_slice(terms));
+            }
+            prompts.segments.push(Segment { rows, cached: 0, blocks });
+        }
+        let skipped = positions.saturating_sub(lane.start);
+        let (first, outputs) = (self.batch.tokens.len(), self.outputs.len());
+        self.push_rows(
+            &LaneRows {
+                start: lane.start + skipped - positions,
+                tokens: lane.tokens.get(skipped..).unwrap_or_default(),
+                blocks: own,
+                outputs: lane.outputs.iter().filter_map(|row| row.checked_sub(skipped)).collect(),
+                ..lane.clone()
+            },
+            terms,
+        );
+        self.outputs[outputs..].iter_mut().for_each(|output| output.position += positions);
+        let (rows, blocks) = (first..self.batch.tokens.len(), prompt.to_vec());
+        self.batch.encoded.push(Segment { rows, cached: tokens, blocks });
+    }
+
+    fn push_rows(&mut self, lane: &LaneRows<'_>, terms: &[f32]) {
         let batch = &mut self.batch;
         let first = batch.tokens.len();
         batch.tokens.extend_from_slice(lane.tokens);
@@ -121,6 +173,7 @@ mod tests {
             start,
             tokens,
             blocks: &[0, 1],
+            encoded: Encoded::default(),
             outputs: outputs.to_vec(),
         };
         let parts = [

@@ -4,9 +4,10 @@
 //! A block holds the keys and values of [`BlockPool::block_tokens`] consecutive tokens of one
 //! sequence. Sequences grow by taking another block; blocks are never copied. A full block is named
 //! by a [`BlockHash`] that covers the soup and *all* tokens up to its end, each with the c and the
-//! execution mode that computed its row ([`Chain`]). Equal names therefore mean equal contents to
-//! the bit, and a block that another preference computed never matches. Named blocks without
-//! holders stay for reuse until space is needed; the longest unused is evicted first.
+//! execution mode that computed its row ([`Chain`]), and all of the prompt where that is encoded. Equal
+//! names therefore mean equal contents to the bit, and a block that another preference computed never
+//! matches. Named blocks without holders stay for reuse until space is needed; the longest unused is
+//! evicted first.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -83,6 +84,11 @@ impl Chain {
     /// `first` computes the rows before `at`, `model` those from there on.
     pub fn handing_over(first: BlockHash, at: usize, model: BlockHash) -> Self {
         Self { root: first, then: (model != first).then_some((at, model)) }
+    }
+
+    /// The same after a prompt that is encoded as a whole: all of it is in every block's name.
+    pub fn after_encoded(self, prompt: &[u32]) -> Self {
+        Self { root: self.root.then(prompt), ..self }
     }
 
     /// The name of the block of `tokens`, the first of them at position `start`, after the block

@@ -92,6 +92,9 @@ impl<D: Device> CudaBackend<D> {
         if let Some((tensor, dtype)) = plan.quantised() {
             return Err(OpenError::QuantisedOnGpu { tensor: tensor.to_owned(), dtype });
         }
+        if config.encoder.is_some() {
+            return Err(OpenError::EncoderOnGpu(config.model_type));
+        }
         let dtype = compute_dtype(&plan);
         let (free, _) = device.memory()?;
         let budget = options.device_bytes.unwrap_or(free / 10 * 9).min(free);

@@ -34,6 +34,12 @@ pub enum OpenError {
         tensor: String,
         dtype: Dtype,
     },
+    /// An encoder–decoder model on a GPU.
+    #[error(
+        "{0}: the kernels of a GPU lack attention without a causal mask and biases by distance; \
+         encoder–decoder models are served on the CPU (--device cpu)"
+    )]
+    EncoderOnGpu(String),
     /// The key/value budget holds no block.
     #[error(
         "the key/value budget is {budget} bytes, expected at least {block} bytes (one block of \

@@ -6,7 +6,7 @@ use crate::{
     merge::{SoupPlan, low_rank::total_rank},
     model::{
         config::ModelConfig,
-        names::{EMBEDDING, is_expert, is_vocabulary},
+        names::{is_embedding, is_expert, is_table, is_vocabulary},
     },
 };
 
@@ -34,13 +34,14 @@ pub(super) fn footprint(plan: &SoupPlan, config: &ModelConfig) -> Footprint {
         let ranks = total_rank(&tensor.low_rank);
         cost.merge_flops += 2.0 * elements * ranks as f64;
         cost.merge_bytes += dense + low_rank + merged;
-        let embedding = tensor.name == EMBEDDING;
+        let embedding = is_embedding(&tensor.name);
         if embedding && !config.tied {
             continue;
         }
         cost.fused.bytes += merged;
         cost.mixed.bytes += dense + low_rank;
-        let linear = tensor.shape().len() == 2 && !is_vocabulary(&tensor.name);
+        let multiplied = !is_vocabulary(&tensor.name) && !is_table(&tensor.name);
+        let linear = tensor.shape().len() == 2 && multiplied;
         if linear {
             // The part of the rows that an expert computes.
             let share = match &config.experts {

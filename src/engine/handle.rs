@@ -33,6 +33,8 @@ pub struct Bounds {
     pub answer_only: bool,
     /// Longest prompt + answer, in tokens: the model's context or the configured limit.
     pub context: usize,
+    /// Where prompts are encoded first, in one step: the most tokens of that.
+    pub encoded: Option<usize>,
     /// Key/value blocks; one request alone never needs more.
     pub kv_blocks: usize,
     /// Tokens per block.
@@ -104,7 +106,30 @@ impl Bounds {
         if lanes > self.lanes {
             return invalid("combine", format!("{lanes} lanes, expected at most {}", self.lanes));
         }
-        let blocks = total.div_ceil(self.block_tokens).checked_mul(lanes);
+        // What is encoded has whole blocks, to which the answer adds its own.
+        let whole = prompt.next_multiple_of(self.block_tokens);
+        let stored = if self.encoded.is_some() { whole + request.max_tokens } else { total };
+        if let Some(most) = self.encoded {
+            if whole.checked_mul(lanes).is_none_or(|tokens| tokens > most) {
+                let reason = format!(
+                    "{prompt} tokens, expected at most {}: the model encodes a prompt in one step, \
+                     which max_step_tokens = {most} bounds{}",
+                    most / lanes / self.block_tokens * self.block_tokens,
+                    if lanes > 1 { ", once for each lane" } else { "" },
+                );
+                return invalid("prompt", reason);
+            }
+            let wants = [
+                ("prompt_logprobs", request.prompt_logprobs.is_some()),
+                ("embed", request.embed.is_some()),
+            ];
+            if let Some((field, _)) = wants.into_iter().find(|(_, wanted)| *wanted) {
+                let reason = "is given, expected nothing: the model encodes a prompt and does not \
+                              continue it";
+                return invalid(field, reason.to_owned());
+            }
+        }
+        let blocks = stored.div_ceil(self.block_tokens).checked_mul(lanes);
         if blocks.is_none_or(|blocks| blocks > self.kv_blocks) {
             let most = (self.kv_blocks / lanes).saturating_mul(self.block_tokens);
             let reason = format!(

@@ -86,6 +86,7 @@ impl<P: Passes> Backend for Loaded<P> {
             backbones: plan.backbones(),
             answer_only: plan.answer_only(),
             context: config.max_positions,
+            start: config.encoder.map(|encoder| encoder.start),
             blocks: self.passes.blocks(),
             block_tokens: KV_BLOCK,
             digest: digest.clone(),

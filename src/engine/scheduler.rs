@@ -20,6 +20,8 @@
 //!   prefix cache where its blocks are still there. The most important sequence always goes on, so
 //!   all finish. (Reserving prompt + `max_tokens` instead would leave most of the memory idle:
 //!   answers are usually far shorter than their limit.)
+//! - **What an encoder reads is computed whole:** its rows attend to one another, so they are in one
+//!   step, in blocks of their own, which are shared all together or not at all.
 //! - **A shared prefix is computed once:** a sequence whose next block another one is about to
 //!   compute waits for it, and lanes of one sequence whose first blocks have equal names hold the same
 //!   blocks, which the first lane computes.
@@ -43,7 +45,8 @@ pub type SeqId = u64;
 /// Budgets of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepLimits {
-    /// Token rows of one step; at least `lanes`.
+    /// Token rows of one step; at least `lanes`. Of prompts that are encoded, which are computed before
+    /// the other rows, as many beside them.
     pub step_tokens: usize,
     /// Rows of one sequence's prefill in one step.
     pub prefill_chunk: usize,
@@ -122,7 +125,7 @@ impl Scheduler {
         mut ready: impl FnMut(SeqId) -> bool,
     ) -> StepPlan {
         let mut plan = StepPlan::default();
-        let mut budget = Budget { rows: self.limits.step_tokens, logits: self.limits.logit_rows };
+        let mut budget = Budget::new(&self.limits);
         let mut shares = self.shares();
         if let Some(id) = self.to_make_room(&shares, now, &mut ready) {
             self.preempt(id);
@@ -158,7 +161,9 @@ impl Scheduler {
         if decoding > 0 {
             let widest = self.sequences.values().map(|sequence| sequence.lanes.len()).max();
             let prompts = self.sequences.len() - plan.items.len();
-            budget.rows = budget.rows.min(beside(decoding, prompts).max(widest.unwrap_or(1)));
+            let beside = beside(decoding, prompts);
+            budget.rows = budget.rows.min(beside.max(widest.unwrap_or(1)));
+            budget.encoded = budget.encoded.min(beside);
         }
         for &id in &order {
             if self.sequences[&id].pending() > 1 {
@@ -206,7 +211,8 @@ impl Scheduler {
             if !sequence.prompt_logits && next.is_some_and(|name| computing.contains(name)) {
                 continue;
             }
-            if !self.fits(sequence, shared, lanes) {
+            let encoded = sequence.to_encode(shared * self.pool.block_tokens());
+            if !self.fits(sequence, shared, lanes) || !budget.encodes(encoded) {
                 break;
             }
             if !ready(id) {
@@ -228,15 +234,24 @@ impl Scheduler {
     fn chunk(&self, id: SeqId, budget: &mut Budget) -> Option<Item> {
         let sequence = &self.sequences[&id];
         let lanes = sequence.lanes.len();
-        let mut len = sequence.pending().min(self.limits.prefill_chunk).min(budget.rows / lanes);
+        let encoded = sequence.to_encode(sequence.computed);
+        if !budget.encodes(encoded) {
+            return None;
+        }
+        let first = sequence.computed.max(sequence.encoded);
+        let pending = sequence.tokens.len() - first;
+        let mut len = pending.min(self.limits.prefill_chunk).min(budget.rows / lanes);
         if sequence.prompt_logits {
             // At least a row per step, so that the prompt is finished.
             len = len.min((budget.logits / lanes).max(1));
             budget.logits = budget.logits.saturating_sub(len * lanes);
         }
+        if len == 0 {
+            return None;
+        }
         budget.rows -= len * lanes;
-        let start = sequence.computed;
-        (len > 0).then_some(Item { id, range: start..start + len })
+        budget.encode(encoded);
+        Some(Item { id, range: sequence.computed..first + len })
     }
 
     /// Leading blocks of a waiting sequence that the prefix cache has in every lane. The last
@@ -249,7 +264,9 @@ impl Scheduler {
         let found = |lane: &Lane| {
             lane.names.iter().take(most).take_while(|name| self.pool.find(name).is_some()).count()
         };
-        sequence.lanes.iter().map(found).min().unwrap_or(0)
+        let found = sequence.lanes.iter().map(found).min().unwrap_or(0);
+        // What is encoded is there as a whole, or encoded anew.
+        if found * self.pool.block_tokens() < sequence.encoded { 0 } else { found }
     }
 
     fn fits(&self, sequence: &Sequence, shared: usize, running_lanes: usize) -> bool {
@@ -414,4 +431,25 @@ impl Scheduler {
 struct Budget {
     rows: usize,
     logits: usize,
+    /// Tokens to encode. The first prompt may be longer, so that it has its turn.
+    encoded: usize,
+    /// Whether none has been encoded.
+    none_encoded: bool,
+}
+
+impl Budget {
+    fn new(limits: &StepLimits) -> Self {
+        let (rows, logits) = (limits.step_tokens, limits.logit_rows);
+        Self { rows, logits, encoded: rows, none_encoded: true }
+    }
+
+    /// Whether so many tokens may be encoded.
+    fn encodes(&self, tokens: usize) -> bool {
+        tokens <= self.encoded || self.none_encoded
+    }
+
+    fn encode(&mut self, tokens: usize) {
+        self.encoded = self.encoded.saturating_sub(tokens);
+        self.none_encoded &= tokens == 0;
+    }
 }

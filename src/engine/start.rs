@@ -150,6 +150,7 @@ pub fn start<B: Backend>(
         backbones: facts.backbones,
         answer_only: facts.answer_only,
         context: config.max_context.min(facts.context),
+        encoded: facts.start.map(|_| limits.step_tokens),
         kv_blocks: facts.blocks,
         block_tokens: facts.block_tokens,
         lanes,
@@ -166,6 +167,7 @@ pub fn start<B: Backend>(
     let mut worker = Worker::new(backend, tokenizer, scheduler, models, shared);
     worker.observer = config.observer;
     worker.share_prefixes = config.share_prefixes;
+    worker.start = facts.start;
     // Weak, so that the waker does not keep the thread alive after the last handle is gone.
     worker.wake = Arc::new(move || {
         if let Some(messages) = waker.upgrade() {

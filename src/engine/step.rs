@@ -185,6 +185,7 @@ impl<B: Backend> Worker<B> {
                 start: rows.start,
                 tokens: &tokens[rows.clone()],
                 blocks: self.scheduler.blocks(id, lane),
+                encoded: live.encoded,
                 outputs: (0..rows.len()).filter(wanted).collect(),
             }
         });
@@ -207,7 +208,8 @@ impl<B: Backend> Worker<B> {
                 None => return Err(error("merged weights are not leased".to_owned(), false)),
             },
         };
-        let rows = forward.batch.tokens.len();
+        let prompts = forward.batch.prompts.as_ref().map_or(0, |prompts| prompts.tokens.len());
+        let rows = forward.batch.tokens.len() + prompts;
         let mode = if key.is_some() { Mode::Fused } else { Mode::Mixed };
         let predicted = Duration::try_from_secs_f64(self.models.cost.pass(mode, rows));
         let begin = Instant::now();

@@ -12,6 +12,7 @@ use std::{
 use super::{
     answer::Answer,
     backend::Backend,
+    batch::Encoded,
     client::Client,
     events::EventSender,
     handle::{EngineState, Message, SharedState, Submission},
@@ -51,6 +52,8 @@ pub(super) struct Live {
     pub parked: Option<Vec<f32>>,
     pub answer: Answer,
     pub prompt_tokens: usize,
+    /// What of it is encoded.
+    pub encoded: Encoded,
     pub max_tokens: usize,
     pub deadline: Option<Instant>,
     /// Alternatives per prompt token, until the prompt's log-probabilities were delivered.
@@ -94,6 +97,8 @@ pub(super) struct Worker<B: Backend> {
     pub live: HashMap<SeqId, Live>,
     pub observer: Option<Arc<dyn Observer>>,
     pub share_prefixes: bool,
+    /// Where the model encodes prompts first: the token that every answer begins after.
+    pub start: Option<u32>,
     pub stats: EngineStats,
     pub started: Instant,
     /// Wakes the thread.
@@ -135,6 +140,7 @@ impl<B: Backend> Worker<B> {
             shared,
             observer: None,
             share_prefixes: false,
+            start: None,
             stats,
             started: Instant::now(),
             wake: Arc::new(|| ()),
@@ -225,23 +231,38 @@ impl<B: Backend> Worker<B> {
             owner: self.owner(&request),
         };
         let lanes = self.models.enter(&self.backend, wanted, sibling);
+        let mut chains = self.models.chains(&lanes);
         let GenerateRequest { prompt, sampling, max_tokens, .. } = request;
+        // What is encoded is no part of the text that the answer continues.
+        let (prompt_tokens, mut encoded, mut tokens) = (prompt.len(), Encoded::default(), prompt);
+        let mut before = tokens.clone();
+        if let Some(start) = self.start {
+            chains.iter_mut().for_each(|chain| *chain = chain.after_encoded(&tokens));
+            let pool = self.scheduler.pool();
+            let blocks = pool.blocks_for(prompt_tokens);
+            let positions = blocks * pool.block_tokens();
+            encoded = Encoded { tokens: prompt_tokens, positions, blocks };
+            tokens.resize(positions, start);
+            tokens.push(start);
+            before = vec![start];
+        }
         let eos = (!request.ignore_eos).then(|| self.eos.clone());
         let live = Live {
             events,
             mix,
             seed: sampling.seed.unwrap_or_else(rng::fresh_seed),
             history: if sampling.has_penalties() {
-                History::new(&prompt)
+                History::new(&before)
             } else {
                 History::default()
             },
             pool: request.embed.map(Pool::new),
             guide: request.grammar.map(|grammar| grammar.start(self.wake.clone())),
             parked: None,
-            answer: Answer::new(&self.tokenizer, &prompt, request.stop, eos, max_tokens),
+            answer: Answer::new(&self.tokenizer, &before, request.stop, eos, max_tokens),
             sampling,
-            prompt_tokens: prompt.len(),
+            prompt_tokens,
+            encoded,
             max_tokens,
             deadline: request.deadline,
             prompt_logprobs: request.prompt_logprobs,
@@ -257,8 +278,9 @@ impl<B: Backend> Worker<B> {
             lanes: lanes.clone(),
         };
         let id = self.scheduler.enqueue(NewSequence {
-            tokens: prompt,
-            chains: self.models.chains(&lanes),
+            tokens,
+            encoded: encoded.positions,
+            chains,
             priority: request.priority,
             arrived: arrived.saturating_duration_since(self.started),
             prompt_logits: live.needs_prompt(),

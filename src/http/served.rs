@@ -85,7 +85,9 @@ impl Served {
     /// The same for a request that decodes its sequence `lanes` times side by side.
     pub fn context_of(&self, lanes: usize) -> usize {
         let bounds = self.engine.bounds();
-        let blocks = bounds.kv_blocks / lanes.max(1);
+        // What is encoded fills its last block alone.
+        let alone = usize::from(bounds.encoded.is_some());
+        let blocks = (bounds.kv_blocks / lanes.max(1)).saturating_sub(alone);
         bounds.context.min(blocks.saturating_mul(bounds.block_tokens))
     }
 }

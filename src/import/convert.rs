@@ -15,7 +15,7 @@ use crate::{
     kernels::{BlockType, Dtype, HostTensor, quantised},
     model::{
         config::ModelConfig,
-        names::{is_router, is_vocabulary},
+        names::{T5_BIASES, is_router, is_vocabulary},
     },
     soup::{
         Checkpoint, TensorSpec, WeightError,
@@ -35,6 +35,8 @@ fn storage(
 ) -> Dtype {
     let table = is_vocabulary(name);
     let kind = match (quantise, stored) {
+        // Biases by distance are values, not weights of products.
+        _ if T5_BIASES.contains(&name) => return plain,
         (None, _) | (Some(Quantise::Keep), Stored::Plain) => return plain,
         // Its scores choose among experts: small errors would change the choice.
         _ if is_router(name) => return plain,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionShape, Batch, KV_BLOCK, KernelError, KvShape, Result, Rope};
+use super::{AttentionShape, Batch, KV_BLOCK, KernelError, KvShape, Result, Rope, Segment, Sight};
 
 /// Refuses a size that is not the expected one.
 pub fn fits(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<()> {
@@ -76,27 +76,61 @@ pub fn attention(
     batch: &Batch,
     pool: KvShape,
 ) -> Result<()> {
-    let op = "attention";
-    let fits = |what, expected, got| fits(op, what, expected, got);
     let [q, k, v] = sizes;
+    stored([k, v], layer, &batch.segments, pool)?;
+    attended(q, layer, shape, (&batch.segments, Sight::Causal), pool)
+}
+
+/// Everything that storing keys and values indexes by. `sizes`: rows and widths of k and v.
+pub fn stored(
+    sizes: [(usize, usize); 2],
+    layer: usize,
+    segments: &[Segment],
+    pool: KvShape,
+) -> Result<()> {
+    let fits = |what, expected, got| fits("attention", what, expected, got);
+    let [k, v] = sizes;
+    fits("width of k", pool.kv_heads * pool.head_dim, k.1)?;
+    fits("width of v", k.1, v.1)?;
+    fits("rows of v", k.0, v.0)?;
+    in_cache(k.0, layer, (segments, Sight::Causal), pool)
+}
+
+/// Everything that attention to what is stored indexes by. `q`: its rows and width.
+pub fn attended(
+    q: (usize, usize),
+    layer: usize,
+    shape: AttentionShape,
+    seen: (&[Segment], Sight),
+    pool: KvShape,
+) -> Result<()> {
+    let fits = |what, expected, got| fits("attention", what, expected, got);
     fits("key/value heads", pool.kv_heads, shape.kv_heads)?;
     fits("width of a head", pool.head_dim, shape.head_dim)?;
     fits("query heads that no key head serves", 0, shape.heads % shape.kv_heads.max(1))?;
     fits("rest of the head's width over 2", 0, shape.head_dim % 2)?;
     fits("width of q", shape.heads * shape.head_dim, q.1)?;
-    fits("width of k", shape.kv_heads * shape.head_dim, k.1)?;
-    fits("width of v", k.1, v.1)?;
-    fits("rows of k", q.0, k.0)?;
-    fits("rows of v", q.0, v.0)?;
+    in_cache(q.0, layer, seen, pool)
+}
+
+/// Refuses a layer, rows or blocks that are not there.
+fn in_cache(
+    rows: usize,
+    layer: usize,
+    (segments, sight): (&[Segment], Sight),
+    pool: KvShape,
+) -> Result<()> {
+    let op = "attention";
     if layer >= pool.layers {
         let what = "layer (below)";
         return Err(KernelError::Shape { op, what, expected: pool.layers, got: layer });
     }
     let mut next = 0;
-    for segment in &batch.segments {
-        fits("first row of a segment", next, segment.rows.start)?;
+    for segment in segments {
+        fits(op, "first row of a segment", next, segment.rows.start)?;
         next = segment.rows.end.max(next);
-        let needed = (segment.cached + segment.rows.len()).div_ceil(KV_BLOCK);
+        let own = if sight == Sight::Cached { 0 } else { segment.rows.len() };
+        let needed = (segment.cached + own).div_ceil(KV_BLOCK);
         if segment.blocks.len() < needed {
             let what = "number of cache blocks (at least)";
             let got = segment.blocks.len();
@@ -109,5 +143,5 @@ pub fn attention(
             }
         }
     }
-    fits("rows of the segments", q.0, next)
+    fits(op, "rows of the segments", rows, next)
 }

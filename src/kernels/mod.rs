@@ -42,6 +42,12 @@ pub enum KernelError {
         /// The storage type given.
         dtype: String,
     },
+    /// The kernels do not compute this at all.
+    #[error("{op}: these kernels do not compute it")]
+    Unsupported {
+        /// The operation asked for.
+        op: &'static str,
+    },
     /// Memory for a cache could not be reserved.
     #[error("{op}: cannot reserve {bytes} bytes: {source}", bytes = host::shown(*bytes))]
     Memory {
@@ -97,6 +103,12 @@ pub struct Batch {
     pub outputs: Vec<usize>,
     /// Per-row term coefficients of the mixed mode; `None` when every weight is already merged.
     pub coefficients: Option<RowCoefficients>,
+    /// Prompts that an encoder–decoder model encodes before these rows: each segment is one whole
+    /// prompt, without outputs.
+    pub prompts: Option<Box<Batch>>,
+    /// The encoded prompt of each of `segments`: the same rows, and the prompt's tokens and blocks as
+    /// `cached` and `blocks`. Empty where the model has no encoder.
+    pub encoded: Vec<Segment>,
 }
 
 /// Per-row coefficients of a mixed forward: `[rows, terms]`, row-major, f32
@@ -150,6 +162,26 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Soft cap: a score s becomes cap · tanh(s / cap).
     pub cap: Option<f32>,
+}
+
+/// Which stored tokens of its segment a row of [`Kernels::attend`] sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// Those up to itself, within the window of the shape.
+    Causal,
+    /// Those of all rows of the segment, and all before them.
+    Segment,
+    /// Those before the segment's rows, which are not stored themselves.
+    Cached,
+}
+
+/// What is added to scores by the distance between a row and the token that it sees (T5).
+pub struct RelativeBias<'a, T> {
+    /// `[rows, buckets · heads]`, or `[1, buckets · heads]` for all rows: the bias of a bucket and head.
+    pub table: &'a T,
+    /// The bucket of each distance, position of the token less that of the row, from −reach to reach;
+    /// greater distances have the bucket of the nearer end.
+    pub buckets: &'a [u16],
 }
 
 /// One product of [`Kernels::products`]: `onto + x Wᵀ`, or `x Wᵀ` alone.
@@ -260,6 +292,37 @@ pub trait Kernels {
         batch: &Batch,
         cache: &mut Self::Cache,
     ) -> Result<Self::Tensor>;
+    /// Stores keys and values `[rows, kv_heads · head_dim]` of the segments' rows in a layer of the
+    /// cache.
+    fn store(
+        &self,
+        _k: &Self::Tensor,
+        _v: &Self::Tensor,
+        _layer: usize,
+        _segments: &[Segment],
+        _cache: &mut Self::Cache,
+    ) -> Result<()> {
+        Err(KernelError::Unsupported { op: "store" })
+    }
+    /// Attention of `q` to keys and values that are in the cache, by segments, as
+    /// [`Self::attention`] does: softmax(q kᵀ / √head_dim + bias) v → `[rows, heads · head_dim]`.
+    #[allow(clippy::too_many_arguments)] // as `attention`
+    fn attend(
+        &self,
+        _q: &Self::Tensor,
+        _layer: usize,
+        _shape: AttentionShape,
+        _segments: &[Segment],
+        _sight: Sight,
+        _bias: Option<RelativeBias<'_, Self::Tensor>>,
+        _cache: &mut Self::Cache,
+    ) -> Result<Self::Tensor> {
+        Err(KernelError::Unsupported { op: "attend" })
+    }
+    /// max(x, 0).
+    fn relu(&self, _x: Self::Tensor) -> Result<Self::Tensor> {
+        Err(KernelError::Unsupported { op: "relu" })
+    }
     /// `activation(gate) ⊙ up`.
     fn gated(
         &self,

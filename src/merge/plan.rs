@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::low_rank::LowRankTerm;
 use crate::{
     kernels::{Dtype, HostTensor},
-    model::{config::ModelConfig, names::EMBEDDING},
+    model::{config::ModelConfig, names::is_table},
     preference::Coefficients,
     soup::{Adapter, Backbone, LoraModule, Soup},
 };
@@ -327,7 +327,7 @@ fn check_factors<'a>(
     let &[out, width] = shape else {
         return Err(PlanError::NotLinear { owner, tensor: name.to_owned() });
     };
-    if name == EMBEDDING {
+    if is_table(name) {
         return Err(PlanError::NotLinear { owner, tensor: name.to_owned() });
     }
     let rank = lora.rank();

@@ -1,7 +1,9 @@
 //! Model configuration: what a Hugging Face `config.json` says, checked, with the variants of the
-//! Llama family as data.
+//! Llama family, and T5, as data.
 
-use super::names::{EMBEDDING, ExpertNames, HEAD, Module, NORM};
+use super::names::{
+    EMBEDDING, ExpertNames, HEAD, Module, NORM, Stack, T5_BIASES, T5_EMBEDDING, T5_NORMS,
+};
 use crate::kernels::{Activation, AttentionShape, Norm, Rope};
 
 /// A checked model configuration.
@@ -29,6 +31,8 @@ pub struct ModelConfig {
     pub norm: Norm,
     /// Function of the feed-forward layer.
     pub activation: Activation,
+    /// Whether the feed-forward layer has a gate: activation(gate) ⊙ up. Without one it is max(up, 0).
+    pub gated: bool,
     /// Rotary constants, scaling applied.
     pub rope: Rope,
     /// Those of layers with a window, where they have their own (Gemma 3).
@@ -59,6 +63,21 @@ pub struct ModelConfig {
     pub tied: bool,
     /// End-of-sequence ids named by the configuration.
     pub eos: Vec<u32>,
+    /// The encoder whose output the decoder attends to (T5).
+    pub encoder: Option<EncoderConfig>,
+}
+
+/// What an encoder–decoder model has beside its decoder. Widths, heads and norms are the decoder's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderConfig {
+    /// Layers of the encoder.
+    pub layers: usize,
+    /// Buckets of distances, each with a bias for each head, in the encoder and in the decoder.
+    pub buckets: usize,
+    /// Distances from here on share a bucket.
+    pub max_distance: usize,
+    /// The token that every answer begins after.
+    pub start: u32,
 }
 
 /// Where the two norms of a layer stand.
@@ -200,6 +219,10 @@ impl ModelConfig {
                 experts,
             "attn_logit_softcapping or final_logit_softcapping": caps,
             "tie_word_embeddings": tied,
+            "feed_forward_proj": gated,
+            "feed_forward_proj": activation,
+            "num_layers, relative_attention_num_buckets, relative_attention_max_distance or \
+             decoder_start_token_id": encoder,
         }
         if self.norm != other.norm {
             let show = |config: &Self| format!("{:?}", config.norm.eps);
@@ -233,66 +256,98 @@ impl ModelConfig {
         Self { tied: false, ..self.clone() }
     }
 
+    /// The layers of the decoder, as their tensors are named.
+    pub fn stack(&self) -> Stack {
+        match self.encoder {
+            None => Stack::Decoder,
+            Some(_) => Stack::T5Decoder { gated: self.gated },
+        }
+    }
+
+    /// Name of the embedding table.
+    pub fn embedding(&self) -> &'static str {
+        if self.encoder.is_some() { T5_EMBEDDING } else { EMBEDDING }
+    }
+
+    /// Name of the decoder's last norm.
+    pub fn last_norm(&self) -> &'static str {
+        let [_, decoder] = T5_NORMS;
+        if self.encoder.is_some() { decoder } else { NORM }
+    }
+
     /// Every tensor a checkpoint of this configuration holds: Hugging Face name and shape.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (h, hd) = (self.hidden_size, self.head_dim);
-        let (q, kv, ff) = (self.heads * hd, self.kv_heads * hd, self.intermediate_size);
-        let mut out = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, h])];
-        for layer in 0..self.layers {
-            for norm in self.norms.modules().into_iter().flatten() {
-                out.push((norm.weight(layer), vec![h]));
-            }
-            let (qkv, output, mlp) = (self.qkv_bias, self.output_bias, self.mlp_bias);
-            let mut linears = match self.fused {
-                false => vec![
-                    (Module::Q, q, h, qkv),
-                    (Module::K, kv, h, qkv),
-                    (Module::V, kv, h, qkv),
-                    (Module::O, h, q, output),
-                ],
-                true => vec![(Module::Qkv, q + 2 * kv, h, qkv), (Module::O, h, q, output)],
-            };
-            match self.experts(layer) {
-                Some(Experts { count, width, names, .. }) => {
-                    out.push((format!("{}.weight", names.router(layer)), vec![*count, h]));
-                    for expert in 0..*count {
-                        for (module, shape) in [
-                            (Module::Gate, [*width, h]),
-                            (Module::Up, [*width, h]),
-                            (Module::Down, [h, *width]),
-                        ] {
-                            let path = names.path(layer, expert, module);
-                            out.push((format!("{path}.weight"), shape.to_vec()));
-                        }
-                    }
-                }
-                None if self.fused => linears.push((Module::GateUp, 2 * ff, h, mlp)),
-                None => linears.extend([(Module::Gate, ff, h, mlp), (Module::Up, ff, h, mlp)]),
-            }
-            if self.experts(layer).is_none() {
-                linears.push((Module::Down, h, ff, mlp));
-            }
-            for (module, rows, cols, bias) in linears {
-                out.push((module.weight(layer), vec![rows, cols]));
-                if bias {
-                    out.push((module.bias(layer), vec![rows]));
-                }
-            }
-            let widths = match self.qk_norm {
-                QkNorm::None => None,
-                QkNorm::Heads => Some([hd, hd]),
-                QkNorm::Whole => Some([q, kv]),
-            };
-            for (norm, width) in
-                [Module::QNorm, Module::KNorm].into_iter().zip(widths.into_iter().flatten())
-            {
-                out.push((norm.weight(layer), vec![width]));
-            }
+        let h = self.hidden_size;
+        let mut out = vec![(self.embedding().to_owned(), vec![self.vocab_size, h])];
+        if let Some(encoder) = &self.encoder {
+            let stack = Stack::T5Encoder { gated: self.gated };
+            (0..encoder.layers).for_each(|layer| self.layer_tensors(stack, layer, &mut out));
+            out.extend(T5_BIASES.map(|name| (name.to_owned(), vec![encoder.buckets, self.heads])));
+            out.push((T5_NORMS[0].to_owned(), vec![h]));
         }
-        out.push((NORM.to_owned(), vec![h]));
+        (0..self.layers).for_each(|layer| self.layer_tensors(self.stack(), layer, &mut out));
+        out.push((self.last_norm().to_owned(), vec![h]));
         if !self.tied {
             out.push((HEAD.to_owned(), vec![self.vocab_size, h]));
         }
         out
+    }
+
+    fn layer_tensors(&self, stack: Stack, layer: usize, out: &mut Vec<(String, Vec<usize>)>) {
+        let (h, hd) = (self.hidden_size, self.head_dim);
+        let (q, kv, ff) = (self.heads * hd, self.kv_heads * hd, self.intermediate_size);
+        let crosses = matches!(stack, Stack::T5Decoder { .. });
+        let cross_norm = crosses.then_some(Module::CrossNorm);
+        for norm in self.norms.modules().into_iter().flatten().chain(cross_norm) {
+            out.push((stack.weight(norm, layer), vec![h]));
+        }
+        let experts = self.experts(layer);
+        let (apart, dense) = (!self.fused, experts.is_none());
+        for (module, rows, cols, bias, present) in [
+            (Module::Q, q, h, self.qkv_bias, apart),
+            (Module::K, kv, h, self.qkv_bias, apart),
+            (Module::V, kv, h, self.qkv_bias, apart),
+            (Module::Qkv, q + 2 * kv, h, self.qkv_bias, self.fused),
+            (Module::O, h, q, self.output_bias, true),
+            (Module::CrossQ, q, h, false, crosses),
+            (Module::CrossK, kv, h, false, crosses),
+            (Module::CrossV, kv, h, false, crosses),
+            (Module::CrossO, h, q, false, crosses),
+            (Module::Gate, ff, h, self.mlp_bias, self.gated && apart && dense),
+            (Module::Up, ff, h, self.mlp_bias, apart && dense),
+            (Module::GateUp, 2 * ff, h, self.mlp_bias, self.fused && dense),
+            (Module::Down, h, ff, self.mlp_bias, dense),
+        ] {
+            if !present {
+                continue;
+            }
+            out.push((stack.weight(module, layer), vec![rows, cols]));
+            if bias {
+                out.push((stack.bias(module, layer), vec![rows]));
+            }
+        }
+        if let Some(Experts { count, width, names, .. }) = experts {
+            out.push((format!("{}.weight", names.router(layer)), vec![*count, h]));
+            for expert in 0..*count {
+                for (module, shape) in [
+                    (Module::Gate, [*width, h]),
+                    (Module::Up, [*width, h]),
+                    (Module::Down, [h, *width]),
+                ] {
+                    let path = names.path(layer, expert, module);
+                    out.push((format!("{path}.weight"), shape.to_vec()));
+                }
+            }
+        }
+        let widths = match self.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Heads => Some([hd, hd]),
+            QkNorm::Whole => Some([q, kv]),
+        };
+        for (norm, width) in
+            [Module::QNorm, Module::KNorm].into_iter().zip(widths.into_iter().flatten())
+        {
+            out.push((stack.weight(norm, layer), vec![width]));
+        }
     }
 }

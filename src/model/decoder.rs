@@ -1,4 +1,4 @@
-//! The forward pass of a Llama-family decoder over a ragged batch.
+//! The forward pass of a decoder over a ragged batch.
 //!
 //! ```text
 //! x = embed(tokens)
@@ -7,26 +7,18 @@
 //! logits = head(norm x[outputs])
 //! ```
 //!
-//! Families differ in where norms stand, in layers without rotation, in constant factors and soft caps,
-//! and in which layers share a tensor: all of it is data of [`ModelConfig`].
+//! Families differ in where norms stand, in layers without rotation, in constant factors and soft
+//! caps, in which layers share a tensor or have experts, and in what stands beside the decoder: all of it
+//! is data of [`ModelConfig`].
 
 use super::{
-    config::{Experts, ModelConfig, QkNorm},
-    feed_forward::{FeedForward, Mixture, Mlp},
-    linear::{Inputs, Linear, Parameter, linears},
-    names::{EMBEDDING, HEAD, Module, NORM},
+    config::ModelConfig,
+    encoder_decoder::Encoder,
+    layer::{Layer, scaled},
+    linear::Parameter,
+    names::HEAD,
 };
 use crate::kernels::{Batch, Kernels, Result, RowCoefficients};
-
-#[derive(Debug, Clone)]
-struct Layer<W> {
-    /// Norms before and after attention, before and after the feed-forward layer.
-    norms: [Option<Parameter<W>>; 4],
-    qkv: Inputs<W, 3>,
-    o: Linear<W>,
-    qk_norm: Option<(Parameter<W>, Parameter<W>)>,
-    mlp: Mlp<W>,
-}
 
 /// A decoder whose parameters live on the device of its kernels.
 #[derive(Debug, Clone)]
@@ -36,6 +28,7 @@ pub struct Decoder<W> {
     layers: Vec<Layer<W>>,
     norm: Parameter<W>,
     head: Parameter<W>,
+    encoder: Option<Encoder<W>>,
 }
 
 impl<W: Clone> Decoder<W> {
@@ -45,56 +38,17 @@ impl<W: Clone> Decoder<W> {
         config: ModelConfig,
         mut parameter: impl FnMut(&str) -> std::result::Result<Parameter<W>, E>,
     ) -> std::result::Result<Self, E> {
-        let embedding = parameter(EMBEDDING)?;
-        let mut layers = Vec::with_capacity(config.layers);
-        for index in 0..config.layers {
-            let mut linear = |module: Module, bias: bool| {
-                Ok(Linear {
-                    weight: parameter(&module.weight(index))?,
-                    bias: if bias { Some(parameter(&module.bias(index))?) } else { None },
-                })
-            };
-            let [q_norm, k_norm] = [Module::QNorm, Module::KNorm];
-            layers.push(Layer {
-                qkv: if config.fused {
-                    let [q, kv] = [config.heads, config.kv_heads].map(|n| n * config.head_dim);
-                    Inputs::Fused(linear(Module::Qkv, config.qkv_bias)?, [q, kv, kv])
-                } else {
-                    let mut of = |module| linear(module, config.qkv_bias);
-                    Inputs::Apart([of(Module::Q)?, of(Module::K)?, of(Module::V)?])
-                },
-                o: linear(Module::O, config.output_bias)?,
-                mlp: match config.experts(index) {
-                    Some(settings) => Mlp::Mixture(load_mixture(settings, index, &mut parameter)?),
-                    None => Mlp::Dense(FeedForward {
-                        gate_up: if config.fused {
-                            let width = config.intermediate_size;
-                            Inputs::Fused(linear(Module::GateUp, config.mlp_bias)?, [width; 2])
-                        } else {
-                            let mut of = |module| linear(module, config.mlp_bias);
-                            Inputs::Apart([of(Module::Gate)?, of(Module::Up)?])
-                        },
-                        down: linear(Module::Down, config.mlp_bias)?,
-                    }),
-                },
-                qk_norm: if config.qk_norm == QkNorm::None {
-                    None
-                } else {
-                    Some((parameter(&q_norm.weight(index))?, parameter(&k_norm.weight(index))?))
-                },
-                norms: {
-                    let mut norms = [None, None, None, None];
-                    for (norm, module) in norms.iter_mut().zip(config.norms.modules()) {
-                        *norm =
-                            module.map(|module| parameter(&module.weight(index))).transpose()?;
-                    }
-                    norms
-                },
-            });
-        }
-        let norm = parameter(NORM)?;
+        let embedding = parameter(config.embedding())?;
+        let encoder = match &config.encoder {
+            Some(encoder) => Some(Encoder::load(&config, encoder, &mut parameter)?),
+            None => None,
+        };
+        let layers = (0..config.layers)
+            .map(|index| Layer::load(&config, (config.stack(), index), &mut parameter))
+            .collect::<std::result::Result<_, E>>()?;
+        let norm = parameter(config.last_norm())?;
         let head = if config.tied { embedding.clone() } else { parameter(HEAD)? };
-        Ok(Self { config, embedding, layers, norm, head })
+        Ok(Self { config, embedding, layers, norm, head, encoder })
     }
 
     /// The configuration.
@@ -110,6 +64,7 @@ impl<W: Clone> Decoder<W> {
         batch: &Batch,
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
+        self.encode(k, batch, cache)?;
         let mut x = self.embed(k, batch)?;
         for index in 0..self.layers.len() {
             x = self.layer(k, index, x, batch, cache)?;
@@ -125,6 +80,7 @@ impl<W: Clone> Decoder<W> {
         batch: &Batch,
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
+        self.encode(k, batch, cache)?;
         let mut x = self.embed(k, batch)?;
         for index in 0..self.layers.len().saturating_sub(1) {
             x = self.layer(k, index, x, batch, cache)?;
@@ -141,16 +97,33 @@ impl<W: Clone> Decoder<W> {
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
         let Some(last) = self.layers.len().checked_sub(1) else { return self.finish(k, &x, batch) };
+        if self.encoder.is_some() {
+            let x = self.layer(k, last, x, batch, cache)?;
+            return self.finish(k, &x, batch);
+        }
         let attended = self.attend(k, last, &x, batch, cache)?;
         let x = k.select_rows(&x, &batch.outputs)?;
         if batch.outputs.is_empty() {
             return Ok(x);
         }
         let attended = k.select_rows(&attended, &batch.outputs)?;
-        let (rows, constants) = (batch.outputs.len(), self.config.norm);
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
-        let x = self.add_mlp(k, last, x, &attended, (rows, c.as_ref()))?;
-        self.norm.rms_norm(k, &x, rows, constants, c.as_ref())
+        let (layer, rows) = (&self.layers[last], (batch.outputs.len(), c.as_ref()));
+        let x = layer.add_attended(k, &self.config, x, &attended, rows)?;
+        let x = layer.add_mlp(k, &self.config, x, rows)?;
+        self.norm.rms_norm(k, &x, rows.0, self.config.norm, rows.1)
+    }
+
+    /// Encodes the prompts of a batch, where it has some.
+    fn encode<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        batch: &Batch,
+        cache: &mut K::Cache,
+    ) -> Result<()> {
+        let (Some(encoder), Some(prompts)) = (&self.encoder, &batch.prompts) else { return Ok(()) };
+        let x = self.embed(k, prompts)?;
+        encoder.encode(k, &self.config, x, prompts, cache)
     }
 
     /// The first part of both: the embeddings of the batch's tokens, `[rows, hidden_size]`.
@@ -170,7 +143,12 @@ impl<W: Clone> Decoder<W> {
     ) -> Result<K::Tensor> {
         let attended = self.attend(k, index, &x, batch, cache)?;
         let rows = (batch.tokens.len(), batch.coefficients.as_ref());
-        self.add_mlp(k, index, x, &attended, rows)
+        let layer = &self.layers[index];
+        let mut x = layer.add_attended(k, &self.config, x, &attended, rows)?;
+        if let Some(encoder) = &self.encoder {
+            x = encoder.add_encoded(k, &self.config, x, index, batch, cache)?;
+        }
+        layer.add_mlp(k, &self.config, x, rows)
     }
 
     /// Output of attention for the rows of `x`, `[rows, heads · head_dim]`.
@@ -182,75 +160,20 @@ impl<W: Clone> Decoder<W> {
         batch: &Batch,
         cache: &mut K::Cache,
     ) -> Result<K::Tensor> {
-        let (layer, constants) = (&self.layers[index], self.config.norm);
-        let (rows, c) = (batch.tokens.len(), batch.coefficients.as_ref());
-        let h = match &layer.norms[0] {
-            Some(norm) => &norm.rms_norm(k, x, rows, constants, c)?,
-            None => x,
-        };
-        let [mut query, mut key, value] = layer.qkv.of(k, h, (rows, c))?;
-        if let Some((q_norm, k_norm)) = &layer.qk_norm {
-            query = q_norm.rms_norm(k, &query, rows, constants, c)?;
-            key = k_norm.rms_norm(k, &key, rows, constants, c)?;
-        }
+        let rows = (batch.tokens.len(), batch.coefficients.as_ref());
+        let [mut query, mut key, value] = self.layers[index].project(k, &self.config, x, rows)?;
         if self.config.rotary[index] {
             let rope = self.config.rope_of(index);
             query = k.rope(query, &batch.positions, rope)?;
             key = k.rope(key, &batch.positions, rope)?;
         }
-        let query = scaled(k, query, rows, self.config.multipliers.query)?;
+        let query = scaled(k, query, rows.0, self.config.multipliers.query)?;
+        if let Some(encoder) = &self.encoder {
+            let qkv = [query, key, value];
+            return encoder.attend_self(k, &self.config, qkv, index, batch, cache);
+        }
         let shape = self.config.attention(index);
         k.attention(query, key, value, index, shape, batch, cache)
-    }
-
-    /// The second half of a layer, for rows of `x` and their output of attention.
-    fn add_mlp<K: Kernels<Weight = W>>(
-        &self,
-        k: &K,
-        index: usize,
-        x: K::Tensor,
-        attended: &K::Tensor,
-        (rows, c): (usize, Option<&RowCoefficients>),
-    ) -> Result<K::Tensor> {
-        let layer = &self.layers[index];
-        let [_, after_attention, before, after] = &layer.norms;
-        let x = self.residual(k, x, attended, (&layer.o, after_attention.as_ref()), (rows, c))?;
-        let h = match before {
-            Some(norm) => &norm.rms_norm(k, &x, rows, self.config.norm, c)?,
-            None => &x,
-        };
-        let activation = self.config.activation;
-        match &layer.mlp {
-            Mlp::Dense(dense) => {
-                let h = dense.inner(k, h, activation, (rows, c))?;
-                self.residual(k, x, &h, (&dense.down, after.as_ref()), (rows, c))
-            }
-            Mlp::Mixture(mixture) => {
-                let x = (h, x.clone());
-                mixture.onto(k, x, (activation, self.config.multipliers.residual), c)
-            }
-        }
-    }
-
-    /// `x + multiplier · norm(linear(h))`.
-    fn residual<K: Kernels<Weight = W>>(
-        &self,
-        k: &K,
-        x: K::Tensor,
-        h: &K::Tensor,
-        (linear, norm): (&Linear<W>, Option<&Parameter<W>>),
-        (rows, c): (usize, Option<&RowCoefficients>),
-    ) -> Result<K::Tensor> {
-        let multiplier = self.config.multipliers.residual;
-        if norm.is_none() && multiplier == 1.0 {
-            let [x] = linears(k, h, [linear.onto(Some(x))], rows, c)?;
-            return Ok(x);
-        }
-        let [mut y] = linears(k, h, [linear.onto(None)], rows, c)?;
-        if let Some(norm) = norm {
-            y = norm.rms_norm(k, &y, rows, self.config.norm, c)?;
-        }
-        k.add(x, &scaled(k, y, rows, multiplier)?)
     }
 
     /// The last part of [`Self::hidden`]: the output rows of the last layer's result, normed.
@@ -292,29 +215,4 @@ impl<W: Clone> Decoder<W> {
         let c = batch.coefficients.as_ref().map(|c| c.select(&batch.outputs));
         self.logits(k, &hidden, batch.outputs.len(), c.as_ref())
     }
-}
-
-/// The mixture of a layer.
-fn load_mixture<W, E>(
-    settings: &Experts,
-    layer: usize,
-    parameter: &mut impl FnMut(&str) -> std::result::Result<Parameter<W>, E>,
-) -> std::result::Result<Mixture<W>, E> {
-    let names = settings.names;
-    let router = parameter(&format!("{}.weight", names.router(layer)))?;
-    let mut experts = Vec::with_capacity(settings.count);
-    for expert in 0..settings.count {
-        let mut of = |module| {
-            let name = format!("{}.weight", names.path(layer, expert, module));
-            Ok(Linear { weight: parameter(&name)?, bias: None })
-        };
-        let gate_up = Inputs::Apart([of(Module::Gate)?, of(Module::Up)?]);
-        experts.push(FeedForward { gate_up, down: of(Module::Down)? });
-    }
-    Ok(Mixture { settings: settings.clone(), router, experts })
-}
-
-/// `factor · x` for `x` of `rows` rows.
-fn scaled<K: Kernels>(k: &K, x: K::Tensor, rows: usize, factor: f32) -> Result<K::Tensor> {
-    if factor == 1.0 { Ok(x) } else { k.scale_rows(x, &vec![factor; rows]) }
 }

@@ -6,6 +6,7 @@ use super::{
     config::{ModelConfigError, Norms, QkNorm},
     keys::{Keys, error},
     names::ExpertNames,
+    t5,
 };
 use crate::kernels::Activation;
 
@@ -225,19 +226,19 @@ const FAMILIES: [Family; 14] = [
 ];
 
 /// Families that are not served, the nearest one that is, and what it lacks for them.
-const UNSERVED: [(&str, &Family, &str); 7] = [
+const UNSERVED: [(&str, &Family, &str); 6] = [
     ("gemma3", &GEMMA3, "images"),
     ("phi", &LLAMA, "layer norms with biases, parallel layers, heads rotated in part"),
     ("olmo", &LLAMA, "layer norms without gain"),
     ("granitemoe", &GRANITE, "experts"),
     ("qwen2_moe", &QWEN3_MOE, "an expert that all tokens take"),
     ("gpt2", &LLAMA, "learned positions, layer norms with biases, GELU"),
-    ("t5", &LLAMA, "an encoder, cross-attention, relative positions"),
 ];
 
 /// The family that `model_type` names.
 pub(super) fn family(keys: &Keys<'_>) -> Result<&'static Family, ModelConfigError> {
     let known = FAMILIES.map(|family| family.model_type).join(", ");
+    let known = format!("{known}, {}", t5::MODEL_TYPE);
     let name = keys.get("model_type").and_then(Value::as_str).ok_or_else(|| {
         error("model_type", format!("is missing or not a string, must be one of {known}"))
     })?;

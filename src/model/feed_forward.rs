@@ -10,13 +10,21 @@ use super::{
 };
 use crate::kernels::{Activation, Kernels, Result, RowCoefficients};
 
-/// Gate and up projections, and down projection.
+/// What comes before the down projection, and that.
 #[derive(Debug, Clone)]
 pub struct FeedForward<W> {
-    /// `[width, hidden]` each.
-    pub gate_up: Inputs<W, 2>,
+    pub inputs: Inner<W>,
     /// `[hidden, width]`.
     pub down: Linear<W>,
+}
+
+/// The inner half of a feed-forward layer, `[width, hidden]` each.
+#[derive(Debug, Clone)]
+pub enum Inner<W> {
+    /// Gate and up projections.
+    Gated(Inputs<W, 2>),
+    /// An up projection, negative values of which become 0.
+    Plain(Linear<W>),
 }
 
 /// The feed-forward half of one layer.
@@ -40,7 +48,7 @@ pub struct Mixture<W> {
 }
 
 impl<W> FeedForward<W> {
-    /// `activation(gate x) ⊙ up x`, the input of the down projection.
+    /// `activation(gate x) ⊙ up x`, or without a gate `max(up x, 0)`: the input of the down projection.
     pub fn inner<K: Kernels<Weight = W>>(
         &self,
         k: &K,
@@ -48,8 +56,16 @@ impl<W> FeedForward<W> {
         activation: Activation,
         rows: (usize, Option<&RowCoefficients>),
     ) -> Result<K::Tensor> {
-        let [gate, up] = self.gate_up.of(k, x, rows)?;
-        k.gated(activation, gate, &up)
+        match &self.inputs {
+            Inner::Gated(inputs) => {
+                let [gate, up] = inputs.of(k, x, rows)?;
+                k.gated(activation, gate, &up)
+            }
+            Inner::Plain(up) => {
+                let [up] = linears(k, x, [up.onto(None)], rows.0, rows.1)?;
+                k.relu(up)
+            }
+        }
     }
 }
 

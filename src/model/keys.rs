@@ -4,6 +4,14 @@ use serde_json::{Map, Value};
 
 use super::config::ModelConfigError;
 
+// Above any model of the families; products of a few such numbers do not overflow.
+pub const MAX_WIDTH: usize = 1 << 20;
+pub const MAX_VOCAB: usize = 1 << 24;
+pub const MAX_LAYERS: usize = 1 << 12;
+pub const MAX_HEADS: usize = 1 << 12;
+pub const MAX_HEAD_DIM: usize = 1 << 12;
+pub const MAX_POSITIONS: usize = 1 << 26;
+
 /// A JSON object read key by key; `null` is absent.
 pub struct Keys<'a> {
     /// The object.
@@ -64,8 +72,8 @@ impl<'a> Keys<'a> {
     }
 
     /// ε of the norms; `default` where the key is absent.
-    pub fn norm_eps(&self, default: f64) -> Result<f32, ModelConfigError> {
-        let (key, eps) = ("rms_norm_eps", self.positive("rms_norm_eps", Some(default))?);
+    pub fn norm_eps(&self, key: &str, default: f64) -> Result<f32, ModelConfigError> {
+        let eps = self.positive(key, Some(default))?;
         if eps > 0.1 || eps < f64::from(f32::MIN_POSITIVE) {
             return Err(error(key, format!("is {eps}, must be a small number, at most 0.1")));
         }
@@ -79,6 +87,26 @@ impl<'a> Keys<'a> {
             Some(value) => value
                 .as_bool()
                 .ok_or_else(|| error(key, format!("is {value}, must be true or false"))),
+        }
+    }
+
+    /// A token id below `vocab_size`, or a list of them; absent is none.
+    pub fn ids(&self, key: &str, vocab_size: usize) -> Result<Vec<u32>, ModelConfigError> {
+        let id = |value: &Value| {
+            value
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .filter(|&id| (id as usize) < vocab_size)
+                .ok_or_else(|| {
+                    let reason =
+                        format!("{value} is not a token id below vocab_size = {vocab_size}");
+                    error(key, reason)
+                })
+        };
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+            Some(value) => Ok(vec![id(value)?]),
         }
     }
 }

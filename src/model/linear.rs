@@ -117,6 +117,18 @@ impl<W> Parameter<W> {
         k.add(x, &self.mix(k, coefficients, |w| k.broadcast(w, rows))?)
     }
 
+    /// All values of this parameter: one row for all rows where their values are the same, else one
+    /// for each → `[1 or rows, values]`.
+    pub fn table<K: Kernels<Weight = W>>(
+        &self,
+        k: &K,
+        rows: usize,
+        coefficients: Option<&RowCoefficients>,
+    ) -> Result<K::Tensor> {
+        let rows = if self.is_single() { 1 } else { rows };
+        self.mix(k, coefficients, |w| k.broadcast(w, rows))
+    }
+
     /// Root-mean-square norm of `x` with this parameter as gain.
     pub fn rms_norm<K: Kernels<Weight = W>>(
         &self,

@@ -1,5 +1,5 @@
-//! Names of the tensors of a checkpoint, as transformers writes them for the Llama family. Every
-//! other file takes them from here.
+//! Names of the tensors of a checkpoint, as transformers writes them for the Llama family and for T5.
+//! Every other file takes them from here.
 
 /// The embedding table `[vocab, hidden]`.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -7,6 +7,21 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const NORM: &str = "model.norm.weight";
 /// The output head `[vocab, hidden]`; absent where it is tied to the embedding.
 pub const HEAD: &str = "lm_head.weight";
+
+/// The embedding table of T5, of encoder and decoder.
+pub const T5_EMBEDDING: &str = "shared.weight";
+/// Other names of T5's embedding table, which repeat it where a checkpoint has them.
+pub const T5_COPIES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+/// The last norms of T5's encoder and decoder `[hidden]`.
+pub const T5_NORMS: [&str; 2] =
+    ["encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight"];
+/// The biases by distance of T5's encoder and decoder `[buckets, heads]`.
+pub const T5_BIASES: [&str; 2] = [
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+];
+/// What the first T5 checkpoints store beside them, which no T5 reads.
+const T5_UNREAD: &str = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight";
 
 /// Last component of the path of a linear layer, by which adapters name their targets.
 pub const TARGETS: [&str; 9] = [
@@ -55,6 +70,73 @@ pub enum Module {
     GateUp,
     /// Down projection of the feed-forward layer.
     Down,
+    /// Norm before the attention to the encoder's output.
+    CrossNorm,
+    /// Query projection of that attention.
+    CrossQ,
+    /// Its key projection, of the encoder's output.
+    CrossK,
+    /// Its value projection, of the same.
+    CrossV,
+    /// Its output projection.
+    CrossO,
+}
+
+/// A stack of layers: how the paths of its modules are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stack {
+    /// A decoder alone.
+    Decoder,
+    /// The encoder of T5.
+    T5Encoder {
+        /// Whether its feed-forward layers have a gate.
+        gated: bool,
+    },
+    /// The decoder of T5.
+    T5Decoder {
+        /// As the encoder's.
+        gated: bool,
+    },
+}
+
+impl Stack {
+    /// Full path of a module of layer `layer`, such as `decoder.block.3.layer.1.EncDecAttention.q`.
+    pub fn path(self, module: Module, layer: usize) -> String {
+        let (stack, feed_forward, gated) = match self {
+            Self::Decoder => return module.path(layer),
+            Self::T5Encoder { gated } => ("encoder", 1, gated),
+            Self::T5Decoder { gated } => ("decoder", 2, gated),
+        };
+        let (part, name) = match module {
+            Module::InputNorm => (0, "layer_norm"),
+            Module::Q => (0, "SelfAttention.q"),
+            Module::K => (0, "SelfAttention.k"),
+            Module::V => (0, "SelfAttention.v"),
+            Module::O => (0, "SelfAttention.o"),
+            Module::CrossNorm => (1, "layer_norm"),
+            Module::CrossQ => (1, "EncDecAttention.q"),
+            Module::CrossK => (1, "EncDecAttention.k"),
+            Module::CrossV => (1, "EncDecAttention.v"),
+            Module::CrossO => (1, "EncDecAttention.o"),
+            Module::PostNorm => (feed_forward, "layer_norm"),
+            Module::Gate => (feed_forward, "DenseReluDense.wi_0"),
+            Module::Up if gated => (feed_forward, "DenseReluDense.wi_1"),
+            Module::Up => (feed_forward, "DenseReluDense.wi"),
+            Module::Down => (feed_forward, "DenseReluDense.wo"),
+            other => (feed_forward, other.name()),
+        };
+        format!("{stack}.block.{layer}.layer.{part}.{name}")
+    }
+
+    /// Name of a module's weight.
+    pub fn weight(self, module: Module, layer: usize) -> String {
+        format!("{}.weight", self.path(module, layer))
+    }
+
+    /// Name of a module's bias.
+    pub fn bias(self, module: Module, layer: usize) -> String {
+        format!("{}.bias", self.path(module, layer))
+    }
 }
 
 impl Module {
@@ -76,22 +158,17 @@ impl Module {
             Self::Up => "mlp.up_proj",
             Self::GateUp => "mlp.gate_up_proj",
             Self::Down => "mlp.down_proj",
+            Self::CrossNorm => "cross_attention_layernorm",
+            Self::CrossQ => "cross_attn.q_proj",
+            Self::CrossK => "cross_attn.k_proj",
+            Self::CrossV => "cross_attn.v_proj",
+            Self::CrossO => "cross_attn.o_proj",
         }
     }
 
-    /// Full path, such as `model.layers.3.self_attn.q_proj`.
+    /// Full path in a decoder alone, such as `model.layers.3.self_attn.q_proj`.
     pub fn path(self, layer: usize) -> String {
         format!("model.layers.{layer}.{}", self.name())
-    }
-
-    /// Name of its weight.
-    pub fn weight(self, layer: usize) -> String {
-        format!("{}.weight", self.path(layer))
-    }
-
-    /// Name of its bias.
-    pub fn bias(self, layer: usize) -> String {
-        format!("{}.bias", self.path(layer))
     }
 }
 
@@ -148,9 +225,19 @@ pub fn module_of(tensor: &str) -> &str {
     tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
 }
 
+/// Whether `tensor` is an embedding table.
+pub fn is_embedding(tensor: &str) -> bool {
+    tensor == EMBEDDING || tensor == T5_EMBEDDING
+}
+
 /// Whether `tensor` is the embedding table or the output head.
 pub fn is_vocabulary(tensor: &str) -> bool {
-    tensor == EMBEDDING || tensor == HEAD
+    is_embedding(tensor) || T5_COPIES.contains(&tensor) || tensor == HEAD
+}
+
+/// Whether `tensor` is a table that is looked up and not multiplied: adapters have no factors of it.
+pub fn is_table(tensor: &str) -> bool {
+    is_embedding(tensor) || T5_BIASES.contains(&tensor)
 }
 
 /// Whether `path` is of an expert's linear layer.
@@ -166,6 +253,11 @@ pub fn is_router(tensor: &str) -> bool {
 /// Name of the output head's tensor: its own, or the embedding's where they are tied.
 pub fn head(tied: bool) -> &'static str {
     if tied { EMBEDDING } else { HEAD }
+}
+
+/// Whether `tensor` is one that a model of its kind never reads.
+pub fn is_unread(tensor: &str) -> bool {
+    is_rotary_buffer(tensor) || tensor == T5_UNREAD
 }
 
 /// Whether `tensor` is a buffer of rotary frequencies, which old checkpoints store; the frequencies

@@ -5,19 +5,13 @@ use serde_json::Value;
 use super::{
     config::{Experts, ModelConfig, ModelConfigError, Multipliers, SoftCaps},
     families::{MultiplierRule, WindowRule, family},
-    keys::{Keys, error},
+    keys::{Keys, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, error},
     names::ExpertNames,
     rope::{Rotation, local_and_global, longest, rope},
+    t5,
 };
 use crate::kernels::Norm;
 
-// Above any model of the family; products of a few such numbers do not overflow.
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_VOCAB: usize = 1 << 24;
-const MAX_LAYERS: usize = 1 << 12;
-const MAX_HEADS: usize = 1 << 12;
-const MAX_HEAD_DIM: usize = 1 << 12;
-const MAX_POSITIONS: usize = 1 << 26;
 const MAX_EXPERTS: usize = 1 << 12;
 // Of all layers: each has three tensors.
 const MAX_ALL_EXPERTS: usize = 1 << 17;
@@ -31,6 +25,9 @@ impl ModelConfig {
 
 fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
     let keys = Keys { map: json.as_object().ok_or_else(|| error("(root)", "is not an object"))? };
+    if keys.get("model_type").is_some_and(|name| name == t5::MODEL_TYPE) {
+        return t5::config(&keys);
+    }
     let family = family(&keys)?;
     if keys.get("quantization_config").is_some() {
         let reason = "is not null: `ladle import` dequantises GPTQ, AWQ and FP8 checkpoints";
@@ -92,8 +89,12 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
         kv_heads,
         head_dim,
         max_positions: longest(&keys, rotation)?,
-        norm: Norm { eps: keys.norm_eps(family.norm_eps)?, shift: family.norm_shift },
+        norm: Norm {
+            eps: keys.norm_eps("rms_norm_eps", family.norm_eps)?,
+            shift: family.norm_shift,
+        },
         activation,
+        gated: true,
         rope,
         local_rope,
         windows: windows(&keys, family.window, &rotary)?,
@@ -111,7 +112,8 @@ fn config(json: &Value) -> Result<ModelConfig, ModelConfigError> {
             None => family.tied,
             Some(_) => keys.flag("tie_word_embeddings")?,
         },
-        eos: eos(&keys, vocab_size)?,
+        eos: keys.ids("eos_token_id", vocab_size)?,
+        encoder: None,
     })
 }
 
@@ -288,24 +290,5 @@ fn windows(
             };
             types.iter().enumerate().map(one).collect()
         }
-    }
-}
-
-fn eos(keys: &Keys<'_>, vocab_size: usize) -> Result<Vec<u32>, ModelConfigError> {
-    let key = "eos_token_id";
-    let id = |value: &Value| {
-        value
-            .as_u64()
-            .and_then(|id| u32::try_from(id).ok())
-            .filter(|&id| (id as usize) < vocab_size)
-            .ok_or_else(|| {
-                let reason = format!("{value} is not a token id below vocab_size = {vocab_size}");
-                error(key, reason)
-            })
-    };
-    match keys.get(key) {
-        None => Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-        Some(value) => Ok(vec![id(value)?]),
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     kernels::HostTensor,
     model::{
         config::ModelConfig,
-        names::{EMBEDDING, HEAD, module_of},
+        names::{HEAD, is_embedding, is_table, module_of},
     },
 };
 use experts::{Part, Stacked, is_stacked, parameter_of};
@@ -238,7 +238,8 @@ impl Adapter {
         }
         for (name, shape) in &shapes {
             let module = module_of(name);
-            let targeted = shape.len() == 2 && self.targets(name, config);
+            let linear = shape.len() == 2 && !is_table(name);
+            let targeted = linear && self.targets(name, config);
             if targeted && !self.modules.contains_key(module) {
                 let key = format!("{PREFIX}{module}.lora_A.weight");
                 let by = match self.config.targets(module) {
@@ -267,12 +268,12 @@ impl Adapter {
             }
         }
         if tied {
-            let shared = sft.and_then(|sft| sft.saved.get(EMBEDDING).cloned());
-            self.settle_head(shared.or_else(|| base.get(EMBEDDING)))?;
+            let shared = sft.and_then(|sft| sft.saved.get(config.embedding()).cloned());
+            self.settle_head(config.embedding(), shared.or_else(|| base.embedding()))?;
         }
         // A copy of the base's tensor, in any storage type, shares the base's memory.
         for (name, tensor) in &mut self.saved {
-            let own = base.get(name).or_else(|| base.get(EMBEDDING).filter(|_| name == HEAD));
+            let own = base.get(name).or_else(|| base.embedding().filter(|_| name == HEAD));
             if let Some(own) = own.filter(|own| same_values(own, tensor)) {
                 *tensor = own;
             }
@@ -336,7 +337,7 @@ impl Adapter {
             });
         }
         let whole = self.saved.iter().find(|(name, tensor)| {
-            let own = base.get(name).or_else(|| base.get(EMBEDDING).filter(|_| *name == HEAD));
+            let own = base.get(name).or_else(|| base.embedding().filter(|_| *name == HEAD));
             !own.is_some_and(|own| same_values(&own, tensor))
         });
         let Some((name, _)) = whole else { return Ok(()) };
@@ -347,15 +348,15 @@ impl Adapter {
     /// Decides whether embedding and head of a tied base stay tied under this adapter. PEFT keeps
     /// one tensor for both until a copy by `modules_to_save` or a low-rank change unties them; a
     /// tensor loaded over either of them is loaded over both.
-    fn settle_head(&mut self, shared: Option<HostTensor>) -> Result<(), WeightError> {
-        let [embedding, head] = [EMBEDDING, HEAD].map(|name| {
+    fn settle_head(&mut self, table: &str, shared: Option<HostTensor>) -> Result<(), WeightError> {
+        let [embedding, head] = [table, HEAD].map(|name| {
             let copied = self.copies.contains(name) && !self.config.ties_weights;
             self.saved.remove(name).map(|tensor| (tensor, copied))
         });
         if let (Some((embedding, false)), Some((head, false))) = (&embedding, &head)
             && !same_values(embedding, head)
         {
-            let expected = "the values of embed_tokens, to which the base ties it".to_owned();
+            let expected = format!("the values of {}, to which the base ties it", module_of(table));
             return Err(self.refuse(&format!("{PREFIX}{HEAD}"), expected, "others"));
         }
         // The tensor of both where neither has a copy.
@@ -373,7 +374,7 @@ impl Adapter {
         };
         let parted = parted || self.modules.contains_key(module_of(HEAD));
         self.tie = if parted { Tie::Parted } else { Tie::Kept };
-        self.saved.extend(embedding.map(|tensor| (EMBEDDING.to_owned(), tensor)));
+        self.saved.extend(embedding.map(|tensor| (table.to_owned(), tensor)));
         self.saved.extend(head.filter(|_| parted).map(|tensor| (HEAD.to_owned(), tensor)));
         Ok(())
     }
@@ -386,8 +387,9 @@ impl Adapter {
     /// Makes the adapter one of an untied model: its change of the embedding is also one of the head.
     pub(super) fn untie(&mut self) {
         if self.tie == Tie::Kept
-            && let Some(embedding) = self.saved.get(EMBEDDING).cloned()
+            && let Some((_, embedding)) = self.saved.iter().find(|(name, _)| is_embedding(name))
         {
+            let embedding = embedding.clone();
             self.saved.insert(HEAD.to_owned(), embedding);
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     kernels::HostTensor,
     model::{
         config::ModelConfig,
-        names::{EMBEDDING, HEAD, is_rotary_buffer, is_value_head},
+        names::{HEAD, T5_COPIES, is_embedding, is_unread, is_value_head},
     },
 };
 
@@ -71,14 +71,14 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Drops tensors that are not part of the language model: rotary buffers, which follow from the
-    /// configuration, and a trainer's value head.
+    /// Drops tensors that are not part of the language model: those that no model of its kind reads,
+    /// and a trainer's value head.
     fn leave_out_strangers(&mut self) {
         let (heads, rest): (BTreeMap<_, _>, _) = std::mem::take(&mut self.tensors)
             .into_iter()
             .partition(|(name, _)| is_value_head(name));
         self.tensors = rest;
-        self.tensors.retain(|name, _| !is_rotary_buffer(name));
+        self.tensors.retain(|name, _| !is_unread(name));
         if !heads.is_empty() {
             let tensors: Vec<String> = heads.into_keys().collect();
             tracing::warn!(
@@ -95,17 +95,22 @@ impl Checkpoint {
     }
 
     /// Checks the tensors against [`Self::model`], and returns that: all of them in their shapes, no
-    /// others. A stored head beside tied embeddings must repeat them, and is dropped.
+    /// others. A stored head beside tied embeddings must repeat them, as must T5's further names of its
+    /// embeddings, and is dropped.
     pub fn check(&mut self) -> Result<ModelConfig, WeightError> {
         let config = self.model()?;
-        if config.tied
-            && let Some(head) = self.tensors.remove(HEAD)
-            && !self.get(EMBEDDING).is_some_and(|embedding| same_values(&embedding, &head))
-        {
-            let expected = "the values of model.embed_tokens.weight, because tie_word_embeddings is \
-                            true";
-            return Err(self.refuse(HEAD, expected, "others"));
+        let copies = [HEAD].into_iter().filter(|_| config.tied);
+        for copy in copies.chain(T5_COPIES.into_iter().filter(|_| config.encoder.is_some())) {
+            if let Some(tensor) = self.tensors.remove(copy)
+                && !self.embedding().is_some_and(|embedding| same_values(&embedding, &tensor))
+            {
+                let expected = format!("the values of {}, which it repeats", config.embedding());
+                let because =
+                    if copy == HEAD { ", because tie_word_embeddings is true" } else { "" };
+                return Err(self.refuse(copy, &(expected + because), "others"));
+            }
         }
+        self.check_start(&config)?;
         let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         for (name, shape) in &shapes {
             let got = match self.tensors.get(name) {
@@ -123,6 +128,27 @@ impl Checkpoint {
         }
     }
 
+    /// Refuses a `generation_config.json` by which answers begin after another token than by
+    /// `config.json`: transformers would take that one.
+    fn check_start(&self, config: &ModelConfig) -> Result<(), WeightError> {
+        let path = self.dir.join("generation_config.json");
+        let Some(start) = config.encoder.map(|encoder| encoder.start) else { return Ok(()) };
+        if !path.is_file() {
+            return Ok(());
+        }
+        let key = "decoder_start_token_id";
+        let document: Value = read_json(&path)?;
+        match document.get(key) {
+            Some(other) if !other.is_null() && *other != start => Err(WeightError::Json {
+                path,
+                key: key.to_owned(),
+                expected: format!("{start}, as in config.json"),
+                got: other.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses NaN and infinities. Reads every weight.
     pub fn verify_finite(&self) -> Result<(), WeightError> {
         let tensors = self.tensors.iter();
@@ -133,7 +159,7 @@ impl Checkpoint {
 
     /// Makes the head of a tied model a tensor of its own, with the embedding's memory.
     pub(super) fn untie(&mut self) {
-        if let Some(embedding) = self.get(EMBEDDING) {
+        if let Some(embedding) = self.embedding() {
             self.tensors.entry(HEAD.to_owned()).or_insert(embedding);
         }
     }
@@ -165,6 +191,11 @@ impl Checkpoint {
     /// A tensor by its Hugging Face name.
     pub fn get(&self, name: &str) -> Option<HostTensor> {
         self.tensors.get(name).cloned()
+    }
+
+    /// The embedding table.
+    pub fn embedding(&self) -> Option<HostTensor> {
+        self.tensors.iter().find(|(name, _)| is_embedding(name)).map(|(_, table)| table.clone())
     }
 
     /// Names of all tensors, sorted.

@@ -144,6 +144,14 @@ impl Soup {
             backbones.iter_mut().for_each(Backbone::untie);
         }
         let active_from = active_from(manifest.activation, sft.as_ref(), &backbones)?;
+        if active_from.is_answer() && config.encoder.is_some() {
+            return Err(SoupError::Mismatch {
+                path: dir.join(manifest::FILE),
+                what: "activation".to_owned(),
+                expected: format!("\"all\": the encoder of a {} is merged too", config.model_type),
+                got: "\"answer\"".to_owned(),
+            });
+        }
         let front = front(&root)?;
         let mut soup = Self {
             dir: root,

@@ -13,7 +13,7 @@ pub use keys::{KEYS, Key, Rule, page};
 use super::error::WeightError;
 use crate::{
     files::read_json,
-    model::names::{EMBEDDING, HEAD, module_of},
+    model::names::{HEAD, is_table, module_of},
 };
 
 /// The settings of a LoRA adapter that decide its function.
@@ -116,7 +116,7 @@ impl LoraConfig {
     /// Whether the linear layer `module` is adapted.
     pub fn targets(&self, module: &str) -> bool {
         let named = |targets: &Targets| match targets {
-            Targets::AllLinear => !is_head_or_embedding(module),
+            Targets::AllLinear => !is_head_or_table(module),
             Targets::Pattern(pattern) => pattern.is_match(module),
             Targets::Names(names) => names.iter().any(|name| is_suffix(name, module)),
         };
@@ -174,8 +174,8 @@ fn is_suffix(name: &str, module: &str) -> bool {
 }
 
 /// Modules that "all-linear" leaves out.
-fn is_head_or_embedding(module: &str) -> bool {
-    [HEAD, EMBEDDING].iter().any(|tensor| module == module_of(tensor))
+fn is_head_or_table(module: &str) -> bool {
+    module == module_of(HEAD) || is_table(&format!("{module}.weight"))
 }
 
 /// The document with its path, for errors that name key and value.

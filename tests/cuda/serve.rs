@@ -147,7 +147,7 @@ fn batch(tokens: usize) -> Batch {
         positions: (0..tokens as u32).collect(),
         segments: vec![Segment { rows: 0..tokens, cached: 0, blocks: (0..9).collect() }],
         outputs: (0..tokens).collect(),
-        coefficients: None,
+        ..Batch::default()
     }
 }
 

@@ -31,6 +31,7 @@ mod server;
 mod sockets;
 mod soups;
 mod structured;
+mod t5;
 mod text;
 mod tls;
 mod tools;

@@ -166,3 +166,37 @@ fn a_byte_that_changed_since_the_import_is_noticed_when_a_soup_is_verified() {
         fs::write(&path, whole).expect("written");
     }
 }
+
+#[test]
+fn a_t5_is_imported_as_it_is_or_refused_by_name() {
+    let cases: [(&str, &dyn Fn(&Path)); 5] = [
+        ("", &|_| ()),
+        ("is_gated_act: is true, must be false", &|dir| {
+            edit(dir, "config.json", "is_gated_act", json!(true));
+        }),
+        ("decoder_start_token_id: expected 0, as in config.json, got 3", &|dir| {
+            edit(dir, "generation_config.json", "decoder_start_token_id", json!(3));
+        }),
+        ("decoder.block.3.layer", &|dir| {
+            edit(dir, "config.json", "num_decoder_layers", json!(4));
+        }),
+        ("encoder.block.1.layer", &|dir| edit(dir, "config.json", "num_layers", json!(1))),
+    ];
+    for (expected, change) in cases {
+        let base = tempfile::tempdir().expect("a directory");
+        for entry in fs::read_dir(soup().with_file_name("soup-t5").join("base")).expect("a base") {
+            let entry = entry.expect("an entry");
+            fs::copy(entry.path(), base.path().join(entry.file_name())).expect("copied");
+        }
+        change(base.path());
+        let models = tempfile::tempdir().expect("a directory");
+        let name = Some("model".to_owned());
+        let options = ImportOptions { name, copy: true, ..ImportOptions::new(models.path()) };
+        let imported = import(base.path().to_str().expect("UTF-8"), &options);
+        match (expected, imported) {
+            ("", imported) => assert!(imported.expect("a T5").dir.join("config.json").is_file()),
+            (_, Ok(_)) => panic!("imported: {expected}"),
+            (_, Err(error)) => assert!(error.to_string().contains(expected), "{error}"),
+        }
+    }
+}

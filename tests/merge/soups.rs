@@ -79,6 +79,7 @@ pub fn config(hidden: usize, ff: usize, vocab: usize, tied: bool) -> ModelConfig
         max_positions: 64,
         norm: Norm { eps: 1e-6, shift: 0.0 },
         activation: Activation::Silu,
+        gated: true,
         local_rope: None,
         rope: Rope {
             head_dim,
@@ -98,6 +99,7 @@ pub fn config(hidden: usize, ff: usize, vocab: usize, tied: bool) -> ModelConfig
         caps: SoftCaps::default(),
         tied,
         eos: vec![0],
+        encoder: None,
     }
 }
 

@@ -125,6 +125,7 @@ impl Backend for Soup {
             backbones: BACKBONES,
             answer_only: self.answer_only,
             context: 1000,
+            start: None,
             blocks: self.memory.len(),
             block_tokens: BLOCK,
             digest: "simulated".to_owned(),

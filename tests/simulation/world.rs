@@ -15,7 +15,7 @@ use ladle::{
     engine::{
         Client, Mode,
         backend::Backend,
-        batch::{Forward, LaneRows, layout},
+        batch::{Encoded, Forward, LaneRows, layout},
         blocks::BlockPool,
         cost::{CostModel, Machine},
         models::{Lanes, Models, Prompts, Readiness, StepModel, Wanted},
@@ -225,6 +225,7 @@ impl World {
             assert!(first.or(settled).is_none_or(|mode| mode == lanes.mode), "{lanes:?}");
             let id = self.scheduler.enqueue(NewSequence {
                 tokens: tokens.clone(),
+                encoded: 0,
                 chains: self.models.chains(&lanes),
                 priority: arrival.priority,
                 arrived: self.now,
@@ -378,6 +379,7 @@ impl World {
                 start: rows.start,
                 tokens: &self.scheduler.tokens(*id)[rows.clone()],
                 blocks: self.scheduler.blocks(*id, *lane),
+                encoded: Encoded::default(),
                 outputs: (0..rows.len()).filter(wanted).collect(),
             }
         });

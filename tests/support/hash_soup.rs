@@ -258,6 +258,7 @@ impl Backend for HashSoup {
             backbones: 3,
             answer_only: self.controls.prompts_fused.is_some(),
             context: 500,
+            start: None,
             blocks: self.controls.blocks,
             block_tokens: BLOCK,
             digest: "hash".to_owned(),

@@ -1,7 +1,7 @@
 //! Estimate of a run's tokens, work and memory before it starts (`--dry-run`).
 
 use ladle::{
-    model::{config::ModelConfig, names::EMBEDDING},
+    model::{config::ModelConfig, names::is_embedding},
     soup::Activation,
 };
 
@@ -55,7 +55,7 @@ impl Estimate {
         let matrices: usize = model
             .tensors()
             .iter()
-            .filter(|(name, shape)| shape.len() == 2 && name != EMBEDDING)
+            .filter(|(name, shape)| shape.len() == 2 && !is_embedding(name))
             .map(|(_, shape)| shape.iter().product::<usize>())
             .sum();
         let head = if model.tied { model.vocab_size * model.hidden_size } else { 0 };

@@ -12,6 +12,9 @@ use crate::engine::{
 pub struct NewSequence {
     /// Its prompt.
     pub tokens: Vec<u32>,
+    /// Leading tokens, whole blocks of them, that are encoded: all in one step, with at least one
+    /// token after them. Else 0.
+    pub encoded: usize,
     /// For every lane, how its blocks are named: by what computes their rows.
     pub chains: Vec<Chain>,
     /// Higher goes first.
@@ -35,6 +38,7 @@ pub(super) struct Lane {
 #[derive(Debug, Clone)]
 pub(super) struct Sequence {
     pub tokens: Vec<u32>,
+    pub encoded: usize,
     pub computed: usize,
     pub lanes: Vec<Lane>,
     /// Full blocks that have been offered to the prefix cache.
@@ -53,6 +57,7 @@ impl Sequence {
         let lane = |chain| Lane { chain, names: Vec::new(), blocks: Vec::new() };
         Self {
             tokens: task.tokens,
+            encoded: task.encoded,
             computed: 0,
             lanes: task.chains.into_iter().map(lane).collect(),
             named: 0,
@@ -66,6 +71,11 @@ impl Sequence {
 
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Tokens to encode, over all lanes, if the first `computed` are in the cache.
+    pub fn to_encode(&self, computed: usize) -> usize {
+        if computed < self.encoded { self.encoded * self.lanes.len() } else { 0 }
     }
 
     /// Lanes in the batch: all while it runs, else none.

@@ -23,6 +23,11 @@ pub enum Encoding {
 /// One request per input, and how its embedding is written.
 pub fn embeddings(context: &Context<'_>, body: &[u8]) -> Result<(Checked, Encoding), ApiError> {
     let Context { served, limits, arrived, .. } = context;
+    if served.engine.bounds().encoded.is_some() {
+        let reason =
+            "embeddings are of decoders alone, and this model encodes its prompts".to_owned();
+        return Err(ApiError::Unsupported { param: "model".into(), reason });
+    }
     let mut fields = context.parse(body)?;
     let Target { model, solutions } = Target::take(context, &mut fields)?;
     let input = fields.take("input").ok_or_else(|| fields.missing("input", prompt::FORMS))?;

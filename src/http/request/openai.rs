@@ -74,6 +74,11 @@ pub fn completions(context: &Context<'_>, body: &[u8]) -> Result<Checked, ApiErr
         return Err(ApiError::Unsupported { param: "best_of".into(), reason });
     }
     fields.finish()?;
+    if echo && logprobs.is_some() && context.served.engine.bounds().encoded.is_some() {
+        let reason = "is true beside logprobs, expected false: the model encodes a prompt and does not \
+                      continue it";
+        return Err(ApiError::Value { param: "echo".into(), message: format!("echo {reason}") });
+    }
     let encoder = encoding.within(context, parameters.timeout);
     let prompts = encoder.several("prompt", prompt, context.limits.max_n)?;
     let prompt_only = given == Some(0);

@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over paged keys and values.
+//! Grouped-query attention over paged keys and values.
 //!
 //! A task is one key/value head and some tokens of one sequence; a tile is a few of its query rows
 //! (tokens × heads of the group) that go over the context together. The context is taken in spans
@@ -16,7 +16,7 @@ use super::{
     tensor::Tensor,
 };
 use crate::{
-    kernels::{AttentionShape, Batch, KV_BLOCK, Segment},
+    kernels::{AttentionShape, KV_BLOCK, RelativeBias, Segment, Sight},
     simd::{Isa, Simd, Vectorised, exp},
 };
 
@@ -27,19 +27,27 @@ const TASK_TOKENS: usize = 32;
 /// Query rows of the largest tile.
 const MAX_ROWS: usize = 6;
 
-/// Attends every row of `q` to the tokens of its own sequence, up to itself.
+/// The query rows of a layer and what they see.
+pub(super) struct Rows<'a> {
+    pub q: &'a Tensor,
+    pub shape: AttentionShape,
+    pub segments: &'a [Segment],
+    pub sight: Sight,
+    pub bias: Option<RelativeBias<'a, Tensor>>,
+}
+
+/// Attends every row to tokens of its own sequence.
 pub(super) fn attend<T: Stored>(
     isa: Isa,
     pool: &Pool,
-    q: &Tensor,
-    shape: AttentionShape,
-    batch: &Batch,
+    rows: &Rows<'_>,
     layer: &KvLayer<'_, T>,
     out: &mut Tensor,
 ) {
     let out = SharedMut::new(out);
-    let mut tasks = Vec::with_capacity(batch.segments.len() * shape.kv_heads);
-    for segment in &batch.segments {
+    let shape = rows.shape;
+    let mut tasks = Vec::with_capacity(rows.segments.len() * shape.kv_heads);
+    for segment in rows.segments {
         // The last tokens attend to the most and start first.
         for first in (0..segment.rows.len()).step_by(TASK_TOKENS).rev() {
             let tokens = first..segment.rows.len().min(first + TASK_TOKENS);
@@ -49,7 +57,7 @@ pub(super) fn attend<T: Stored>(
     pool.run(tasks.len(), |task| {
         let (segment, tokens, kv_head) = tasks[task].clone();
         SCRATCH.with_borrow_mut(|scratch| {
-            isa.run(Task { q, shape, segment, tokens, kv_head, layer, out, scratch });
+            isa.run(Task { all: rows, segment, tokens, kv_head, layer, out, scratch });
         });
     });
 }
@@ -64,17 +72,18 @@ struct Scratch {
     weights: [[f32; SPAN]; MAX_ROWS],
     /// Weighted sums of values, `[rows, head_dim]`.
     sums: Vec<f32>,
+    /// What is added to the scores of a tile's rows by distance, `[rows, distances]`; empty: nothing.
+    biases: Vec<f32>,
 }
 
 impl Scratch {
     const fn new() -> Self {
-        Self { weights: [[0.0; SPAN]; MAX_ROWS], sums: Vec::new() }
+        Self { weights: [[0.0; SPAN]; MAX_ROWS], sums: Vec::new(), biases: Vec::new() }
     }
 }
 
 struct Task<'a, T> {
-    q: &'a Tensor,
-    shape: AttentionShape,
+    all: &'a Rows<'a>,
     segment: &'a Segment,
     /// Rows of the segment, counted from its first.
     tokens: Range<usize>,
@@ -89,15 +98,17 @@ impl<T: Stored> Vectorised for Task<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let group = self.shape.heads / self.shape.kv_heads;
-        let rows = self.tokens.len() * group;
+        let Self { all, segment, tokens, kv_head, layer, out, scratch } = self;
+        let &Rows { q, shape, sight, ref bias, .. } = all;
+        let group = shape.heads / shape.kv_heads;
+        let rows = tokens.len() * group;
         let tile = MAX_ROWS.min(S::ROWS);
-        let Self { q, shape, segment, tokens, kv_head, layer, out, scratch } = self;
         for first in (0..rows).step_by(tile) {
             let count = tile.min(rows - first);
             let mut tile = QueryTile {
                 q: [&[]; MAX_ROWS],
                 seen: [const { 0..0 }; MAX_ROWS],
+                positions: [0; MAX_ROWS],
                 segment,
                 layer,
                 kv_head,
@@ -106,15 +117,26 @@ impl<T: Stored> Vectorised for Task<'_, T> {
                 scratch: &mut *scratch,
             };
             let mut starts = [0; MAX_ROWS];
+            tile.scratch.biases.clear();
             for i in 0..count {
                 let (token, head) = ((first + i) / group, (first + i) % group);
                 let token = tokens.start + token;
                 let head = kv_head * group + head;
                 let start = (segment.rows.start + token) * q.width() + head * shape.head_dim;
-                let end = segment.cached + token + 1;
+                let position = segment.cached + token;
+                let end = match sight {
+                    Sight::Causal => position + 1,
+                    Sight::Segment => segment.cached + segment.rows.len(),
+                    Sight::Cached => segment.cached,
+                };
                 let begin = shape.window.map_or(0, |window| end.saturating_sub(window));
                 tile.q[i] = &q.data()[start..start + shape.head_dim];
                 tile.seen[i] = begin..end;
+                tile.positions[i] = position;
+                if let Some(bias) = bias {
+                    let row = segment.rows.start + token;
+                    bias.extend(&mut tile.scratch.biases, row, head, shape.heads);
+                }
                 starts[i] = start;
             }
             let totals = match count {
@@ -143,6 +165,8 @@ struct QueryTile<'a, T> {
     q: [&'a [f32]; MAX_ROWS],
     /// Positions that each row sees.
     seen: [Range<usize>; MAX_ROWS],
+    /// Position of each row.
+    positions: [usize; MAX_ROWS],
     segment: &'a Segment,
     layer: &'a KvLayer<'a, T>,
     kv_head: usize,
@@ -166,7 +190,13 @@ impl<T: Stored> QueryTile<'_, T> {
             self.scores::<S, M>(s, &span);
             for i in 0..M {
                 let seen = span.start.max(self.seen[i].start)..span.end.min(self.seen[i].end);
-                let weights = &mut self.scratch.weights[i];
+                let Scratch { weights, biases, .. } = &mut *self.scratch;
+                let weights = &mut weights[i];
+                if !biases.is_empty() {
+                    let distances = biases.len() / M;
+                    let bias = &biases[i * distances..(i + 1) * distances];
+                    add_by_distance(weights, seen.clone(), self.positions[i], bias);
+                }
                 if let Some(cap) = self.cap {
                     let first = span.start / KV_BLOCK * KV_BLOCK % SPAN;
                     let len = span.end - span.start / KV_BLOCK * KV_BLOCK;
@@ -308,6 +338,33 @@ impl<T: Stored> QueryTile<'_, T> {
             }
         }
     }
+}
+
+impl RelativeBias<'_, Tensor> {
+    /// Appends the biases of a row and head, distance by distance.
+    fn extend(&self, biases: &mut Vec<f32>, row: usize, head: usize, heads: usize) {
+        let start = if self.table.rows() == 1 { 0 } else { row * self.table.width() };
+        let table = &self.table.data()[start..start + self.table.width()];
+        let bias = |&bucket: &u16| table[usize::from(bucket) * heads + head];
+        biases.extend(self.buckets.iter().map(bias));
+    }
+}
+
+/// Adds to the scores of the positions `seen` what `bias` has for their distances from `row`: from
+/// −reach to reach, greater ones being those of the ends.
+#[inline(always)]
+fn add_by_distance(weights: &mut [f32; SPAN], seen: Range<usize>, row: usize, bias: &[f32]) {
+    let (Some(&first), Some(&last)) = (bias.first(), bias.last()) else { return };
+    let reach = bias.len() / 2;
+    let weights = &mut weights[seen.start % SPAN..][..seen.len()];
+    // The positions seen: farther before than the reach, within it, farther after.
+    let before = row.saturating_sub(reach).saturating_sub(seen.start).min(seen.len());
+    let after = (row + reach + 1).saturating_sub(seen.start).clamp(before, seen.len());
+    let within = (seen.start + before + reach).saturating_sub(row).min(bias.len());
+    weights[..before].iter_mut().for_each(|weight| *weight += first);
+    let pairs = weights[before..after].iter_mut().zip(&bias[within..]);
+    pairs.for_each(|(weight, bias)| *weight += bias);
+    weights[after..].iter_mut().for_each(|weight| *weight += last);
 }
 
 /// One step of the online softmax: turns the scores of a row over `span` into weights, 0 outside

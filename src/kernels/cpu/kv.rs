@@ -13,7 +13,7 @@ use memmap2::MmapMut;
 
 use super::{pool::Pool, tensor::Tensor};
 use crate::{
-    kernels::{Batch, Dtype, KV_BLOCK, KernelError, KvDtype, KvShape, Result},
+    kernels::{Dtype, KV_BLOCK, KernelError, KvDtype, KvShape, Result, Segment},
     memory,
     simd::{Element, Isa, Simd, Vectorised},
 };
@@ -171,8 +171,14 @@ impl<T: Stored> KvLayer<'_, T> {
         Some(unsafe { [&*scales, &*scales.add(1)] })
     }
 
-    /// Stores the key and value rows `[kv_heads · head_dim]` of a batch, whose blocks are the pool's.
-    pub(super) fn store(&mut self, isa: Isa, pool: &Pool, [k, v]: [&Tensor; 2], batch: &Batch) {
+    /// Stores the key and value rows `[kv_heads · head_dim]` of segments, whose blocks are the pool's.
+    pub(super) fn store(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        [k, v]: [&Tensor; 2],
+        segments: &[Segment],
+    ) {
         let layer = Places {
             elements: self.elements.as_mut_ptr(),
             first: self.first,
@@ -184,7 +190,7 @@ impl<T: Stored> KvLayer<'_, T> {
             let part = |part: usize| part * self.head_dim / PARTS;
             let columns = part(task % PARTS)..part(task % PARTS + 1);
             let (head, scales) = (task / PARTS, task.is_multiple_of(PARTS));
-            isa.run(StoreTask { layer: &layer, k, v, batch, head, columns, scales });
+            isa.run(StoreTask { layer: &layer, k, v, segments, head, columns, scales });
         };
         let tasks = k.width() / self.head_dim * PARTS;
         // Storing a few rows is cheaper than waking a thread.
@@ -212,7 +218,7 @@ struct StoreTask<'a, T> {
     layer: &'a Places<T>,
     k: &'a Tensor,
     v: &'a Tensor,
-    batch: &'a Batch,
+    segments: &'a [Segment],
     head: usize,
     columns: Range<usize>,
     /// Whether the task writes the scales of the rows.
@@ -227,7 +233,7 @@ impl<T: Stored> Vectorised for StoreTask<'_, T> {
         let Self { layer, head, columns, .. } = self;
         let head_dim = layer.head_dim;
         let size = KV_BLOCK * head_dim;
-        for segment in &self.batch.segments {
+        for segment in self.segments {
             for (position, row) in (segment.cached..).zip(segment.rows.clone()) {
                 let block = segment.blocks[position / KV_BLOCK] as usize;
                 let start = layer.first + block * layer.stride + head * layer.head;

@@ -30,7 +30,8 @@ pub use tensor::Tensor;
 use self::{pool::Pool, tensor::Recycler};
 use super::{
     Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels,
-    KvDtype, Norm, Product, Result, Rope, RowCoefficients, ScaledProduct,
+    KvDtype, Norm, Product, RelativeBias, Result, Rope, RowCoefficients, ScaledProduct, Segment,
+    Sight,
     check::{self, fits, groups, matrix},
 };
 use crate::simd::Isa;
@@ -106,19 +107,6 @@ impl CpuKernels {
             y.data_mut().fill(0.0);
         }
         Ok(gemm::LinearJob { x, w, y, fresh })
-    }
-
-    /// Stores the keys and values of a batch, then attends.
-    fn attend<T: kv::Stored>(
-        &self,
-        mut layer: kv::KvLayer<'_, T>,
-        [q, k, v]: [&Tensor; 3],
-        shape: AttentionShape,
-        batch: &Batch,
-        out: &mut Tensor,
-    ) {
-        layer.store(self.isa, &self.pool, [k, v], batch);
-        attention::attend(self.isa, &self.pool, q, shape, batch, &layer, out);
     }
 
     /// Does independent products in one parallel region.
@@ -299,19 +287,81 @@ impl Kernels for CpuKernels {
     ) -> Result<Tensor> {
         let sizes = [&q, &k, &v].map(|t| (t.rows(), t.width()));
         check::attention(sizes, layer, shape, batch, cache.shape())?;
+        self.store(&k, &v, layer, &batch.segments, cache)?;
+        self.attend(&q, layer, shape, &batch.segments, Sight::Causal, None, cache)
+    }
+
+    fn store(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        layer: usize,
+        segments: &[Segment],
+        cache: &mut KvPool,
+    ) -> Result<()> {
+        let sizes = [k, v].map(|t| (t.rows(), t.width()));
+        check::stored(sizes, layer, segments, cache.shape())?;
+        match cache.shape().dtype {
+            KvDtype::Plain(Dtype::Bf16) => {
+                cache.layer::<half::bf16>(layer).store(self.isa, &self.pool, [k, v], segments);
+            }
+            KvDtype::Plain(_) => {
+                cache.layer::<f32>(layer).store(self.isa, &self.pool, [k, v], segments);
+            }
+            KvDtype::Int8 => {
+                cache.layer::<i8>(layer).store(self.isa, &self.pool, [k, v], segments);
+            }
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        q: &Tensor,
+        layer: usize,
+        shape: AttentionShape,
+        segments: &[Segment],
+        sight: Sight,
+        bias: Option<RelativeBias<'_, Tensor>>,
+        cache: &mut KvPool,
+    ) -> Result<Tensor> {
+        check::attended((q.rows(), q.width()), layer, shape, (segments, sight), cache.shape())?;
+        if let Some(RelativeBias { table, buckets }) = &bias {
+            let most = buckets.iter().max().map_or(0, |&bucket| usize::from(bucket) + 1);
+            let op = "attend";
+            fits(op, "rest of the number of distances over 2", 1, buckets.len() % 2)?;
+            fits(op, "width of the table of biases modulo heads", 0, table.width() % shape.heads)?;
+            if table.width() < most * shape.heads {
+                let what = "width of the table of biases (at least)";
+                let (expected, got) = (most * shape.heads, table.width());
+                return Err(KernelError::Shape { op, what, expected, got });
+            }
+            if table.rows() != 1 {
+                fits(op, "rows of the table of biases", q.rows(), table.rows())?;
+            }
+        }
+        let rows = attention::Rows { q, shape, segments, sight, bias };
         let mut out = q.stale_like();
         match cache.shape().dtype {
             KvDtype::Plain(Dtype::Bf16) => {
-                self.attend(cache.layer::<half::bf16>(layer), [&q, &k, &v], shape, batch, &mut out);
+                let layer = cache.layer::<half::bf16>(layer);
+                attention::attend(self.isa, &self.pool, &rows, &layer, &mut out);
             }
             KvDtype::Plain(_) => {
-                self.attend(cache.layer::<f32>(layer), [&q, &k, &v], shape, batch, &mut out);
+                let layer = cache.layer::<f32>(layer);
+                attention::attend(self.isa, &self.pool, &rows, &layer, &mut out);
             }
             KvDtype::Int8 => {
-                self.attend(cache.layer::<i8>(layer), [&q, &k, &v], shape, batch, &mut out);
+                let layer = cache.layer::<i8>(layer);
+                attention::attend(self.isa, &self.pool, &rows, &layer, &mut out);
             }
         }
         Ok(out)
+    }
+
+    fn relu(&self, mut x: Tensor) -> Result<Tensor> {
+        x.data_mut().iter_mut().for_each(|x| *x = x.max(0.0));
+        Ok(x)
     }
 
     fn gated(&self, activation: Activation, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {

@@ -22,7 +22,7 @@ use crate::{
         low_rank::{LowRankTerm, stack, total_rank},
         plan::{SoupPlan, TensorPlan},
     },
-    model::names::{EMBEDDING, module_of},
+    model::names::module_of,
     preference::{Coefficients, key::ModelKey},
     soup::{
         ActiveFrom, BackboneKind, LoraModule, Soup, TensorSpec,
@@ -180,10 +180,13 @@ impl Changes {
             (Some(id), _, _) => id.clone(),
             _ => soup.base_dir.display().to_string(),
         };
-        let ties = soup.config.tied && self.whole.contains(module_of(EMBEDDING));
+        let ties = soup.config.tied && self.whole.contains(module_of(soup.config.embedding()));
         let mut config = json!({
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": match soup.config.encoder {
+                None => "CAUSAL_LM",
+                Some(_) => "SEQ_2_SEQ_LM",
+            },
             "base_model_name_or_path": name,
             "revision": base.revision,
             "inference_mode": true,

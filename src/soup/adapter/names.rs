@@ -1,6 +1,6 @@
 //! Names of the tensors of an `adapter_model.safetensors`, resolved as PEFT's loader resolves them.
 
-use crate::model::names::{is_rotary_buffer, is_value_head};
+use crate::model::names::{is_unread, is_value_head};
 
 /// Prefix of module paths in PEFT's files.
 pub const PREFIX: &str = "base_model.model.";
@@ -40,7 +40,7 @@ pub fn entry(key: &str) -> Result<Entry<'_>, &'static str> {
     if is_value_head(name) {
         return Ok(Entry::ValueHead);
     }
-    if is_rotary_buffer(name) || name.contains(".original_module.") {
+    if is_unread(name) || name.contains(".original_module.") {
         return Ok(Entry::Unused);
     }
     if name.contains("lora_embedding_") {

@@ -32,6 +32,9 @@ struct Llama {
 pub(super) fn open(dir: &Path) -> std::result::Result<(Network, VarBuilder<'static>), String> {
     let checkpoint = Checkpoint::open(dir).map_err(|e| e.to_string())?;
     let mut model = ModelConfig::from_json(checkpoint.config()).map_err(|e| e.to_string())?;
+    if model.encoder.is_some() {
+        return Err(format!("a {} is an encoder–decoder model, not a decoder", model.model_type));
+    }
     // A reward model has no head over the vocabulary; a tied head needs no tensor.
     model.tied = true;
     let weights = weights::tensors(&checkpoint, &model)?;
