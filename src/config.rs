@@ -3,6 +3,7 @@
 //! A flag beats its environment variable (`LADLE_…`), which beats the file (`--config FILE.toml`,
 //! the same names with underscores), which beats the default. Every limit of the server is here.
 
+mod address;
 mod checked;
 pub mod environment;
 mod error;
@@ -16,6 +17,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::de::{DeTable, ValueDeserializer};
 
+pub use address::{Scheme, SoupAddress};
 pub use checked::{ConnectionLimits, RequestLimits, ServeConfig};
 pub use error::OptionError;
 pub use options::{LogOptions, ServeOptions, StoreOptions, TraceOptions};

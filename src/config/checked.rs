@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    address::SoupAddress,
     environment,
     error::OptionError,
     options::ServeOptions,
@@ -54,8 +55,15 @@ pub struct ConnectionLimits {
 /// [`ServeOptions`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServeConfig {
+    /// Directory of the soup. Of one at an `address`: the address, until it is fetched.
     pub soup: PathBuf,
-    /// `None`: it is not replaced by requests.
+    /// Where the soup is fetched from, if it is.
+    pub address: Option<SoupAddress>,
+    /// What requests may have fetched, with all below it.
+    pub soup_sources: Vec<SoupAddress>,
+    /// `None`: `$LADLE_HOME/soups`.
+    pub soup_cache: Option<PathBuf>,
+    /// `None`: requests name no directories.
     pub soup_root: Option<PathBuf>,
     pub host: String,
     /// 0: a free one.
@@ -132,16 +140,33 @@ impl ServeOptions {
                 expected: "at most 1000000".into(),
             });
         }
-        if self.soup_root.is_some() && self.named_keys.is_none() {
-            let hint = "soup_root needs a named key with the right to replace soups";
+        let soup_sources = self.soup_source.clone().unwrap_or_default();
+        if (self.soup_root.is_some() || !soup_sources.is_empty()) && self.named_keys.is_none() {
+            let hint = "soup_root and soup_source need a named key with the right to replace soups";
             return Err(OptionError::Missing { option: "named_keys", hint });
         }
+        let soup = self.soup.clone().ok_or(OptionError::Missing {
+            option: "soup",
+            hint: "name its directory, as in `ladle serve backbones`",
+        })?;
+        let address = soup.to_str().filter(|text| SoupAddress::is_meant(text));
+        let address = address.map(str::parse::<SoupAddress>).transpose().map_err(|_| {
+            let (got, expected) = (soup.display().to_string(), SoupAddress::EXPECTED.to_owned());
+            OptionError::Value { option: "soup", got, expected }
+        })?;
+        if self.store.offline() && (address.is_some() || !soup_sources.is_empty()) {
+            return Err(OptionError::Value {
+                option: "offline",
+                got: "true".into(),
+                expected: "false, as soup or soup_source are addresses".into(),
+            });
+        }
         Ok(ServeConfig {
+            soup,
+            address,
+            soup_sources,
+            soup_cache: self.soup_cache.clone(),
             soup_root: self.soup_root.clone(),
-            soup: self.soup.clone().ok_or(OptionError::Missing {
-                option: "soup",
-                hint: "name its directory, as in `ladle serve backbones`",
-            })?,
             host: self.host(),
             port: self.port(),
             base: self.base.clone(),

@@ -16,7 +16,7 @@ const fn variable(name: &'static str, meaning: &'static str, default: &'static s
 pub const VARIABLES: [Variable; 9] = [
     variable(
         "LADLE_HOME",
-        "Directory of imported base models and compiled GPU kernels",
+        "Directory of imported base models, fetched soups and compiled GPU kernels",
         "ladle in $XDG_CACHE_HOME, else in ~/.cache",
     ),
     variable(

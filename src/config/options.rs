@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{
     ApiKey, ByteSize, KvType, LogFormat, MergeMode, OnFailure, Processor, Residence, Sampler,
+    SoupAddress,
 };
 
 /// Defines groups of options, which are `None` where they are not given.
@@ -133,12 +134,20 @@ options! {
 
     /// The options of `ladle serve` as given, before defaults and checks.
     ServeOptions [store: StoreOptions, logs: LogOptions, traces: TraceOptions] {
-        /// The soup directory (holds soup.toml).
+        /// The soup directory (holds soup.toml), or an address that it is fetched from: s3://, gs://,
+        /// https:// or http://.
         #[arg(long, env = "LADLE_SOUP", value_name = "DIR")]
         soup: PathBuf,
         /// Directory below which `PUT /admin/soups/NAME` finds soups; needs named keys.
         #[arg(long, env = "LADLE_SOUP_ROOT", value_name = "DIR")]
         soup_root: PathBuf,
+        /// Addresses that `PUT /admin/soups/NAME` may name, with all below them, such as
+        /// s3://models/soups; comma-separated; needs named keys.
+        #[arg(long, env = "LADLE_SOUP_SOURCE", value_name = "PREFIX", value_delimiter = ',')]
+        soup_source: Vec<SoupAddress>,
+        /// Where fetched soups are kept.
+        #[arg(long, env = "LADLE_SOUP_CACHE", value_name = "DIR")]
+        soup_cache: PathBuf | "$LADLE_HOME/soups",
         /// Address to listen on.
         #[arg(long, env = "LADLE_HOST", value_name = "ADDRESS")]
         host: String = "127.0.0.1",

@@ -55,10 +55,16 @@ impl Staging {
 
     /// Syncs what was written and gives it its name.
     pub fn commit(self) -> Result<(), FileError> {
-        let Self { temporary, target } = self;
-        sync(temporary.path()).map_err(FileError::at(&target))?;
-        temporary.persist(&target).map_err(FileError::at(&target))?;
-        let parent = parent(&target);
+        let target = self.target.clone();
+        self.commit_as(&target)
+    }
+
+    /// As [`Staging::commit`], under another name in the same directory, where nothing is.
+    pub fn commit_as(self, target: &Path) -> Result<(), FileError> {
+        let Self { temporary, .. } = self;
+        sync(temporary.path()).map_err(FileError::at(target))?;
+        temporary.persist(target).map_err(FileError::at(target))?;
+        let parent = parent(target);
         sync_directory(parent).map_err(FileError::at(parent))
     }
 }

@@ -1,7 +1,7 @@
 //! State that the handlers share: the served soup once it is loaded, limits, keys and metrics.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -20,12 +20,13 @@ use super::{
     generations::{Generations, Replacement},
     keys::{self, Key, KeyError},
     rate::Buckets,
+    request::soups::Wish,
     served::Served,
     tls::{Tls, TlsError},
     trace::Tracer,
 };
 use crate::{
-    config::{RequestLimits, ServeConfig},
+    config::{RequestLimits, ServeConfig, SoupAddress},
     engine::{Ailment, Client, Full, Place, Places},
     telemetry::Telemetry,
 };
@@ -160,20 +161,16 @@ impl App {
         self.generations.current().ok_or(ApiError::Loading)
     }
 
-    /// Where requests may have soups loaded from.
-    pub fn soup_root(&self) -> Option<&Path> {
-        self.config.soup_root.as_deref()
+    /// Where requests may have soups loaded from: the directory below which, and the addresses.
+    pub fn soup_sources(&self) -> (Option<&Path>, &[SoupAddress]) {
+        (self.config.soup_root.as_deref(), &self.config.soup_sources)
     }
 
-    /// Replaces the served soup, if it is `generation`, by the one in `source`, or by itself if its
-    /// files have changed. `None`: they have not. Who asks need not wait for it.
-    pub async fn replace(
-        &self,
-        source: Option<PathBuf>,
-        generation: Option<u64>,
-    ) -> Result<Option<Arc<Served>>, ApiError> {
+    /// Replaces the served soup as wished, or without a wish by itself if its files have changed.
+    /// `None`: they have not. Who asks need not wait for it.
+    pub async fn replace(&self, wish: Option<Wish>) -> Result<Option<Arc<Served>>, ApiError> {
         let (outcome, told) = oneshot::channel();
-        let wish = Replacement { source, generation, outcome };
+        let wish = Replacement { wish, outcome };
         self.replacements.try_send(wish).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => {
                 ApiError::Replacing("other replacements of the soup are in progress".to_owned())

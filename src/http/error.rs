@@ -91,6 +91,9 @@ pub enum ApiError {
     /// A replacement must wait for another to end.
     #[error("{0}; retry later")]
     Replacing(String),
+    /// The place that a soup is fetched from does not give it now.
+    #[error("the soup was not fetched: {0}")]
+    Source(String),
     /// No such model.
     #[error("model {name:?} does not exist: {reason}")]
     Model {
@@ -263,6 +266,7 @@ impl ApiError {
             Self::Engine(Ailment::Stuck(_)) => {
                 (S::SERVICE_UNAVAILABLE, SERVER, "engine_stuck", Some(Unavailable))
             }
+            Self::Source(_) => (S::BAD_GATEWAY, SERVER, "source_unreachable", Some(Unavailable)),
             Self::Deadline { .. } => (S::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded", None),
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, SERVER, "internal_error", None),
         };
@@ -278,6 +282,7 @@ impl ApiError {
             Self::ContentType { .. } => Some("content-type"),
             Self::ContentEncoding { .. } => Some("content-encoding"),
             Self::Model { .. } => Some("model"),
+            Self::Source(_) => Some("source"),
             Self::Generation { .. } => Some("if_generation"),
             Self::KeyLimit { limit, .. } => Some(limit),
             _ => None,

@@ -1,22 +1,17 @@
 //! The generations of the served soup: the one that takes requests, and former ones, each of which
 //! lives until the last request that began with it has ended.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::oneshot;
 
-use super::{error::ApiError, served::Served};
+use super::{error::ApiError, request::soups::Wish, served::Served};
 use crate::engine::{EngineStats, EngineWatch};
 
-/// A wish for another generation.
+/// A wish for another generation, on its way.
 pub struct Replacement {
-    /// Where it is; `None`: where the one that is served came from, if its files have changed.
-    pub source: Option<PathBuf>,
-    /// The generation to replace, where it must be a certain one.
-    pub generation: Option<u64>,
+    /// `None`: the one that is served from where it came, if its files have changed.
+    pub wish: Option<Wish>,
     /// Told what came of it.
     pub outcome: oneshot::Sender<Result<Option<Arc<Served>>, ApiError>>,
 }

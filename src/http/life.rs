@@ -6,10 +6,11 @@ use super::{
     app::App,
     error::ApiError,
     generations::Replacement,
-    load::{LoadError, is_served},
+    load::{self, LoadError, is_served},
+    request::soups::Source,
     served::Served,
 };
-use crate::{config::ServeConfig, engine::Ailment, telemetry::Telemetry};
+use crate::{config::ServeConfig, engine::Ailment, import::StoreError, telemetry::Telemetry};
 
 /// Makes a running soup of a configuration; the former one may still run.
 pub type Load = dyn Fn(&ServeConfig, Arc<Telemetry>, Option<&Served>) -> Result<Served, LoadError>
@@ -51,6 +52,11 @@ pub async fn loaded(
     on_thread(move || load(&config, telemetry, former.as_deref())).await
 }
 
+/// The configuration of a soup whose files are on this machine.
+pub async fn fetched(config: ServeConfig) -> Result<ServeConfig, LoadError> {
+    on_thread(move || load::fetched(config)).await
+}
+
 async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
 ) -> Result<T, LoadError> {
@@ -66,9 +72,9 @@ pub async fn replacement(
     wish: &Replacement,
     load: &Arc<Load>,
 ) -> Result<Option<(Arc<ServeConfig>, Served)>, ApiError> {
-    let served = app.served()?;
+    let (served, wish) = (app.served()?, wish.wish.as_ref());
     let current = served.generation;
-    if let Some(given) = wish.generation.filter(|given| *given != current) {
+    if let Some(given) = wish.and_then(|wish| wish.generation).filter(|given| *given != current) {
         return Err(ApiError::Generation { given, current });
     }
     if let Some((generation, requests)) = app.generations.draining().first() {
@@ -76,20 +82,31 @@ pub async fn replacement(
             "generation {generation} still answers {requests} sequences"
         )));
     }
-    let config = match &wish.source {
-        // A base that is not here is not fetched because a request says so.
-        Some(soup) => {
-            Arc::new(ServeConfig { soup: soup.clone(), offline: true, ..(**config).clone() })
-        }
-        None => config.clone(),
+    // A base that is not here is not fetched because a request says so.
+    let here = ServeConfig { offline: true, ..(**config).clone() };
+    let config = match wish.map(|wish| &wish.source) {
+        Some(Source::Directory(soup)) => ServeConfig { soup: soup.clone(), address: None, ..here },
+        Some(Source::Address(address)) => ServeConfig { address: Some(address.clone()), ..here },
+        None => (**config).clone(),
     };
-    if wish.source.is_none() {
+    let config = tokio::select! {
+        config = fetched(config) => Arc::new(config.map_err(|error| match error {
+            LoadError::Store(StoreError::Fetch(error)) if error.may_pass() => ApiError::Source(error.to_string()),
+            error => refused(error),
+        })?),
+        // What ended is not left lying until a download has ended, too.
+        ailment = failure(app, &served, false) => return Err(ApiError::Engine(ailment)),
+    };
+    if wish.is_none() {
         let (config, served) = (config.clone(), served.clone());
         if on_thread(move || is_served(&config, &served)).await.map_err(refused)? {
             return Ok(None);
         }
     }
     let new = loaded(app, &config, load).await.map_err(refused)?;
+    if let Some(given) = wish.and_then(|wish| wish.digest.as_ref()).filter(|d| **d != new.digest) {
+        return Err(ApiError::value("digest", given, format!("{}, the soup's", new.digest)));
+    }
     if new.name != served.name {
         return Err(refused(format!("its name is {:?}, expected {:?}", new.name, served.name)));
     }

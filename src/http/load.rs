@@ -16,6 +16,7 @@ use crate::{
         budget::{Budgets, Held},
         budgets,
     },
+    files::home,
     grammar::Compiler,
     import::{Store, StoreError, default_models_dir},
     memory,
@@ -50,8 +51,8 @@ pub enum LoadError {
     /// The tokenizer's special tokens are too many to search for.
     #[error("the tokenizer's special tokens: {0}")]
     Control(#[from] regex::Error),
-    #[error("no directory for base models: give --models-dir, or set LADLE_HOME or HOME")]
-    Home,
+    #[error("no directory for {0}, or set LADLE_HOME or HOME")]
+    Home(&'static str),
     #[error("loading failed: {0}")]
     Panicked(String),
 }
@@ -99,7 +100,10 @@ pub fn load(
     let mut served = Served {
         engine,
         generation: former.map_or(created, |former| created.max(former.generation + 1)),
-        source: config.soup.clone(),
+        source: config
+            .address
+            .as_ref()
+            .map_or_else(|| json!(config.soup), |at| at.to_string().into()),
         holds: *holds,
         name,
         digest,
@@ -125,6 +129,16 @@ pub fn load(
     Ok(served)
 }
 
+/// The configuration with the directory of its soup; one at an address is fetched, as far as it is not
+/// there.
+pub fn fetched(config: ServeConfig) -> Result<ServeConfig, LoadError> {
+    let Some(address) = &config.address else { return Ok(config) };
+    let cache = config.soup_cache.clone().or_else(|| Some(home()?.join("soups")));
+    let cache = cache.ok_or(LoadError::Home("fetched soups: give --soup-cache"))?;
+    let soup = store(&config)?.fetch(address, &cache, config.base.is_some())?;
+    Ok(ServeConfig { soup, ..config })
+}
+
 /// Whether the soup of a configuration is the one that is served: same texts, front and weight files.
 pub fn is_served(config: &ServeConfig, served: &Served) -> Result<bool, LoadError> {
     let options = OpenOptions { base: config.base.clone(), ..OpenOptions::default() };
@@ -137,7 +151,10 @@ pub fn is_served(config: &ServeConfig, served: &Served) -> Result<bool, LoadErro
 
 fn store(config: &ServeConfig) -> Result<Store, LoadError> {
     let models_dir = config.models_dir.clone().or_else(default_models_dir);
-    Ok(Store { models_dir: models_dir.ok_or(LoadError::Home)?, offline: config.offline })
+    Ok(Store {
+        models_dir: models_dir.ok_or(LoadError::Home("base models: give --models-dir"))?,
+        offline: config.offline,
+    })
 }
 
 /// The configuration with the budgets that the memory of the process leaves, and the bytes that the

@@ -23,8 +23,8 @@ pub struct Served {
     pub engine: EngineHandle,
     /// Grows with each soup that is loaded, over restarts of the server too.
     pub generation: u64,
-    /// The directory that it was loaded from.
-    pub source: PathBuf,
+    /// The directory that it was loaded from, or the address.
+    pub source: Value,
     /// Bytes of its weights, activations and budgets, where the memory of the process has a bound.
     pub holds: usize,
     /// The soup's name: the model id.

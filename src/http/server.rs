@@ -222,9 +222,12 @@ async fn live(
     load: Arc<Load>,
     mut replacements: mpsc::Receiver<Replacement>,
 ) -> Result<(), ServeError> {
-    let mut config = Arc::new(config);
     let exits = config.on_engine_failure == OnFailure::Exit;
     tokio::pin!(stop);
+    let mut config = tokio::select! {
+        fetched = life::fetched(config) => Arc::new(fetched?),
+        () = &mut stop => return Ok(()),
+    };
     let mut pause = FIRST_PAUSE;
     loop {
         let loaded = tokio::select! {
@@ -297,7 +300,7 @@ async fn reload_on_hangup(app: Arc<App>) {
     let Ok(mut hangups) = hangups else { return };
     while hangups.recv().await.is_some() {
         app.reload();
-        match app.replace(None, None).await {
+        match app.replace(None).await {
             Ok(Some(served)) => tracing::info!(
                 soup = served.name,
                 generation = served.generation,

@@ -14,9 +14,10 @@ use super::{
     error::{ApiError, shorten},
     incoming::Incoming,
     keys::Key,
-    request::soups,
+    request::soups::{self, Source},
     served::Served,
 };
+use crate::config::SoupAddress;
 
 /// The key of a holder of the right; without named keys there is none.
 pub struct Manager(Arc<Key>);
@@ -48,31 +49,50 @@ pub async fn replace(
     request: Incoming,
 ) -> Result<Json<Value>, ApiError> {
     let name = name.map_or_else(|rejection| rejection.body_text(), |UrlPath(name)| name);
-    let (source, generation) = request.check(soups::replacement).await?;
+    let mut wish = request.check(soups::replacement).await?;
     let served = app.served()?;
     if name != served.name {
         let reason = format!("this server has {:?}", served.name);
         return Err(ApiError::Model { name: shorten(&name), reason });
     }
-    let Some(root) = app.soup_root() else {
-        return Err(ApiError::Forbidden("the server was started without soup_root".to_owned()));
-    };
-    let refuse = || {
-        let expected = "a directory below soup_root, links included";
-        ApiError::value("source", format!("{source:?}"), expected)
-    };
-    let inside = |root: &Path| {
-        let (root, source) = (fs::canonicalize(root).ok()?, root.join(&source));
-        fs::canonicalize(source).ok().filter(|source| source.starts_with(root))
-    };
-    let source = inside(root).ok_or_else(refuse)?;
-    let replaced = app.replace(Some(source), generation).await;
+    wish.source = allowed(wish.source, app.soup_sources())?;
+    let replaced = app.replace(Some(wish)).await;
     let replaced = replaced.inspect_err(|error| {
         tracing::warn!(key = key.name, %error, "the soup was not replaced");
     })?;
     let served = replaced.unwrap_or(served);
     tracing::info!(key = key.name, generation = served.generation, "the soup was replaced");
     Ok(Json(describe(&app, &served)))
+}
+
+/// A source that requests may name: a directory below the root, or an address below a prefix.
+fn allowed(
+    source: Source,
+    (root, prefixes): (Option<&Path>, &[SoupAddress]),
+) -> Result<Source, ApiError> {
+    let closed =
+        |option: &str| Err(ApiError::Forbidden(format!("the server was started without {option}")));
+    match source {
+        Source::Directory(source) => {
+            let Some(root) = root else { return closed("soup_root") };
+            let inside = || {
+                let (root, source) = (fs::canonicalize(root).ok()?, root.join(&source));
+                fs::canonicalize(source).ok().filter(|source| source.starts_with(root))
+            };
+            let expected = "a directory below soup_root, links included";
+            let refuse = || ApiError::value("source", format!("{source:?}"), expected);
+            inside().map(Source::Directory).ok_or_else(refuse)
+        }
+        Source::Address(_) if prefixes.is_empty() => closed("soup_source"),
+        Source::Address(address) if prefixes.iter().any(|prefix| address.is_within(prefix)) => {
+            Ok(Source::Address(address))
+        }
+        Source::Address(address) => {
+            let known: Vec<String> = prefixes.iter().map(SoupAddress::to_string).collect();
+            let expected = format!("one below soup_source ({})", known.join(", "));
+            Err(ApiError::value("source", address, expected))
+        }
+    }
 }
 
 fn describe(app: &App, served: &Served) -> Value {

@@ -25,10 +25,30 @@ const PAUSES: [Duration; 3] =
 const CONNECT: Duration = Duration::from_secs(30);
 /// Longest wait for the next bytes of an answer.
 const STALL: Duration = Duration::from_secs(60);
+/// Redirects of one request that are followed.
+const REDIRECTS: u32 = 10;
 /// Largest answer that is read as a whole, in bytes.
 const MAX_JSON: u64 = 64 << 20;
 /// Characters of an answer that an error quotes.
 const SAID: usize = 200;
+
+/// What sends requests and follows so many redirects of one. Proxies come from the environment,
+/// trusted certificates from the system.
+pub fn agent(redirects: u32) -> Agent {
+    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+    Agent::config_builder()
+        .tls_config(tls)
+        .http_status_as_error(false)
+        .max_redirects(redirects)
+        // Contents come from other hosts, which must not see the token.
+        .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+        .user_agent(concat!("ladle/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .timeout_connect(Some(CONNECT))
+        .timeout_per_read(Some(STALL))
+        .build()
+        .into()
+}
 
 /// A request that failed.
 #[derive(Debug)]
@@ -94,8 +114,7 @@ pub struct Client {
 
 impl Client {
     /// Prepares requests to `endpoint`, else `HF_ENDPOINT`, else the public hub, with the user's
-    /// token. Proxies come from the environment, trusted certificates from the system. Nothing is
-    /// sent yet.
+    /// token. Nothing is sent yet.
     pub fn new(endpoint: Option<&str>) -> Result<Self, Failure> {
         let variable = || env::var("HF_ENDPOINT").ok().filter(|value| !value.is_empty());
         let endpoint = endpoint.map(str::to_owned).or_else(variable);
@@ -109,19 +128,8 @@ impl Client {
                 "HF_ENDPOINT is {endpoint:?}, expected {expected}"
             )));
         }
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let agent = Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            // Contents come from other hosts, which must not see the token.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .user_agent(concat!("ladle/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .timeout_connect(Some(CONNECT))
-            .timeout_per_read(Some(STALL))
-            .build()
-            .into();
-        Ok(Self { agent, endpoint: endpoint.trim_end_matches('/').to_owned(), token: token() })
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        Ok(Self { agent: agent(REDIRECTS), endpoint, token: token() })
     }
 
     /// The address of a path on the hub.

@@ -11,6 +11,7 @@ mod packed;
 mod progress;
 mod quantise;
 mod record;
+mod remote;
 mod source;
 mod wheel;
 
@@ -22,9 +23,11 @@ use std::{
 pub use check::{base as check_base, soup as check_soup};
 pub use error::{ImportError, ImportOptions};
 pub use quantise::Quantise;
+pub use remote::FetchError;
 pub use source::{NAMED, NamedModel, Source};
 
 use crate::{
+    config::SoupAddress,
     files::{Staging, file_sha256, home, sha256, sweep},
     soup::{
         BaseSource, Manifest, OpenOptions, Soup, SoupError, base_source,
@@ -256,6 +259,9 @@ pub enum StoreError {
     /// The base could not be found or imported, or what is there cannot be served.
     #[error("base: {0}")]
     Import(#[from] ImportError),
+    /// A soup at an address was not fetched.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
 }
 
 impl Store {
@@ -291,6 +297,27 @@ impl Store {
             BaseSource::Gguf(path) => local_base(dir, path)?.to_string_lossy().into_owned(),
         };
         Ok(self.resolve(&spec)?)
+    }
+
+    /// The directory below `cache` that holds the soup at `address` as it is now; what is not there yet
+    /// is fetched. Its base must be one of this store, or can be imported into it, unless another one is
+    /// `given`.
+    pub fn fetch(
+        &self,
+        address: &SoupAddress,
+        cache: &Path,
+        given: bool,
+    ) -> Result<PathBuf, StoreError> {
+        remote::fetch(address, cache, |manifest| {
+            let source = base_source(Path::new(""), &manifest.base)?;
+            match source {
+                _ if given => Ok(()),
+                BaseSource::Path(got) | BaseSource::Gguf(got) => {
+                    Err(FetchError::Base { at: address.to_string(), got }.into())
+                }
+                BaseSource::Id { .. } => self.base(Path::new(""), &source).map(drop),
+            }
+        })
     }
 
     /// Writes the soup of `recipe` as `dir` where it can be served; see [`init`]. Its base is found or

@@ -1,6 +1,7 @@
 //! `ladle serve` as a process of its own, for what may end it.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -24,15 +25,22 @@ pub struct Process {
 impl Process {
     /// Serves `soup`; returns once the server is ready.
     pub fn start(soup: &Path, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ladle"))
-            .args(["serve", "--port", "0", "--offline", "--log-format", "json", "--soup"])
-            .arg(soup)
-            .args(["--merge-cache", "64MiB", "--kv-cache", "16MiB", "--threads", "2"])
-            .args(arguments)
-            .env("LADLE_HOME", soup)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Self::command(soup.as_os_str(), soup, arguments);
+        Self::run(command.arg("--offline"), arguments)
+    }
+
+    /// What serves a soup, and keeps below `home` what it fetches.
+    pub fn command(soup: &OsStr, home: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ladle"));
+        command.args(["serve", "--port", "0", "--log-format", "json", "--soup"]).arg(soup);
+        command.args(["--merge-cache", "64MiB", "--kv-cache", "16MiB", "--threads", "2"]);
+        command.args(arguments).env("LADLE_HOME", home).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it; returns once the server is ready.
+    pub fn run(command: &mut Command, arguments: &[&str]) -> Self {
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (tell, log) = mpsc::channel();
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line)));

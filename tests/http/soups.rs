@@ -26,7 +26,7 @@ use crate::{
     structured::validate,
 };
 
-const ROUTE: &str = "/admin/soups/soup-tiny";
+pub const ROUTE: &str = "/admin/soups/soup-tiny";
 
 /// A directory of soups with one name: `one` of adapters, and `two` of full checkpoints on the base of
 /// the first.
@@ -42,14 +42,14 @@ fn soups() -> TempDir {
 }
 
 /// Changes a text of a soup's manifest.
-fn edit(soup: &Path, from: &str, to: &str) {
+pub fn edit(soup: &Path, from: &str, to: &str) {
     let path = soup.join("soup.toml");
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "{from} in {text}");
     fs::write(path, text.replace(from, to)).unwrap();
 }
 
-fn call(server: &Server, method: &str, path: &str, key: &str, body: Option<Value>) -> Reply {
+pub fn call(server: &Server, method: &str, path: &str, key: &str, body: Option<Value>) -> Reply {
     let url = format!("{}{path}", server.url);
     let request = server.client.request(method.parse().unwrap(), url);
     let request = if key.is_empty() { request } else { request.bearer_auth(key) };
@@ -123,7 +123,7 @@ impl Managed {
 }
 
 /// A request whose answer differs between the soups.
-fn question(index: usize) -> Value {
+pub fn question(index: usize) -> Value {
     let preference = [[6, 3, 1], [1, 6, 3], [3, 1, 6], [2, 5, 3]][index % 4];
     with(greedy(), json!({"preference": preference, "max_tokens": 24}))
 }
@@ -426,26 +426,31 @@ fn a_hangup_reads_a_soup_that_has_changed_again() {
     let soup = root.path().join("one");
     let process = Process::start(&soup, &[]);
     let digest = || process.server.get("/v1/soup").ok()["digest"].clone();
+    let hang_up = || {
+        // A former generation that is about to end would be the reason of a refusal.
+        process.server.wait_until("drained", |server| server.metric("ladle_soup_draining") == 0.0);
+        process.signal("HUP");
+    };
     let first = digest();
-    process.signal("HUP");
+    hang_up();
     process.wait_for(&["SIGHUP", "the soup has not changed"]);
     edit(&soup, "beta = 0.7", "beta = 0.6");
     assert_eq!(digest(), first);
-    process.signal("HUP");
+    hang_up();
     process.wait_for(&["SIGHUP", "the soup was loaded again"]);
     let second = digest();
     assert_ne!(second, first);
     let echoed = process.server.generate(greedy())["soup"]["digest"].clone();
     assert_eq!(echoed, second);
     edit(&soup, "beta = 0.6", "beta = 7");
-    process.signal("HUP");
+    hang_up();
     process.wait_for(&["SIGHUP", "the soup stays as it was", "beta"]);
     assert_eq!(digest(), second);
     // Weights that are replaced are noticed, too.
     edit(&soup, "beta = 7", "beta = 0.6");
     let base = soup.join("base/model.safetensors");
     fs::write(&base, fs::read(&base).unwrap()).unwrap();
-    process.signal("HUP");
+    hang_up();
     process.wait_for(&["SIGHUP", "the soup was loaded again"]);
     assert_eq!(digest(), second);
 }
