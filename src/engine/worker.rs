@@ -130,7 +130,7 @@ impl<B: Backend> Worker<B> {
             block_tokens: scheduler.pool().block_tokens(),
             ..EngineStats::default()
         };
-        Self {
+        let mut worker = Self {
             backend,
             eos: tokenizer.eos().into(),
             tokenizer,
@@ -145,7 +145,9 @@ impl<B: Backend> Worker<B> {
             started: Instant::now(),
             wake: Arc::new(|| ()),
             was_busy: false,
-        }
+        };
+        worker.publish();
+        worker
     }
 
     /// The thread's whole life.

@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+
+use ladle::config::ServeOptions;
 use serde_json::json;
 
 use crate::server::{Server, greedy, options, with};
@@ -103,4 +106,47 @@ fn every_answer_carries_a_request_id() {
     assert_eq!(request.send().unwrap().headers()["x-request-id"], "mine-1");
     let reply = server.get("/nowhere");
     assert!(!reply.headers["x-request-id"].is_empty());
+}
+
+/// llm-d's `core-metrics-extractor` reads, for each of its specifications, a gauge of that name; it
+/// keeps one series and adds none together.
+#[test]
+fn what_llm_ds_router_is_told_to_read_is_what_the_server_says() {
+    let page = include_str!("../../deploy/llm-d/values.yaml");
+    let lines = page.lines().filter_map(|line| line.trim().split_once("Spec: "));
+    let specs: BTreeMap<&str, &str> = lines.filter(|(_, metric)| *metric != "\"\"").collect();
+    let known =
+        ["cacheBlockSize", "cacheNumBlocks", "kvUsage", "queuedRequests", "runningRequests"];
+    assert_eq!(specs.keys().copied().collect::<Vec<_>>(), known);
+    let lanes = Some(1.try_into().unwrap());
+    let server = Server::start(ServeOptions { max_sequences: lanes, ..options() });
+    let look = || {
+        let url = format!("{}/metrics", server.url);
+        let text = server.client.get(url).send().unwrap().text().unwrap();
+        known.map(|spec| {
+            let name = specs[spec];
+            assert!(text.contains(&format!("# TYPE {name} gauge\n")), "{name} is no gauge");
+            let series = text.lines().filter_map(|line| line.strip_prefix(name));
+            let series: Vec<&str> = series.filter(|rest| rest.starts_with([' ', '{'])).collect();
+            assert_eq!(series.len(), 1, "{name} has several series, or labels: {series:?}");
+            series[0].trim().parse::<f64>().unwrap()
+        })
+    };
+    let idle @ [tokens, blocks, ..] = look();
+    let context = server.get("/v1/models").ok()["data"][0]["max_model_len"].as_f64().unwrap();
+    assert!(blocks.fract() == 0.0 && tokens.fract() == 0.0 && blocks * tokens >= context);
+    assert_eq!(idle[2..], [0.0; 3]);
+    // Of several one runs, and others wait for its lane.
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| server.generate(with(greedy(), json!({"max_tokens": 200}))));
+        }
+        server.wait_until("one runs and others wait", |_| {
+            let [now_tokens, now_blocks, usage, waiting, running] = look();
+            assert_eq!([now_tokens, now_blocks], [tokens, blocks]);
+            running == 1.0 && waiting >= 1.0 && usage > 0.0 && usage <= 1.0
+        });
+    });
+    server.wait_until_idle();
+    assert_eq!(look(), idle);
 }
