@@ -12,6 +12,7 @@ use ladle::{
 };
 use ladle_training::{
     config::Override,
+    engines,
     measure::{mauve::Quantisation, methods::Kind, server::ServerOptions},
     rewards::fit::{self, lesson::Source as Lesson},
 };
@@ -151,6 +152,18 @@ pub enum Command {
     /// Serves the rewards of one backbone over HTTP, for trainers that run elsewhere: `POST /rewards`,
     /// and `POST /get_reward` for OpenRLHF.
     ServeRewards(Rewards),
+    /// Writes what another engine needs to train the backbones of a configuration: for each a directory
+    /// with the script `run`.
+    Export {
+        #[command(flatten)]
+        settings: engines::Settings,
+        /// Overrides a key of the configuration, as in rl.steps=40; repeat.
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<Override>,
+        /// Directory that the configuration's data paths are relative to.
+        #[arg(long, env = "LADLE_DATA", value_name = "DIR", default_value = ".")]
+        data: PathBuf,
+    },
     #[command(flatten)]
     Pages(Pages),
 }

@@ -12,6 +12,7 @@ pub mod client;
 pub mod config;
 pub mod data;
 pub mod draw;
+pub mod engines;
 pub mod error;
 pub mod estimate;
 pub mod export;

@@ -20,6 +20,7 @@ use ladle_training::{
     checkpoint::write_atomically,
     config::Config,
     data::texts,
+    engines,
     estimate::Estimate,
     inputs,
     layout::Places,
@@ -97,6 +98,11 @@ fn run() -> Result<()> {
             print!("{together}");
         }
         Command::ServeRewards(rewards) => serve_rewards(rewards)?,
+        Command::Export { settings, set, data } => {
+            let config = Config::read_with(&settings.config, &set)?;
+            engines::export(&config, &data, &settings)?;
+            println!("{}", settings.out.display());
+        }
         Command::Pages(pages) => pages.run(cli::program())?,
     }
     Ok(())

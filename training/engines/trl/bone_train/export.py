@@ -1,6 +1,7 @@
 """The same configuration for other engines: prompts in the order of the run, and the engine's arguments.
 
-OpenRLHF and verl score one answer at a time and know no training step, so weights that move are refused."""
+OpenRLHF and verl score one answer at a time and know no training step, so weights that move are refused. For
+TRL, `bone-train` reads the configuration itself."""
 
 import argparse
 import json
@@ -15,6 +16,8 @@ from .settings import SettingsError
 
 def check(config, engine):
     """Refuses by name what this engine cannot do, beside what no trainer here can."""
+    if engine == "trl":
+        return
     expected = [
         ("balance.strategy", config["balance"]["strategy"], config["balance"]["strategy"] == "average",
          f'"average": {engine} scores answers one by one'),
@@ -170,10 +173,39 @@ def initial_adapter(config, base, out):
     save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
 
 
-def write(config, backbone, engine, *, data, base, rewards, out, gpus):
-    """The directory `out`: the prompts, `run` with the engine's command, and what it needs beside."""
+def trl(path, changes, backbone, *, data, base, out):
+    """Arguments of `bone-train`, which finds its rewards by BONE_REWARDS."""
+    where = lambda path: str(pathlib.Path(path).absolute())
+    given = {"--backbone": backbone, "--data": where(data), "--base": where(base), "--out": f"{out}/bone"}
+    return [[where(path)], *map(list, given.items()), *(["--set", change] for change in changes)]
+
+
+def write(path, changes, backbone, engine, *, data, base, rewards, out, gpus):
+    """The directory `out`: `run` with the engine's command, and what it needs beside, as the prompts."""
+    config = settings.read(path, changes)
     check(config, engine)
     settings.column(config, backbone)
+    out = pathlib.Path(out).absolute()
+    if engine == "trl":
+        out.mkdir(parents=True)
+        arguments = trl(path, changes, backbone, data=data, base=base, out=out)
+        launcher = ["accelerate", "launch", "--num_processes", str(gpus), "-m", "bone_train"]
+    else:
+        prompts(config, engine, data=data, base=base, out=out)
+        arguments, module = ENGINES[engine]
+        arguments = arguments(config, base=str(base), rewards=rewards, out=str(out), gpus=gpus)
+        launcher = ["python", "-m", module]
+    command = " \\\n  ".join(map(shlex.join, [launcher, *arguments]))
+    run = out / "run"
+    run.write_text(
+        f"#!/usr/bin/env bash\n# Backbone {backbone}; its rewards are to be served at $BONE_REWARDS.\nset -euo pipefail\n"
+        f'export BONE_REWARDS="${{BONE_REWARDS:-{rewards}}}"\n{command} "$@"\n'
+    )
+    run.chmod(0o755)
+
+
+def prompts(config, engine, *, data, base, out):
+    """Makes `out` with the prompts of all steps, and for verl a first adapter."""
     from transformers import AutoTokenizer
 
     from . import rows
@@ -181,7 +213,6 @@ def write(config, backbone, engine, *, data, base, rewards, out, gpus):
     known = rows.short(rows.read(config["data"], data), AutoTokenizer.from_pretrained(base), config["data"]["max_prompt_tokens"])
     drawn = rows.steps(known, config)
     turns = lambda row: [{"role": "user", "content": row["prompt"]}]
-    out = pathlib.Path(out).absolute()
     out.mkdir(parents=True)
     if engine == "openrlhf":
         lines = [json.dumps({"input": turns(row), "label": json.dumps(row)}) for row in drawn]
@@ -195,21 +226,12 @@ def write(config, backbone, engine, *, data, base, rewards, out, gpus):
         ]
         datasets.Dataset.from_list(table).to_parquet(out / "prompts.parquet")
         initial_adapter(config, base, out / "initial")
-    arguments, module = ENGINES[engine]
-    arguments = arguments(config, base=str(base), rewards=rewards, out=str(out), gpus=gpus)
-    command = " \\\n  ".join(map(shlex.join, [["python", "-m", module], *arguments]))
-    run = out / "run"
-    run.write_text(
-        f"#!/usr/bin/env bash\n# Backbone {backbone}; its rewards are to be served at $BONE_REWARDS.\nset -euo pipefail\n"
-        f'export BONE_REWARDS="${{BONE_REWARDS:-{rewards}}}"\n{command} "$@"\n'
-    )
-    run.chmod(0o755)
 
 
 def main(arguments=None):
-    cli = argparse.ArgumentParser(prog="bone-export", description="Writes a configuration for OpenRLHF or verl.")
+    cli = argparse.ArgumentParser(prog="bone-export", description="Writes a configuration for TRL, OpenRLHF or verl.")
     cli.add_argument("config", help="the configuration that train-backbones reads")
-    cli.add_argument("--engine", required=True, choices=list(ENGINES))
+    cli.add_argument("--engine", required=True, choices=["trl", *ENGINES])
     cli.add_argument("--backbone", required=True, metavar="NAME")
     cli.add_argument("--rewards", required=True, metavar="URL", help="where `train-backbones serve-rewards` listens for this backbone")
     cli.add_argument("--base", required=True, metavar="DIR", help="θ_sft: the base's directory, a supervised adapter merged into it")
@@ -220,7 +242,7 @@ def main(arguments=None):
     given = cli.parse_args(arguments)
     try:
         write(
-            settings.read(given.config, given.set), given.backbone, given.engine, data=given.data, base=given.base,
+            given.config, given.set, given.backbone, given.engine, data=given.data, base=given.base,
             rewards=given.rewards, out=given.out, gpus=given.gpus,
         )
     except (SettingsError, OSError, tomllib.TOMLDecodeError) as error:
