@@ -22,7 +22,7 @@ DEFAULTS = {
     },
     "lora": {
         "rank": 64, "alpha": 128.0, "dropout": 0.0, "shared": True, "activation": "all",
-        "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "targets": ["q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"],
     },
     "optimizer": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "max_grad_norm": 0.5},
     "rollout": {"temperature": 1.0, "max_new_tokens": 64, "slots": 32, "samples": 1},
