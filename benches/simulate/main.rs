@@ -126,8 +126,8 @@ fn open_jobs(config: &Config) -> Result<Vec<Job<'_>>> {
         let machine = find(&config.machine, &scenario.machine, |one| &one.name)?;
         let soup = find(&config.soup, &scenario.soup, |one| &one.name)?;
         for &policy in &config.grid.policies {
-            if policy == Policy::OneMix && soup.mix_rank().is_none() {
-                continue; // llama.cpp has no such thing for full checkpoints.
+            if matches!(policy, Policy::OneMix | Policy::Plugin) && soup.mix_rank().is_none() {
+                continue; // llama.cpp has no such thing for full checkpoints, and the resolver refuses them.
             }
             for &preferences in &config.grid.preferences {
                 for &rate in &scenario.rates {

@@ -26,6 +26,7 @@ POLICIES = {
     "fused": ("ladle, all merged", "#7fb0e8"),
     "one-adapter": ("one adapter a row", "#d4683b"),
     "one-mix": ("one mix a batch", "#8a5bc7"),
+    "plugin": ("vLLM, resolver", "#3a9d6e"),
 }
 PREFERENCES = {"zipf(1) of 100": "--", "uniform": "-"}
 # Column, scale, label, and the largest share of refused requests that is drawn: beyond it a time to

@@ -1,6 +1,6 @@
 //! How mixes are served, and what each way makes of a machine's memory and links.
 
-use ladle::config::MergeMode;
+use ladle::{config::MergeMode, preference::Coefficients};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::{Machine, Soup};
@@ -20,6 +20,32 @@ pub enum Policy {
     OneAdapter,
     /// Adapters with scales, one mix in a batch, as in llama.cpp.
     OneMix,
+    /// vLLM with the resolver of deploy/vllm: as one adapter a row, of mixes on a grid, each written to
+    /// disk by processes of its own and read from there whenever its slot was taken.
+    Plugin,
+}
+
+/// Figures of the resolver.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plugin {
+    /// Slots, and so adapters in a batch (`--max-loras`).
+    pub slots: usize,
+    /// Mixes that the grid of preferences leaves.
+    pub cells: u64,
+    /// Seconds of the processes that solve and merge, without writing; two mixes at once.
+    pub seconds: f64,
+    /// Bytes/s, written and read.
+    pub disk: f64,
+}
+
+impl Plugin {
+    /// The mix of the grid that stands for another one; each stands for as many.
+    pub fn on_grid(&self, mix: &Coefficients) -> Coefficients {
+        let bits = mix.backbones.first().map_or(0, |weight| weight.to_bits());
+        let cell = (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % self.cells;
+        Coefficients { backbones: vec![cell as f64, 0.0], sft: 1.0 - cell as f64 }
+    }
 }
 
 /// Budgets of the engine.
@@ -40,6 +66,8 @@ pub struct Engine {
     pub kv_share: f64,
     /// Most adapters in a batch, where each row has one.
     pub max_adapters: usize,
+    /// Where a resolver makes them.
+    pub plugin: Plugin,
 }
 
 /// What is simulated.
@@ -87,7 +115,14 @@ impl System<'_> {
                 let slot = soup.adapter_bytes(slot);
                 (MergeMode::Fused, merged, slot, [first, again], self.engine.max_adapters)
             }
-            (Policy::OneAdapter, None) => {
+            (Policy::Plugin, Some((rank, slot))) => {
+                let Plugin { slots, seconds, disk, .. } = self.engine.plugin;
+                let bytes = soup.adapter_bytes(rank);
+                let again = bytes / disk + bytes / link;
+                let first = (seconds + bytes / disk) / 2.0 + again;
+                (MergeMode::Fused, merged, soup.adapter_bytes(slot), [first, again], slots)
+            }
+            (Policy::OneAdapter | Policy::Plugin, None) => {
                 let again = merged / link;
                 let first = again + soup.merge_bytes() / machine.host_bandwidth;
                 (MergeMode::Fused, 0.0, merged, [first, again], usize::MAX)

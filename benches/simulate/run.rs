@@ -209,7 +209,11 @@ impl<'a> Simulation<'a> {
                 continue;
             }
             // The load is sampled without seeds, so its requests are not repeatable.
-            let keys = vec![ModelKey::of(&request.c)];
+            let mix = match self.system.policy {
+                Policy::Plugin => self.system.engine.plugin.on_grid(&request.c),
+                _ => request.c,
+            };
+            let keys = vec![ModelKey::of(&mix)];
             let wanted = Wanted { keys, from: 0, repeatable: false, owner: None };
             let lanes = self.models.enter(&self.slots, wanted, None);
             let id = self.scheduler.enqueue(NewSequence {
@@ -230,6 +234,8 @@ impl<'a> Simulation<'a> {
     fn schedule(&mut self) -> StepPlan {
         let Self { scheduler, models, slots, live, .. } = self;
         let cost = models.cost.clone();
+        let mixed = live.values().any(|live| live.lanes.mode == Mode::Mixed);
+        let mode = if mixed { Mode::Mixed } else { Mode::Fused };
         let mut building = models.building(slots);
         let ready = |id: SeqId| {
             let Some(live) = live.get_mut(&id) else { return false };
@@ -239,7 +245,7 @@ impl<'a> Simulation<'a> {
         };
         scheduler.plan(
             time(self.now),
-            |decoding, prompts| cost.rows_beside(Mode::Mixed, decoding, prompts),
+            |decoding, prompts| cost.rows_beside(mode, decoding, prompts),
             ready,
         )
     }
@@ -268,7 +274,7 @@ impl<'a> Simulation<'a> {
         for ((_, mode), rows) in groups {
             let apart = match policy {
                 Policy::Auto | Policy::Fused | Policy::Mixed => *mode == Mode::Fused,
-                Policy::OneAdapter | Policy::OneMix => !lora,
+                Policy::OneAdapter | Policy::OneMix | Policy::Plugin => !lora,
             };
             if apart {
                 passes.push((Mode::Fused, soup.fused(), *rows));
@@ -279,7 +285,9 @@ impl<'a> Simulation<'a> {
         let fused_rows: f64 = passes.iter().map(|(.., rows)| rows.rows).sum();
         if together.rows > 0.0 {
             let work = match (policy, soup.mix_rank()) {
-                (Policy::OneAdapter, Some((rank, _))) => soup.adapted(groups.len() as f64, rank),
+                (Policy::OneAdapter | Policy::Plugin, Some((rank, _))) => {
+                    soup.adapted(groups.len() as f64, rank)
+                }
                 _ => soup.mixed(),
             };
             passes.push((Mode::Mixed, work, together));

@@ -13,8 +13,8 @@ SOUPS = {
     ("8x-h200", "1", "70b-lora"): "70B LoRA, eight H200",
     ("8x-h200", "1", "70b-full"): "70B full, eight H200",
 }
-POLICIES = ["auto", "fused", "one-adapter", "one-mix"]
-HEAD = "| soup | preferences | ladle | all merged | one adapter a row | one mix a batch |\n" + "|---" * 6 + "|"
+POLICIES = ["auto", "fused", "one-adapter", "one-mix", "plugin"]
+HEAD = "| soup | preferences | ladle | all merged | one adapter a row | one mix a batch | vLLM, resolver |\n" + "|---" * 7 + "|"
 
 
 def number(text, digits):

@@ -3,7 +3,7 @@
 use simulate::{
     load::{Arrivals, Lengths, Load, Preferences, lru_sizes},
     machine::{Kind, Machine, Shape, Soup},
-    policy::{Engine, Policy, System},
+    policy::{Engine, Plugin, Policy, System},
     run::{Outcome, simulate},
 };
 
@@ -55,6 +55,7 @@ fn run_warm(policy: Policy, kind: Kind, clients: usize, rounds: usize, warm_up: 
         block_tokens: 16,
         kv_share: 0.5,
         max_adapters: 8,
+        plugin: Plugin { slots: 8, cells: 231, seconds: 2.0, disk: 1e4 },
     };
     let fixed = |tokens: usize| Lengths { median: tokens as f64, sigma: 0.0, most: tokens };
     let load = Load {
@@ -129,6 +130,26 @@ fn full_checkpoints_are_read_once_per_mix_or_all_at_once() {
     near(swapped.first_token_ms[0], (0.04 + 2.0 * (1.0 + MERGED) + KEY * 164.0) * 1e3);
     let mixed = run(Policy::Auto, Kind::Full, 1, 1);
     near(mixed.first_token_ms[0], (2.0 * (1.0 + 4.0 * MERGED) + KEY * 164.0) * 1e3);
+}
+
+#[test]
+fn a_mix_of_the_resolver_is_written_and_read_before_its_first_token() {
+    let outcome = run(Policy::Plugin, LORA, 1, 2);
+    // An adapter of rank 3 has 1020 bytes. Two are made at once.
+    let first = 2.0 * (1.0 + MERGED + 1020e-6) + KEY * 164.0;
+    let (read, moved) = (0.102, 0.0102);
+    near(outcome.first_token_ms[0], first * 1e3);
+    near(outcome.first_token_ms[1], (first + (2.0 + read) / 2.0 + read + moved) * 1e3);
+    assert_eq!((outcome.builds, outcome.hits), (1, Some(0.5)));
+    // As many clients as want, there are no more mixes than the grid has.
+    let grid = Plugin { slots: 8, cells: 3, seconds: 0.0, disk: 1.0 };
+    let mix = |weight: f64| ladle::preference::Coefficients {
+        backbones: vec![weight, 0.0],
+        sft: 1.0 - weight,
+    };
+    let cells: std::collections::BTreeSet<u64> =
+        (0..100).map(|k| grid.on_grid(&mix(f64::from(k))).backbones[0] as u64).collect();
+    assert_eq!(cells, [0, 1, 2].into());
 }
 
 #[test]
