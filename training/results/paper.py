@@ -90,7 +90,7 @@ def hypotheses(gains, fronts):
     interval("H3a inside, short: Bone Soup − Rewarded Soup > 0", ("short", RS), BONE, "interior", above, not_above)
     near, far = (lambda g: abs(g["mean"]) <= 0.03), (lambda g: g["mean"] > 0.05)
     interval("H3b inside, short: Bone Soup − Rewarded Soup at its α within ±.03", ("short", RS + CHOSEN), BONE, "interior", near, far)
-    pairs = oracle_gaps(fronts["long"])
+    pairs = oracle_gaps(fronts["oracles"])
     if pairs:
         rewarded, bone = (statistics.mean(column) for column in zip(*pairs))
         each = all(own < other for other, own in pairs)
@@ -247,7 +247,7 @@ def main():
         (out / "tables.md").write_text("\n".join(text) + "\n")
         print(f"tables: {out}/tables.md")
         return
-    names = ["long", "short", "middle", "kl", "factors", "greedy", "plain"]
+    names = ["long", "short", "oracles", "middle", "kl", "factors", "greedy", "plain"]
     fronts = {name: work.fronts(name) for name in names}
     gains = {comparison: work.aggregate(*comparison) for comparison in COMPARISONS}
     text = ["# Tables", "", ", ".join(f"{name}: {len(fronts[name])} seeds" for name in names), ""]
