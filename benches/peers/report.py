@@ -23,6 +23,15 @@ RATIOS = {
     "q8_0, 16 preferences over llama.cpp's one model":
         (("ladle/distinct-q8_0", 16), [("llama.cpp/none-q8_0", 16)], TOKENS, ">=", (2, 2, None)),
 }
+# The plug-in, in either type of vLLM's.
+RATIOS |= {
+    f"{what} over vLLM with the plug-in{end}": ((f"ladle/{mixes}", n), [(f"vllm/plug-in-{mixes}{end}", n)], TOKENS, ">=", (None,) * 3)
+    for end in ("", "-f32")
+    for what, mixes, n in (
+        ("16 preferences", "distinct", 16), ("16 of one preference", "shared", 16),
+        ("one client of one preference", "shared", 1), ("one client of 16 preferences in turn", "turns", 1),
+    )
+}
 
 
 def summarise(row):
@@ -30,7 +39,7 @@ def summarise(row):
     requests = row["requests"]
     out = load.summary(requests)
     out["peak_over_weights"] = round(row["memory"]["peak"] / row["weights_bytes"], 3)
-    if row["case"].endswith("/fresh"):
+    if "fresh" in row["case"]:
         hot, fresh = ([r["first"] for r in requests if r["client"] == c and r["first"]] for c in (0, 1))
         out |= {"hot_first_ms": statistics.median(hot), "fresh_first_ms": statistics.median(fresh)}
         out["fresh_over_hot"] = round(out["fresh_first_ms"] / out["hot_first_ms"], 3)

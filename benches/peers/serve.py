@@ -1,10 +1,10 @@
 """Serving speed of ladle, llama.cpp's server and vLLM's CPU build on the same model, adapters and load.
 
 usage: serve.py ENV [--model NAME] [--cases ladle/shared,llama.cpp/none] [--clients 1,4,8,16] [--each N]
-                [--rounds N] [--out FILE] [--list]
+                [--tokens N] [--warm N] [--rounds N] [--first-round N] [--out FILE] [--list]
 
 ENV is the directory that `benches/peers/setup` made. Each case starts its server, warms it up, then
-runs the load for each number of clients: prompts of about 100 tokens, 64 new ones, greedy. Results go
+runs the load for each number of clients: prompts of about 100 tokens, --tokens new ones, greedy. Results go
 into FILE run by run; a case measured again replaces what FILE had of its round. With several rounds
 all cases are run in turns (A B A B), and every ratio is of its own round. LADLE names ladle's binary.
 """
@@ -12,6 +12,7 @@ all cases are run in turns (A B A B), and every ratio is of its own round. LADLE
 import argparse
 import asyncio
 import datetime
+import itertools
 import json
 import os
 import pathlib
@@ -25,9 +26,8 @@ import aiohttp
 import load
 import machine
 import report
-from servers import CASES, ROOT
+from servers import CASES, LADLE, ROOT
 
-TOKENS = 64
 ARRIVING = 16
 # Requests that each client sends, by the number of clients.
 EACH = {1: 5, 2: 3, 4: 3, 8: 2, 16: 2}
@@ -54,18 +54,22 @@ async def wait_ready(session, server, process, log):
     raise SystemExit(f"the server was not ready after {START_TIMEOUT} s")
 
 
-async def play(session, server, case, clients, each, seed):
+async def play(session, server, case, clients, options, seed):
     """One measured run after a warm-up. Returns what report.py keeps of it."""
     mixes = case["mixes"]
-    mix_of = (lambda client: client % load.MIXES) if mixes in ("distinct", "adapters") else (lambda client: 0)
+    turn = itertools.count()
+    mix_of = {
+        "distinct": lambda client: client % load.MIXES, "adapters": lambda client: client % load.MIXES,
+        "turns": lambda client: next(turn) % load.MIXES,
+    }.get(mixes, lambda client: 0)
     # No prompt comes twice to a server, which may keep what it computed.
     warm = load.Run(session, server, seed, 1000 * clients)
-    await warm.closed_loop(clients, 1, 24, mix_of)
+    await warm.closed_loop(clients, -(-load.MIXES // clients) if mixes == "turns" else 1, options.warm, mix_of)
     run, extra = load.Run(session, server, seed, 1000 * clients + 500), {}
     before = machine.Usage(server.pid)
     if mixes == "fresh":
         # Hot and never-seen preferences in turn, nothing else running.
-        for k in range(12):
+        for k in range(options.each or 12):
             await run.ask(0, 0, 8)
             await run.ask(1, 1000 + k, 8)
     elif mixes.startswith("arrivals"):
@@ -73,7 +77,7 @@ async def play(session, server, case, clients, each, seed):
         window = await run.arrivals(8, ARRIVING, lambda k: 2000 + k if fresh else 0)
         extra["window_ms"] = [round(1e3 * at, 1) for at in window]
     else:
-        await run.closed_loop(clients, each or EACH.get(clients, 2), TOKENS, mix_of)
+        await run.closed_loop(clients, options.each or EACH.get(clients, 2), options.tokens, mix_of)
     extra["usage"] = before.since()
     return extra | {"requests": [load.read(answer, server) for answer in run.answers]}
 
@@ -96,11 +100,11 @@ async def measure(name, clients, round, options):
             async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
                 start_s = await wait_ready(session, server, process, log)
                 for n in clients:
-                    row = await play(session, server, case, n, options.each, options.seed + round)
+                    row = await play(session, server, case, n, options, options.seed + round)
                     row = {
-                        "case": name, "clients": n, "round": round, "dtype": case["dtype"],
+                        "case": name, "clients": n, "round": round, "dtype": case["dtype"], "tokens": options.tokens,
                         "command": " ".join([pathlib.Path(command[0]).name, *command[1:]]).replace(str(options.env), "ENV").replace(str(ROOT), "."),
-                        "env": {k: v.replace(str(options.env), "ENV") for k, v in server.env.items()},
+                        "env": {k: v.replace(str(options.env), "ENV").replace(LADLE, "ladle") for k, v in server.env.items()},
                         "version": version, "at": datetime.datetime.now().isoformat(timespec="seconds"),
                         "start_s": start_s, "weights_bytes": server.weights(),
                         "memory": machine.memory(process.pid), **row,
@@ -119,8 +123,11 @@ def main():
     parser.add_argument("--model", default="smollm2-135m", help="one that setup prepared")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--clients", default="1,4,8,16")
-    parser.add_argument("--each", type=int, help="requests that each client sends (default 5 to 2, by their number)")
+    parser.add_argument("--each", type=int, help="requests that each client sends (default 5 to 2, by their number; fresh: 12 of either kind)")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens of a request (of the cases of new preferences: fixed)")
+    parser.add_argument("--warm", type=int, default=24, help="new tokens of a request that warms up")
     parser.add_argument("--rounds", type=int, default=1, help="times that all cases are run, in turns")
+    parser.add_argument("--first-round", type=int, default=0, help="its number, where the rounds are run in several calls")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--port", type=int, default=18990)
     parser.add_argument("--seed", type=int, default=1)
@@ -134,7 +141,7 @@ def main():
     out = options.out or ROOT / "benches" / "results" / f"serve-{options.model}-{datetime.date.today()}-{machine.slug()}.json"
     result = report.Result(out, options.model, options.seed)
     clients = [int(n) for n in options.clients.split(",")]
-    for round in range(options.rounds):
+    for round in range(options.first_round, options.first_round + options.rounds):
         for name in options.cases.split(","):
             wanted = [1] if CASES[name]["mixes"] in ("fresh", "arrivals", "arrivals-hot") else clients
             groups = [[n] for n in wanted] if CASES[name]["server"].per_clients else [wanted]

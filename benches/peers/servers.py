@@ -3,12 +3,16 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 from load import MIXES, OBJECTIVES, coefficients, preference
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+LADLE = os.environ.get("LADLE", str(ROOT / "target" / "release" / "ladle"))
 CONTEXT = 512
+# Of vLLM; its ranks are powers of two, and the merged adapters have 48.
+LORA = ["--enable-lora", "--max-lora-rank", 64]
 
 
 class Server:
@@ -36,17 +40,14 @@ class Ladle(Server):
     ready = "/ready"
 
     def version(self):
-        binary = run(self.binary(), "--version")
+        binary = run(LADLE, "--version")
         commit = run("git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude", "*")
         return f"{binary} ({commit})"
-
-    def binary(self):
-        return os.environ.get("LADLE", ROOT / "target" / "release" / "ladle")
 
     def command(self):
         # One soup per storage type of the base: a soup says which weights it was made for.
         soup = "soup" if self.case["dtype"] == "bf16" else f"soup-{self.case['dtype']}"
-        return [self.binary(), "serve", "--soup", self.models / soup, "--port", self.port, "--log", "warn",
+        return [LADLE, "serve", "--soup", self.models / soup, "--port", self.port, "--log", "warn",
                 *self.case["options"]]
 
     def request(self, prompt, mix, tokens, seed):
@@ -117,6 +118,7 @@ class Vllm(Server):
         return {
             "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": f"0-{os.cpu_count() - 1}",
             "LD_PRELOAD": ":".join(found), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+            "VLLM_PLUGINS": "",
         }
 
     def version(self):
@@ -128,13 +130,13 @@ class Vllm(Server):
         command = [
             self.at / "python" / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server",
             "--model", self.base, "--served-model-name", "base", "--port", self.port,
-            "--dtype", "bfloat16", "--max-model-len", CONTEXT, "--max-num-seqs", 16, "--no-enable-prefix-caching",
+            "--dtype", {"bf16": "bfloat16", "f32": "float32"}[self.case["dtype"]], "--max-model-len", CONTEXT, "--max-num-seqs", 16, "--no-enable-prefix-caching",
         ]
-        modules = self.modules()
-        if modules:
-            command += ["--enable-lora", "--max-loras", len(modules), "--max-lora-rank", 64, "--lora-modules"]
-            command += [f"{name}={path}" for name, path in modules.items()]
-        return command
+        return command + self.lora()
+
+    def lora(self):
+        modules = [f"{name}={path}" for name, path in self.modules().items()]
+        return [*LORA, "--max-loras", len(modules), "--lora-modules", *modules] if modules else []
 
     def modules(self):
         """Adapters by name: none, the soup's three, or one merged ahead for every mix."""
@@ -151,9 +153,8 @@ class Vllm(Server):
         for k, path in enumerate(self.modules().values()):
             weights = ",".join(f"{n}={w}" for n, w in zip(OBJECTIVES, preference(k, seed)))
             if not path.exists():
-                ladle = Ladle(self.at, self.models.name, 0, {"options": []}, 1)
                 path.parent.mkdir(exist_ok=True)
-                run(ladle.binary(), "merge", self.models / "soup", "--preference", weights, "--adapter", "--out", path)
+                run(LADLE, "merge", self.models / "soup", "--preference", weights, "--adapter", "--out", path)
 
     def request(self, prompt, mix, tokens, seed):
         names = list(self.modules()) or ["base"]
@@ -168,6 +169,31 @@ class Vllm(Server):
         if event.get("usage"):
             return {"tokens": event["usage"]["completion_tokens"], "prompt": event["usage"]["prompt_tokens"]}
         return {"text": event["choices"][0]["text"]}
+
+
+class VllmPlugIn(Vllm):
+    """vLLM with deploy/vllm, which merges a preference at its first request."""
+
+    @property
+    def env(self):
+        return super().env | {
+            "VLLM_PLUGINS": "ladle", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "LADLE_SOUPS": str(self.models / "soup"),
+            "LADLE_ADAPTERS": str(self.at / "plug-in-adapters"), "LADLE_BINARY": LADLE,
+        }
+
+    def modules(self):
+        return {}
+
+    def lora(self):
+        return [*LORA, "--max-loras", MIXES]
+
+    def prepare(self, seed):
+        shutil.rmtree(self.env["LADLE_ADAPTERS"], ignore_errors=True)
+
+    def request(self, prompt, mix, tokens, seed):
+        path, body = super().request(prompt, mix, tokens, seed)
+        weights = ",".join(f"{n}={w}" for n, w in zip(OBJECTIVES, preference(mix, seed)))
+        return path, body | {"model": f"peers:{weights}"}
 
 
 def run(*command):
@@ -186,7 +212,8 @@ def llama(mixes, dtype):
 
 
 # `mixes`: what a request asks for. none: the base; shared: all the same mix; distinct: each client
-# its own; adapters: each one of the three adapters, unmixed; fresh and arrivals: see serve.py.
+# its own; turns: each request the next mix; adapters: each one of the three adapters, unmixed; fresh and
+# arrivals: see serve.py.
 CASES = {
     "ladle/shared": ladle("shared"),
     "ladle/distinct": ladle("distinct"),
@@ -195,6 +222,7 @@ CASES = {
     # Room for all mixes, so that what is measured is fused passes and not eviction.
     "ladle/distinct-fused": ladle("distinct", "--merge-mode", "fused", "--merge-cache", "6GiB"),
     "ladle/distinct-q8_0": ladle("distinct", dtype="q8_0"),
+    "ladle/turns": ladle("turns"),
     "ladle/fresh": ladle("fresh"),
     "ladle/arrivals": ladle("arrivals"),
     "ladle/arrivals-hot": ladle("arrivals-hot"),
@@ -204,6 +232,11 @@ CASES = {
     "llama.cpp/none-q8_0": llama("none", "q8_0"),
     "llama.cpp/distinct-q8_0": llama("distinct", "q8_0"),
     "vllm/none": {"server": Vllm, "mixes": "none", "dtype": "bf16"},
+    "vllm/none-f32": {"server": Vllm, "mixes": "none", "dtype": "f32"},
     "vllm/adapters": {"server": Vllm, "mixes": "adapters", "dtype": "bf16"},
     "vllm/distinct": {"server": Vllm, "mixes": "distinct", "dtype": "bf16", "kinds": MIXES},
+    **{
+        f"vllm/plug-in-{mixes}{end}": {"server": VllmPlugIn, "mixes": mixes, "dtype": dtype}
+        for end, dtype in (("", "bf16"), ("-f32", "f32")) for mixes in ("shared", "distinct", "turns", "fresh")
+    },
 }
