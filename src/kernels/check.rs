@@ -81,6 +81,23 @@ pub fn attention(
     attended(q, layer, shape, (&batch.segments, Sight::Causal), pool)
 }
 
+/// Everything that the biases of `heads` heads by distance index by, for `rows` rows of scores; `table`:
+/// its rows and width.
+pub fn biases(rows: usize, heads: usize, table: (usize, usize), buckets: &[u16]) -> Result<()> {
+    let op = "attend";
+    let most = buckets.iter().max().map_or(0, |&bucket| usize::from(bucket) + 1);
+    fits(op, "rest of the number of distances over 2", 1, buckets.len() % 2)?;
+    fits(op, "width of the table of biases modulo heads", 0, table.1 % heads)?;
+    if table.1 < most * heads {
+        let what = "width of the table of biases (at least)";
+        return Err(KernelError::Shape { op, what, expected: most * heads, got: table.1 });
+    }
+    if table.0 != 1 {
+        fits(op, "rows of the table of biases", rows, table.0)?;
+    }
+    Ok(())
+}
+
 /// Everything that storing keys and values indexes by. `sizes`: rows and widths of k and v.
 pub fn stored(
     sizes: [(usize, usize); 2],

@@ -3,6 +3,7 @@
 
 use super::names::{
     EMBEDDING, ExpertNames, HEAD, Module, NORM, Stack, T5_BIASES, T5_EMBEDDING, T5_NORMS,
+    T5_TARGETS, TARGETS,
 };
 use crate::kernels::{Activation, AttentionShape, Norm, Rope};
 
@@ -267,6 +268,16 @@ impl ModelConfig {
     /// Name of the embedding table.
     pub fn embedding(&self) -> &'static str {
         if self.encoder.is_some() { T5_EMBEDDING } else { EMBEDDING }
+    }
+
+    /// Name of the output head: its own, or the embedding's where they are tied.
+    pub fn head(&self) -> &'static str {
+        if self.tied { self.embedding() } else { HEAD }
+    }
+
+    /// Last names of the linear layers of models of this kind, by which adapters name their targets.
+    pub fn targets(&self) -> &'static [&'static str] {
+        if self.encoder.is_some() { &T5_TARGETS } else { &TARGETS }
     }
 
     /// Name of the decoder's last norm.

@@ -36,6 +36,9 @@ pub const TARGETS: [&str; 9] = [
     "down_proj",
 ];
 
+/// The same of T5.
+pub const T5_TARGETS: [&str; 8] = ["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"];
+
 /// A module of one decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Module {
@@ -250,9 +253,11 @@ pub fn is_router(tensor: &str) -> bool {
     tensor.ends_with(".gate.weight")
 }
 
-/// Name of the output head's tensor: its own, or the embedding's where they are tied.
-pub fn head(tied: bool) -> &'static str {
-    if tied { EMBEDDING } else { HEAD }
+/// Whether `tensor` multiplies the rows of prompts that T5 encodes, and no others: of its encoder, or
+/// keys and values of what is encoded.
+pub fn is_of_prompts(tensor: &str) -> bool {
+    let cross = [".EncDecAttention.k.", ".EncDecAttention.v."];
+    tensor.starts_with("encoder.") || cross.iter().any(|part| tensor.contains(part))
 }
 
 /// Whether `tensor` is one that a model of its kind never reads.

@@ -1,6 +1,7 @@
 //! The one file that describes a run. Unknown keys are refused; every default is stated with its
 //! source (Bone Soups: its Table 8; DRBO: Dynamic Reward Balancing).
 
+mod base;
 mod check;
 mod context;
 mod data;

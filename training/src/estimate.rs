@@ -1,7 +1,10 @@
 //! Estimate of a run's tokens, work and memory before it starts (`--dry-run`).
 
 use ladle::{
-    model::{config::ModelConfig, names::is_embedding},
+    model::{
+        config::ModelConfig,
+        names::{is_of_prompts, is_table},
+    },
     soup::Activation,
 };
 
@@ -52,29 +55,25 @@ impl Estimate {
         let mut stages = Vec::new();
         let count = run.train.len() as f64;
         let prompt = run.train.iter().map(|p| p.tokens.len()).sum::<usize>() as f64 / count;
-        let matrices: usize = model
-            .tensors()
-            .iter()
-            .filter(|(name, shape)| shape.len() == 2 && !is_embedding(name))
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum();
+        let [of_prompts, of_answers] = matrices(model);
         let head = if model.tied { model.vocab_size * model.hidden_size } else { 0 };
         // A product with a frozen matrix takes 2 operations per weight and token forward, 2 back.
-        let forward = 2.0 * matrices as f64;
-        let with_head = forward + 2.0 * head as f64;
+        let forward =
+            |prompts: f64, answers: f64| 2.0 * (prompts * of_prompts + answers * of_answers);
+        let with_head = forward(0.0, 1.0) + 2.0 * head as f64;
         if let Some(sft) = &config.sft {
             let response = sft.max_response_tokens as f64 / 2.0;
             let epoch = (run.train.len() as u64).div_ceil(sft.batch as u64);
             let steps = sft.steps.unwrap_or(u64::MAX).min(sft.epochs * epoch);
             let sequences = steps as f64 / epoch as f64 * count;
-            let (trained, outputs) = (sequences * (prompt + response), sequences * response);
+            let (prompts, outputs) = (sequences * prompt, sequences * response);
             stages.push(Stage {
                 name: "sft".into(),
                 steps,
                 sampled: 0.0,
-                trained,
+                trained: prompts + outputs,
                 parameters: adapter_parameters(model, &sft.lora),
-                operations: 2.0 * (trained * forward + outputs * 2.0 * head as f64),
+                operations: 2.0 * (forward(prompts, outputs) + outputs * 2.0 * head as f64),
             });
         }
         if let MixingConfig::Context(ric) = &config.mixing {
@@ -82,15 +81,15 @@ impl Estimate {
             let stage = |name: &str, steps: u64, samples: usize| {
                 let response = ric.max_response_tokens.min(config.rollout.max_new_tokens) as f64;
                 let sequences = (steps * ric.batch as u64) as f64;
-                let (trained, outputs) = (sequences * (prompt + response), sequences * response);
+                let (prompts, outputs) = (sequences * prompt, sequences * response);
                 let sampled = samples as f64 * config.rollout.max_new_tokens as f64;
-                let decoded = sampled * with_head + samples as f64 * prompt * forward;
-                let learned = 2.0 * (trained * forward + outputs * 2.0 * head as f64);
+                let decoded = sampled * with_head + forward(samples as f64 * prompt, 0.0);
+                let learned = 2.0 * (forward(prompts, outputs) + outputs * 2.0 * head as f64);
                 Stage {
                     name: name.into(),
                     steps,
                     sampled,
-                    trained,
+                    trained: prompts + outputs,
                     parameters: adapter_parameters(model, &config.lora),
                     operations: decoded + learned,
                 }
@@ -111,22 +110,21 @@ impl Estimate {
             let sampled = responses * response * (1.0 + greedy);
             // Responses to one prompt share its rows.
             let shared = responses * prompt / rollout.samples as f64;
-            let rows = shared + responses * response;
-            let trained = epochs
-                * match config.lora.activation {
-                    Activation::All => rows,
-                    Activation::Answer => responses * response,
-                };
+            let answers = responses * response;
+            let learned = match config.lora.activation {
+                Activation::All => shared,
+                Activation::Answer => 0.0,
+            };
             let decoded = sampled * with_head;
-            let read = rows * 2.0 * forward;
-            let outputs = responses * response * epochs * 4.0 * head as f64;
+            let read = 2.0 * forward(shared, answers);
+            let outputs = answers * epochs * 4.0 * head as f64;
             stages.push(Stage {
                 name: policy.to_owned(),
                 steps: rl.steps,
                 sampled,
-                trained,
+                trained: epochs * (learned + answers),
                 parameters: adapter_parameters(model, &config.lora),
-                operations: decoded + read + 2.0 * trained * forward + outputs,
+                operations: decoded + read + 2.0 * epochs * forward(learned, answers) + outputs,
             });
         }
         let prompts = match config.lora.activation {
@@ -137,6 +135,22 @@ impl Estimate {
             }
         };
         Self { stages, memory: memory(config, model, rl.rows) + prompts as f64 }
+    }
+}
+
+/// Weights that a token of a prompt and one of an answer are multiplied with, but for a tied head.
+fn matrices(model: &ModelConfig) -> [f64; 2] {
+    let tensors = model.tensors().into_iter();
+    let matrices = tensors.filter(|(name, shape)| shape.len() == 2 && !is_table(name));
+    let (mut prompts, mut all) = (0, 0);
+    for (name, shape) in matrices {
+        let weights = shape.iter().product::<usize>();
+        all += weights;
+        prompts += if is_of_prompts(&name) { weights } else { 0 };
+    }
+    match &model.encoder {
+        None => [all as f64; 2],
+        Some(_) => [prompts as f64, (all - prompts) as f64],
     }
 }
 
@@ -154,7 +168,7 @@ fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     // Saved for the backward, per row and layer: two residual sums and their norms, q, k, v, the
     // attention's output, gate, up and their product, LoRA's inner rows.
     let row = 4 * h + attention + model.heads * model.head_dim + 3 * ff + 7 * config.lora.rank;
-    let layers = model.layers;
+    let layers = model.layers.max(model.encoder.map_or(0, |encoder| encoder.layers));
     let kept = if config.rl.recompute { h * layers + row } else { row * layers };
     let activations = rows * kept;
     let factors = 4 * adapter_parameters(model, &config.lora);

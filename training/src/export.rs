@@ -48,9 +48,10 @@ fn write_adapter_after(
         policy.factors().iter().any(|factor| factor.module.rsplit('.').next() == Some(target))
     };
     let targets: Vec<&String> = config.targets.iter().filter(adapted).collect();
+    let encodes = policy.model().encoder.is_some();
     let settings = json!({
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": if encodes { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" },
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,

@@ -69,6 +69,7 @@ impl Run {
         }
         let rewards = rewards(&config, &places.data)?;
         let base = Base::open(&places.base)?;
+        config.check_base(&base.model)?;
         let (mut train, mut validation, mut test) = (Vec::new(), Vec::new(), Vec::new());
         let mut firsts = Vec::new();
         for (key, set) in config.data.iter() {

@@ -103,12 +103,6 @@ impl Base {
         let checkpoint = Checkpoint::open(dir).map_err(|e| error(e.to_string()))?;
         let model =
             ModelConfig::from_json(checkpoint.config()).map_err(|e| error(e.to_string()))?;
-        if model.encoder.is_some() {
-            let name = &model.model_type;
-            return Err(error(format!(
-                "a {name} is served, but encoder–decoder models are not trained"
-            )));
-        }
         let weights = weights::tensors(&checkpoint, &model).map_err(error)?;
         let tokenizer = Tokenizer::from_dir(dir).map_err(|e| error(e.to_string()))?;
         if tokenizer.eos().is_empty() {

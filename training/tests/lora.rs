@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use candle_core::{Device, Tensor, backprop::GradStore, safetensors::load};
-use ladle::{kernels::HostTensor, model::config::ModelConfig, soup::Activation};
+use ladle::{
+    kernels::HostTensor,
+    model::{config::ModelConfig, names::T5_TARGETS},
+    soup::Activation,
+};
 use ladle_training::{
     optimizer::{AdamW, AdamWConfig, learning_rate},
     rl::{
@@ -11,6 +15,7 @@ use ladle_training::{
         lora::{LoraConfig, Policy},
         packing::{Packed, Sequence, micro_batches, pack},
         prompt_cache::{Counts, PromptCache},
+        value_head::ValueHead,
     },
 };
 use serde_json::Value;
@@ -110,7 +115,7 @@ fn log_probs_and_entropy_of_packed_sequences_equal_torch() {
 }
 
 fn check_log_probs(reference: &Reference) {
-    let packed = pack(&reference.sequences);
+    let packed = reference.policy.pack(&reference.sequences).unwrap();
     for (name, temperature) in [("1", 1.0), ("0.7", 0.7)] {
         let hidden = reference.policy.hidden(&packed).unwrap();
         let LogProbs { values: log_probs, entropy } =
@@ -163,7 +168,7 @@ fn the_reference_is_the_network_with_the_adapters_off_and_untracked() {
 }
 
 fn check_network_without_adapters(reference: &Reference) {
-    let packed = pack(&reference.sequences);
+    let packed = reference.policy.pack(&reference.sequences).unwrap();
     let hidden = reference.policy.reference_hidden(&packed).unwrap();
     assert!(!hidden.track_op());
     let out = reference.policy.log_probs(&hidden, &packed.targets, 1.0).unwrap();
@@ -205,8 +210,38 @@ fn other_families_have_torchs_log_probs_and_gradients() {
     }
 }
 
+/// Encoder and decoder, tied and ReLU, untied and gated (`make_t5_training.py`): factors of every linear
+/// layer of both, and a value head on the decoder.
+#[test]
+fn t5_has_torchs_log_probs_gradients_and_values() {
+    for name in ["t5", "t5-gated"] {
+        let targets = T5_TARGETS.map(str::to_owned).to_vec();
+        let lora = LoraConfig { targets, ..LoraConfig::default() };
+        let network = format!("soup-{name}/base");
+        let reference = read_reference(&network, &format!("lora-training/{name}"), lora);
+        check_log_probs(&reference);
+        check_network_without_adapters(&reference);
+        check_gradients(&reference);
+
+        let packed = reference.policy.pack(&reference.sequences).unwrap();
+        let hidden = reference.policy.hidden(&packed).unwrap();
+        let head = ValueHead::new(reference.policy.model().hidden_size, &Device::Cpu).unwrap();
+        for (name, var) in head.variables() {
+            var.set(&reference.values[&name]).unwrap();
+        }
+        let got = head.values(&hidden).unwrap();
+        assert_close("values", &values(&got), &reference.expected("values"), 5e-5);
+        let loss = (got - 1.0).unwrap().sqr().unwrap().mean_all().unwrap();
+        let grads = loss.backward().unwrap();
+        for (name, var) in head.variables() {
+            let expected = reference.expected(&format!("grad.{name}"));
+            assert_close(&name, &values(grads.get(&var).unwrap()), &expected, 2e-4);
+        }
+    }
+}
+
 fn check_gradients(reference: &Reference) {
-    let packed = pack(&reference.sequences);
+    let packed = reference.policy.pack(&reference.sequences).unwrap();
     let (_, grads) = reference.run(&packed, 0.7, |x| x.mean_all().unwrap().neg().unwrap());
     let variables = reference.policy.variables();
     for (name, var) in &variables {

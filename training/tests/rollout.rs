@@ -16,14 +16,16 @@ use ladle_training::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-fn base() -> Base {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/soup-tiny/base");
-    Base::open(&path).unwrap()
+/// The base of a soup of the fixtures.
+fn base(soup: &str) -> Base {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    Base::open(&fixtures.join(soup).join("base")).unwrap()
 }
 
 /// A policy whose adapters do something.
 fn policy(base: &Base, activation: Activation) -> Policy {
-    let lora = LoraConfig { rank: 4, alpha: 8.0, activation, ..LoraConfig::default() };
+    let targets = base.model.targets().iter().map(|target| (*target).to_owned()).collect();
+    let lora = LoraConfig { rank: 4, alpha: 8.0, targets, activation, ..LoraConfig::default() };
     let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 3).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let drawn = policy.variables().into_iter().map(|(name, var)| {
@@ -39,7 +41,7 @@ fn policy(base: &Base, activation: Activation) -> Policy {
 /// active on the answer are so from the prompt's last four tokens on.
 fn requests(activation: Activation) -> Vec<Request> {
     let prompts: [Vec<u32>; 3] =
-        [(3..43).collect(), (5..12).collect(), (9..42).map(|t| t * 2).collect()];
+        [(3..43).collect(), (5..12).collect(), (9..42).map(|t| t * 2 % 70).collect()];
     let each = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, 4)).zip(0..);
     let request = |(prompt, stream): (&Vec<u32>, u64)| Request {
         active_from: (activation == Activation::Answer).then_some(prompt.len() - 4),
@@ -76,11 +78,18 @@ fn counted(
 
 #[test]
 fn log_probs_of_rollouts_are_those_of_the_trained_network() {
-    [Activation::All, Activation::Answer].into_iter().for_each(rollouts_equal_the_network);
+    for (soup, activation) in [
+        ("soup-tiny", Activation::All),
+        ("soup-tiny", Activation::Answer),
+        ("soup-t5", Activation::All),
+        ("soup-t5-gated", Activation::All),
+    ] {
+        rollouts_equal_the_network(soup, activation);
+    }
 }
 
-fn rollouts_equal_the_network(activation: Activation) {
-    let base = base();
+fn rollouts_equal_the_network(soup: &str, activation: Activation) {
+    let base = base(soup);
     let policy = policy(&base, activation);
     let requests = requests(activation);
     let rollouts = sample(&base, &policy, &requests, 12);
@@ -113,25 +122,32 @@ fn rollouts_equal_the_network(activation: Activation) {
 
 #[test]
 fn a_rollout_is_the_same_alone_in_company_and_with_a_shared_prompt() {
-    let base = base();
-    let policy = policy(&base, Activation::Answer);
-    let requests = requests(Activation::Answer);
-    let together = sample(&base, &policy, &requests, 12);
-    // Fewer slots than responses to one prompt: some find its blocks filled, some fill them anew.
-    assert_eq!(together, sample(&base, &policy, &requests, 3));
-    for (request, rollout) in requests.iter().zip(&together) {
-        let alone = sample(&base, &policy, std::slice::from_ref(request), 1);
-        assert_eq!(alone.first(), Some(rollout));
+    for (soup, activation) in [("soup-tiny", Activation::Answer), ("soup-t5", Activation::All)] {
+        let base = base(soup);
+        let policy = policy(&base, activation);
+        let requests = requests(activation);
+        let together = sample(&base, &policy, &requests, 12);
+        // Fewer slots than responses to one prompt: some find its blocks filled, some fill them anew.
+        assert_eq!(together, sample(&base, &policy, &requests, 3));
+        for (request, rollout) in requests.iter().zip(&together) {
+            let alone = sample(&base, &policy, std::slice::from_ref(request), 1);
+            assert_eq!(alone.first(), Some(rollout));
+        }
     }
 }
 
 #[test]
 fn the_samples_of_a_prompt_share_its_whole_blocks_and_compute_them_once() {
-    let base = base();
-    for activation in [Activation::All, Activation::Answer] {
+    // The last of 40 tokens predicts: 2 blocks of 16 are shared, of 7 tokens none, of 33 two. What is
+    // encoded is shared whole.
+    let decoded = (40 + 3 * 8) + 4 * 7 + (33 + 3);
+    for (soup, activation, expected) in [
+        ("soup-tiny", Activation::All, decoded),
+        ("soup-tiny", Activation::Answer, decoded),
+        ("soup-t5", Activation::All, 40 + 7 + 33),
+    ] {
+        let base = base(soup);
         let (policy, requests) = (policy(&base, activation), requests(activation));
-        // The last of 40 tokens predicts: 2 blocks of 16 are shared, of 7 tokens none, of 33 two.
-        let expected = (40 + 3 * 8) + 4 * 7 + (33 + 3);
         assert_eq!(counted(&base, &policy, &requests, 12).1, expected);
     }
 }

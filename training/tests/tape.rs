@@ -285,7 +285,7 @@ fn stored_rows_attend_as_rows_of_the_batch_would() {
         let stored = [1, 2].map(|input: usize| Arc::new(flat(&all[input])[..40 * 16].to_vec()));
         let none = [Arc::default(), Arc::default()];
         let stored = Arc::new(KeysAndValues::of([none, stored]));
-        let mut cache = Stored { given: vec![Arc::default(), stored], kept: None };
+        let mut cache = Stored { given: vec![Arc::default(), stored], ..Stored::default() };
         let [q, k, v] = leaves.clone();
         let y = tape.attention(q, k, v, 1, shape, &learned, &mut cache).unwrap();
         let mut gradients = tape.backward(&y, weighting(90 * 32)).unwrap();

@@ -327,18 +327,7 @@ impl Kernels for CpuKernels {
     ) -> Result<Tensor> {
         check::attended((q.rows(), q.width()), layer, shape, (segments, sight), cache.shape())?;
         if let Some(RelativeBias { table, buckets }) = &bias {
-            let most = buckets.iter().max().map_or(0, |&bucket| usize::from(bucket) + 1);
-            let op = "attend";
-            fits(op, "rest of the number of distances over 2", 1, buckets.len() % 2)?;
-            fits(op, "width of the table of biases modulo heads", 0, table.width() % shape.heads)?;
-            if table.width() < most * shape.heads {
-                let what = "width of the table of biases (at least)";
-                let (expected, got) = (most * shape.heads, table.width());
-                return Err(KernelError::Shape { op, what, expected, got });
-            }
-            if table.rows() != 1 {
-                fits(op, "rows of the table of biases", q.rows(), table.rows())?;
-            }
+            check::biases(q.rows(), shape.heads, (table.rows(), table.width()), buckets)?;
         }
         let rows = attention::Rows { q, shape, segments, sight, bias };
         let mut out = q.stale_like();

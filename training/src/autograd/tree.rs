@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use ladle::kernels::{Batch, Result, check::fits};
+use ladle::kernels::{Batch, Result, Segment, Sight, check::fits};
 
 /// Consecutive rows that attend to each other: a first segment, and the segments that continue it,
 /// each seeing the stored rows before the first one, all of the first one, and itself.
@@ -23,13 +23,38 @@ pub struct Tree {
     starts: Vec<usize>,
     /// Rows of the first segment.
     shared: usize,
+    /// Which stored rows are seen, where nothing else is: keys and values of the tree's own rows are
+    /// among the stored ones, or there are none.
+    sight: Option<Sight>,
 }
 
 impl Tree {
+    /// The rows of a segment that see stored rows alone: `cached` ones, and with a sight that includes
+    /// them those of the segment itself.
+    pub fn of_stored(segment: &Segment, sight: Sight) -> Self {
+        let (rows, shared) = (segment.rows.clone(), segment.rows.len());
+        let own = if sight == Sight::Cached { 0 } else { shared };
+        let before = segment.cached + own;
+        Self { rows, stored: None, before, starts: vec![0], shared, sight: Some(sight) }
+    }
+
+    /// Position of row `row` of a tree of [`Self::of_stored`].
+    pub fn position(&self, row: usize) -> usize {
+        let own = if self.sight == Some(Sight::Cached) { 0 } else { self.rows.len() };
+        self.before - own + row
+    }
+
     /// The rows that row `row` sees: stored ones, counted from the first; those of the shared segment
     /// (empty for its own rows) and those of its own segment, itself the last, both counted from the
     /// tree's first.
     pub fn visible(&self, row: usize, window: Option<usize>) -> [Range<usize>; 3] {
+        if let Some(sight) = self.sight {
+            let stored = match (sight, self.position(row) + 1) {
+                (Sight::Causal, end) => window.map_or(0, |size| end.saturating_sub(size))..end,
+                _ => 0..self.before,
+            };
+            return [stored, 0..0, 0..0];
+        }
         let segment = self.starts.partition_point(|&start| start <= row) - 1;
         let start = self.starts[segment];
         let (before, shared) = (self.before, if segment == 0 { 0 } else { self.shared });
@@ -54,6 +79,10 @@ impl Tree {
     /// The rows that any row of a block sees, as [`Self::visible`] counts them; of the block's own
     /// segments, those up to its last row.
     pub fn seen(&self, block: &Range<usize>, window: Option<usize>) -> [Range<usize>; 3] {
+        if self.sight.is_some() {
+            let last = self.visible(block.end - 1, window);
+            return [self.visible(block.start, window)[0].start..last[0].end, 0..0, 0..0];
+        }
         let start = |part: usize| {
             block.clone().map(|row| self.visible(row, window)[part].start).min().unwrap_or(0)
         };
@@ -82,7 +111,8 @@ pub fn trees(batch: &Batch) -> Result<Vec<Tree>> {
                     fits("attention", "cached tokens of the first segment", 0, segment.cached)?;
                 }
                 let (rows, shared) = (segment.rows.clone(), segment.rows.len());
-                trees.push(Tree { rows, stored, before: segment.cached, starts: vec![0], shared });
+                let (before, starts) = (segment.cached, vec![0]);
+                trees.push(Tree { rows, stored, before, starts, shared, sight: None });
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Checks of a configuration, before anything is opened.
 
 use ladle::{
-    model::names::TARGETS,
+    model::names::{T5_TARGETS, TARGETS},
     soup::{Activation, manifest::is_name},
 };
 
@@ -107,8 +107,9 @@ impl Config {
                 let expected = "a number from 0 to less than 1";
                 return Err(value_error(&dropout, lora.dropout, expected));
             }
-            if let Some(target) = lora.targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
-                let expected = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj";
+            let known = |t: &str| TARGETS.contains(&t) || T5_TARGETS.contains(&t);
+            if let Some(target) = lora.targets.iter().find(|t| !known(t)) {
+                let expected = "the last name of a linear layer, such as q_proj, or q of a T5";
                 return Err(value_error(&targets, target, expected));
             }
         }
@@ -314,6 +315,6 @@ impl Config {
     }
 }
 
-fn value_error(key: &str, got: impl ToString, expected: &'static str) -> ConfigError {
+pub(super) fn value_error(key: &str, got: impl ToString, expected: &'static str) -> ConfigError {
     ConfigError::Value { key: key.to_owned(), got: got.to_string(), expected }
 }

@@ -93,11 +93,15 @@ impl<'a> Served<'a> {
             ..CpuOptions::default()
         };
         let backend = CpuBackend::open(&self.soup, &options).map_err(|e| error(e.to_string()))?;
-        let config = EngineConfig {
+        let mut config = EngineConfig {
             merge_mode: MergeMode::Fused,
             max_waiting: usize::MAX,
             ..EngineConfig::default()
         };
+        if self.soup.config.encoder.is_some() {
+            // A prompt is encoded in one step.
+            config.limits.step_tokens = self.soup.config.max_positions;
+        }
         let engine = engine::start(backend, self.run.base.tokenizer.clone(), config)
             .map_err(|e| error(e.to_string()))?;
         Ok(Local { engine, soup: &self.soup })

@@ -16,7 +16,7 @@ use ladle::{
         config::ModelConfig,
         decoder::Decoder,
         linear::{Dense, LowRank, Parameter},
-        names::{self, TARGETS},
+        names::TARGETS,
     },
     soup::{Activation, LoraModule},
 };
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     log_probs::{LogProbs, log_probs},
-    packing::{Packed, Sequence, pack, pack_after},
+    packing::{Packed, Sequence, pack, pack_after, pack_encoded},
     prompt_cache::PromptCache,
 };
 use crate::{
@@ -43,7 +43,7 @@ pub struct LoraConfig {
     pub rank: usize,
     /// LoRA's alpha; the product is scaled by alpha / r (128: Bone Soups Table 8).
     pub alpha: f64,
-    /// Last names of the adapted linear layers (all of them: QLoRA, Dettmers et al. 2023, §4).
+    /// Last names of the adapted linear layers (all of a decoder: QLoRA, Dettmers et al. 2023, §4).
     pub targets: Vec<String>,
     /// Probability that an input of A is dropped in an update, the others divided by 1 − it; never
     /// in rollouts and in the reference (0: PEFT's default).
@@ -88,8 +88,12 @@ pub enum PolicyError {
     #[error("the base model has no tensor {0}")]
     Missing(String),
     /// A configured target names no linear layer.
-    #[error("lora.targets: {0:?} is no linear layer of the model; it has {known}", known = TARGETS.join(", "))]
-    Target(String),
+    #[error("lora.targets: {got:?} is no linear layer of the model; it has {known}")]
+    Target {
+        got: String,
+        /// What may be named.
+        known: String,
+    },
     /// The rank is out of range.
     #[error("lora.rank is {0}, expected 1 to 1024")]
     Rank(usize),
@@ -99,6 +103,11 @@ pub enum PolicyError {
     /// Dropout is asked for where it is not implemented.
     #[error("lora.dropout is {0}, expected 0 on {1:?}: dropout runs on the CPU only")]
     DropoutDevice(f64, Device),
+    /// An encoder–decoder model is to be trained where that is not implemented.
+    #[error(
+        "{0} is an encoder–decoder model, expected a decoder on {1:?}: the former train on the CPU only"
+    )]
+    EncoderDevice(String, Device),
     /// The model is a mixture of experts.
     #[error("{0} is a mixture of experts, expected a dense model: experts are not trained")]
     Experts(String),
@@ -184,14 +193,18 @@ impl Policy {
         if !(1..=1024).contains(&config.rank) {
             return Err(PolicyError::Rank(config.rank));
         }
-        if let Some(target) = config.targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
-            return Err(PolicyError::Target(target.clone()));
+        let known = model.targets();
+        if let Some(target) = config.targets.iter().find(|t| !known.contains(&t.as_str())) {
+            return Err(PolicyError::Target { got: target.clone(), known: known.join(", ") });
         }
         if !(0.0..1.0).contains(&config.dropout) {
             return Err(PolicyError::Dropout(config.dropout));
         }
         if config.dropout > 0.0 && !device.is_cpu() {
             return Err(PolicyError::DropoutDevice(config.dropout, device.clone()));
+        }
+        if model.encoder.is_some() && !device.is_cpu() {
+            return Err(PolicyError::EncoderDevice(model.model_type.clone(), device.clone()));
         }
         if model.experts.is_some() {
             return Err(PolicyError::Experts(model.model_type.clone()));
@@ -237,7 +250,7 @@ impl Policy {
             })
         };
         let (adapted, reference) = (Arc::new(load(true)?), load(false)?);
-        let head = names::head(model.tied);
+        let head = model.head();
         let head =
             frozen.get(head).cloned().ok_or_else(|| PolicyError::Missing(head.to_owned()))?;
         let config = config.clone();
@@ -289,6 +302,9 @@ impl Policy {
     /// Packs sequences. On the CPU the rows of prompts that the adapters do not act on are left out:
     /// their keys and values are kept or computed now.
     pub fn pack(&self, sequences: &[Sequence]) -> Result<Packed> {
+        if let Some(encoder) = &self.model().encoder {
+            return Ok(pack_encoded(sequences, encoder.start));
+        }
         if !self.kernels.device().is_cpu() {
             return Ok(pack(sequences));
         }

@@ -18,7 +18,8 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Rows that a forward over it computes: every token but the last predicts one.
+    /// Rows that a forward over it computes: every token but the last predicts one. An encoder–decoder
+    /// model has one more, of the token that answers begin after.
     pub fn rows(&self) -> usize {
         (self.prompt.len() + self.response.len()).saturating_sub(1)
     }
@@ -68,25 +69,47 @@ pub fn pack_after<E>(
         let before = given.as_ref().map_or(0, |_| constant);
         let shared = if group.len() > 1 { group[0].shareable() } else { before };
         if shared > 0 {
-            let blocks = given.is_some().then_some(packed.stored.given.len() as u32);
-            packed.segment(before, &prompt[before..shared], blocks);
+            let stored = given.is_some().then_some(packed.stored.given.len() as u32);
+            let blocks = stored.into_iter().collect();
+            segment(&mut packed.batch, before, prompt[before..shared].iter().copied(), blocks);
             packed.stored.given.extend(given);
             active.resize(packed.batch.tokens.len(), *active_from);
         }
         for sequence in group {
             let Sequence { prompt, response, active_from } = sequence;
             let tokens = prompt.iter().chain(response).copied().take(sequence.rows());
-            packed.segment(shared, &tokens.skip(shared).collect::<Vec<_>>(), None);
+            segment(&mut packed.batch, shared, tokens.skip(shared), Vec::new());
             active.resize(packed.batch.tokens.len(), *active_from);
-            let end = packed.batch.tokens.len();
-            packed.batch.outputs.extend(end - response.len()..end);
-            let first = packed.targets.len();
-            packed.targets.extend(response);
-            packed.spans.push(first..packed.targets.len());
+            packed.answer(response);
         }
     }
     packed.batch.coefficients = coefficients(&packed.batch.positions, &active);
     Ok(packed)
+}
+
+/// Packs sequences for an encoder–decoder model whose answers begin after token `start`: prompts are
+/// encoded, consecutive equal ones once; the rows are those of the answers. Adapters are active on
+/// every row.
+pub fn pack_encoded(sequences: &[Sequence], start: u32) -> Packed {
+    let (mut packed, mut prompts) = (Packed::default(), Batch::default());
+    let mut numbers = 0..;
+    let mut block = || numbers.by_ref().take(1).collect::<Vec<u32>>();
+    for group in sequences.chunk_by(|a, b| a.prompt == b.prompt) {
+        let (prompt, encoded) = (&group[0].prompt, block());
+        segment(&mut prompts, 0, prompt.iter().copied(), encoded.clone());
+        for Sequence { response, .. } in group {
+            let tokens = std::iter::once(&start).chain(response).copied().take(response.len());
+            let rows = segment(&mut packed.batch, 0, tokens, block());
+            packed.batch.encoded.push(Segment {
+                rows,
+                cached: prompt.len(),
+                blocks: encoded.clone(),
+            });
+            packed.answer(response);
+        }
+    }
+    packed.batch.prompts = Some(Box::new(prompts));
+    packed
 }
 
 /// The coefficient of the policy's adapters in rows at `positions` of sequences that they are active
@@ -101,16 +124,31 @@ pub fn coefficients(positions: &[u32], active: &[Option<usize>]) -> Option<RowCo
 }
 
 impl Packed {
-    /// Adds the rows of a segment after `cached` tokens of its sequence; `stored` is the number of
-    /// the stored rows that they are, where they are no rows of the batch.
-    fn segment(&mut self, cached: usize, tokens: &[u32], stored: Option<u32>) {
-        let batch = &mut self.batch;
-        let start = batch.tokens.len();
-        batch.tokens.extend(tokens);
-        let rows = start..batch.tokens.len();
-        batch.positions.extend((cached..).map(|position| position as u32).take(rows.len()));
-        batch.segments.push(Segment { rows, cached, blocks: stored.into_iter().collect() });
+    /// Makes the last rows of the batch those that predict a response.
+    fn answer(&mut self, response: &[u32]) {
+        let end = self.batch.tokens.len();
+        self.batch.outputs.extend(end - response.len()..end);
+        let first = self.targets.len();
+        self.targets.extend(response);
+        self.spans.push(first..self.targets.len());
     }
+}
+
+/// Adds the rows of a segment after `cached` tokens of its sequence, and says which they are. `blocks`
+/// are where its keys and values are, or, of a decoder in training, the number of the stored rows that it
+/// continues.
+pub(super) fn segment(
+    batch: &mut Batch,
+    cached: usize,
+    tokens: impl Iterator<Item = u32>,
+    blocks: Vec<u32>,
+) -> Range<usize> {
+    let start = batch.tokens.len();
+    batch.tokens.extend(tokens);
+    let rows = start..batch.tokens.len();
+    batch.positions.extend((cached..).map(|position| position as u32).take(rows.len()));
+    batch.segments.push(Segment { rows: rows.clone(), cached, blocks });
+    rows
 }
 
 /// Splits `0..sequences.len()` into runs of at most `budget` rows when packed; a sequence longer than

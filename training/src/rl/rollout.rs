@@ -3,7 +3,8 @@
 //! The policy is the base with its adapters as low-rank terms, nothing merged. Sequences join and
 //! leave the batch at any step; a row's result does not depend on its neighbours and every
 //! sequence draws from its own stream, so a rollout depends only on weights, prompt, seed and
-//! stream. Responses to one prompt share its cache blocks.
+//! stream. Responses to one prompt share its cache blocks. An encoder–decoder model encodes a prompt
+//! once for all responses to it that run at a time.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -23,7 +24,7 @@ use ladle::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::packing::coefficients;
+use super::packing::{coefficients, segment};
 use crate::weights::Lora;
 
 /// Why sampling stopped.
@@ -140,6 +141,8 @@ pub fn decoder(
 pub struct Sampler {
     kernels: CpuKernels,
     cache: KvPool,
+    /// The token that answers of an encoder–decoder model begin after.
+    start: Option<u32>,
     /// Sequences at once.
     slots: usize,
     /// Blocks that one sequence may take.
@@ -158,8 +161,10 @@ struct Active {
     prompt: Rc<Vec<u32>>,
     /// Its own blocks.
     blocks: Vec<u32>,
-    /// Tokens in the cache.
+    /// Tokens in the cache; of an encoder–decoder model, of the answer.
     cached: usize,
+    /// Whether its prompt is still to be encoded.
+    encodes: bool,
     rng: ChaCha8Rng,
 }
 
@@ -171,7 +176,9 @@ impl Sampler {
         slots: usize,
         max_tokens: usize,
     ) -> Result<Self> {
-        let per_sequence = max_tokens.div_ceil(KV_BLOCK);
+        let start = model.encoder.map(|encoder| encoder.start);
+        // Prompts that are encoded have whole blocks, and so have the answers.
+        let per_sequence = max_tokens.div_ceil(KV_BLOCK) + usize::from(start.is_some());
         let slots = slots.max(1);
         let blocks = per_sequence * slots;
         let cache = KvPool::new(KvShape {
@@ -183,11 +190,15 @@ impl Sampler {
         })?;
         let free = (0..blocks as u32).rev().collect();
         let kernels = CpuKernels::new(threads);
-        Ok(Self { kernels, cache, slots, per_sequence, free, prompt_rows: 0 })
+        Ok(Self { kernels, cache, start, slots, per_sequence, free, prompt_rows: 0 })
     }
 
-    fn max_tokens(&self) -> usize {
-        self.per_sequence * KV_BLOCK
+    /// Tokens of the longest prompt that leaves room for `new` tokens.
+    fn longest(&self, new: usize) -> usize {
+        match self.start {
+            None => (self.per_sequence * KV_BLOCK + 1).saturating_sub(new),
+            Some(_) => self.per_sequence.saturating_sub(new.div_ceil(KV_BLOCK)) * KV_BLOCK,
+        }
     }
 
     /// Rows of prompts computed so far.
@@ -202,7 +213,7 @@ impl Sampler {
         requests: &[Request],
         sampling: &Sampling,
     ) -> Result<Vec<Rollout>> {
-        let longest = (self.max_tokens() + 1).saturating_sub(sampling.max_new_tokens);
+        let longest = self.longest(sampling.max_new_tokens);
         let fits = |request: &Request| (1..=longest).contains(&request.prompt.len());
         if let Some(index) = requests.iter().position(|request| !fits(request)) {
             let got = requests.get(index).map_or(0, |request| request.prompt.len());
@@ -220,24 +231,30 @@ impl Sampler {
                 let Request { prompt, stream, .. } = &requests[index];
                 let same = |other: &&Active| requests[other.index].prompt == *prompt;
                 let found = active.iter().find(same).map(|other| other.prompt.clone());
-                let shared = (prompt.len() - 1) / KV_BLOCK;
+                let (encodes, shared) = match self.start {
+                    None => (false, (prompt.len() - 1) / KV_BLOCK),
+                    Some(_) => (found.is_none(), prompt.len().div_ceil(KV_BLOCK)),
+                };
                 // Rows of the prompt that another response computes are in the cache by the end of this step.
-                let cached = if found.is_some() { shared * KV_BLOCK } else { 0 };
+                let known = if found.is_some() { prompt.len().min(shared * KV_BLOCK) } else { 0 };
                 let filled = found.unwrap_or_else(|| Rc::new(self.take(shared)));
                 let blocks = self.take(self.per_sequence - shared);
                 let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
                 rng.set_stream(*stream);
-                joining += prompt.len() - cached;
-                self.prompt_rows += prompt.len() - cached;
-                active.push(Active { index, prompt: filled, blocks, cached, rng });
+                joining += prompt.len() - known;
+                self.prompt_rows += prompt.len() - known;
+                let cached = if self.start.is_some() { 0 } else { known };
+                active.push(Active { index, prompt: filled, blocks, cached, encodes, rng });
             }
-            let batch = step(&active, requests, &rollouts);
+            let batch = step(&active, requests, &rollouts, self.start);
             let hidden = decoder.outputs(&self.kernels, &batch, &mut self.cache)?;
             let logits = decoder.logits(&self.kernels, &hidden, active.len(), None)?;
             for (row, sequence) in active.iter_mut().enumerate() {
                 let request = &requests[sequence.index];
                 let rollout = &mut rollouts[sequence.index];
-                sequence.cached = request.prompt.len() + rollout.tokens.len();
+                let given = self.start.map_or(request.prompt.len(), |_| 1);
+                sequence.cached = given + rollout.tokens.len();
+                sequence.encodes = false;
                 let uniform =
                     if request.greedy { None } else { Some(sequence.rng.random::<f64>()) };
                 let logits = logits.row(row).unwrap_or_default();
@@ -276,24 +293,35 @@ impl Sampler {
     }
 }
 
-/// The rows of one step: the newest token of every running sequence, the whole prompt of a new one.
-fn step(sequences: &[Active], requests: &[Request], rollouts: &[Rollout]) -> Batch {
-    let mut batch = Batch::default();
+/// The rows of one step: the newest token of every running sequence, the whole prompt of a new one; of
+/// an encoder–decoder model the `start` of a new one, and its prompt beside the batch.
+fn step(
+    sequences: &[Active],
+    requests: &[Request],
+    rollouts: &[Rollout],
+    start: Option<u32>,
+) -> Batch {
+    let (mut batch, mut prompts) = (Batch::default(), Batch::default());
+    let begin = start.as_ref().map(std::slice::from_ref);
     let mut active = Vec::new();
     for sequence in sequences {
         let (request, rollout) = (&requests[sequence.index], &rollouts[sequence.index]);
-        let all = request.prompt.iter().chain(&rollout.tokens).skip(sequence.cached);
-        let start = batch.tokens.len();
-        batch.tokens.extend(all);
-        let end = batch.tokens.len();
-        let first = sequence.cached as u32;
-        batch.positions.extend(first..first + (end - start) as u32);
-        let cached = sequence.cached;
-        let blocks = [sequence.prompt.as_slice(), &sequence.blocks].concat();
-        batch.segments.push(Segment { rows: start..end, cached, blocks });
-        batch.outputs.push(end - 1);
-        active.resize(end, request.active_from);
+        let given = begin.unwrap_or(&request.prompt);
+        let all = given.iter().chain(&rollout.tokens).copied().skip(sequence.cached);
+        let (prompt, own) = (sequence.prompt.to_vec(), &sequence.blocks);
+        let blocks = if start.is_some() { own.clone() } else { [&prompt[..], own].concat() };
+        let rows = segment(&mut batch, sequence.cached, all, blocks);
+        batch.outputs.push(rows.end - 1);
+        active.resize(rows.end, request.active_from);
+        if sequence.encodes {
+            segment(&mut prompts, 0, request.prompt.iter().copied(), prompt.clone());
+        }
+        if start.is_some() {
+            let cached = request.prompt.len();
+            batch.encoded.push(Segment { rows, cached, blocks: prompt });
+        }
     }
+    batch.prompts = (!prompts.tokens.is_empty()).then(|| Box::new(prompts));
     batch.coefficients = coefficients(&batch.positions, &active);
     batch
 }

@@ -1,4 +1,4 @@
-//! Causal attention with its backward, parallel over (tree, key/value head), one block of queries at
+//! Attention with its backward, parallel over (tree, key/value head), one block of queries at
 //! a time. Only the output is saved; the backward computes the probabilities again.
 
 use std::ops::Range;
@@ -7,6 +7,7 @@ use ladle::{kernels::AttentionShape, simd::exp, vectorised};
 use rayon::prelude::*;
 
 use super::{
+    bias::Bias,
     product::{View, product},
     rows::{dot, max, sum, tanh},
 };
@@ -59,6 +60,10 @@ pub(super) struct Attention {
     pub trees: Vec<Tree>,
     /// Rows of the batch.
     pub rows: usize,
+    /// What is added to the scores of trees of stored rows.
+    pub bias: Option<Bias>,
+    /// Whether stored keys and values have gradients.
+    pub learned: bool,
 }
 
 /// Packed q `[rows, heads · d]`, k and v `[rows, kv_heads · d]`, and k and v of stored rows.
@@ -68,14 +73,25 @@ pub(super) struct Inputs<'a> {
     pub k: &'a [f32],
     pub v: &'a [f32],
     /// Stored keys and values of each tree, `[stored rows, kv_heads · d]`; empty where it has none.
+    /// Where all trees see stored rows alone, k and v are empty.
     pub stored: &'a [[&'a [f32]; 2]],
 }
 
-/// Gradients of q, k and v: of one task `[len, group · d]`, `[len, d]`, `[len, d]`, or of all.
+/// Gradients of all inputs.
 pub(super) struct Gradients {
     pub q: Vec<f32>,
-    pub k: Vec<f32>,
-    pub v: Vec<f32>,
+    /// Of k and v.
+    pub own: [Vec<f32>; 2],
+    /// Of the stored keys and values of each tree; empty where they are constants.
+    pub stored: Vec<[Vec<f32>; 2]>,
+}
+
+/// Those of one task: `[len, group · d]`, `[len, d]` each and `[stored rows, d]` each, empty where they
+/// are not wanted.
+struct Part {
+    q: Vec<f32>,
+    own: [Vec<f32>; 2],
+    stored: [Vec<f32>; 2],
 }
 
 /// What one thread computes: the query heads of one key/value head over one tree.
@@ -106,23 +122,26 @@ impl Attention {
         self.gather(&tasks, self.shape.heads * d, self.group() * d, &parts)
     }
 
-    /// The gradients of q, k and v; stored rows are constants.
+    /// The gradients of q, k, v and, where they are learned, of the stored rows.
     pub(super) fn backward(&self, inputs: Inputs<'_>, output: &[f32], grad: &[f32]) -> Gradients {
         let tasks = self.tasks(inputs);
         let task = |task: &Task<'_>| self.gradients(inputs, output, grad, task);
-        let parts: Vec<Gradients> = tasks.par_iter().map(task).collect();
+        let parts: Vec<Part> = tasks.par_iter().map(task).collect();
         let AttentionShape { heads, kv_heads, head_dim: d, .. } = self.shape;
-        let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
-        for part in parts {
-            q.push(part.q);
-            k.push(part.k);
-            v.push(part.v);
+        let (mut q, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let stored =
+            parts.chunks(kv_heads).map(|heads| [0, 1].map(|of| gather_stored(heads, of, d)));
+        let stored = stored.collect();
+        for Part { q: of_q, own: [key, value], .. } in parts {
+            q.push(of_q);
+            keys.push(key);
+            values.push(value);
         }
-        Gradients {
-            q: self.gather(&tasks, heads * d, self.group() * d, &q),
-            k: self.gather(&tasks, kv_heads * d, d, &k),
-            v: self.gather(&tasks, kv_heads * d, d, &v),
-        }
+        let own = match inputs.k {
+            [] => Default::default(),
+            _ => [keys, values].map(|parts| self.gather(&tasks, kv_heads * d, d, &parts)),
+        };
+        Gradients { q: self.gather(&tasks, heads * d, self.group() * d, &q), own, stored }
     }
 
     /// The results of the tasks, `part` columns each, side by side.
@@ -205,6 +224,11 @@ impl Attention {
             slopes.resize(m * n, 0.0);
             cap_scores(weights, slopes, cap);
         }
+        if let Some(bias) = &self.bias {
+            for (row, scores) in block.clone().zip(weights.chunks_exact_mut(n)) {
+                bias.add(scores, head, seen[0].start, task.tree.position(row));
+            }
+        }
         for (row, weights) in block.clone().zip(weights.chunks_exact_mut(n)) {
             let visible = task.tree.visible(row, window);
             let mut at = 0;
@@ -256,21 +280,17 @@ impl Attention {
     ///
     /// With P the weights, D = Σ dO ⊙ O per row: dV = Pᵀ dO, dS = P ⊙ (dO Vᵀ − D),
     /// dQ = dS K / √d, dK = dSᵀ Q / √d; a soft cap multiplies dS by its slopes.
-    fn gradients(
-        &self,
-        inputs: Inputs<'_>,
-        output: &[f32],
-        grad: &[f32],
-        task: &Task<'_>,
-    ) -> Gradients {
+    fn gradients(&self, inputs: Inputs<'_>, output: &[f32], grad: &[f32], task: &Task<'_>) -> Part {
         let AttentionShape { heads, head_dim: d, .. } = self.shape;
         let (group, tree) = (self.group(), task.tree);
         let len = tree.rows.len();
         let scale = 1.0 / (d as f32).sqrt();
-        let mut out = Gradients {
+        let zeros =
+            |rows: usize, wanted: bool| [(); 2].map(|()| vec![0.0; rows * d * usize::from(wanted)]);
+        let mut out = Part {
             q: vec![0.0; len * group * d],
-            k: vec![0.0; len * d],
-            v: vec![0.0; len * d],
+            own: zeros(len, !inputs.k.is_empty()),
+            stored: zeros(tree.before, self.learned),
         };
         let (mut weights, mut slopes, mut scores) = (Vec::new(), Vec::new(), Vec::new());
         for member in 0..group {
@@ -307,18 +327,29 @@ impl Attention {
                     let s = View::strided(&scores[run.at..], m, len, n);
                     let dq = View::strided(&mut out.q[start..], m, d, group * d);
                     product(dq, true, s, k, scale);
-                    if run.stored {
+                    let [dk, dv] = if run.stored { &mut out.stored } else { &mut out.own };
+                    if dk.is_empty() {
                         continue;
                     }
-                    let dk = View::new(&mut out.k[run.rows.start * d..], len, d);
+                    let dk = View::new(&mut dk[run.rows.start * d..], len, d);
                     product(dk, true, s.t(), q, scale);
-                    let dv = View::new(&mut out.v[run.rows.start * d..], len, d);
+                    let dv = View::new(&mut dv[run.rows.start * d..], len, d);
                     product(dv, true, p.t(), g, 1.0);
                 }
             }
         }
         out
     }
+}
+
+/// The gradients of the stored keys (0) or values (1) of a tree, from those of its key/value heads.
+fn gather_stored(heads: &[Part], of: usize, d: usize) -> Vec<f32> {
+    let width = heads.len() * d;
+    let mut out = vec![0f32; heads.iter().map(|part| part.stored[of].len()).sum()];
+    for (head, part) in heads.iter().enumerate() {
+        scatter(&mut out, width, 0, head * d, &part.stored[of], d);
+    }
+    out
 }
 
 /// Rows of the batch, from rows of the tree.

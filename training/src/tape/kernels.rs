@@ -1,23 +1,22 @@
 //! The operations of the decoder on a [`Tape`].
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use ladle::kernels::{
-    Activation, AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Norm, Product, Result,
-    Rope, RowCoefficients,
+    Activation, AttentionShape, Batch, ColumnScale, HostTensor, Kernels, Norm, Product,
+    RelativeBias, Result, Rope, RowCoefficients, Segment, Sight,
     check::{self, fits, groups},
 };
 use rayon::prelude::*;
 
 use super::{
     Gradients, Stored, Tape, Value,
-    attention::{Attention, Inputs},
     product::{View, parallel_product},
     read,
-    rows::{self, Angles, Gains},
+    rows::{self, Angles, CHUNK, Gains},
 };
-use crate::autograd::{Differentiable, column_factors, refused, tree::trees};
+use crate::autograd::{Differentiable, column_factors, refused};
 
 impl Tape {
     /// `onto + dropout(x) Wᵀ`: a frozen weight costs no gradient, a tracked one gets its own.
@@ -120,11 +119,6 @@ impl Tape {
             }
         })
     }
-}
-
-/// The keys and values of each tree as slices.
-fn views(stored: &[[Arc<Vec<f32>>; 2]]) -> Vec<[&[f32]; 2]> {
-    stored.iter().map(|pair| pair.each_ref().map(|values| values.as_slice())).collect()
 }
 
 /// The gains of a norm as they act.
@@ -251,33 +245,43 @@ impl Kernels for Tape {
         batch: &Batch,
         cache: &mut Stored,
     ) -> Result<Value> {
-        let rows = batch.tokens.len();
-        for (what, x, heads) in [
-            ("queries", &q, shape.heads),
-            ("keys", &k, shape.kv_heads),
-            ("values", &v, shape.kv_heads),
-        ] {
-            fits("attention", what, rows, x.rows)?;
-            fits("attention", what, heads * shape.head_dim, x.width)?;
-        }
-        groups("attention", shape.heads, shape.kv_heads)?;
-        let op = Attention { shape, trees: trees(batch)?, rows };
-        let stored = cache.of(&op.trees, layer, shape.kv_heads * shape.head_dim)?;
-        if let Some(kept) = &mut cache.kept {
-            kept.layers.push([k.data.clone(), v.data.clone()]);
-        }
-        let (q_node, k_node, v_node) = (q.node, k.node, v.node);
-        let learns = q_node.or(k_node).or(v_node).is_some();
-        let [q, k, v] = [q, k, v].map(|x| x.data);
-        let y = op.forward(Inputs { q: &q, k: &k, v: &v, stored: &views(&stored) });
-        Ok(self.result((y, rows, shape.heads * shape.head_dim), learns, |y| {
+        self.attend_batch(q, [k, v], layer, shape, batch, cache)
+    }
+
+    fn store(
+        &self,
+        k: &Value,
+        v: &Value,
+        layer: usize,
+        segments: &[Segment],
+        cache: &mut Stored,
+    ) -> Result<()> {
+        cache.hold([k, v], layer, segments)
+    }
+
+    fn attend(
+        &self,
+        q: &Value,
+        layer: usize,
+        shape: AttentionShape,
+        segments: &[Segment],
+        sight: Sight,
+        bias: Option<RelativeBias<'_, Value>>,
+        cache: &mut Stored,
+    ) -> Result<Value> {
+        self.attend_held(q, layer, shape, (segments, sight), bias, cache)
+    }
+
+    fn relu(&self, x: Value) -> Result<Value> {
+        let (rows, width, node) = (x.rows, x.width, x.node);
+        let mut y = x.take();
+        y.par_iter_mut().with_min_len(CHUNK).for_each(|y| *y = y.max(0.0));
+        Ok(self.result((y, rows, width), node.is_some(), |y| {
             let y = y.clone();
-            move |grad: Vec<f32>, gradients: &mut Gradients| {
-                let inputs = Inputs { q: &q, k: &k, v: &v, stored: &views(&stored) };
-                let grads = op.backward(inputs, &y, &grad);
-                gradients.give(q_node, grads.q);
-                gradients.give(k_node, grads.k);
-                gradients.give(v_node, grads.v);
+            move |mut grad: Vec<f32>, gradients: &mut Gradients| {
+                let pairs = grad.par_iter_mut().zip(&y[..]).with_min_len(CHUNK);
+                pairs.filter(|(_, y)| **y == 0.0).for_each(|(grad, _)| *grad = 0.0);
+                gradients.give(node, grad);
                 Ok(())
             }
         }))

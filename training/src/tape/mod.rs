@@ -10,7 +10,9 @@
 //! frozen. Batches are packed as [`crate::autograd`] describes; rows that no trained weight feeds can
 //! be left out of them, and their keys and values given instead ([`Stored`]).
 
+mod attend;
 mod attention;
+mod bias;
 mod dropout;
 mod kernels;
 mod product;

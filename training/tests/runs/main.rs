@@ -9,6 +9,7 @@ mod refused;
 mod reward_service;
 #[path = "../support/mod.rs"]
 mod support;
+mod t5;
 mod taken_up;
 mod types;
 
@@ -63,6 +64,11 @@ fn refuse(command: &mut Command, parts: &[&str]) {
 
 /// A directory with data and a configuration; `settings` are further lines of TOML.
 fn task(directory: &Path, settings: &str) -> PathBuf {
+    task_on(&base(), directory, settings)
+}
+
+/// The same on another base.
+fn task_on(base: &Path, directory: &Path, settings: &str) -> PathBuf {
     let rows: String = (0..24)
         .map(|row| {
             let (question, answer) = (format!("What is {row} and why?"), format!("It is {row}."));
@@ -70,7 +76,6 @@ fn task(directory: &Path, settings: &str) -> PathBuf {
         })
         .collect();
     fs::write(directory.join("rows.jsonl"), rows).unwrap();
-    let base = base();
     let config = format!(
         r#"
 name = "tiny"
@@ -128,8 +133,12 @@ fn recorded(run: &Path, backbone: &str, metric: &str) -> Vec<f64> {
 }
 
 fn killed_and_whole(settings: &str, seed: u64) {
+    killed_and_whole_on(&base(), settings, seed);
+}
+
+fn killed_and_whole_on(base: &Path, settings: &str, seed: u64) {
     let directory = tempfile::tempdir().unwrap();
-    let config = task(directory.path(), settings);
+    let config = task_on(base, directory.path(), settings);
     let (whole, killed) = (directory.path().join("whole"), directory.path().join("killed"));
     succeed(&mut start(&config, &whole));
 

@@ -11,13 +11,24 @@ fn reached(run: &Path, backbone: &str, name: &str) -> f64 {
 /// A bandit in language: a response earns 1 by its first token alone, so the optimum of each
 /// backbone (B = I) is to say it always.
 fn reaches_the_optimum(algorithm: &str, seed: u64) {
+    reaches_the_optimum_on(&base(), "rank = 4, alpha = 8.0", 1.0, algorithm, seed);
+}
+
+/// The same on another base, with adapters of the given settings and at another temperature.
+pub fn reaches_the_optimum_on(
+    base: &Path,
+    lora: &str,
+    temperature: f64,
+    algorithm: &str,
+    seed: u64,
+) {
     let kl = if algorithm == "modpo" { 0.1 } else { 0.0 };
     let directory = tempfile::tempdir().unwrap();
     let settings = format!(
         r#"
 seed = {seed}
-lora = {{ rank = 4, alpha = 8.0 }}
-rollout = {{ max_new_tokens = 1, slots = 32, samples = 4 }}
+lora = {{ {lora} }}
+rollout = {{ max_new_tokens = 1, slots = 32, samples = 4, temperature = {temperature:?} }}
 rl = {{ algorithm = "{algorithm}", steps = 40, batch = 32, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = {kl}, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
 mixing = {{ identity = true }}
 [[objectives]]
@@ -28,7 +39,7 @@ name = "others"
 reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
 "#
     );
-    let config = task(directory.path(), &settings);
+    let config = task_on(base, directory.path(), &settings);
     let run = directory.path().join("run");
     succeed(start(&config, &run).env("RAYON_NUM_THREADS", "1"));
     for name in ["vowels", "others"] {
