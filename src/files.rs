@@ -126,12 +126,18 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(FileError::at(path))
 }
 
-/// A file as it was when it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A file as it was when it was read. Equal are two of one file in one state, by whatever path.
+#[derive(Debug, Clone)]
 pub struct Seen {
     pub path: PathBuf,
     /// Device, inode, length, and the time of the last write in seconds and nanoseconds.
     stamp: (u64, u64, u64, i64, i64),
+}
+
+impl PartialEq for Seen {
+    fn eq(&self, other: &Self) -> bool {
+        self.stamp == other.stamp
+    }
 }
 
 impl Seen {

@@ -57,6 +57,10 @@ metrics_table! {
     READY "ladle_ready" Kind::Gauge, Count, "1 while /ready answers 200, else 0.";
     RUNNING "ladle_requests_running" Kind::Gauge, Count, "Sequences in the running batch.";
     WAITING "ladle_requests_waiting" Kind::Gauge, Count, "Sequences in the queue.";
+    SOUP_RUNNING "ladle_soup_requests_running" Kind::Gauge, Count,
+        "Sequences in the running batch, by the soup.";
+    SOUP_WAITING "ladle_soup_requests_waiting" Kind::Gauge, Count,
+        "Sequences in the queue, by the soup.";
     REJECTED "ladle_requests_rejected_total" Kind::Counter, Count,
         "Requests refused before they ran, by reason.";
     SUCCESS "ladle_request_success_total" Kind::Counter, Count,
@@ -80,8 +84,8 @@ metrics_table! {
         "KV blocks that no sequence holds, kept for the prefix cache.";
     KV_BLOCK_TOKENS "ladle_kv_block_tokens" Kind::Gauge, Count, "Tokens of a KV block.";
     MODEL "ladle_model_info" Kind::Gauge, Count,
-        "1, labelled with the model id and the digest of the soup that is served.";
-    GENERATION "ladle_soup_generation" Kind::Gauge, Count, "Generation of the soup that is served.";
+        "1 for each soup that is served, labelled with its model id and digest.";
+    GENERATION "ladle_soup_generation" Kind::Gauge, Count, "Generation of the soup that is served, of several the first one.";
     DRAINING "ladle_soup_draining" Kind::Gauge, Count,
         "Former generations that still answer requests.";
     BUILD "ladle_build_info" Kind::Gauge, Count, "1, labelled with the version of the server.";
@@ -336,15 +340,25 @@ impl Telemetry {
         self.mark(MODEL, &labels, served);
     }
 
+    /// Sequences of a soup, in the batch and in the queue.
+    pub fn sequences(&self, name: &str, running: usize, waiting: usize) {
+        self.set(SOUP_RUNNING, &[("model_name", name)], running as f64);
+        self.set(SOUP_WAITING, &[("model_name", name)], waiting as f64);
+    }
+
     /// Names the presets that are pinned.
     pub fn pinned(&self, presets: &[String]) {
         presets.iter().for_each(|preset| self.mark(PINNED, &[("preset", preset)], true));
     }
 
     fn mark(&self, metric: &'static str, labels: &[(&'static str, &str)], holds: bool) {
+        self.set(metric, labels, f64::from(u8::from(holds)));
+    }
+
+    fn set(&self, metric: &'static str, labels: &[(&'static str, &str)], value: f64) {
         let labels = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned()));
         let key = Key::from_parts(metric, labels.collect::<Vec<_>>());
-        self.recorder.register_gauge(&key, &METADATA).set(f64::from(u8::from(holds)));
+        self.recorder.register_gauge(&key, &METADATA).set(value);
     }
 
     /// Records the normalised weights of one request, one per objective.

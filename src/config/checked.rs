@@ -59,6 +59,8 @@ pub struct ServeConfig {
     pub soup: PathBuf,
     /// Where the soup is fetched from, if it is.
     pub address: Option<SoupAddress>,
+    /// Directories and addresses of the soups that are served beside it.
+    pub beside: Vec<(PathBuf, Option<SoupAddress>)>,
     /// What requests may have fetched, with all below it.
     pub soup_sources: Vec<SoupAddress>,
     /// `None`: `$LADLE_HOME/soups`.
@@ -112,6 +114,22 @@ pub struct ServeConfig {
     pub traces: Option<Traces>,
 }
 
+impl ServeConfig {
+    /// The configuration of each soup of the start, the first one's first.
+    pub fn soups(&self) -> impl Iterator<Item = Self> {
+        let beside = self.beside.iter().map(|(soup, address)| {
+            let (soup, address) = (soup.clone(), address.clone());
+            Self { soup, address, ..self.for_others() }
+        });
+        std::iter::once(self.clone()).chain(beside)
+    }
+
+    /// What holds for soups that are served beside the first one.
+    pub fn for_others(&self) -> Self {
+        Self { pin: Vec::new(), ..self.clone() }
+    }
+}
+
 impl ServeOptions {
     /// Fills in defaults and checks every bound.
     pub fn check(self) -> Result<ServeConfig, OptionError> {
@@ -149,21 +167,24 @@ impl ServeOptions {
             option: "soup",
             hint: "name its directory, as in `ladle serve backbones`",
         })?;
-        let address = soup.to_str().filter(|text| SoupAddress::is_meant(text));
-        let address = address.map(str::parse::<SoupAddress>).transpose().map_err(|_| {
-            let (got, expected) = (soup.display().to_string(), SoupAddress::EXPECTED.to_owned());
-            OptionError::Value { option: "soup", got, expected }
-        })?;
-        if self.store.offline() && (address.is_some() || !soup_sources.is_empty()) {
+        let address = address_of("soup", &soup)?;
+        let beside = self.with_soup.iter().flatten().map(|soup| {
+            let address = address_of("with_soup", soup)?;
+            Ok((soup.clone(), address))
+        });
+        let beside: Vec<_> = beside.collect::<Result<_, OptionError>>()?;
+        let remote = address.is_some() || beside.iter().any(|(_, address)| address.is_some());
+        if self.store.offline() && (remote || !soup_sources.is_empty()) {
             return Err(OptionError::Value {
                 option: "offline",
                 got: "true".into(),
-                expected: "false, as soup or soup_source are addresses".into(),
+                expected: "false, as soup, with_soup or soup_source are addresses".into(),
             });
         }
         Ok(ServeConfig {
             soup,
             address,
+            beside,
             soup_sources,
             soup_cache: self.soup_cache.clone(),
             soup_root: self.soup_root.clone(),
@@ -283,4 +304,12 @@ fn seconds(option: &'static str, value: f64) -> Result<Duration, OptionError> {
     }
     let expected = "a number of seconds above 0, at most 86400".into();
     Err(OptionError::Value { option, got: value.to_string(), expected })
+}
+/// The address of a soup, where its option names one and no directory.
+fn address_of(option: &'static str, soup: &Path) -> Result<Option<SoupAddress>, OptionError> {
+    let address = soup.to_str().filter(|text| SoupAddress::is_meant(text));
+    address.map(str::parse::<SoupAddress>).transpose().map_err(|_| {
+        let (got, expected) = (soup.display().to_string(), SoupAddress::EXPECTED.to_owned());
+        OptionError::Value { option, got, expected }
+    })
 }

@@ -138,10 +138,14 @@ options! {
         /// https:// or http://.
         #[arg(long, env = "LADLE_SOUP", value_name = "DIR")]
         soup: PathBuf,
-        /// Directory below which `PUT /admin/soups/NAME` finds soups; needs named keys.
+        /// Soups that are served beside it, each under its own name: directories or addresses,
+        /// comma-separated.
+        #[arg(long, env = "LADLE_WITH_SOUP", value_name = "DIR", value_delimiter = ',')]
+        with_soup: Vec<PathBuf>,
+        /// Directory below which requests for `/admin/soups` find soups; needs named keys.
         #[arg(long, env = "LADLE_SOUP_ROOT", value_name = "DIR")]
         soup_root: PathBuf,
-        /// Addresses that `PUT /admin/soups/NAME` may name, with all below them, such as
+        /// Addresses that requests for `/admin/soups` may name, with all below them, such as
         /// s3://models/soups; comma-separated; needs named keys.
         #[arg(long, env = "LADLE_SOUP_SOURCE", value_name = "PREFIX", value_delimiter = ',')]
         soup_source: Vec<SoupAddress>,
@@ -166,8 +170,8 @@ options! {
         /// How preferences are executed.
         #[arg(long, env = "LADLE_MERGE_MODE", value_name = "MODE")]
         merge_mode: MergeMode = "auto",
-        /// Presets whose merged weights are made at the start and kept, comma-separated; requests
-        /// for them run fused.
+        /// Presets of the soup (not of those beside it) whose merged weights are made at the start and
+        /// kept, comma-separated; requests for them run fused.
         #[arg(long, env = "LADLE_PIN", value_name = "PRESET", value_delimiter = ',')]
         pin: Vec<String>,
         /// What computes: cpu, cuda or cuda:N.

@@ -35,7 +35,7 @@ pub struct Held {
     pub bodies: usize,
     /// Requests that run or wait, and connections.
     pub requests: usize,
-    /// The generation of the soup that is served meanwhile, with its budgets.
+    /// The soups that are served meanwhile, with their budgets.
     pub beside: usize,
 }
 
@@ -115,7 +115,7 @@ pub struct NoRoom {
 fn beside(held: &Held) -> String {
     match held.beside {
         0 => String::new(),
-        bytes => format!(", the soup that is served meanwhile {}", Mib(bytes)),
+        bytes => format!(", what is served meanwhile {}", Mib(bytes)),
     }
 }
 

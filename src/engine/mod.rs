@@ -40,6 +40,7 @@ pub mod scheduler;
 mod start;
 pub mod stats;
 mod step;
+mod turns;
 mod worker;
 
 pub use crate::config::MergeMode;
@@ -50,7 +51,7 @@ pub use cuda::{CudaBackend, CudaOptions};
 pub use error::OpenError;
 pub use handle::{Bounds, EngineHandle, EngineState, EngineWatch, Generation};
 pub use merged::OnCacheEvent;
-pub use open::{Listeners, budgets, open};
+pub use open::{Shared, budgets, open};
 pub use places::{Full, Place, Places};
 pub use pooling::Pooling;
 pub use request::{
@@ -60,3 +61,4 @@ pub use request::{
 pub use scheduler::StepLimits;
 pub use start::{EngineConfig, Pin, StartError, start};
 pub use stats::{EngineStats, ForwardReport, Observer, StepReport};
+pub use turns::Turns;

@@ -14,6 +14,7 @@ use super::{
     scheduler::StepLimits,
     start::{EngineConfig, Pin, start},
     stats::Observer,
+    turns::Turns,
 };
 use crate::{
     config::{KvType, MergeMode, Processor, ServeConfig},
@@ -26,12 +27,14 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
-/// Called on what happens in an engine.
-pub struct Listeners {
-    /// On every step.
+/// What the engines of one process share.
+pub struct Shared {
+    /// Called on every step.
     pub observer: Arc<dyn Observer>,
-    /// On every event of the cache of merged models.
+    /// Called on every event of the cache of merged models.
     pub on_cache_event: OnCacheEvent,
+    /// The device's turns.
+    pub turns: Arc<Turns>,
 }
 
 /// Brings a soup to the configured device and starts its engine, the pinned models merged.
@@ -40,7 +43,7 @@ pub fn open(
     tokenizer: Tokenizer,
     config: &ServeConfig,
     pinned: Vec<Pin>,
-    listeners: Listeners,
+    shared: Shared,
 ) -> Result<EngineHandle, OpenError> {
     let defaults = EngineConfig::default();
     let engine = EngineConfig {
@@ -54,7 +57,8 @@ pub fn open(
         merge_mode: config.merge_mode,
         share_prefixes: config.share_prefixes,
         pinned,
-        observer: Some(listeners.observer),
+        observer: Some(shared.observer),
+        turns: shared.turns,
         ..defaults
     };
     match config.device {
@@ -66,7 +70,7 @@ pub fn open(
                 kv_dtype: kv_dtype(config.kv_dtype),
                 merged_bytes: bytes(config.merge_cache).unwrap_or(defaults.merged_bytes),
                 merge_mode: config.merge_mode,
-                on_cache_event: Some(listeners.on_cache_event),
+                on_cache_event: Some(shared.on_cache_event),
                 ..defaults
             };
             let backend = CpuBackend::open(soup, &options)?;
@@ -82,7 +86,7 @@ pub fn open(
                 merge_mode: config.merge_mode,
                 step_rows: config.max_step_tokens,
                 logit_rows: engine.limits.logit_rows,
-                on_cache_event: Some(listeners.on_cache_event),
+                on_cache_event: Some(shared.on_cache_event),
             };
             let gpu = Gpu::open(ordinal, &kernel_caches())?;
             let engine = EngineConfig { machine: Machine::GPU, ..engine };

@@ -15,6 +15,7 @@ use super::{
     request::EngineError,
     scheduler::{Scheduler, StepLimits},
     stats::Observer,
+    turns::Turns,
     worker::Worker,
 };
 use crate::{
@@ -43,6 +44,8 @@ pub struct EngineConfig {
     pub share_prefixes: bool,
     /// Called on every step.
     pub observer: Option<Arc<dyn Observer>>,
+    /// Shared with the other engines of the device.
+    pub turns: Arc<Turns>,
 }
 
 /// A model whose merged weights are there from the start and stay.
@@ -74,6 +77,7 @@ impl Default for EngineConfig {
             machine: Machine::default(),
             share_prefixes: false,
             observer: None,
+            turns: Arc::default(),
         }
     }
 }
@@ -168,6 +172,7 @@ pub fn start<B: Backend>(
     worker.observer = config.observer;
     worker.share_prefixes = config.share_prefixes;
     worker.start = facts.start;
+    worker.turns = config.turns;
     // Weak, so that the waker does not keep the thread alive after the last handle is gone.
     worker.wake = Arc::new(move || {
         if let Some(messages) = waker.upgrade() {

@@ -22,6 +22,7 @@ use super::{
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, Mode, TokenLogprob},
     scheduler::{NewSequence, Scheduler, SeqId},
     stats::{EngineStats, Observer},
+    turns::Turns,
 };
 use crate::{
     grammar::{Guide, Wake},
@@ -103,6 +104,8 @@ pub(super) struct Worker<B: Backend> {
     pub started: Instant,
     /// Wakes the thread.
     pub wake: Wake,
+    /// Those of the device.
+    pub turns: Arc<Turns>,
     was_busy: bool,
     pub shared: Arc<SharedState>,
 }
@@ -144,6 +147,7 @@ impl<B: Backend> Worker<B> {
             stats,
             started: Instant::now(),
             wake: Arc::new(|| ()),
+            turns: Arc::default(),
             was_busy: false,
         };
         worker.publish();
@@ -372,6 +376,8 @@ impl<B: Backend> Worker<B> {
         }
         let worked = !plan.items.is_empty();
         if worked {
+            let turns = self.turns.clone();
+            let _turn = turns.take();
             self.make(&plan);
         }
         let Self { scheduler, models, live, .. } = self;

@@ -4,13 +4,16 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Extension, Json,
-    extract::{ConnectInfo, State},
+    extract::{ConnectInfo, Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{app::App, error::ApiError, incoming::Incoming, limits, request::native};
+use super::{
+    app::App, error::ApiError, incoming::Incoming, limits, request::native, served::Served,
+};
 use crate::{engine::Client, preference::Solved};
 
 /// `GET /health`: the process answers.
@@ -18,20 +21,21 @@ pub async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// `GET /ready`: the soup is loaded, new work is taken and the engine makes its steps. Probes ask
+/// `GET /ready`: all soups are loaded, new work is taken and the engines make their steps. Probes ask
 /// every few seconds, so that it is not is no news for the log.
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Response> {
     let readiness = || {
         if app.draining() {
             return Err(ApiError::Draining);
         }
-        let served = app.served()?;
-        match served.engine.ailment(app.step_timeout) {
+        let soups = app.soups.served()?;
+        let first = app.served(None)?;
+        match soups.iter().find_map(|served| served.engine.ailment(app.step_timeout)) {
             Some(ailment) => Err(ApiError::Engine(ailment)),
             None => Ok(Json(json!({
                 "status": "ready",
-                "soup": served.name,
-                "generation": served.generation,
+                "soup": first.name,
+                "generation": first.generation,
             }))),
         }
     };
@@ -55,17 +59,41 @@ pub async fn metrics(
 /// The same where whoever can reach the address may read them.
 pub async fn open_metrics(State(app): State<Arc<App>>) -> Response {
     app.telemetry.ready.set(f64::from(u8::from(ready(State(app.clone())).await.is_ok())));
-    if let Some(stats) = app.generations.stats() {
-        super::metrics::engine_stats(&app.telemetry, &stats);
-        app.telemetry.draining.set(app.generations.draining().len() as f64);
+    if let Ok(first) = app.served(None) {
+        super::metrics::engine_stats(&app.telemetry, &app.soups.stats());
+        app.telemetry.generation.set(first.generation as f64);
+        app.telemetry.draining.set(app.soups.draining().len() as f64);
+    }
+    for soup in app.soups.all() {
+        if let Some(served) = soup.current() {
+            let stats = soup.stats();
+            app.telemetry.sequences(&served.name, stats.running, stats.waiting);
+        }
     }
     let format = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (StatusCode::OK, format, app.telemetry.render()).into_response()
 }
 
+/// What a request without a body asks about.
+#[derive(Deserialize)]
+pub struct About {
+    /// The id of a model of the soup; `None`: the first soup.
+    model: Option<String>,
+}
+
 /// `GET /v1/soup`.
-pub async fn soup(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(app.served()?.description.clone()))
+pub async fn soup(
+    State(app): State<Arc<App>>,
+    about: Result<Query<About>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(asked(&app, about)?.description.clone()))
+}
+
+fn asked(app: &App, about: Result<Query<About>, QueryRejection>) -> Result<Arc<Served>, ApiError> {
+    let wrong = |error: QueryRejection| {
+        ApiError::value("model", error.body_text(), "the id of a model, once")
+    };
+    app.served(about.map_err(wrong)?.model.as_deref())
 }
 
 /// `POST /v1/solve`: μ → λ → c without generating.
@@ -74,8 +102,11 @@ pub async fn solve(request: Incoming) -> Result<Json<Solved>, ApiError> {
 }
 
 /// `GET /tokenizer_info`: the model's `tokenizer_config.json` with its chat template.
-pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(app.served()?.tokenizer_info.clone()))
+pub async fn tokenizer_info(
+    State(app): State<Arc<App>>,
+    about: Result<Query<About>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(asked(&app, about)?.tokenizer_info.clone()))
 }
 
 /// `POST /tokenize`: the tokens of a prompt or of a conversation under its template.

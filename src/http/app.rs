@@ -17,17 +17,18 @@ use super::{
     checks::Checks,
     error::ApiError,
     failures::Failures,
-    generations::{Generations, Replacement},
+    generations::Generations,
     keys::{self, Key, KeyError},
     rate::Buckets,
     request::soups::Wish,
-    served::Served,
+    roster::Roster,
+    served::{Beside, Served},
     tls::{Tls, TlsError},
     trace::Tracer,
 };
 use crate::{
     config::{RequestLimits, ServeConfig, SoupAddress},
-    engine::{Ailment, Client, Full, Place, Places},
+    engine::{Ailment, Client, Full, Place, Places, Turns},
     telemetry::Telemetry,
 };
 
@@ -65,6 +66,13 @@ impl Progress {
     }
 }
 
+/// A soup that is to be served beside the others.
+pub struct Addition {
+    pub wish: Wish,
+    /// Told what came of it.
+    pub outcome: oneshot::Sender<Result<Arc<Served>, ApiError>>,
+}
+
 /// Keys or a certificate that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
@@ -99,24 +107,29 @@ pub struct App {
     keys: RwLock<Arc<Keys>>,
     config: ServeConfig,
     /// What is served, and what was.
-    pub generations: Generations,
-    replacements: mpsc::Sender<Replacement>,
+    pub soups: Roster,
+    /// One soup is loaded at a time, so that each is counted when the next one asks for memory.
+    pub loading: tokio::sync::Mutex<()>,
+    turns: Arc<Turns>,
+    additions: mpsc::Sender<Addition>,
     draining: AtomicBool,
 }
 
 impl App {
-    /// The state of a server that has loaded nothing yet, and where `replacements` are asked for.
+    /// The state of a server that has loaded nothing yet: `soups` are those of the start, and
+    /// `additions` is where others are asked for.
     pub fn new(
         config: &ServeConfig,
         telemetry: Arc<Telemetry>,
-        replacements: mpsc::Sender<Replacement>,
+        soups: Vec<Arc<Generations>>,
+        additions: mpsc::Sender<Addition>,
     ) -> Result<Self, AccessError> {
         let tls = config.tls.as_ref().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let traces = config.traces.as_ref();
         let tracer = traces.map(|traces| Tracer::start(traces, &telemetry)).transpose()?;
         Ok(Self {
             tls: tls.map(Arc::new),
-            keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config, None)?))),
+            keys: RwLock::new(Arc::new(Keys::new(&config.api_keys, named(config, &[])?))),
             config: config.clone(),
             requests: Buckets::default(),
             tokens: Buckets::default(),
@@ -128,8 +141,10 @@ impl App {
             telemetry,
             tracer: tracer.map(Arc::new),
             step_timeout: config.step_timeout,
-            generations: Generations::default(),
-            replacements,
+            soups: Roster::new(soups),
+            loading: tokio::sync::Mutex::default(),
+            turns: Arc::default(),
+            additions,
             draining: AtomicBool::new(false),
         })
     }
@@ -144,21 +159,29 @@ impl App {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes a loaded soup the one that is served; requests of the former one end on it.
-    pub fn publish(&self, served: Served) -> Arc<Served> {
+    /// What a soup is loaded beside, in the place of `former`.
+    pub fn beside(&self, former: Option<Arc<Served>>) -> Beside {
+        let running = self.soups.all().iter().filter_map(|soup| soup.current()).collect();
+        Beside { running, former, turns: self.turns.clone() }
+    }
+
+    /// Makes a loaded soup the generation that takes requests; those of the former one end on it.
+    pub fn publish(&self, soup: &Generations, served: Served) -> Arc<Served> {
         let served = Arc::new(served);
-        if let Some(former) = self.generations.publish(served.clone()) {
+        if let Some(former) = soup.publish(Some(served.clone())) {
             self.telemetry.model(&former.name, &former.digest, false);
         }
         self.telemetry.model(&served.name, &served.digest, true);
         self.telemetry.pinned(&self.config.pin);
-        self.telemetry.generation.set(served.generation as f64);
         served
     }
 
-    /// The soup, or that it is not loaded yet.
-    pub fn served(&self) -> Result<Arc<Served>, ApiError> {
-        self.generations.current().ok_or(ApiError::Loading)
+    /// The soup that a model id names; none named: the first one.
+    pub fn served(&self, model: Option<&str>) -> Result<Arc<Served>, ApiError> {
+        match model {
+            None => self.soups.first(),
+            Some(id) => self.soups.named(id).map(|(_, served)| served),
+        }
     }
 
     /// Where requests may have soups loaded from: the directory below which, and the addresses.
@@ -166,24 +189,18 @@ impl App {
         (self.config.soup_root.as_deref(), &self.config.soup_sources)
     }
 
-    /// Replaces the served soup as wished, or without a wish by itself if its files have changed.
-    /// `None`: they have not. Who asks need not wait for it.
-    pub async fn replace(&self, wish: Option<Wish>) -> Result<Option<Arc<Served>>, ApiError> {
+    /// Serves another soup, as wished, beside those that are served. Who asks need not wait for it.
+    pub async fn add(&self, wish: Wish) -> Result<Arc<Served>, ApiError> {
         let (outcome, told) = oneshot::channel();
-        let wish = Replacement { wish, outcome };
-        self.replacements.try_send(wish).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => {
-                ApiError::Replacing("other replacements of the soup are in progress".to_owned())
-            }
-            mpsc::error::TrySendError::Closed(_) => ApiError::Draining,
-        })?;
+        let sent = self.additions.send(Addition { wish, outcome }).await;
+        sent.map_err(|_| ApiError::Draining)?;
         // Dropped unanswered when the server stops.
         told.await.unwrap_or(Err(ApiError::Draining))
     }
 
     /// Refuses keys of presets that the soup does not have.
     pub fn check_presets(&self, served: &Served) -> Result<(), KeyError> {
-        named(&self.config, Some(served)).map(|_| ())
+        named(&self.config, &[served]).map(|_| ())
     }
 
     /// The error of a request that exceeds a limit of its key, and its count.
@@ -206,7 +223,8 @@ impl App {
             Some(Ok(())) => tracing::info!("SIGHUP: the certificate was read"),
             Some(Err(error)) => tracing::error!(%error, "SIGHUP: the certificate stays as it was"),
         }
-        match named(&self.config, self.served().ok().as_deref()) {
+        let served = self.soups.served().unwrap_or_default();
+        match named(&self.config, &served.iter().map(|served| &**served).collect::<Vec<_>>()) {
             Ok(None) => tracing::info!("SIGHUP: there are no named keys to read"),
             Ok(named) => {
                 let count = named.as_ref().map_or(0, Vec::len);
@@ -225,7 +243,7 @@ impl App {
 
     /// Seconds after which a full server may have room again.
     pub fn retry_after(&self) -> u64 {
-        self.served().map_or(1, |served| served.engine.retry_after().as_secs())
+        self.served(None).map_or(1, |served| served.engine.retry_after().as_secs())
     }
 
     /// Whether new work is refused.
@@ -239,11 +257,11 @@ impl App {
     }
 }
 
-/// The named keys, whose presets `served` must have; `None` where no file of them is configured.
-fn named(config: &ServeConfig, served: Option<&Served>) -> Result<Option<Vec<Key>>, KeyError> {
+/// The named keys, whose presets each of `served` must have; `None` where no file of them is configured.
+fn named(config: &ServeConfig, served: &[&Served]) -> Result<Option<Vec<Key>>, KeyError> {
     let Some(path) = config.named_keys.as_deref() else { return Ok(None) };
     let keys = keys::read(path)?;
-    if let Some(served) = served {
+    for served in served {
         keys::check_presets(path, &keys, &served.menu)?;
     }
     Ok(Some(keys))

@@ -1,26 +1,35 @@
-//! The generations of the served soup: the one that takes requests, and former ones, each of which
+//! The generations of a served soup: the one that takes requests, and former ones, each of which
 //! lives until the last request that began with it has ended.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{error::ApiError, request::soups::Wish, served::Served};
 use crate::engine::{EngineStats, EngineWatch};
 
-/// A wish for another generation, on its way.
-pub struct Replacement {
-    /// `None`: the one that is served from where it came, if its files have changed.
-    pub wish: Option<Wish>,
-    /// Told what came of it.
+/// A change that is asked of a soup, on its way.
+pub struct Change {
+    pub to: Next,
+    /// Told what came of it: what is served now, `None` where nothing changed or nothing is left.
     pub outcome: oneshot::Sender<Result<Option<Arc<Served>>, ApiError>>,
 }
 
-/// All generations.
-#[derive(Default)]
+/// What a soup is to become.
+pub enum Next {
+    /// Another of its name.
+    Wish(Wish),
+    /// What is where it came from, if those files have changed.
+    Reloaded,
+    /// Served no more.
+    Removed,
+}
+
+/// All generations of one soup.
 pub struct Generations {
     current: RwLock<Option<Arc<Served>>>,
     former: Mutex<Former>,
+    changes: mpsc::Sender<Change>,
 }
 
 #[derive(Default)]
@@ -32,17 +41,38 @@ struct Former {
 }
 
 impl Generations {
+    /// Those of a soup that is not loaded yet, and what will be asked of it. One change may wait for
+    /// another.
+    pub fn new() -> (Arc<Self>, mpsc::Receiver<Change>) {
+        let (changes, asked) = mpsc::channel(1);
+        let (current, former) = (RwLock::default(), Mutex::default());
+        (Arc::new(Self { current, former, changes }), asked)
+    }
+
     /// The one that takes requests.
     pub fn current(&self) -> Option<Arc<Served>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes `served` the one that takes requests; returns the one that did.
-    pub fn publish(&self, served: Arc<Served>) -> Option<Arc<Served>> {
-        let former =
-            self.current.write().unwrap_or_else(PoisonError::into_inner).replace(served)?;
+    /// Makes `next` the one that takes requests, or none; returns the one that did.
+    pub fn publish(&self, next: Option<Arc<Served>>) -> Option<Arc<Served>> {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let former = std::mem::replace(&mut *current, next)?;
         self.former().engines.push((former.generation, former.engine.watch()));
         Some(former)
+    }
+
+    /// Asks for a change and waits for what comes of it; who asks need not wait.
+    pub async fn change(&self, to: Next) -> Result<Option<Arc<Served>>, ApiError> {
+        let (outcome, told) = oneshot::channel();
+        self.changes.try_send(Change { to, outcome }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => {
+                ApiError::Replacing("other changes of the soup are in progress".to_owned())
+            }
+            mpsc::error::TrySendError::Closed(_) => ApiError::Draining,
+        })?;
+        // Dropped unanswered when the server stops.
+        told.await.unwrap_or(Err(ApiError::Draining))
     }
 
     /// Former generations that still answer, with their requests.
@@ -53,11 +83,11 @@ impl Generations {
     }
 
     /// Counts of all generations together.
-    pub fn stats(&self) -> Option<EngineStats> {
-        let current = self.current()?.engine.stats();
+    pub fn stats(&self) -> EngineStats {
+        let current = self.current().map(|served| served.engine.stats()).unwrap_or_default();
         let former = self.former();
         let engines = former.engines.iter().map(|(_, engine)| engine.stats());
-        Some(engines.fold(current, |sum, stats| sum.plus(&stats)).plus(&former.ended))
+        engines.fold(current, |sum, stats| sum.plus(&stats)).plus(&former.ended)
     }
 
     /// Fails what former generations have not completed.

@@ -17,7 +17,7 @@ use super::{
     bodies::{BodyMemory, HeldBody},
     error::{ApiError, shorten},
     keys::Key,
-    request::{Context, Deadline, timeout},
+    request::{Context, Deadline, model, timeout},
     trace::Trace,
 };
 use crate::{config::RequestLimits, engine::Client};
@@ -79,7 +79,9 @@ impl Incoming {
             let Self { app, headers, body, arrived, place, client, key, trace } = self;
             // Held until this is done, whether or not the client has gone by then.
             let _place = place;
-            let served = app.served()?;
+            // Who asks for no soup by name gets the first one, as does a body that is not right.
+            let model = if app.soups.is_single() { None } else { model::asked(body.bytes()) };
+            let served = app.served(model.as_deref())?;
             let (served, limits, headers) = (&served, &app.limits, &headers);
             let context = Context { served, limits, headers, arrived, client, key, trace };
             check(&context, body.bytes())

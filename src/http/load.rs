@@ -7,12 +7,16 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::{metrics::cache_event, served::Served};
+use super::{
+    keys::KeyError,
+    metrics::cache_event,
+    served::{Beside, Served},
+};
 use crate::{
     chat::{ChatError, ChatTemplate, ControlTokens, tools::CallFormat},
     config::{Processor, Residence, ServeConfig},
     engine::{
-        self, EngineState, Listeners, OpenError, Pin,
+        self, OpenError, Pin, Shared,
         budget::{Budgets, Held},
         budgets,
     },
@@ -53,15 +57,21 @@ pub enum LoadError {
     Control(#[from] regex::Error),
     #[error("no directory for {0}, or set LADLE_HOME or HOME")]
     Home(&'static str),
+    /// The named keys ask for presets that it does not have.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// Another soup has its name.
+    #[error("a soup named {0:?} is served already, expected soups of different names")]
+    Repeated(String),
     #[error("loading failed: {0}")]
     Panicked(String),
 }
 
-/// Opens the soup and starts its engine, while that of a `former` one may still run.
+/// Opens the soup and starts its engine, beside those that run.
 pub fn load(
     config: &ServeConfig,
     telemetry: Arc<Telemetry>,
-    former: Option<&Served>,
+    beside: &Beside,
 ) -> Result<Served, LoadError> {
     let store = store(config)?;
     store.sweep();
@@ -71,7 +81,6 @@ pub fn load(
         residence: config.weights,
         ..OpenOptions::default()
     };
-    let beside = former.filter(|served| served.engine.state() != EngineState::Stopped);
     let (config, holds) = &within_memory(&store, config, &options, beside)?;
     let soup = store.open(&config.soup, options)?;
     let tokenizer = Tokenizer::from_dir(&soup.base_dir)?;
@@ -88,15 +97,16 @@ pub fn load(
     let front = soup.front.as_ref().ok_or_else(|| "it has none".to_owned());
     let front = front.and_then(|front| Front::read(front, &menu.objectives, menu.default_rule));
     let mut description = describe(&soup, &menu);
-    let listeners = Listeners {
+    let shared = Shared {
         observer: telemetry.clone(),
         on_cache_event: Arc::new(move |event| cache_event(&telemetry, event)),
+        turns: beside.turns.clone(),
     };
     let pinned = pinned(&soup, &menu, &config.pin)?;
-    let engine = engine::open(&soup, tokenizer.clone(), config, pinned, listeners)?;
+    let engine = engine::open(&soup, tokenizer.clone(), config, pinned, shared)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let grammars = Compiler::new(tokenizer.clone(), engine.bounds().vocabulary);
-    let created = now.as_secs();
+    let (created, former) = (now.as_secs(), beside.former.as_ref());
     let mut served = Served {
         engine,
         generation: former.map_or(created, |former| created.max(former.generation + 1)),
@@ -105,6 +115,7 @@ pub fn load(
             .as_ref()
             .map_or_else(|| json!(config.soup), |at| at.to_string().into()),
         holds: *holds,
+        weights: soup.weight_files().map(|file| (file.seen.clone(), file.bytes().len())).collect(),
         name,
         digest,
         base: soup.base_dir.clone(),
@@ -158,13 +169,13 @@ fn store(config: &ServeConfig) -> Result<Store, LoadError> {
 }
 
 /// The configuration with the budgets that the memory of the process leaves, and the bytes that the
-/// soup then holds. Weights are mapped for it and not read, so that a soup that does not fit, with the
-/// one that is served `beside` it, is refused before it is copied.
+/// soup then holds besides its files. Weights are mapped for it and not read, so that a soup that does
+/// not fit, with those that are served `beside` it, is refused before it is copied.
 fn within_memory(
     store: &Store,
     config: &ServeConfig,
     options: &OpenOptions,
-    beside: Option<&Served>,
+    beside: &Beside,
 ) -> Result<(ServeConfig, usize), LoadError> {
     let Some(ceiling) = config.max_memory.or_else(memory::limit) else {
         return Ok((config.clone(), 0));
@@ -173,12 +184,9 @@ fn within_memory(
     let looked = OpenOptions { verify_digests: false, residence: mapped, ..options.clone() };
     let soup = store.open(&config.soup, looked)?;
     let ceiling = usize::try_from(ceiling).unwrap_or(usize::MAX);
-    let in_memory = beside.map(|served| served.unchanged.lock());
-    let in_memory = in_memory.map(|files| files.unwrap_or_else(PoisonError::into_inner).clone());
-    let shared =
-        soup.weight_files().filter(|file| in_memory.iter().flatten().any(|f| *f == file.seen));
-    let shared = shared.map(|file| file.bytes().len()).sum();
-    let beside = beside.map_or(0, |served| served.holds);
+    let (beside, in_memory) = beside.holds();
+    let shared = soup.weight_files().filter(|file| in_memory.contains(&file.seen));
+    let shared: usize = shared.map(|file| file.bytes().len()).sum();
     let (held, Budgets { kv, merged }) = budgets(&soup, config, ceiling, (beside, shared))?;
     let Held { weights, process, activations, bodies, requests, beside } = held;
     tracing::info!(
@@ -193,7 +201,7 @@ fn within_memory(
         merge_cache = merged,
         "memory is divided"
     );
-    let holds = weights + shared + activations + kv + merged;
+    let holds = weights + shared - soup.weight_bytes() + activations + kv + merged;
     let config = match config.device {
         Processor::Cpu => ServeConfig {
             kv_cache: Some(kv as u64),

@@ -37,6 +37,7 @@ mod rate;
 mod recent;
 mod request;
 mod responses;
+mod roster;
 mod router;
 mod run;
 mod served;
@@ -51,5 +52,5 @@ mod trace;
 
 pub use connection::serve as serve_connections;
 pub use load::{LoadError, load};
-pub use served::Served;
+pub use served::{Beside, Served};
 pub use server::{ServeError, bind, command, run, serve, serve_loaded, signal};

@@ -39,8 +39,8 @@ pub fn router(app: Arc<App>, allow_origin: Option<AllowOrigin>) -> Router {
         .route("/tokenizer_info", get(admin::tokenizer_info))
         .route("/tokenize", post(admin::tokenize))
         .route("/detokenize", post(admin::detokenize))
-        .route("/admin/soups", get(soups::list))
-        .route("/admin/soups/{name}", put(soups::replace))
+        .route("/admin/soups", get(soups::list).post(soups::add))
+        .route("/admin/soups/{name}", put(soups::replace).delete(soups::remove))
         .route_layer(from_fn_with_state(app.clone(), limits::admit));
     let open = Router::new()
         .route("/", get(playground::page))

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     chat::{ChatTemplate, ControlTokens, tools::CallFormat},
-    engine::EngineHandle,
+    engine::{EngineHandle, EngineState, Turns},
     files::Seen,
     grammar::Compiler,
     preference::{Front, Menu, MixingMatrix},
@@ -25,8 +25,11 @@ pub struct Served {
     pub generation: u64,
     /// The directory that it was loaded from, or the address.
     pub source: Value,
-    /// Bytes of its weights, activations and budgets, where the memory of the process has a bound.
+    /// Bytes of its activations, stacked adapters and budgets, where the memory of the process has a
+    /// bound.
     pub holds: usize,
+    /// Its weight files and their bytes.
+    pub weights: Vec<(Seen, usize)>,
     /// The soup's name: the model id.
     pub name: String,
     pub digest: String,
@@ -59,6 +62,35 @@ pub struct Served {
     pub created: u64,
     /// Its weight files, without those that were found changed since they were loaded.
     pub unchanged: Mutex<Vec<Seen>>,
+}
+
+/// What a soup is loaded beside.
+pub struct Beside {
+    /// The soups that run, `former` among them.
+    pub running: Vec<Arc<Served>>,
+    /// The one whose place it takes.
+    pub former: Option<Arc<Served>>,
+    /// The device's turns.
+    pub turns: Arc<Turns>,
+}
+
+impl Beside {
+    /// Bytes that the running ones hold, files that several have counted once, and the files.
+    pub fn holds(&self) -> (usize, Vec<Seen>) {
+        let running = self.running.iter();
+        let running = running.filter(|served| served.engine.state() != EngineState::Stopped);
+        let (mut bytes, mut files) = (0, Vec::new());
+        for served in running {
+            bytes += served.holds;
+            for (file, size) in &served.weights {
+                if !files.contains(file) {
+                    files.push(file.clone());
+                    bytes += size;
+                }
+            }
+        }
+        (bytes, files)
+    }
 }
 
 impl Served {

@@ -1,14 +1,13 @@
 //! The server's life: bind, load, serve, drain.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use axum::http::HeaderValue;
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -17,17 +16,16 @@ use tokio::{
 use tower_http::cors::AllowOrigin;
 
 use super::{
-    announce::announce,
-    app::{AccessError, App},
+    app::{AccessError, Addition, App},
     connection, connections,
-    generations::Replacement,
-    life::{self, Load},
+    generations::{Change, Generations, Next},
+    life::{Ended, Lives, Load},
     load::{LoadError, load},
     router::{metrics_router, router},
-    served::Served,
+    served::{Beside, Served},
 };
 use crate::{
-    config::{ConnectionLimits, LogFormat, OnFailure, OptionError, ServeConfig, ServeOptions},
+    config::{ConnectionLimits, LogFormat, OptionError, ServeConfig, ServeOptions},
     memory,
     telemetry::{LogError, Telemetry, init_logs},
 };
@@ -35,9 +33,6 @@ use crate::{
 /// Interval at which samples of histograms are folded, served files are looked at and memory is given
 /// back.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// Pauses before an engine is started again: the first, and the longest of those that double.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LAST_PAUSE: Duration = Duration::from_secs(60);
 /// Connections to the address of metrics.
 const SCRAPERS: usize = 16;
 /// Time for connections to close after the engine has stopped.
@@ -75,6 +70,15 @@ pub enum ServeError {
     /// The runtime or the listener failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+impl From<Ended> for ServeError {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Engine(ailment) => Self::Engine(ailment.to_string()),
+            Ended::Load(error) => Self::Load(error),
+        }
+    }
 }
 
 /// Listens on the configured address.
@@ -119,21 +123,22 @@ pub async fn serve(
     serve_loaded(config, listener, stop, load).await
 }
 
-/// As [`serve`], with what `load` makes of the configuration and the former soup, again after each
-/// engine that ends and for each replacement.
+/// As [`serve`], with what `load` makes of the configuration and the soups beside, again after each
+/// engine that ends, and for each replacement and addition.
 pub async fn serve_loaded(
     config: ServeConfig,
     listener: TcpListener,
     stop: impl Future<Output = ()> + Send + 'static,
-    load: impl Fn(&ServeConfig, Arc<Telemetry>, Option<&Served>) -> Result<Served, LoadError>
+    load: impl Fn(&ServeConfig, Arc<Telemetry>, &Beside) -> Result<Served, LoadError>
     + Send
     + Sync
     + 'static,
 ) -> Result<(), ServeError> {
     let telemetry = Arc::new(Telemetry::new());
-    // One replacement may wait for another.
-    let (wish, replacements) = mpsc::channel(1);
-    let app = Arc::new(App::new(&config, telemetry, wish)?);
+    let soups: Vec<_> = config.soups().map(|config| (config, Generations::new())).collect();
+    let generations = soups.iter().map(|(_, (generations, _))| generations.clone()).collect();
+    let (add, additions) = mpsc::channel(1);
+    let app = Arc::new(App::new(&config, telemetry, generations, add)?);
     let routes = router(app.clone(), origins(&config.allow_origin)?);
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening");
@@ -154,7 +159,11 @@ pub async fn serve_loaded(
     });
     let metrics = metrics(&app, &config).await?;
     let life = async {
-        let outcome = live(&app, config, address, stop, Arc::new(load), replacements).await;
+        let drain_timeout = config.drain_timeout;
+        let outcome = tokio::select! {
+            outcome = live(&app, &config, soups, address, Arc::new(load), additions) => outcome,
+            () = stop => Ok(drain(&app, drain_timeout).await),
+        };
         let _ = close.send(());
         outcome
     };
@@ -204,93 +213,59 @@ async fn upkeep(app: Arc<App>) {
         app.telemetry.upkeep();
         let app = app.clone();
         let look = move || {
-            app.generations.draining();
+            app.soups.draining();
             memory::give_back();
-            app.served().map(|served| served.look_at_files())
+            let served = app.soups.served().unwrap_or_default();
+            served.iter().for_each(|served| served.look_at_files());
         };
         // A look that panics is no reason to stop looking.
         let _ = tokio::task::spawn_blocking(look).await;
     }
 }
 
-/// From loading to the end of draining.
+/// Loads the soups of the start one after another, then lets all live, those that are added too.
 async fn live(
     app: &App,
-    config: ServeConfig,
+    config: &ServeConfig,
+    soups: Vec<(ServeConfig, (Arc<Generations>, mpsc::Receiver<Change>))>,
     address: SocketAddr,
-    stop: impl Future<Output = ()> + Send,
     load: Arc<Load>,
-    mut replacements: mpsc::Receiver<Replacement>,
+    mut additions: mpsc::Receiver<Addition>,
 ) -> Result<(), ServeError> {
-    let exits = config.on_engine_failure == OnFailure::Exit;
-    tokio::pin!(stop);
-    let mut config = tokio::select! {
-        fetched = life::fetched(config) => Arc::new(fetched?),
-        () = &mut stop => return Ok(()),
-    };
-    let mut pause = FIRST_PAUSE;
+    let lives = &Lives { app, load, address };
+    let mut running = Vec::new();
+    for (config, generations) in soups {
+        running.push(lives.begin(generations, config).await?);
+    }
+    let further = config.for_others();
+    let mut all: FuturesUnordered<BoxFuture<'_, Result<(), Ended>>> =
+        running.into_iter().map(|running| lives.live(running).boxed()).collect();
     loop {
-        let loaded = tokio::select! {
-            loaded = life::loaded(app, &config, &load) => loaded?,
-            () = &mut stop => return Ok(()),
-        };
-        app.check_presets(&loaded).map_err(AccessError::from)?;
-        let mut served = app.publish(loaded);
-        announce(&served, &config, address);
-        let begun = Instant::now();
-        let ailment = loop {
-            let wish = tokio::select! {
-                ailment = life::failure(app, &served, exits) => break ailment,
-                () = &mut stop => return drain(app, &config).await,
-                Some(wish) = replacements.recv() => wish,
-            };
-            let loaded = tokio::select! {
-                loaded = life::replacement(app, &config, &wish, &load) => loaded,
-                () = &mut stop => return drain(app, &config).await,
-            };
-            let outcome = loaded.map(|new| {
-                let (by, new) = new?;
-                (config, served) = (by, app.publish(new));
-                announce(&served, &config, address);
-                Some(served.clone())
-            });
-            // Who asked may have gone.
-            let _ = wish.outcome.send(outcome);
-        };
-        if exits {
-            return Err(ServeError::Engine(ailment.to_string()));
-        }
-        if begun.elapsed() > LAST_PAUSE {
-            pause = FIRST_PAUSE;
-        }
-        let seconds = pause.as_secs_f64();
-        tracing::error!(seconds, "{ailment}: it is started again after a pause");
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = &mut stop => return drain(app, &config).await,
+            Some(ended) = all.next() => ended?,
+            Some(addition) = additions.recv() => all.push(lives.add(addition, &further).boxed()),
         }
-        pause = LAST_PAUSE.min(pause * 2);
     }
 }
 
 /// Refuses new work and lets what runs finish, within its time.
-async fn drain(app: &App, config: &ServeConfig) -> Result<(), ServeError> {
+async fn drain(app: &App, timeout: Duration) {
     tracing::info!("draining");
     app.drain();
-    let idle = tokio::time::timeout(config.drain_timeout, app.places.empty()).await.is_ok();
-    let Ok(served) = app.served() else { return Ok(()) };
+    let idle = tokio::time::timeout(timeout, app.places.empty()).await.is_ok();
+    let served: Vec<_> = app.soups.all().iter().filter_map(|soup| soup.current()).collect();
     if idle {
-        served.engine.drain();
+        served.iter().for_each(|served| served.engine.drain());
     } else {
-        let seconds = config.drain_timeout.as_secs_f64();
+        let seconds = timeout.as_secs_f64();
         tracing::warn!(seconds, "requests still ran and are cut");
-        served.engine.abort();
-        app.generations.abort_former();
+        served.iter().for_each(|served| served.engine.abort());
+        app.soups.abort_former();
     }
-    if tokio::time::timeout(GRACE, served.engine.stopped()).await.is_err() {
-        tracing::warn!("the engine did not stop in time");
+    let stopped = join_all(served.iter().map(|served| served.engine.stopped()));
+    if tokio::time::timeout(GRACE, stopped).await.is_err() {
+        tracing::warn!("an engine did not stop in time");
     }
-    Ok(())
 }
 
 /// SIGHUP, which by itself would end the process, reloads what can be reloaded.
@@ -300,14 +275,19 @@ async fn reload_on_hangup(app: Arc<App>) {
     let Ok(mut hangups) = hangups else { return };
     while hangups.recv().await.is_some() {
         app.reload();
-        match app.replace(None).await {
-            Ok(Some(served)) => tracing::info!(
-                soup = served.name,
-                generation = served.generation,
-                "SIGHUP: the soup was loaded again"
-            ),
-            Ok(None) => tracing::info!("SIGHUP: the soup has not changed"),
-            Err(error) => tracing::error!(%error, "SIGHUP: the soup stays as it was"),
+        for soup in app.soups.all() {
+            let name = soup.current().map(|served| served.name.clone());
+            match soup.change(Next::Reloaded).await {
+                Ok(Some(served)) => tracing::info!(
+                    soup = name,
+                    generation = served.generation,
+                    "SIGHUP: the soup was loaded again"
+                ),
+                Ok(None) => tracing::info!(soup = name, "SIGHUP: the soup has not changed"),
+                Err(error) => {
+                    tracing::error!(soup = name, %error, "SIGHUP: the soup stays as it was");
+                }
+            }
         }
     }
 }

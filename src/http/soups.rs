@@ -1,17 +1,18 @@
-//! Seeing and replacing the served soup: for holders of a named key with the right to.
+//! Seeing, adding, replacing and removing served soups: for holders of a named key with the right to.
 
 use std::{fs, path::Path, sync::Arc};
 
 use axum::{
     Json,
     extract::{FromRequestParts, Path as UrlPath, State, rejection::PathRejection},
-    http::request::Parts,
+    http::{StatusCode, request::Parts},
 };
 use serde_json::{Value, json};
 
 use super::{
     app::App,
     error::{ApiError, shorten},
+    generations::{Generations, Next},
     incoming::Incoming,
     keys::Key,
     request::soups::{self, Source},
@@ -37,8 +38,25 @@ impl FromRequestParts<Arc<App>> for Manager {
 
 /// `GET /admin/soups`.
 pub async fn list(_: Manager, State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let served = app.served()?;
-    Ok(Json(json!({"soups": [describe(&app, &served)]})))
+    let soups = app.soups.all();
+    let soups = soups.iter().filter_map(|soup| Some(describe(soup, &*soup.current()?)));
+    Ok(Json(json!({"soups": soups.collect::<Vec<_>>()})))
+}
+
+/// `POST /admin/soups`: answers when the soup is served, or has been refused.
+pub async fn add(
+    Manager(key): Manager,
+    State(app): State<Arc<App>>,
+    request: Incoming,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let mut wish = request.check(soups::addition).await?;
+    wish.source = allowed(wish.source, app.soup_sources())?;
+    let added = app.add(wish).await.inspect_err(|error| {
+        tracing::warn!(key = key.name, %error, "no soup was added");
+    })?;
+    tracing::info!(key = key.name, soup = added.name, "a soup was added");
+    let (soup, served) = app.soups.named(&added.name)?;
+    Ok((StatusCode::CREATED, Json(describe(&soup, &served))))
 }
 
 /// `PUT /admin/soups/NAME`: answers when the new generation is served, or has been refused.
@@ -48,21 +66,47 @@ pub async fn replace(
     name: Result<UrlPath<String>, PathRejection>,
     request: Incoming,
 ) -> Result<Json<Value>, ApiError> {
-    let name = name.map_or_else(|rejection| rejection.body_text(), |UrlPath(name)| name);
     let mut wish = request.check(soups::replacement).await?;
-    let served = app.served()?;
-    if name != served.name {
-        let reason = format!("this server has {:?}", served.name);
-        return Err(ApiError::Model { name: shorten(&name), reason });
-    }
+    let (soup, served) = named(&app, name)?;
     wish.source = allowed(wish.source, app.soup_sources())?;
-    let replaced = app.replace(Some(wish)).await;
+    let replaced = soup.change(Next::Wish(wish)).await;
     let replaced = replaced.inspect_err(|error| {
-        tracing::warn!(key = key.name, %error, "the soup was not replaced");
+        tracing::warn!(key = key.name, soup = served.name, %error, "the soup was not replaced");
     })?;
     let served = replaced.unwrap_or(served);
-    tracing::info!(key = key.name, generation = served.generation, "the soup was replaced");
-    Ok(Json(describe(&app, &served)))
+    let generation = served.generation;
+    tracing::info!(key = key.name, soup = served.name, generation, "the soup was replaced");
+    Ok(Json(describe(&soup, &served)))
+}
+
+/// `DELETE /admin/soups/NAME`: from then on nobody finds it; what runs ends on it.
+pub async fn remove(
+    Manager(key): Manager,
+    State(app): State<Arc<App>>,
+    name: Result<UrlPath<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let (soup, served) = named(&app, name)?;
+    soup.change(Next::Removed).await.inspect_err(|error| {
+        tracing::warn!(key = key.name, soup = served.name, %error, "the soup was not removed");
+    })?;
+    tracing::info!(key = key.name, soup = served.name, "the soup was removed");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The soup of a path.
+fn named(
+    app: &App,
+    name: Result<UrlPath<String>, PathRejection>,
+) -> Result<(Arc<Generations>, Arc<Served>), ApiError> {
+    let name = name.map_or_else(|rejection| rejection.body_text(), |UrlPath(name)| name);
+    let (soup, served) = app.soups.named(&name)?;
+    match served.name == name {
+        true => Ok((soup, served)),
+        false => {
+            let reason = "a soup's name has no preference".to_owned();
+            Err(ApiError::Model { name: shorten(&name), reason })
+        }
+    }
 }
 
 /// A source that requests may name: a directory below the root, or an address below a prefix.
@@ -95,8 +139,8 @@ fn allowed(
     }
 }
 
-fn describe(app: &App, served: &Served) -> Value {
-    let draining = app.generations.draining().into_iter();
+fn describe(soup: &Generations, served: &Served) -> Value {
+    let draining = soup.draining().into_iter();
     let draining = draining
         .map(|(generation, requests)| json!({"generation": generation, "requests": requests}));
     json!({

@@ -38,7 +38,7 @@ fn every_described_route_exists_and_only_with_its_methods() {
     check_references(&document, &document);
     for (path, methods) in document["paths"].as_object().unwrap() {
         let path = path.replace("{id}", "soup-tiny").replace("{name}", "soup-tiny");
-        for method in ["get", "post", "put"] {
+        for method in ["get", "post", "put", "delete"] {
             let request = server
                 .client
                 .request(method.to_uppercase().parse().unwrap(), format!("{}{path}", server.url));

@@ -29,6 +29,7 @@ mod protocol;
 mod reproducible;
 mod sdk;
 mod server;
+mod side_by_side;
 mod sockets;
 mod soups;
 mod sources;

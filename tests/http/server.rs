@@ -11,7 +11,7 @@ use std::{
 
 use ladle::{
     config::{ByteSize, ServeConfig, ServeOptions, StoreOptions},
-    http::{LoadError, ServeError, Served, bind, load, serve_loaded},
+    http::{Beside, LoadError, ServeError, Served, bind, load, serve_loaded},
     telemetry::Telemetry,
 };
 use serde_json::{Value, json};
@@ -41,8 +41,12 @@ impl Reply {
     pub fn of(response: Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().unwrap();
-        let body =
-            serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status}: not JSON: {text}"));
+        let body = match status {
+            204 if text.is_empty() => Value::Null,
+            _ => {
+                serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status}: not JSON: {text}"))
+            }
+        };
         Self { status, headers, body }
     }
 
@@ -116,7 +120,7 @@ impl Server {
     /// Starts with what `load` makes of the configuration.
     pub fn start_loaded(
         options: ServeOptions,
-        load: impl Fn(&ServeConfig, Arc<Telemetry>, Option<&Served>) -> Result<Served, LoadError>
+        load: impl Fn(&ServeConfig, Arc<Telemetry>, &Beside) -> Result<Served, LoadError>
         + Send
         + Sync
         + 'static,

@@ -58,18 +58,18 @@ pub fn call(server: &Server, method: &str, path: &str, key: &str, body: Option<V
 }
 
 /// A server whose soup may be replaced by those beside it.
-struct Managed {
+pub struct Managed {
     root: TempDir,
-    keys: Keys,
+    pub keys: Keys,
     /// The key of who may.
-    key: String,
-    server: Server,
+    pub key: String,
+    pub server: Server,
     /// The handles of engines that it has started.
-    engines: Arc<Mutex<Vec<EngineHandle>>>,
+    pub engines: Arc<Mutex<Vec<EngineHandle>>>,
 }
 
 impl Managed {
-    fn start(more: ServeOptions) -> Self {
+    pub fn start(more: ServeOptions) -> Self {
         let (root, keys) = (soups(), Keys::none());
         let key = keys.add(&["deploy", "--soups", "--admin"]);
         let places = ServeOptions {
@@ -79,19 +79,19 @@ impl Managed {
         };
         let engines = Arc::<Mutex<Vec<EngineHandle>>>::default();
         let handles = engines.clone();
-        let server = Server::start_loaded(more.over(places), move |config, telemetry, former| {
-            let served = load(config, telemetry, former)?;
+        let server = Server::start_loaded(more.over(places), move |config, telemetry, beside| {
+            let served = load(config, telemetry, beside)?;
             handles.lock().unwrap().push(served.engine.clone());
             Ok(served)
         });
         Self { root, keys, key, server, engines }
     }
 
-    fn path(&self, soup: &str) -> PathBuf {
+    pub fn path(&self, soup: &str) -> PathBuf {
         self.root.path().join(soup)
     }
 
-    fn put(&self, body: Value) -> Reply {
+    pub fn put(&self, body: Value) -> Reply {
         call(&self.server, "PUT", ROUTE, &self.key, Some(body))
     }
 
@@ -102,11 +102,11 @@ impl Managed {
         listed["soups"][0].clone()
     }
 
-    fn generate(&self, body: &Value) -> Value {
+    pub fn generate(&self, body: &Value) -> Value {
         post(&self.server, &self.key, "/generate", body).ok()
     }
 
-    fn metric(&self, name: &str) -> f64 {
+    pub fn metric(&self, name: &str) -> f64 {
         let request = self.server.client.get(format!("{}/metrics", self.server.url));
         let text = request.bearer_auth(&self.key).send().unwrap().text().unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

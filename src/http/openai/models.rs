@@ -28,8 +28,11 @@ fn ids(served: &Served) -> impl Iterator<Item = String> {
 
 /// All models.
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let served = &app.served()?;
-    let data: Vec<Value> = ids(served).map(|id| describe(served, &id)).collect();
+    let soups = app.soups.served()?;
+    let of = |served: &Arc<Served>| -> Vec<Value> {
+        ids(served).map(|id| describe(served, &id)).collect()
+    };
+    let data: Vec<Value> = soups.iter().flat_map(of).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
@@ -38,11 +41,11 @@ pub async fn get(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let served = &app.served()?;
     let Path(id) = id.map_err(|rejection| ApiError::Model {
         name: "(not UTF-8)".to_owned(),
         reason: rejection.body_text(),
     })?;
-    let model = Model::of_path(served, &id)?;
-    Ok(Json(describe(served, &model.id)))
+    let served = app.served(Some(&id))?;
+    let model = Model::of_path(&served, &id)?;
+    Ok(Json(describe(&served, &model.id)))
 }

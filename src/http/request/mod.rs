@@ -13,6 +13,7 @@ pub mod conversation;
 pub mod embeddings;
 mod foreign;
 pub mod json;
+pub mod model;
 pub mod native;
 pub mod openai;
 pub mod prompt;

@@ -2,10 +2,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::Context;
+use super::{Context, json::Fields};
 use crate::{config::SoupAddress, http::error::ApiError};
 
-/// `PUT /admin/soups/NAME`.
+/// A soup that is to be served.
 pub struct Wish {
     pub source: Source,
     /// The generation to replace, where it must be a certain one.
@@ -21,9 +21,19 @@ pub enum Source {
     Address(SoupAddress),
 }
 
-/// Reads the body.
+/// Reads the body of `PUT /admin/soups/NAME`.
 pub fn replacement(context: &Context<'_>, body: &[u8]) -> Result<Wish, ApiError> {
     let mut fields = context.parse(body)?;
+    let generation = fields.integer("if_generation", 0..=u64::MAX)?;
+    Ok(Wish { generation, ..wish(fields)? })
+}
+
+/// Reads the body of `POST /admin/soups`.
+pub fn addition(context: &Context<'_>, body: &[u8]) -> Result<Wish, ApiError> {
+    wish(context.parse(body)?)
+}
+
+fn wish(mut fields: Fields) -> Result<Wish, ApiError> {
     let expected = "a path of names below soup_root, such as \"summaries-2\", or an address below one \
                     of soup_source";
     let below = |text: &str| {
@@ -37,7 +47,6 @@ pub fn replacement(context: &Context<'_>, body: &[u8]) -> Result<Wish, ApiError>
     let source =
         fields.convert("source", |value| value.as_str().and_then(read), || expected.to_owned())?;
     let source = source.ok_or_else(|| fields.missing("source", expected))?;
-    let generation = fields.integer("if_generation", 0..=u64::MAX)?;
     let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
     let digest = fields.convert(
         "digest",
@@ -48,5 +57,5 @@ pub fn replacement(context: &Context<'_>, body: &[u8]) -> Result<Wish, ApiError>
         || "a soup's digest, 64 digits of 0-9 a-f".to_owned(),
     )?;
     fields.finish()?;
-    Ok(Wish { source, generation, digest })
+    Ok(Wish { source, generation: None, digest })
 }
