@@ -137,14 +137,14 @@ fn full(models: &[Model], dtype: Dtype, reps: usize) -> Result<Value> {
     source.as_mut().fill(1);
     let slab = RefCell::new(pool.take()?);
     let merge = |merger: &Merger| {
-        merger.merge(&c, &mut slab.borrow_mut()).expect("a merge of checked weights");
+        merger.merge(&c, &mut slab.borrow_mut(), None).expect("a merge of checked weights");
     };
     let mut variants = sets(&fast, &merge);
     let copied = || copy_streaming(source.as_ref(), target.as_mut());
     variants.push(("copy".to_owned(), Box::new(copied)));
     let fresh = || {
         let mut fresh = SlabPool::new(size, 1).take().expect("memory for a slab");
-        fast.merge(&c, &mut fresh).expect("a merge of checked weights");
+        fast.merge(&c, &mut fresh, None).expect("a merge of checked weights");
         black_box(&fresh);
     };
     variants.push(("fresh".to_owned(), Box::new(fresh)));
@@ -186,7 +186,7 @@ fn lora(base: &Model, reps: usize) -> Result<Value> {
     let pool = SlabPool::new(fast.layout().bytes(), 1);
     let slab = RefCell::new(pool.take()?);
     let merge = |merger: &Merger| {
-        merger.merge(&c, &mut slab.borrow_mut()).expect("a merge of checked weights");
+        merger.merge(&c, &mut slab.borrow_mut(), None).expect("a merge of checked weights");
     };
     let times = rounds(reps, sets(&fast, &merge));
     Ok(json!({
@@ -211,7 +211,7 @@ fn first_use(models: &[Model]) -> Result<Value> {
     let plan = SoupPlan::new(soup, config)?;
     let budget = 2 * Merger::new(plan.clone(), None)?.layout().bytes();
     let threads = rayon::current_num_threads();
-    let options = FusedOptions { budget, dtype: None, threads };
+    let options = FusedOptions { budget, dtype: None, threads, pace: None };
     let cache = FusedCache::open(plan, config.clone(), &options, |_| ())?;
     let mut times = Vec::new();
     for i in 0..8 {

@@ -64,3 +64,4 @@ pub mod simd;
 pub mod soup;
 pub mod telemetry;
 pub mod tokenizer;
+pub mod turns;

@@ -407,6 +407,7 @@ mod tests {
         telemetry.request("/generate", 200, Duration::from_millis(400));
         telemetry.preference(&["helpful".into()], &[0.7]);
         telemetry.model("soup", "d1gest", true);
+        telemetry.sequences("soup", 1, 2);
         telemetry.pinned(&["brief".into()]);
         telemetry.key_request("team");
         telemetry.key_tokens("team", 3, 4);

@@ -4,7 +4,7 @@
 #[path = "support/hash_soup.rs"]
 mod hash_soup;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hash_soup::{Controls, HashSoup};
 use ladle::{
@@ -57,22 +57,63 @@ impl World {
     }
 
     fn enter(&mut self, n: usize, repeatable: bool) -> Lanes {
-        self.models.enter(&self.soup, wanted(&[n], repeatable), None)
+        self.models.enter(&self.soup, wanted(&[n], repeatable))
+    }
+
+    /// The modes of requests in a step to which each brings a row.
+    fn step(&mut self, running: &[Lanes]) -> Vec<Mode> {
+        let (mut free, mut mixed) = (BTreeMap::<ModelKey, usize>::new(), 0);
+        for lanes in running {
+            match lanes.fixed {
+                None => {
+                    lanes.keys.iter().for_each(|key| *free.entry(key.clone()).or_default() += 1)
+                }
+                Some(Mode::Mixed) => mixed += lanes.keys.len(),
+                Some(Mode::Fused) => {}
+            }
+        }
+        self.models.decide(&mut self.soup, &free, mixed);
+        running.iter().map(|lanes| self.models.mode_of_all(lanes)).collect()
     }
 }
 
 #[test]
 fn a_lone_request_runs_fused_where_its_weights_are_and_many_share_a_mixed_pass() {
     let mut world = World::new(3);
-    assert_eq!(world.enter(3, false).mode, Mode::Mixed, "not merged");
+    let unmerged = world.enter(3, false);
+    assert_eq!(world.step(&[unmerged]), [Mode::Mixed], "not merged");
     let mut world = World::new(3);
-    let alone = world.enter(0, false);
-    assert_eq!(alone.mode, Mode::Fused);
-    assert_eq!(world.enter(0, false).mode, Mode::Fused, "shares the pass of the first");
-    for n in [1, 2] {
-        assert_eq!(world.enter(n, false).mode, Mode::Mixed, "another pass would cost more");
+    let mut running = vec![world.enter(0, false)];
+    assert_eq!(world.step(&running), [Mode::Fused]);
+    assert!(world.models.lease(&key(0)).is_some());
+    running.push(world.enter(0, false));
+    assert_eq!(world.step(&running), [Mode::Fused; 2], "one pass");
+    running.extend([1, 2].map(|n| world.enter(n, false)));
+    assert_eq!(world.step(&running), [Mode::Mixed; 4], "one pass instead of three");
+    world.models.release_unused(running.iter());
+    assert!(world.models.lease(&key(0)).is_none());
+}
+
+#[test]
+fn a_free_request_changes_its_mode_as_its_company_and_the_cache_do() {
+    let mut world = World::new(1);
+    let mut running = vec![world.enter(0, false)];
+    assert_eq!(world.step(&running), [Mode::Fused]);
+    running.extend((1..21).map(|n| world.enter(n, n % 2 == 0)));
+    assert_eq!(world.step(&running), [Mode::Mixed; 21], "one pass for all");
+    running.drain(1..).for_each(|lanes| world.models.leave(&lanes));
+    assert_eq!(world.step(&running), [Mode::Fused]);
+    world.models.leave(&running[0]);
+    assert!(world.models.is_empty());
+    // Merged while it runs.
+    let mut running = vec![world.enter(5, false)];
+    assert_eq!(world.step(&running), [Mode::Mixed]);
+    while !matches!(world.soup.fetch(&key(5)), Fetch::Ready(_)) {
+        std::thread::yield_now();
     }
-    assert_eq!(world.models.ready(&mut world.soup, &alone, &mut 0), Readiness::Ready);
+    assert_eq!(world.step(&running), [Mode::Fused]);
+    running.push(world.enter(5, true));
+    assert_eq!(running[1].fixed, Some(Mode::Mixed), "it can be repeated");
 }
 
 #[test]
@@ -80,36 +121,13 @@ fn the_mode_of_a_repeatable_request_is_the_same_in_any_company_and_with_any_cach
     for merged in [0, 3] {
         for company in [0, 1, 20] {
             let mut world = World::new(merged);
-            for n in 0..company {
-                world.enter(n % 5, n % 2 == 0);
-            }
-            assert_eq!(world.enter(0, true).mode, Mode::Mixed, "{merged} merged, {company}");
+            let mut running: Vec<Lanes> =
+                (0..company).map(|n| world.enter(n % 5, n % 2 == 0)).collect();
+            running.push(world.enter(0, true));
+            let modes = world.step(&running);
+            assert_eq!(modes[company], Mode::Mixed, "{merged} merged, {company}");
         }
     }
-}
-
-#[test]
-fn requests_submitted_together_run_in_one_mode_whatever_comes_between() {
-    let mut world = World::new(1);
-    let first = world.enter(0, false);
-    assert_eq!(first.mode, Mode::Fused);
-    (1..21).for_each(|n| drop(world.enter(n, true)));
-    let World { soup, models } = &mut world;
-    assert_eq!(models.enter(&*soup, wanted(&[0], false), None).mode, Mode::Mixed, "by cost");
-    assert_eq!(models.enter(&*soup, wanted(&[0], false), Some(&first)).mode, Mode::Fused);
-    assert_eq!(models.enter(&*soup, wanted(&[0], true), Some(&first)).mode, Mode::Mixed);
-    assert_eq!(models.enter(&*soup, wanted(&[1], false), Some(&first)).mode, Mode::Mixed);
-}
-
-#[test]
-fn lanes_that_have_left_count_no_more() {
-    let mut world = World::new(1);
-    let mut company: Vec<Lanes> = (1..21).map(|n| world.enter(n, n % 2 == 0)).collect();
-    company.push(world.enter(0, false));
-    assert_eq!(company[20].mode, Mode::Mixed);
-    company.iter().for_each(|lanes| world.models.leave(lanes));
-    assert!(world.models.is_empty());
-    assert_eq!(world.enter(0, false).mode, Mode::Fused);
 }
 
 #[test]
@@ -122,12 +140,12 @@ fn a_pinned_model_runs_fused_for_everybody() {
     }
     for repeatable in [true, false] {
         let lanes = world.enter(0, repeatable);
-        assert_eq!(lanes.mode, Mode::Fused);
+        assert_eq!(lanes.fixed, Some(Mode::Fused));
         assert_eq!(world.models.ready(&mut world.soup, &lanes, &mut 0), Readiness::Ready);
         world.models.release_unused([].iter());
         assert!(world.models.lease(&key(0)).is_some());
     }
     // Combined logits run fused only where every lane's model is pinned.
     let World { soup, models } = &mut world;
-    assert_eq!(models.enter(&*soup, wanted(&[0, 1], true), None).mode, Mode::Mixed);
+    assert_eq!(models.enter(&*soup, wanted(&[0, 1], true)).fixed, Some(Mode::Mixed));
 }

@@ -32,7 +32,7 @@ fn limits() -> StepLimits {
 
 fn root(model: u32) -> BlockHash {
     let c = Coefficients { backbones: vec![f64::from(model)], sft: 0.0 };
-    BlockHash::root("soup", &ModelKey::of(&c), Mode::Mixed)
+    BlockHash::root("soup", &ModelKey::of(&c), Some(Mode::Mixed))
 }
 
 fn task(tokens: Vec<u32>, arrived: u64) -> NewSequence {

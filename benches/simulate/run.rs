@@ -173,10 +173,18 @@ impl<'a> Simulation<'a> {
             self.now = next.unwrap_or(self.now);
             return next.is_some() && self.now < self.until;
         }
+        let mut free: BTreeMap<ModelKey, usize> = BTreeMap::new();
+        for item in &plan.items {
+            let lanes = &self.live[&item.id].lanes;
+            if lanes.fixed.is_none() {
+                *free.entry(lanes.keys[0].clone()).or_default() += item.range.len();
+            }
+        }
+        self.models.decide(&mut self.slots, &free, 0);
         let groups = self.groups(&plan);
         let step = groups.iter().map(|((key, mode), rows)| {
             let rows = rows.rows as usize;
-            StepModel { key: key.clone(), mode: *mode, rows, promotable: rows }
+            StepModel { key: key.clone(), mode: *mode, rows, free: rows }
         });
         self.models.promote(&mut self.slots, &step.collect::<Vec<_>>(), time(self.now));
         let elapsed = self.compute(&groups);
@@ -215,7 +223,7 @@ impl<'a> Simulation<'a> {
             };
             let keys = vec![ModelKey::of(&mix)];
             let wanted = Wanted { keys, from: 0, repeatable: false, owner: None };
-            let lanes = self.models.enter(&self.slots, wanted, None);
+            let lanes = self.models.enter(&self.slots, wanted);
             let id = self.scheduler.enqueue(NewSequence {
                 tokens: vec![0; request.prompt],
                 encoded: 0,
@@ -234,7 +242,7 @@ impl<'a> Simulation<'a> {
     fn schedule(&mut self) -> StepPlan {
         let Self { scheduler, models, slots, live, .. } = self;
         let cost = models.cost.clone();
-        let mixed = live.values().any(|live| live.lanes.mode == Mode::Mixed);
+        let mixed = live.values().any(|live| models.mode_of_all(&live.lanes) == Mode::Mixed);
         let mode = if mixed { Mode::Mixed } else { Mode::Fused };
         let mut building = models.building(slots);
         let ready = |id: SeqId| {
@@ -255,7 +263,8 @@ impl<'a> Simulation<'a> {
         let mut groups: BTreeMap<(ModelKey, Mode), Rows> = BTreeMap::new();
         for item in &plan.items {
             let lanes = &self.live[&item.id].lanes;
-            let rows = groups.entry((lanes.keys[0].clone(), lanes.mode)).or_default();
+            let mode = self.models.mode_of_all(lanes);
+            let rows = groups.entry((lanes.keys[0].clone(), mode)).or_default();
             let output = item.range.end == self.scheduler.tokens(item.id).len();
             rows.add(item.range.start, item.range.end, output);
         }

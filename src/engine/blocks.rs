@@ -5,8 +5,8 @@
 //! sequence. Sequences grow by taking another block; blocks are never copied. A full block is named
 //! by a [`BlockHash`] that covers the soup and *all* tokens up to its end, each with the c and the
 //! execution mode that computed its row ([`Chain`]), and all of the prompt where that is encoded. Equal
-//! names therefore mean equal contents to the bit, and a block that another preference computed never
-//! matches. Named blocks without holders stay for reuse until space is needed; the longest unused is
+//! names therefore mean equal contents to the bit (up to rounding where the mode is free), and a block
+//! that another preference computed never matches. Named blocks without holders stay for reuse until space is needed; the longest unused is
 //! evicted first.
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,13 +24,13 @@ pub type BlockId = u32;
 pub struct BlockHash([u8; 32]);
 
 impl BlockHash {
-    /// The empty prefix under a model of the soup `digest` in one mode: the modes round differently,
-    /// and a request that can be repeated must not meet rows of the other.
-    pub fn root(digest: &str, key: &ModelKey, mode: Mode) -> Self {
+    /// The empty prefix under a model of the soup `digest` in one mode, or in a mode that is free: the
+    /// modes round differently, and a request that can be repeated must not meet rows of the other.
+    pub fn root(digest: &str, key: &ModelKey, mode: Option<Mode>) -> Self {
         let mut hash = Sha256::new();
         hash.update((digest.len() as u64).to_le_bytes());
         hash.update(digest.as_bytes());
-        hash.update(mode.as_str().as_bytes());
+        hash.update(mode.map_or("free", Mode::as_str).as_bytes());
         key.bytes().for_each(|bytes| hash.update(bytes));
         Self(hash.finalize().into())
     }
@@ -293,22 +293,23 @@ mod tests {
     }
 
     fn name(n: u32) -> BlockHash {
-        BlockHash::root("soup", &key(0.5, 0.5), Mode::Mixed).then(&[n])
+        BlockHash::root("soup", &key(0.5, 0.5), Some(Mode::Mixed)).then(&[n])
     }
 
     #[test]
     fn names_differ_by_soup_coefficients_mode_and_every_token_before() {
-        let root = BlockHash::root("soup", &key(0.5, 0.5), Mode::Mixed);
-        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.500001), Mode::Mixed));
-        assert_ne!(root, BlockHash::root("other", &key(0.5, 0.5), Mode::Mixed));
-        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.5), Mode::Fused));
+        let root = BlockHash::root("soup", &key(0.5, 0.5), Some(Mode::Mixed));
+        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.500001), Some(Mode::Mixed)));
+        assert_ne!(root, BlockHash::root("other", &key(0.5, 0.5), Some(Mode::Mixed)));
+        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.5), Some(Mode::Fused)));
+        assert_ne!(root, BlockHash::root("soup", &key(0.5, 0.5), None));
         assert_ne!(root.then(&[1]).then(&[3]), root.then(&[2]).then(&[3]));
     }
 
     #[test]
     fn a_chain_that_hands_over_names_each_block_by_who_computed_its_rows() {
         let [first, a, b] = [key(0.0, 0.0), key(0.5, 0.5), key(1.0, 0.0)]
-            .map(|key| BlockHash::root("soup", &key, Mode::Mixed));
+            .map(|key| BlockHash::root("soup", &key, Some(Mode::Mixed)));
         let names = |chain: Chain| {
             let mut names: Vec<BlockHash> = Vec::new();
             for (index, tokens) in [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]].iter().enumerate()

@@ -1,6 +1,8 @@
 //! A soup served on the CPU: its weights, one decoder for all c over them, the cache of
 //! merged models, and the key/value memory.
 
+use std::sync::Arc;
+
 use super::{
     budget::{KV_BYTES, MERGED_BYTES},
     cost::Machine,
@@ -18,7 +20,13 @@ use crate::{
     model::decoder::Decoder,
     simd::Isa,
     soup::Soup,
+    turns::{Pace, Turns},
 };
+
+/// Longest slice of a merge between two steps, as a share of a step: of merges that nobody waits for,
+/// and of those that requests wait for.
+const MERGE_SHARE: f64 = 0.25;
+const AWAITED_SHARE: f64 = 1.0;
 
 /// How a soup is opened for serving.
 #[derive(Clone)]
@@ -27,8 +35,6 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// Compute threads; `None`: all cores.
     pub threads: Option<usize>,
-    /// Threads that merge, beside those that decode.
-    pub merge_threads: usize,
     /// Bytes of keys and values.
     pub kv_bytes: usize,
     /// Storage type of keys and values, f32, bf16 or int8; `None`: f32 for f32 weights, else bf16.
@@ -39,6 +45,8 @@ pub struct CpuOptions {
     pub merge_mode: MergeMode,
     /// Called on every event of the cache of merged models.
     pub on_cache_event: Option<OnCacheEvent>,
+    /// Those of the engine's steps, between which models are merged.
+    pub turns: Arc<Turns>,
 }
 
 impl Default for CpuOptions {
@@ -46,12 +54,12 @@ impl Default for CpuOptions {
         Self {
             isa: None,
             threads: None,
-            merge_threads: 1,
             kv_bytes: KV_BYTES,
             kv_dtype: None,
             merged_bytes: MERGED_BYTES,
             merge_mode: MergeMode::Auto,
             on_cache_event: None,
+            turns: Arc::default(),
         }
     }
 }
@@ -81,11 +89,15 @@ impl CpuBackend {
             MergeMode::Fused => None,
             MergeMode::Auto | MergeMode::Mixed => Some(mixed_decoder(&plan, config.clone())?),
         };
+        let threads = options.threads.unwrap_or_else(default_threads);
+        let share = if merge_mode == MergeMode::Fused { AWAITED_SHARE } else { MERGE_SHARE };
+        let pace = Pace { turns: options.turns.clone(), share };
         let merged = Merged::open(merge_mode, options.on_cache_event.clone(), |on_event| {
             let fused = FusedOptions {
                 budget: options.merged_bytes,
                 dtype: None,
-                threads: options.merge_threads,
+                threads,
+                pace: Some(pace),
             };
             FusedCache::open(plan.clone(), config.clone(), &fused, move |event| on_event(event))
         })?;
@@ -98,7 +110,6 @@ impl CpuBackend {
         let isa = options.isa.unwrap_or_else(Isa::chosen);
         // Activations are as wide as the models of the soup: a bf16 part of a wide one is exact.
         let isa = if plan.wide() { isa.without_bf16_dots() } else { isa };
-        let threads = options.threads.unwrap_or_else(default_threads);
         let passes = CpuPasses {
             kernels: CpuKernels::with_isa(threads, isa),
             cache: KvPool::new(kv_shape(&config, dtype, options.kv_bytes)?)?,

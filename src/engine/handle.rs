@@ -246,8 +246,8 @@ impl EngineHandle {
         self.submit_all(vec![request])?.pop().ok_or(SubmitError::Stopped)
     }
 
-    /// Accepts requests of one client that belong together, all or none. Those that want the same model run in
-    /// the same mode. Answers in the order of the requests.
+    /// Accepts requests of one client that belong together, all or none. Answers in the order of the
+    /// requests.
     pub fn submit_all(
         &self,
         requests: Vec<GenerateRequest>,

@@ -2,7 +2,7 @@
 //!
 //! A request's life:
 //! 1. [`EngineHandle::submit`] checks it against [`Bounds`] and takes a place in the queue.
-//! 2. [`models`] settles whether it runs fused or mixed, from its first token to its last.
+//! 2. [`models`] settles whether it runs fused or mixed, or leaves that to what each step costs.
 //! 3. The worker thread gives it to the [`scheduler`], which admits it when the step's token
 //!    budget, the lanes and the key/value blocks allow; the [`blocks`] of its prefix that were
 //!    computed before *under the same coefficients in the same mode* are shared.
@@ -40,7 +40,6 @@ pub mod scheduler;
 mod start;
 pub mod stats;
 mod step;
-mod turns;
 mod worker;
 
 pub use crate::config::MergeMode;
@@ -61,4 +60,3 @@ pub use request::{
 pub use scheduler::StepLimits;
 pub use start::{EngineConfig, Pin, StartError, start};
 pub use stats::{EngineStats, ForwardReport, Observer, StepReport};
-pub use turns::Turns;

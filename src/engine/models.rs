@@ -1,16 +1,18 @@
 //! The models of the requests at hand: in which mode each request runs, the leases on merged
 //! weights, and which models are worth merging.
 //!
-//! A request runs in one mode from its first token to its last. The two modes round differently,
-//! so the mode of a request that can be repeated (see
+//! The two modes round differently, so the mode of a request that can be repeated (see
 //! [`GenerateRequest::is_repeatable`](super::GenerateRequest::is_repeatable)) follows from the
-//! request, the soup and the configuration alone:
+//! request, the soup and the configuration alone, and is the same from its first token to its last:
 //!
 //! | merge mode | pinned model | repeatable request | any other request |
 //! |---|---|---|---|
 //! | fused | fused | fused | fused |
 //! | mixed | – | mixed | mixed |
-//! | auto | fused | mixed | what the cost model says, where the merged weights are in the cache |
+//! | auto | fused | mixed | free: in each step what the cost model says, where the merged weights are in the cache |
+//!
+//! Rows that were computed in both modes have names of their own, so that only free requests find
+//! them.
 //!
 //! Where the backbones are active on the answer only (`docs/algorithms.md` §2.4), the rows before are
 //! θ_sft's ([`Prompts`]). All requests share them, so their mode is the engine's, not the request's:
@@ -51,17 +53,15 @@ pub struct Wanted {
     pub owner: Option<Arc<str>>,
 }
 
-/// The lanes of an accepted request: a model each, all executed in one mode.
+/// The lanes of an accepted request: a model each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lanes {
     /// The model of each lane.
     pub keys: Vec<ModelKey>,
     /// The first row that they compute; θ_sft computes those before.
     pub from: usize,
-    /// Their mode of execution, from the first token to the last.
-    pub mode: Mode,
-    /// Whether the request can be repeated.
-    pub repeatable: bool,
+    /// Their mode of execution, from the first token to the last; `None`: free.
+    pub fixed: Option<Mode>,
     /// The holder of the key whose prefixes alone it may find; `None`: those that are shared.
     pub owner: Option<Arc<str>>,
 }
@@ -97,8 +97,8 @@ pub struct StepModel {
     pub mode: Mode,
     /// Token rows.
     pub rows: usize,
-    /// Token rows of requests that would run fused if the model's merged weights were there.
-    pub promotable: usize,
+    /// Of those, rows that are free to run fused.
+    pub free: usize,
 }
 
 struct Model<Lease, Ticket> {
@@ -108,10 +108,10 @@ struct Model<Lease, Ticket> {
     ticket: Option<Ticket>,
     /// Lanes of accepted requests.
     lanes: usize,
-    /// Of those, lanes whose mode was or may be chosen by cost.
-    free_lanes: usize,
     /// Whether merged weights were in the cache when it was last looked up.
     merged: bool,
+    /// How its free rows run.
+    mode: Mode,
 }
 
 impl<Lease, Ticket> Model<Lease, Ticket> {
@@ -158,8 +158,6 @@ pub struct Models<B: Backend> {
     entries: BTreeMap<ModelKey, Model<B::Lease, B::Ticket>>,
     /// Models whose merged weights are held for the engine's whole life.
     pinned: BTreeMap<ModelKey, B::Lease>,
-    /// Mixed lanes of requests that can be repeated.
-    fixed_lanes: usize,
     /// The cost model, public to learn from measured steps.
     pub cost: CostModel,
     promoter: Promoter<ModelKey>,
@@ -179,7 +177,6 @@ impl<B: Backend> Models<B> {
             prompts,
             entries: BTreeMap::new(),
             pinned: BTreeMap::new(),
-            fixed_lanes: 0,
             cost,
             promoter: Promoter::new(HALF_LIFE, MOST_CREDITS),
             promotions: BTreeMap::new(),
@@ -192,9 +189,9 @@ impl<B: Backend> Models<B> {
         self.pinned.insert(key, lease);
     }
 
-    /// Takes in the lanes of a request and settles its mode; [`Self::leave`] lets them go. A
-    /// request that was submitted together with `sibling` runs in its mode if it wants the same.
-    pub fn enter(&mut self, backend: &B, wanted: Wanted, sibling: Option<&Lanes>) -> Lanes {
+    /// Takes in the lanes of a request and settles its mode, unless that is free; [`Self::leave`] lets
+    /// them go.
+    pub fn enter(&mut self, backend: &B, wanted: Wanted) -> Lanes {
         let Wanted { keys, from, repeatable, owner } = wanted;
         for key in &keys {
             let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
@@ -202,57 +199,20 @@ impl<B: Backend> Models<B> {
                 lease: None,
                 ticket: None,
                 lanes: 0,
-                free_lanes: 0,
                 merged: false,
+                mode: Mode::Mixed,
             });
             model.lanes += 1;
-            model.free_lanes += usize::from(!repeatable);
         }
-        let sibling = sibling.filter(|s| s.repeatable == repeatable && s.keys == keys);
-        let mode = match sibling {
-            Some(sibling) => sibling.mode,
-            None => self.choose(backend, &keys, repeatable),
-        };
-        if repeatable && mode == Mode::Mixed {
-            self.fixed_lanes += keys.len();
-        }
-        Lanes { keys, from, mode, repeatable, owner }
-    }
-
-    /// The mode of a request whose lanes have been taken in.
-    fn choose(&mut self, backend: &B, keys: &[ModelKey], repeatable: bool) -> Mode {
-        match self.mode {
-            MergeMode::Fused => Mode::Fused,
-            MergeMode::Mixed => Mode::Mixed,
-            MergeMode::Auto if keys.iter().all(|key| self.pinned.contains_key(key)) => Mode::Fused,
-            MergeMode::Auto if repeatable => Mode::Mixed,
-            MergeMode::Auto => self.cheapest(backend, keys),
-        }
-    }
-
-    /// Fused where the merged weights are there and the cost model, if it could choose anew for
-    /// every lane that is free, would run these lanes fused. Lanes that have begun in the other
-    /// mode end, so the batch tends to the cheapest division.
-    fn cheapest(&mut self, backend: &B, keys: &[ModelKey]) -> Mode {
-        for key in keys {
-            let Some(model) = self.entries.get_mut(key) else { return Mode::Mixed };
-            model.merged = self.pinned.contains_key(key) || backend.cached(key);
-            if !model.merged {
-                return Mode::Mixed;
+        let fixed = match self.mode {
+            MergeMode::Fused => Some(Mode::Fused),
+            MergeMode::Mixed => Some(Mode::Mixed),
+            MergeMode::Auto if keys.iter().all(|key| self.pinned.contains_key(key)) => {
+                Some(Mode::Fused)
             }
-        }
-        let free = self.entries.iter().filter(|(_, model)| model.free_lanes > 0);
-        let (free, mut groups): (Vec<&ModelKey>, Vec<Group>) = free
-            .map(|(key, model)| (key, Group { rows: model.free_lanes, fused: model.merged }))
-            .unzip();
-        groups.push(Group { rows: self.fixed_lanes, fused: false });
-        let modes = self.cost.partition(&groups);
-        let fused: HashSet<&ModelKey> = free
-            .into_iter()
-            .zip(modes)
-            .filter_map(|(key, mode)| (mode == Mode::Fused).then_some(key))
-            .collect();
-        if keys.iter().all(|key| fused.contains(key)) { Mode::Fused } else { Mode::Mixed }
+            MergeMode::Auto => repeatable.then_some(Mode::Mixed),
+        };
+        Lanes { keys, from, fixed, owner }
     }
 
     /// Lets the lanes of a request go.
@@ -260,14 +220,50 @@ impl<B: Backend> Models<B> {
         for key in &lanes.keys {
             let Some(model) = self.entries.get_mut(key) else { continue };
             model.lanes -= 1;
-            model.free_lanes -= usize::from(!lanes.repeatable);
             if model.lanes == 0 {
                 self.entries.remove(key);
             }
         }
-        if lanes.repeatable && lanes.mode == Mode::Mixed {
-            self.fixed_lanes -= lanes.keys.len();
+    }
+
+    /// Chooses how the free rows of a step run, `free` by model, beside so many that are fixed to
+    /// run mixed: as the cost model says, fused only where merged weights are there.
+    pub fn decide(&mut self, backend: &mut B, free: &BTreeMap<ModelKey, usize>, mixed: usize) {
+        if free.is_empty() {
+            return;
         }
+        let groups = free.iter().map(|(key, &rows)| {
+            let merged = self.lease(key).is_some() || backend.cached(key);
+            self.entries.get_mut(key).into_iter().for_each(|model| model.merged = merged);
+            Group { rows, fused: merged }
+        });
+        let mut groups: Vec<Group> = groups.collect();
+        groups.push(Group { rows: mixed, fused: false });
+        for (key, mode) in free.keys().zip(self.cost.partition(&groups)) {
+            let pinned = self.pinned.contains_key(key);
+            let Some(model) = self.entries.get_mut(key) else { continue };
+            if mode == Mode::Fused && !pinned && model.lease.is_none() {
+                // A ticket is for weights that have been evicted since: nobody waits for them.
+                model.lease = match backend.fetch(key) {
+                    Fetch::Ready(lease) => Some(lease),
+                    Fetch::Building(_) | Fetch::NoRoom => None,
+                };
+            }
+            let leased = pinned || model.lease.is_some();
+            model.mode = if leased { mode } else { Mode::Mixed };
+        }
+    }
+
+    /// How the rows of a lane run, those of θ_sft apart; where it is free, in this step.
+    pub fn mode(&self, lanes: &Lanes, key: &ModelKey) -> Mode {
+        let free = || self.entries.get(key).map_or(Mode::Mixed, |model| model.mode);
+        lanes.fixed.unwrap_or_else(free)
+    }
+
+    /// Fused where all lanes of a request run fused in this step.
+    pub fn mode_of_all(&self, lanes: &Lanes) -> Mode {
+        let mixed = lanes.keys.iter().any(|key| self.mode(lanes, key) == Mode::Mixed);
+        if mixed { Mode::Mixed } else { Mode::Fused }
     }
 
     /// Number of distinct models.
@@ -285,29 +281,29 @@ impl<B: Backend> Models<B> {
         let owner = lanes.owner.as_deref();
         let root = |key, mode| BlockHash::root(&self.digest, key, mode).owned_by(owner);
         let chain = |key| match &self.prompts {
-            None => root(key, lanes.mode).into(),
+            None => root(key, lanes.fixed).into(),
             Some(first) => {
-                let prompt = root(&first.key, first.mode);
-                Chain::handing_over(prompt, lanes.from, root(key, lanes.mode))
+                let prompt = root(&first.key, Some(first.mode));
+                Chain::handing_over(prompt, lanes.from, root(key, lanes.fixed))
             }
         };
         lanes.keys.iter().map(chain).collect()
     }
 
     /// The rows of a lane of `key`, cut where its model takes over from θ_sft: each part with what
-    /// computes it.
+    /// computes it, and whether its mode is free.
     pub fn parts<'a>(
         &'a self,
         lanes: &'a Lanes,
         key: &'a ModelKey,
         rows: Range<usize>,
-    ) -> impl Iterator<Item = (Range<usize>, &'a ModelKey, Mode)> {
+    ) -> impl Iterator<Item = (Range<usize>, &'a ModelKey, Mode, bool)> {
         let cut = if self.prompts.is_some() { lanes.from } else { 0 };
         let cut = cut.clamp(rows.start, rows.end);
         let prompt =
-            self.prompts.iter().map(move |first| (rows.start..cut, &first.key, first.mode));
-        let own = std::iter::once((cut..rows.end, key, lanes.mode));
-        prompt.chain(own).filter(|(rows, _, _)| !rows.is_empty())
+            self.prompts.iter().map(move |first| (rows.start..cut, &first.key, first.mode, false));
+        let own = (cut..rows.end, key, self.mode(lanes, key), lanes.fixed.is_none());
+        prompt.chain([own]).filter(|(rows, ..)| !rows.is_empty())
     }
 
     /// Whether a model in a mode is the one that computes the rows before the backbones are active.
@@ -351,7 +347,7 @@ impl<B: Backend> Models<B> {
     /// Whether a request may join the batch, starting merges that it waits for. `building` are the
     /// merges under way.
     pub fn ready(&mut self, backend: &mut B, lanes: &Lanes, building: &mut usize) -> Readiness {
-        if lanes.mode == Mode::Mixed {
+        if lanes.fixed != Some(Mode::Fused) {
             return Readiness::Ready;
         }
         let mut full = false;
@@ -388,8 +384,7 @@ impl<B: Backend> Models<B> {
     }
 
     /// Credits the models of a step with what merged weights would have saved, and begins to merge
-    /// those whose credit has reached the price: for requests to come, as those that run keep their
-    /// mode.
+    /// those whose credit has reached the price.
     pub fn promote(&mut self, backend: &mut B, step: &[StepModel], now: Duration) {
         if self.mode != MergeMode::Auto {
             return;
@@ -397,12 +392,12 @@ impl<B: Backend> Models<B> {
         let mixed = || step.iter().filter(|model| model.mode == Mode::Mixed);
         let mixed_rows: usize = mixed().map(|model| model.rows).sum();
         let price = self.cost.merge();
-        for StepModel { key, promotable, .. } in mixed().filter(|model| model.promotable > 0) {
+        for StepModel { key, free, .. } in mixed().filter(|model| model.free > 0) {
             let Some(model) = self.entries.get_mut(key) else { continue };
             if model.merged || self.promotions.contains_key(key) {
                 continue;
             }
-            let saving = self.cost.saving(mixed_rows, *promotable);
+            let saving = self.cost.saving(mixed_rows, *free);
             if self.promoter.credit(key, saving, price, now) {
                 match backend.fetch(key) {
                     Fetch::Ready(_) => model.merged = true,
@@ -416,8 +411,9 @@ impl<B: Backend> Models<B> {
     /// Gives back the leases of models that no running request executes fused.
     pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a Lanes>) {
         self.full = false;
-        let fused = running.filter(|lanes| lanes.mode == Mode::Fused);
-        let used: HashSet<&ModelKey> = fused.flat_map(|lanes| &lanes.keys).collect();
+        let lanes = running.flat_map(|lanes| lanes.keys.iter().map(move |key| (lanes, key)));
+        let fused = lanes.filter(|(lanes, key)| self.mode(lanes, key) == Mode::Fused);
+        let used: HashSet<&ModelKey> = fused.map(|(_, key)| key).collect();
         for (key, model) in &mut self.entries {
             if !used.contains(key) {
                 model.lease = None;

@@ -14,7 +14,6 @@ use super::{
     scheduler::StepLimits,
     start::{EngineConfig, Pin, start},
     stats::Observer,
-    turns::Turns,
 };
 use crate::{
     config::{KvType, MergeMode, Processor, ServeConfig},
@@ -25,6 +24,7 @@ use crate::{
     merge::{MergeError, SoupPlan, slab::Layout},
     soup::Soup,
     tokenizer::Tokenizer,
+    turns::Turns,
 };
 
 /// What the engines of one process share.
@@ -71,6 +71,7 @@ pub fn open(
                 merged_bytes: bytes(config.merge_cache).unwrap_or(defaults.merged_bytes),
                 merge_mode: config.merge_mode,
                 on_cache_event: Some(shared.on_cache_event),
+                turns: engine.turns.clone(),
                 ..defaults
             };
             let backend = CpuBackend::open(soup, &options)?;

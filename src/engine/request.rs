@@ -144,7 +144,7 @@ pub enum CacheOutcome {
 /// How a request started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
-    /// Its mode, from the first token to the last.
+    /// Its mode in its first step.
     pub mode: Mode,
     /// In fused mode, whether the weights were there; `None` in mixed mode.
     pub cache: Option<CacheOutcome>,

@@ -15,7 +15,6 @@ use super::{
     request::EngineError,
     scheduler::{Scheduler, StepLimits},
     stats::Observer,
-    turns::Turns,
     worker::Worker,
 };
 use crate::{
@@ -23,6 +22,7 @@ use crate::{
     merge::Fetch,
     preference::{Coefficients, ModelKey},
     tokenizer::Tokenizer,
+    turns::Turns,
 };
 
 /// Settings of the engine.

@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
@@ -29,14 +29,14 @@ struct StepModels {
 }
 
 impl StepModels {
-    fn add(&mut self, key: &ModelKey, mode: Mode, rows: usize, promotable: usize) {
+    fn add(&mut self, key: &ModelKey, mode: Mode, rows: usize, free: usize) {
         let Self { list, index } = self;
         let slot = *index.entry((key.clone(), mode)).or_insert_with(|| {
-            list.push(StepModel { key: key.clone(), mode, rows: 0, promotable: 0 });
+            list.push(StepModel { key: key.clone(), mode, rows: 0, free: 0 });
             list.len() - 1
         });
         list[slot].rows += rows;
-        list[slot].promotable += promotable;
+        list[slot].free += free;
     }
 
     /// Distinct coefficients, over both modes.
@@ -54,12 +54,15 @@ struct Part<'a> {
     rows: Range<usize>,
     key: &'a ModelKey,
     mode: Mode,
+    /// Whether that may be another one.
+    free: bool,
 }
 
 impl<B: Backend> Worker<B> {
     /// Makes a planned step.
     pub(super) fn make(&mut self, plan: &StepPlan) {
         let begin = Instant::now();
+        self.decide(plan);
         self.announce(plan);
         let parts = self.parts(plan);
         let models = self.step_models(&parts);
@@ -108,6 +111,19 @@ impl<B: Backend> Worker<B> {
         self.report(begin, models.distinct(), reports);
     }
 
+    /// Chooses the modes of the rows that are free.
+    fn decide(&mut self, plan: &StepPlan) {
+        let (mut free, mut mixed) = (BTreeMap::<ModelKey, usize>::new(), 0);
+        for part in self.parts(plan) {
+            match (part.free, part.mode) {
+                (true, _) => *free.entry(part.key.clone()).or_default() += part.rows.len(),
+                (false, Mode::Mixed) => mixed += part.rows.len(),
+                (false, Mode::Fused) => {}
+            }
+        }
+        self.models.decide(&mut self.backend, &free, mixed);
+    }
+
     /// The rows of a step, a part for each lane and model.
     fn parts<'a>(&'a self, plan: &'a StepPlan) -> Vec<Part<'a>> {
         let mut parts = Vec::with_capacity(plan.items.len());
@@ -116,16 +132,17 @@ impl<B: Backend> Worker<B> {
             for (lane, key) in live.lanes.keys.iter().enumerate() {
                 let start = item.range.start.max(self.scheduler.own_from(item.id, lane));
                 let rows = start.min(item.range.end)..item.range.end;
-                parts.extend(
-                    self.models.parts(&live.lanes, key, rows).map(|(rows, key, mode)| Part {
+                parts.extend(self.models.parts(&live.lanes, key, rows).map(
+                    |(rows, key, mode, free)| Part {
                         id: item.id,
                         live,
                         lane,
                         rows,
                         key,
                         mode,
-                    }),
-                );
+                        free,
+                    },
+                ));
             }
         }
         parts
@@ -138,8 +155,8 @@ impl<B: Backend> Worker<B> {
         let (prompts, own): (Vec<_>, Vec<_>) =
             parts.iter().partition(|part| self.models.computes_prompts(part.key, part.mode));
         for part in prompts.into_iter().chain(own) {
-            let (rows, fixed) = (part.rows.len(), part.live.lanes.repeatable);
-            models.add(part.key, part.mode, rows, if fixed { 0 } else { rows });
+            let rows = part.rows.len();
+            models.add(part.key, part.mode, rows, if part.free { rows } else { 0 });
         }
         models
     }
@@ -151,7 +168,7 @@ impl<B: Backend> Worker<B> {
             if live.waiting.take().is_none() {
                 continue; // Admitted before, then preempted.
             }
-            let mode = live.lanes.mode;
+            let mode = self.models.mode_of_all(&live.lanes);
             let waited = live.arrived.elapsed();
             live.merge = live.merge.min(waited);
             live.queue = waited - live.merge;
@@ -172,7 +189,7 @@ impl<B: Backend> Worker<B> {
 
     fn layout(&self, parts: &[Part<'_>], models: &StepModels) -> Vec<Forward> {
         let rows = parts.iter().map(|part| {
-            let Part { id, live, lane, ref rows, key, mode } = *part;
+            let Part { id, live, lane, ref rows, key, mode, .. } = *part;
             let tokens = self.scheduler.tokens(id);
             let wanted = |&row: &usize| {
                 let next = rows.start + row + 1;

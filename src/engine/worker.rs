@@ -22,7 +22,6 @@ use super::{
     request::{CacheOutcome, Combine, EngineError, Event, GenerateRequest, Mode, TokenLogprob},
     scheduler::{NewSequence, Scheduler, SeqId},
     stats::{EngineStats, Observer},
-    turns::Turns,
 };
 use crate::{
     grammar::{Guide, Wake},
@@ -30,6 +29,7 @@ use crate::{
     rng,
     sampling::{History, SamplingParams},
     tokenizer::Tokenizer,
+    turns::Turns,
 };
 
 /// How often a waiting engine looks for deadlines that passed; clients that left and merges that
@@ -215,9 +215,8 @@ impl<B: Backend> Worker<B> {
     fn receive(&mut self, message: Message) -> bool {
         match message {
             Message::Submit(submissions) => {
-                let mut sibling = None;
                 for submission in submissions {
-                    sibling = Some(self.accept(submission, sibling.as_ref()));
+                    self.accept(submission);
                 }
             }
             Message::Wake => {}
@@ -226,8 +225,8 @@ impl<B: Backend> Worker<B> {
         true
     }
 
-    /// Takes a request in, submitted together with one that has the lanes of `sibling`.
-    fn accept(&mut self, submission: Submission, sibling: Option<&Lanes>) -> Lanes {
+    /// Takes a request in.
+    fn accept(&mut self, submission: Submission) {
         let Submission { request, events, arrived, place } = submission;
         let mix = lane_weights(&request.combine);
         let wanted = Wanted {
@@ -236,7 +235,7 @@ impl<B: Backend> Worker<B> {
             repeatable: request.is_repeatable(),
             owner: self.owner(&request),
         };
-        let lanes = self.models.enter(&self.backend, wanted, sibling);
+        let lanes = self.models.enter(&self.backend, wanted);
         let mut chains = self.models.chains(&lanes);
         let GenerateRequest { prompt, sampling, max_tokens, .. } = request;
         // What is encoded is no part of the text that the answer continues.
@@ -281,7 +280,7 @@ impl<B: Backend> Worker<B> {
             merge: Duration::ZERO,
             cached_tokens: 0,
             first_token: None,
-            lanes: lanes.clone(),
+            lanes,
         };
         let id = self.scheduler.enqueue(NewSequence {
             tokens,
@@ -293,7 +292,6 @@ impl<B: Backend> Worker<B> {
             client: request.client,
         });
         self.live.insert(id, live);
-        lanes
     }
 
     /// Whose prefixes a request may find: its key's alone, unless prefixes are shared, and those of its
@@ -337,7 +335,8 @@ impl<B: Backend> Worker<B> {
         let Self { scheduler, models, backend, live, started, .. } = self;
         let mut failed = Vec::new();
         let cost = models.cost.clone();
-        let mixed = live.values().any(|live| live.lanes.mode == Mode::Mixed);
+        let mut running = scheduler.running().iter().filter_map(|id| live.get(id));
+        let mixed = running.any(|live| models.mode_of_all(&live.lanes) == Mode::Mixed);
         let mode = if mixed { Mode::Mixed } else { Mode::Fused };
         let mut building = models.building(backend);
         let plan = scheduler.plan(
@@ -377,7 +376,7 @@ impl<B: Backend> Worker<B> {
         let worked = !plan.items.is_empty();
         if worked {
             let turns = self.turns.clone();
-            let _turn = turns.take();
+            let _turn = turns.step();
             self.make(&plan);
         }
         let Self { scheduler, models, live, .. } = self;

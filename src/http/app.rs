@@ -28,8 +28,9 @@ use super::{
 };
 use crate::{
     config::{RequestLimits, ServeConfig, SoupAddress},
-    engine::{Ailment, Client, Full, Place, Places, Turns},
+    engine::{Ailment, Client, Full, Place, Places},
     telemetry::Telemetry,
+    turns::Turns,
 };
 
 /// The place of a request in progress: taken once its body has arrived, kept to its answer's end.

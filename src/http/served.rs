@@ -10,12 +10,13 @@ use serde_json::Value;
 
 use crate::{
     chat::{ChatTemplate, ControlTokens, tools::CallFormat},
-    engine::{EngineHandle, EngineState, Turns},
+    engine::{EngineHandle, EngineState},
     files::Seen,
     grammar::Compiler,
     preference::{Front, Menu, MixingMatrix},
     soup::ActiveFrom,
     tokenizer::Tokenizer,
+    turns::Turns,
 };
 
 /// A soup that is loaded and running.

@@ -24,6 +24,7 @@ use crate::{
     preference::Coefficients,
     simd::{Element, Isa},
     soup::weights::first_non_finite,
+    turns::Pace,
 };
 
 /// Elements per task where sources are streamed straight to the output.
@@ -63,8 +64,13 @@ impl Merger {
         &self.layout
     }
 
-    /// Merges all tensors at c into a slab of [`Layout::bytes`].
-    pub fn merge(&self, c: &Coefficients, slab: &mut Slab) -> Result<(), MergeError> {
+    /// Merges all tensors at c into a slab of [`Layout::bytes`], at a pace or at once.
+    pub fn merge(
+        &self,
+        c: &Coefficients,
+        slab: &mut Slab,
+        pace: Option<&Pace>,
+    ) -> Result<(), MergeError> {
         let values = self.plan.term_values(c)?;
         let recipes: Vec<Recipe<'_>> =
             self.plan.tensors().iter().map(|tensor| Recipe::new(tensor, &values)).collect();
@@ -80,7 +86,10 @@ impl Merger {
             (rest, at) = (after, place.offset + place.len);
             recipe.split(place.dtype, out, &mut tasks);
         }
-        run(self.isa, tasks)
+        match pace {
+            None => run(self.isa, tasks),
+            Some(pace) => pace.run(tasks, |tasks| run(self.isa, tasks)),
+        }
     }
 
     /// Merges one tensor at c into a tensor of its own.

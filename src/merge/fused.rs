@@ -15,6 +15,7 @@ use crate::{
     kernels::{Dtype, HostTensor},
     model::{config::ModelConfig, decoder::Decoder, linear::Parameter},
     preference::ModelKey,
+    turns::Pace,
 };
 
 /// Settings of a cache of merged models.
@@ -24,8 +25,10 @@ pub struct FusedOptions {
     pub budget: usize,
     /// Storage type of the merged weights; `None` is the base's.
     pub dtype: Option<Dtype>,
-    /// Threads that merge, beside those that decode.
+    /// Threads that merge.
     pub threads: usize,
+    /// How that goes on beside the steps of an engine; `None`: at once.
+    pub pace: Option<Pace>,
 }
 
 /// The model of one c, its weights on any device.
@@ -66,6 +69,7 @@ pub struct FusedBuilder {
     config: ModelConfig,
     slabs: SlabPool,
     threads: ThreadPool,
+    pace: Option<Pace>,
 }
 
 /// The merged models of one soup.
@@ -89,7 +93,8 @@ impl FusedCache {
             .build()
             .map_err(|error| MergeError::Threads(error.to_string()))?;
         let slabs = SlabPool::new(model, limit);
-        Self::new(FusedBuilder { merger, config, slabs, threads }, options.budget, on_event)
+        let pace = options.pace.clone();
+        Self::new(FusedBuilder { merger, config, slabs, threads, pace }, options.budget, on_event)
     }
 }
 
@@ -103,7 +108,8 @@ impl Build for FusedBuilder {
 
     fn build(&self, key: &ModelKey) -> Result<FusedModel, MergeError> {
         let mut slab = self.slabs.take()?;
-        self.threads.install(|| self.merger.merge(&key.coefficients(), &mut slab))?;
+        let (coefficients, pace) = (key.coefficients(), self.pace.as_ref());
+        self.threads.install(|| self.merger.merge(&coefficients, &mut slab, pace))?;
         let slab = Arc::new(slab);
         let mut tensors = HashMap::new();
         let plans = self.merger.plan().tensors().iter();

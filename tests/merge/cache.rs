@@ -310,7 +310,7 @@ fn merged_models_come_back_with_the_right_weights_through_recycled_slabs() {
     let plan = SoupPlan::new(&soup, &soup.config).unwrap();
     let merger = Merger::new(plan.clone(), None).unwrap();
     let budget = 2 * merger.layout().bytes();
-    let options = FusedOptions { budget, dtype: None, threads: 2 };
+    let options = FusedOptions { budget, dtype: None, threads: 2, pace: None };
     let cache = FusedCache::open(plan, soup.config.clone(), &options, |_| ()).unwrap();
     for round in 0..6 {
         let first = f64::from(round % 4) * 0.25;
@@ -342,7 +342,7 @@ fn a_model_beyond_the_range_of_its_storage_type_is_an_error_of_whoever_asks() {
     soup.base.insert(name.into(), soups::stored(&values, &shape, Dtype::F16));
     let plan = SoupPlan::new(&soup, &soup.config).unwrap();
     let budget = Merger::new(plan.clone(), None).unwrap().layout().bytes();
-    let options = FusedOptions { budget, dtype: None, threads: 2 };
+    let options = FusedOptions { budget, dtype: None, threads: 2, pace: None };
     let cache = FusedCache::open(plan, soup.config.clone(), &options, |_| ()).unwrap();
     let get = |backbone: f64| {
         let c = Coefficients { backbones: vec![backbone], sft: 1.0 - backbone };

@@ -150,7 +150,7 @@ fn a_whole_model_in_a_recycled_slab_is_its_tensors_one_by_one() {
         let c = Coefficients { sft: 1.0 - c.iter().sum::<f64>(), backbones: c.to_vec() };
         let mut slab = pool.take().unwrap();
         assert!(pool.take().is_err(), "the only slab is taken");
-        merger.merge(&c, &mut slab).unwrap();
+        merger.merge(&c, &mut slab, None).unwrap();
         for (tensor, place) in merger.plan().tensors().iter().zip(merger.layout().places()) {
             let alone = merger.tensor(&tensor.name, &c).unwrap();
             let merged = &slab.as_ref()[place.offset..place.offset + place.len];

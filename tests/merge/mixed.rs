@@ -102,7 +102,7 @@ fn fused(cache: &FusedCache, c: &Coefficients, tokens: &[u32]) -> Vec<f32> {
 }
 
 fn cache(plan: SoupPlan, config: &ModelConfig) -> FusedCache {
-    let options = FusedOptions { budget: 64 << 20, dtype: None, threads: 1 };
+    let options = FusedOptions { budget: 64 << 20, dtype: None, threads: 1, pace: None };
     FusedCache::open(plan, config.clone(), &options, |_| ()).unwrap()
 }
 

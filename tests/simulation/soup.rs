@@ -28,17 +28,25 @@ pub struct Soup {
     pub answer_only: bool,
     /// Merged models that fit at once.
     pub capacity: usize,
-    /// What the rows in each block are: see [`then`].
+    /// What the rows in each block are: see [`row`].
     memory: Vec<[Option<u64>; BLOCK]>,
     cache: BTreeMap<ModelKey, Slot>,
     /// Merges that have not ended, the oldest first.
     building: VecDeque<ModelKey>,
 }
 
-/// What a row is: everything before it, its token, the model and mode that computed it.
-pub fn then(before: u64, token: u32, model: u64, mode: Mode) -> u64 {
-    let more = mix(model, u64::from(token) << 1 | u64::from(mode == Mode::Fused));
-    mix(before, more)
+/// What a row is: the tokens up to it and the models that computed them, and in its lowest bit the
+/// mode that computed the row itself.
+pub fn row(before: u64, token: u32, model: u64, mode: Mode) -> u64 {
+    let chain = mix(before & !1, mix(model, u64::from(token)));
+    chain & !1 | u64::from(mode == Mode::Fused)
+}
+
+/// The name of a row: everything before it, its token, the model and, if that is not free, the mode
+/// that computes it.
+pub fn then(before: u64, token: u32, model: u64, mode: Option<Mode>) -> u64 {
+    let mode = mode.map_or(0, |mode| 1 + u64::from(mode == Mode::Fused));
+    mix(before, mix(model, u64::from(token) << 2 | mode))
 }
 
 /// What attention over rows sees.
@@ -189,7 +197,7 @@ impl Backend for Soup {
                 // After a pass that was refused there may be none.
                 let read = |position| self.row(blocks, position).unwrap_or_default();
                 let before = position.checked_sub(1).map_or(0, read);
-                let own = then(before, batch.tokens[row], model, mode);
+                let own = self::row(before, batch.tokens[row], model, mode);
                 self.memory[blocks[position / BLOCK] as usize][position % BLOCK] = Some(own);
                 if outputs.next_if_eq(&&row).is_some() {
                     let read = |position| self.row(blocks, position).unwrap_or_default();

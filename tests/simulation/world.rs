@@ -36,7 +36,7 @@ const MOST_LIVE: usize = 24;
 pub type Totals = BTreeMap<&'static str, u64>;
 
 /// What must happen in a run of any length.
-pub const KINDS: [&str; 11] = [
+pub const KINDS: [&str; 12] = [
     "events",
     "steps",
     "tokens",
@@ -47,6 +47,7 @@ pub const KINDS: [&str; 11] = [
     "rows from the prefix cache",
     "rows computed fused",
     "rows computed mixed",
+    "modes changed",
     "backbones became active",
 ];
 
@@ -54,7 +55,7 @@ struct Live {
     lanes: Lanes,
     prompt: usize,
     tokens: Vec<u32>,
-    /// For each lane, what each row must be.
+    /// For each lane, the name of each row.
     rows: Vec<Vec<u64>>,
     /// Rows that the scheduler counts as computed.
     computed: usize,
@@ -203,26 +204,22 @@ impl World {
         let keys: Vec<ModelKey> = models.iter().take(fit).map(|&number| key(number)).collect();
         let from = if self.prompts.is_some() { usize::from(*from) * tokens.len() / 256 } else { 0 };
         let owner = arrival.owner.map(|number| Arc::from(number.to_string()));
-        let mut sibling: Option<Lanes> = None;
         for _ in 0..1 + usize::from(arrival.twin) {
             if self.live.len() >= MOST_LIVE {
                 return;
             }
-            let merged = keys.iter().all(|key| self.pinned.contains(key) || self.soup.cached(key));
             let wanted =
                 Wanted { keys: keys.clone(), from, repeatable: *repeatable, owner: owner.clone() };
-            let lanes = self.models.enter(&self.soup, wanted, sibling.as_ref());
-            let settled = match self.settings.mode {
+            let lanes = self.models.enter(&self.soup, wanted);
+            let fixed = match self.settings.mode {
                 MergeMode::Fused => Some(Mode::Fused),
                 MergeMode::Mixed => Some(Mode::Mixed),
                 MergeMode::Auto if keys.iter().all(|key| self.pinned.contains(key)) => {
                     Some(Mode::Fused)
                 }
-                MergeMode::Auto if *repeatable || !merged => Some(Mode::Mixed),
-                MergeMode::Auto => None,
+                MergeMode::Auto => repeatable.then_some(Mode::Mixed),
             };
-            let first = sibling.as_ref().map(|sibling| sibling.mode);
-            assert!(first.or(settled).is_none_or(|mode| mode == lanes.mode), "{lanes:?}");
+            assert_eq!(lanes.fixed, fixed, "{lanes:?}");
             let id = self.scheduler.enqueue(NewSequence {
                 tokens: tokens.clone(),
                 encoded: 0,
@@ -234,7 +231,7 @@ impl World {
             });
             let mut live = Live {
                 rows: vec![Vec::new(); keys.len()],
-                lanes: lanes.clone(),
+                lanes,
                 prompt: tokens.len(),
                 tokens: Vec::new(),
                 computed: 0,
@@ -245,7 +242,6 @@ impl World {
             };
             tokens.iter().for_each(|&token| live.push(token, self.prompts.as_ref()));
             self.live.insert(id, live);
-            sibling = Some(lanes);
         }
     }
 
@@ -306,6 +302,7 @@ impl World {
 
     /// Makes a planned step, as the engine's thread does.
     fn compute(&mut self, plan: &StepPlan, refused: bool) {
+        self.decide(plan);
         let (forwards, list) = self.layout(plan);
         self.models.promote(&mut self.soup, &list, self.now);
         let (mut attended, mut broken) = (HashMap::new(), BTreeSet::new());
@@ -339,6 +336,31 @@ impl World {
         }
     }
 
+    /// Lets the models choose how free rows run.
+    fn decide(&mut self, plan: &StepPlan) {
+        let (mut free, mut mixed) = (BTreeMap::<ModelKey, usize>::new(), 0);
+        for Item { id, range } in &plan.items {
+            let Live { lanes, .. } = &self.live[id];
+            for (lane, key) in lanes.keys.iter().enumerate() {
+                let start = range.start.max(self.scheduler.own_from(*id, lane)).min(range.end);
+                for (rows, key, mode, is_free) in self.models.parts(lanes, key, start..range.end) {
+                    match is_free {
+                        true => *free.entry(key.clone()).or_default() += rows.len(),
+                        false if mode == Mode::Mixed => mixed += rows.len(),
+                        false => {}
+                    }
+                }
+            }
+        }
+        let modes = |world: &Self| -> Vec<Mode> {
+            world.live.values().map(|live| world.models.mode_of_all(&live.lanes)).collect()
+        };
+        let before = modes(self);
+        self.models.decide(&mut self.soup, &free, mixed);
+        let changed = before.iter().zip(modes(self)).filter(|(before, now)| *before != now).count();
+        count(&mut self.totals, "modes changed", changed as u64);
+    }
+
     /// The forward passes of a plan, and the models of the step.
     fn layout(&self, plan: &StepPlan) -> (Vec<Forward>, Vec<StepModel>) {
         let mut parts = Vec::new();
@@ -347,23 +369,24 @@ impl World {
             for (lane, key) in lanes.keys.iter().enumerate() {
                 let start = range.start.max(self.scheduler.own_from(*id, lane)).min(range.end);
                 let of_lane = self.models.parts(lanes, key, start..range.end);
-                parts.extend(of_lane.map(|(rows, key, mode)| (*id, lane, rows, key, mode)));
+                parts.extend(
+                    of_lane.map(|(rows, key, mode, free)| (*id, lane, rows, key, mode, free)),
+                );
             }
         }
         let mut list: Vec<StepModel> = Vec::new();
         let prompts_first = |key: &ModelKey, mode| !self.models.computes_prompts(key, mode);
-        parts.sort_by_key(|(.., key, mode)| prompts_first(key, *mode));
+        parts.sort_by_key(|(.., key, mode, _)| prompts_first(key, *mode));
         let mut indices = Vec::new();
-        for (id, _, rows, key, mode) in &parts {
+        for (_, _, rows, key, mode, free) in &parts {
             let found = list.iter().position(|model| model.key == **key && model.mode == *mode);
             let index = found.unwrap_or_else(|| {
                 let key = ModelKey::clone(key);
-                list.push(StepModel { key, mode: *mode, rows: 0, promotable: 0 });
+                list.push(StepModel { key, mode: *mode, rows: 0, free: 0 });
                 list.len() - 1
             });
             list[index].rows += rows.len();
-            let free = !self.live[id].lanes.repeatable;
-            list[index].promotable += if free { rows.len() } else { 0 };
+            list[index].free += if *free { rows.len() } else { 0 };
             indices.push(index);
         }
         let rows = parts.iter().zip(&indices).map(|((id, lane, rows, ..), &model)| {
@@ -392,6 +415,8 @@ impl World {
     fn computed(&mut self, item: &Item, attended: &HashMap<(SeqId, usize, usize), u64>) {
         let id = item.id;
         self.scheduler.computed(item);
+        let lanes = 0..self.live[&id].rows.len();
+        let present: Vec<_> = lanes.map(|lane| self.present(id, lane, item.range.end)).collect();
         let live = self.live.get_mut(&id).unwrap();
         live.computed = item.range.end;
         for (lane, rows) in live.rows.iter().enumerate() {
@@ -413,7 +438,7 @@ impl World {
                 continue;
             }
             let mut token = 0;
-            for (lane, rows) in live.rows.iter().enumerate() {
+            for (lane, rows) in present.iter().enumerate() {
                 let got = attended.get(&(id, position, lane)).copied();
                 let expected = attend(rows[..=position].iter().copied());
                 assert_eq!(got, Some(expected), "row {position} of lane {lane} of {id}");
@@ -441,17 +466,28 @@ impl World {
 }
 
 impl Live {
-    /// Takes a token in, with the row that each lane must have for it.
+    /// What computes a row of a model: in which mode, if that is not free.
+    fn computer<'a>(
+        &'a self,
+        position: usize,
+        key: &'a ModelKey,
+        prompts: Option<&'a Prompts>,
+    ) -> (&'a ModelKey, Option<Mode>) {
+        match prompts.filter(|_| position < self.lanes.from) {
+            Some(prompts) => (&prompts.key, Some(prompts.mode)),
+            None => (key, self.lanes.fixed),
+        }
+    }
+
+    /// Takes a token in, with the name of the row that each lane has for it.
     fn push(&mut self, token: u32, prompts: Option<&Prompts>) {
         let position = self.tokens.len();
         self.tokens.push(token);
-        for (rows, key) in self.rows.iter_mut().zip(&self.lanes.keys) {
-            let (key, mode) = match prompts.filter(|_| position < self.lanes.from) {
-                Some(prompts) => (&prompts.key, prompts.mode),
-                None => (key, self.lanes.mode),
-            };
-            let before = rows.last().copied().unwrap_or_default();
-            rows.push(then(before, token, model(&terms(key)), mode));
+        for lane in 0..self.rows.len() {
+            let (key, mode) = self.computer(position, &self.lanes.keys[lane], prompts);
+            let before = self.rows[lane].last().copied().unwrap_or_default();
+            let row = then(before, token, model(&terms(key)), mode);
+            self.rows[lane].push(row);
         }
     }
 

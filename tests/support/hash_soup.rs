@@ -90,6 +90,8 @@ pub struct Controls {
     /// Merges that ended.
     pub merged: AtomicUsize,
     pub most_alive: AtomicUsize,
+    /// Rows that attended to keys and values of their model in the other mode.
+    pub crossed: AtomicUsize,
     pub resets: AtomicUsize,
     pub forwards: AtomicUsize,
     /// The soup was let go of.
@@ -117,6 +119,7 @@ impl Default for Controls {
             merges: AtomicUsize::new(0),
             merged: AtomicUsize::new(0),
             most_alive: AtomicUsize::new(0),
+            crossed: AtomicUsize::new(0),
             resets: AtomicUsize::new(0),
             forwards: AtomicUsize::new(0),
             dropped: AtomicBool::new(false),
@@ -352,16 +355,21 @@ impl Backend for HashSoup {
                 let block = &mut self.memory[segment.blocks[position / BLOCK] as usize];
                 block[position % BLOCK] = Some(Slot { token, model, fused: merged.is_some() });
                 if outputs.next_if_eq(&&row).is_some() {
+                    let mut crossed = false;
                     let read = |p: usize| {
                         let slot = self.memory[segment.blocks[p / BLOCK] as usize][p % BLOCK];
                         let slot = slot.expect("keys and values that were never computed");
-                        let own = slot.model == model && slot.fused == merged.is_some();
                         let of_prompt =
                             Some(slot.fused) == self.controls.prompts_fused && slot.model == sft();
-                        assert!(own || of_prompt, "keys and values of another model or mode");
+                        assert!(
+                            slot.model == model || of_prompt,
+                            "keys and values of another model"
+                        );
+                        crossed |= slot.fused != merged.is_some() && !of_prompt;
                         (slot.model, slot.token)
                     };
                     out.extend(logits_of(model, (0..=position).map(read)));
+                    self.controls.crossed.fetch_add(crossed.into(), Ordering::Relaxed);
                 }
             }
         }

@@ -3,23 +3,26 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ladle::{
-    engine::scheduler::{Item, SeqId, StepPlan},
+    engine::{
+        Mode,
+        scheduler::{Item, SeqId, StepPlan},
+    },
     preference::ModelKey,
 };
 
 use super::{World, count};
-use crate::soup::BLOCK;
+use crate::soup::{BLOCK, model, row, terms};
 
 impl World {
     /// A sequence has joined, with rows that others computed: they are its own.
     pub(super) fn admitted(&mut self, id: SeqId, cached: usize) {
+        (0..self.live[&id].rows.len()).for_each(|lane| _ = self.present(id, lane, cached));
         let live = self.live.get_mut(&id).unwrap();
         let most = if live.prompt_logits { 0 } else { live.tokens.len() - 1 };
         assert!(cached.is_multiple_of(BLOCK) && cached <= most, "{cached} of {most}");
-        for (lane, rows) in live.rows.iter().enumerate() {
+        for lane in 0..live.rows.len() {
             let blocks = self.scheduler.blocks(id, lane);
-            for (position, row) in rows[..cached].iter().enumerate() {
-                assert_eq!(self.soup.row(blocks, position), Some(*row), "another's rows");
+            for position in 0..cached {
                 let owner = &self.owners[&blocks[position / BLOCK]];
                 assert_eq!(owner, &live.owner, "another owner's rows");
             }
@@ -37,6 +40,24 @@ impl World {
         }
         live.computed = cached;
         count(&mut self.totals, "rows from the prefix cache", cached as u64);
+    }
+
+    /// The first rows in the blocks of a lane: computed from its own tokens by its own model, and in
+    /// its own mode, where that is not free.
+    pub(super) fn present(&self, id: SeqId, lane: usize, end: usize) -> Vec<u64> {
+        let (live, blocks) = (&self.live[&id], self.scheduler.blocks(id, lane));
+        let mut before = 0;
+        let present = |position: usize| {
+            let row = self.soup.row(blocks, position).expect("it is computed");
+            let key = &live.lanes.keys[lane];
+            let (key, mode) = live.computer(position, key, self.prompts.as_ref());
+            let by = |mode| self::row(before, live.tokens[position], model(&terms(key)), mode);
+            let modes = mode.map_or(vec![Mode::Fused, Mode::Mixed], |mode| vec![mode]);
+            assert!(modes.into_iter().any(|mode| by(mode) == row), "another's row {position}");
+            before = row;
+            row
+        };
+        (0..end).map(present).collect()
     }
 
     /// Budgets, and whose turn it is.
