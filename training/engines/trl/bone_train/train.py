@@ -119,7 +119,9 @@ def build(config, backbone, service, out, *, data=".", base=None, sft=None, trai
     for key in extra or {}:
         if key in given:
             settings.refuse(f"--trl {key}", "given", "left out: the configuration decides it")
-    args = form(**given, **{"report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(), **(extra or {})})
+    # TRL computes in bf16 unless told otherwise, also where the weights are in float32.
+    defaults = {"report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(), "bf16": dtype == "bfloat16"}
+    args = form(**given, **{**defaults, **(extra or {})})
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     if sft is not None:
         model = PeftModel.from_pretrained(model, sft).merge_and_unload()

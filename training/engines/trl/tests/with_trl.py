@@ -138,6 +138,19 @@ class WithTrlTest(unittest.TestCase):
             for got, expected in zip(weighed, mixed):
                 self.assertAlmostEqual(got, expected, delta=1e-6)
 
+    def test_weights_in_float32_are_multiplied_in_float32(self):
+        # TRL's own default is bf16 on any weights.
+        for changes, dtype in (({}, torch.float32), ({"extra": {"bf16": True}}, torch.bfloat16)):
+            with StandIn("vowels", [0.6, 0.4]) as stand_in:
+                trainer = self.build("vowels", stand_in.url, "rl.steps=1", **changes)
+                made = set()
+                for name, module in trainer.model.named_modules():
+                    if name.endswith("mlp.down_proj"):
+                        module.register_forward_hook(lambda _, __, output: made.add(output.dtype))
+                trainer.train()
+            self.assertIn(dtype, made)
+            self.assertEqual(torch.bfloat16 in made, dtype == torch.bfloat16)
+
     def test_answer_only_adapters_act_from_the_generation_prompt_on(self):
         with StandIn("vowels", [0.6, 0.4]) as stand_in:
             trainer = self.build("vowels", stand_in.url, 'lora.activation="answer"', "rl.steps=2", "rollout.max_new_tokens=4")
