@@ -161,7 +161,7 @@ proptest! {
         rows in 1usize..30,
         blocks in 1usize..60,
         groups in 1usize..6,
-        kind in prop_oneof![Just(BlockType::Q8_0), Just(BlockType::Q4_0), Just(BlockType::Q4_1)],
+        kind in prop::sample::select(&BlockType::ALL[..]),
         exact in any::<bool>(),
         seed in any::<u64>(),
         add in any::<bool>(),
@@ -173,7 +173,7 @@ proptest! {
         if exact {
             // Whole 127ths of the largest of their block: nothing is rounded.
             x.iter_mut().for_each(|x| *x = (*x * 127.0).round() / 64.0);
-            x.iter_mut().step_by(32).for_each(|x| *x = -127.0 / 64.0);
+            x.iter_mut().step_by(16).for_each(|x| *x = -127.0 / 64.0);
         }
         for &isa in Isa::available() {
             let kernels = CpuKernels::with_isa(2, isa);
@@ -187,8 +187,8 @@ proptest! {
             let got = product(0..rows);
             for (t, got) in got.data().chunks_exact(outputs).enumerate() {
                 for (o, got) in got.iter().enumerate() {
-                    let x = x[t * inputs..(t + 1) * inputs].chunks_exact(32);
-                    let w = wide[o * inputs..(o + 1) * inputs].chunks_exact(32);
+                    let x = x[t * inputs..(t + 1) * inputs].chunks_exact(kind.values());
+                    let w = wide[o * inputs..(o + 1) * inputs].chunks_exact(kind.values());
                     let mut expected = if add { f64::from(y[t * outputs + o]) } else { 0.0 };
                     let (mut size, mut rounding) = (1.0, 0.0);
                     for (x, w) in x.zip(w) {

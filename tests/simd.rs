@@ -24,6 +24,8 @@ enum Fault {
     LaneLeftOut,
     BytesSaturate,
     UnsignedBytes,
+    UpperBitsUnmasked,
+    EntriesReversed,
     EvenPairFirst,
     SubnormalsKept,
     ZippedBackwards,
@@ -139,6 +141,17 @@ impl Bytes for Wrong {
     fn high(self, codes: Self::C) -> Self::C {
         Portable.high(codes)
     }
+    fn over(self, codes: Self::C, upper: Self::C, left: u32, mask: u8) -> Self::C {
+        let mask = if self.is(Fault::UpperBitsUnmasked) { 0xff } else { mask };
+        Portable.over(codes, upper, left, mask)
+    }
+    fn look_up(self, places: Self::C, table: &[u8; 16]) -> Self::C {
+        let mut table = *table;
+        if self.is(Fault::EntriesReversed) {
+            table.reverse();
+        }
+        Portable.look_up(places, &table)
+    }
     fn dot(self, sums: Self::I, codes: Self::C, x: i32) -> Self::I {
         let product = |code: u8, x: u8| {
             let x = if self.is(Fault::UnsignedBytes) { i32::from(x) } else { i32::from(x as i8) };
@@ -227,6 +240,8 @@ fn the_self_check_refuses_a_set_that_computes_one_operation_wrong() {
         (Fault::LaneLeftOut, "products of f32"),
         (Fault::BytesSaturate, "products of bytes"),
         (Fault::UnsignedBytes, "products of bytes"),
+        (Fault::UpperBitsUnmasked, "products of bytes"),
+        (Fault::EntriesReversed, "products of bytes"),
         (Fault::EvenPairFirst, "dot products of bf16"),
         (Fault::SubnormalsKept, "dot products of bf16"),
         (Fault::ZippedBackwards, "pairs of bf16"),

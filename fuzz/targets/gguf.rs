@@ -3,7 +3,10 @@
 
 mod scratch;
 
-use ladle::{import::gguf::Gguf, model::config::ModelConfig};
+use ladle::{
+    import::gguf::{Gguf, Stored},
+    model::config::ModelConfig,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -15,8 +18,8 @@ fuzz_target!(|bytes: &[u8]| {
         if let Ok(values) = gguf.values(&source) {
             assert_eq!(values.len(), source.shape.iter().product::<usize>());
         }
-        if gguf.stored(&source).is_ok_and(|stored| stored.kept().is_some()) {
-            let _ = gguf.blocks(&source);
+        if let Ok(Stored::Blocks(kind)) = gguf.stored(&source) {
+            let _ = gguf.blocks(&source, kind);
         }
     }
 });

@@ -40,7 +40,8 @@ fn storage(
         (None, _) | (Some(Quantise::Keep), Stored::Plain) => return plain,
         // Its scores choose among experts: small errors would change the choice.
         _ if is_router(name) => return plain,
-        (Some(Quantise::Keep), stored) => stored.kept().unwrap_or(BlockType::Q8_0),
+        (Some(Quantise::Keep), Stored::Blocks(kind)) => kind,
+        (Some(Quantise::Keep), Stored::Other) => BlockType::Q8_0,
         (Some(Quantise::To(_)), _) if table => BlockType::Q8_0,
         (Some(Quantise::To(kind)), _) => kind,
     };
@@ -77,9 +78,9 @@ pub(super) fn convert(path: &Path, out: &Path, options: &ImportOptions) -> Resul
             .get(&spec.name)
             .ok_or_else(|| refuse(path, spec, "it in the file".to_owned(), "nothing".to_owned()))?;
         match spec.dtype {
-            Dtype::Quantised(kind) if stored.kept() == Some(kind) => {
+            Dtype::Quantised(kind) if *stored == Stored::Blocks(kind) => {
                 let columns = spec.shape.last().copied().unwrap_or_default();
-                let bytes = quantised::arrange(kind, columns, &gguf.blocks(source)?);
+                let bytes = gguf.blocks(source, kind)?.arranged(columns);
                 let range = 0..bytes.len();
                 let bytes = std::sync::Arc::new(bytes);
                 let tensor = HostTensor::new(bytes, range, spec.dtype, spec.shape.clone());

@@ -123,6 +123,8 @@ pub struct ImportOptions {
     pub offline: bool,
     /// Copy a local directory instead of linking to it.
     pub copy: bool,
+    /// Serve longrope with the factors of long contexts at every length.
+    pub long_context: bool,
     /// The hub, instead of `HF_ENDPOINT` or the public one.
     pub endpoint: Option<String>,
 }
@@ -137,6 +139,7 @@ impl ImportOptions {
             name: None,
             offline: false,
             copy: false,
+            long_context: false,
             endpoint: None,
         }
     }

@@ -7,6 +7,7 @@ mod error;
 mod fetch;
 pub mod gguf;
 mod hub;
+mod long_context;
 mod packed;
 mod progress;
 mod quantise;
@@ -29,6 +30,7 @@ pub use source::{NAMED, NamedModel, Source};
 use crate::{
     config::SoupAddress,
     files::{Staging, file_sha256, home, sha256, sweep},
+    kernels::BlockType,
     soup::{
         BaseSource, Manifest, OpenOptions, Soup, SoupError, base_source,
         init::{Recipe, init},
@@ -36,6 +38,7 @@ use crate::{
     },
 };
 use convert::{convert, copy, requantise, unpack};
+use long_context::lengthen;
 use packed::Packed;
 use record::{Record, describe};
 use source::check_id;
@@ -56,12 +59,17 @@ pub struct Imported {
 /// Imports `spec` (see [`Source::parse`]) unless it is there already.
 pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportError> {
     let source = Source::parse(spec)?;
-    let id = options.name.clone().unwrap_or_else(|| source.id(options.dtype, options.quantise));
+    let own = || {
+        let id = source.id(options.dtype, options.quantise);
+        if options.long_context { format!("{id}-long") } else { id }
+    };
+    let id = options.name.clone().unwrap_or_else(own);
     check_id(&id).map_err(|reason| ImportError::Spec { spec: id.clone(), reason })?;
     if options.quantise == Some(Quantise::Keep)
         && matches!(source, Source::Directory(_) | Source::Hub { .. })
     {
-        let reason = "keep is for the blocks of GGUF files; give q8_0, q4_0 or q4_1".to_owned();
+        let types = BlockType::names();
+        let reason = format!("keep is for the blocks of GGUF files; give one of {types}");
         return Err(ImportError::Spec { spec: spec.to_owned(), reason });
     }
     let dir = options.models_dir.join(&id);
@@ -73,7 +81,7 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
     sweep_models(&options.models_dir);
 
     if let Source::Directory(target) = &source
-        && !options.copy
+        && !(options.copy || options.long_context)
         && options.quantise.is_none()
         && Packed::open(target)?.is_none()
     {
@@ -103,6 +111,9 @@ pub fn import(spec: &str, options: &ImportOptions) -> Result<Imported, ImportErr
         ImportError::File(error) => staging.named(error).into(),
         other => other,
     })?;
+    if options.long_context {
+        lengthen(spec, staging.path())?;
+    }
     check::base(staging.path()).map_err(|error| {
         // The directory that the message may name is gone when it is read.
         let inside = format!("{}/", staging.path().display());
@@ -183,8 +194,9 @@ impl Wanted {
             Source::Directory(path) => (path.display().to_string(), None, false),
         };
         let dtype = dequantised.then(|| options.dtype.to_string());
+        let long = options.long_context.then(|| "long context".to_owned());
         let parts: Vec<_> =
-            dtype.into_iter().chain(options.quantise.map(|q| q.to_string())).collect();
+            dtype.into_iter().chain(options.quantise.map(|q| q.to_string())).chain(long).collect();
         let dtype = (!parts.is_empty()).then(|| parts.join("+"));
         Ok(Self { source: name, version, dtype })
     }

@@ -10,7 +10,7 @@ pub enum Quantise {
     /// In blocks of this type; the embedding and the head in Q8_0 at least, whose errors reach
     /// every token.
     To(BlockType),
-    /// As a GGUF file has them, Q4_K as Q4_1; blocks of types that are not served become Q8_0.
+    /// As a GGUF file has them: the same codes, where a type of blocks holds them, else as Q8_0.
     Keep,
 }
 
@@ -29,6 +29,6 @@ impl FromStr for Quantise {
     fn from_str(text: &str) -> Result<Self, String> {
         let kind = BlockType::named(text).map(Self::To);
         kind.or((text == "keep").then_some(Self::Keep))
-            .ok_or_else(|| "expected q8_0, q4_0, q4_1 or keep".to_owned())
+            .ok_or_else(|| format!("expected {} or keep", BlockType::names()))
     }
 }

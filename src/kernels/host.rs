@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use super::quantised::{self, BlockType};
+use super::quantised::{self, BlockType, Blocks};
 use crate::simd::Element;
 
 /// Storage type of a weight.
@@ -140,7 +140,7 @@ impl HostTensor {
     }
 
     /// A tensor of `dtype` that owns its values, each rounded to the nearest; blocks are made by
-    /// [`quantised::quantise`]. `values.len()` must be the product of `shape`.
+    /// [`Blocks::quantise`]. `values.len()` must be the product of `shape`.
     pub fn rounded(values: &[f32], dtype: Dtype, shape: Vec<usize>) -> Result<Self, HostError> {
         let bytes: Vec<u8> = match (dtype, shape.as_slice()) {
             (Dtype::F32, _) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -151,7 +151,7 @@ impl HostTensor {
                 values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
             }
             (Dtype::Quantised(kind), &[_, columns]) => {
-                quantised::arrange(kind, columns, &quantised::quantise(kind, values))
+                Blocks::quantise(kind, values).arranged(columns)
             }
             (Dtype::Quantised(_), _) => Vec::new(),
         };
@@ -221,7 +221,7 @@ impl HostTensor {
         self.as_slice()
     }
 
-    /// All elements widened to f32 (exact, but for Q4_1's, which are rounded as ggml does).
+    /// All elements widened to f32 (exact, but for blocks with minima, which are rounded as ggml does).
     pub fn to_f32(&self) -> Vec<f32> {
         match self.dtype {
             Dtype::F32 => self.elements::<f32>().to_vec(),

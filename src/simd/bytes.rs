@@ -26,6 +26,11 @@ pub trait Bytes: Copy + Send + Sync {
     fn low(self, codes: Self::C) -> Self::C;
     /// The high half of each byte.
     fn high(self, codes: Self::C) -> Self::C;
+    /// Each byte with some bits of a byte of `upper`, which is below 16, moved to the `left`, at most
+    /// four places: those of `mask`.
+    fn over(self, codes: Self::C, upper: Self::C, left: u32, mask: u8) -> Self::C;
+    /// Of each byte, which is below 16, the entry of a table.
+    fn look_up(self, places: Self::C, table: &[u8; 16]) -> Self::C;
     /// `sums + Σ₄ codes · x`, x four signed bytes, lowest first.
     fn dot(self, sums: Self::I, codes: Self::C, x: i32) -> Self::I;
     /// 4 LANES codes.
@@ -94,6 +99,15 @@ impl Bytes for Portable {
         each(|i| codes[i] >> 4 & 0x0f0f_0f0f)
     }
     #[inline(always)]
+    fn over(self, codes: Self::C, upper: Self::C, left: u32, mask: u8) -> Self::C {
+        each(|i| codes[i] | upper[i] << left & u32::from_ne_bytes([mask; 4]))
+    }
+    #[inline(always)]
+    fn look_up(self, places: Self::C, table: &[u8; 16]) -> Self::C {
+        let entry = |place: u8| table[usize::from(place & 15)];
+        each(|i| u32::from_ne_bytes(places[i].to_ne_bytes().map(entry)))
+    }
+    #[inline(always)]
     fn dot(self, sums: Self::I, codes: Self::C, x: i32) -> Self::I {
         let x = [0, 8, 16, 24].map(|at| i32::from((x >> at) as i8));
         each(|i| {
@@ -157,6 +171,21 @@ mod x86 {
             unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(codes), _mm512_set1_epi8(15)) }
         }
         #[inline(always)]
+        fn over(self, codes: __m512i, upper: __m512i, left: u32, mask: u8) -> __m512i {
+            unsafe {
+                let upper = _mm512_sll_epi32(upper, _mm_cvtsi32_si128(left.cast_signed()));
+                let mask = _mm512_set1_epi8(mask.cast_signed());
+                _mm512_or_si512(codes, _mm512_and_si512(upper, mask))
+            }
+        }
+        #[inline(always)]
+        fn look_up(self, places: __m512i, table: &[u8; 16]) -> __m512i {
+            unsafe {
+                let table = _mm_loadu_si128(table.as_ptr().cast());
+                _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), places)
+            }
+        }
+        #[inline(always)]
         fn dot(self, sums: __m512i, codes: __m512i, x: i32) -> __m512i {
             unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x)) }
         }
@@ -206,6 +235,21 @@ mod x86 {
         #[inline(always)]
         fn high(self, codes: __m256i) -> __m256i {
             unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(codes), _mm256_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        fn over(self, codes: __m256i, upper: __m256i, left: u32, mask: u8) -> __m256i {
+            unsafe {
+                let upper = _mm256_sll_epi32(upper, _mm_cvtsi32_si128(left.cast_signed()));
+                let mask = _mm256_set1_epi8(mask.cast_signed());
+                _mm256_or_si256(codes, _mm256_and_si256(upper, mask))
+            }
+        }
+        #[inline(always)]
+        fn look_up(self, places: __m256i, table: &[u8; 16]) -> __m256i {
+            unsafe {
+                let table = _mm_loadu_si128(table.as_ptr().cast());
+                _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), places)
+            }
         }
         #[inline(always)]
         fn dot(self, sums: __m256i, codes: __m256i, x: i32) -> __m256i {
@@ -269,6 +313,17 @@ mod neon {
         #[inline(always)]
         fn high(self, codes: uint8x16_t) -> uint8x16_t {
             unsafe { vshrq_n_u8::<4>(codes) }
+        }
+        #[inline(always)]
+        fn over(self, codes: uint8x16_t, upper: uint8x16_t, left: u32, mask: u8) -> uint8x16_t {
+            unsafe {
+                let upper = vshlq_u8(upper, vdupq_n_s8(left as i8));
+                vorrq_u8(codes, vandq_u8(upper, vdupq_n_u8(mask)))
+            }
+        }
+        #[inline(always)]
+        fn look_up(self, places: uint8x16_t, table: &[u8; 16]) -> uint8x16_t {
+            unsafe { vqtbl1q_u8(vld1q_u8(table.as_ptr()), places) }
         }
         #[inline(always)]
         fn dot(self, sums: int32x4_t, codes: uint8x16_t, x: i32) -> int32x4_t {

@@ -222,7 +222,8 @@ impl ByteWork for ByteCheck {
     }
 }
 
-/// Sixteen outputs of one or two rows: whole codes, low and high halves of codes.
+/// Sixteen outputs of one or two rows: whole codes, low and high halves of codes, upper bits over
+/// them, entries of a table.
 struct Sums;
 
 impl ByteTile for Sums {
@@ -233,6 +234,7 @@ impl ByteTile for Sums {
         // Two products of extremes side by side leave 16 bits and must not saturate.
         let codes: [u8; LEN] =
             std::array::from_fn(|i| if i % 5 == 0 { 255 } else { (i * 29) as u8 });
+        let table: [u8; 16] = std::array::from_fn(|i| (i * 37 + 11) as u8);
         let x = |row: usize, run: i32| 0x7f7f_8080i32.wrapping_add(run * 77 + row as i32);
         let s = b.vectors();
         let mut out = [0.0; 32];
@@ -243,7 +245,11 @@ impl ByteTile for Sums {
                     let codes = b.codes(codes.as_ptr().add(4 * v * B::S::LANES));
                     let sums = b.dot(b.sums(-7), codes, x(row, 0));
                     let sums = b.dot(sums, b.low(codes), x(row, 1));
-                    let sums = b.dot(sums, b.high(codes), x(row, 2));
+                    let (low, high) = (b.low(codes), b.high(codes));
+                    let sums = b.dot(sums, high, x(row, 2));
+                    let sums = b.dot(sums, b.over(low, high, 4, 0x30), x(row, 3));
+                    let sums = b.dot(sums, b.over(high, low, 1, 0x10), x(row, 4));
+                    let sums = b.dot(sums, b.look_up(low, &table), x(row, 5));
                     let to = out.as_mut_ptr().add(16 * row + v * B::S::LANES);
                     s.store(to, b.widen(sums));
                 }

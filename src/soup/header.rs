@@ -7,7 +7,7 @@ use safetensors::{SafeTensorError, tensor::TensorInfo};
 use serde_json::{Map, Value, json};
 
 use super::error::WeightError;
-use crate::kernels::{Dtype, HostTensor, quantised::QUANT_BLOCK};
+use crate::kernels::{Dtype, HostTensor};
 
 /// Bytes of the length field before the header.
 pub(super) const LENGTH_FIELD: u64 = 8;
@@ -50,7 +50,7 @@ pub(super) fn written(specs: &[TensorSpec]) -> Vec<u8> {
             (Dtype::F16, shape) => ("F16", json!(shape)),
             (Dtype::Bf16, shape) => ("BF16", json!(shape)),
             (Dtype::Quantised(kind), &[rows, columns]) => {
-                ("U8", json!([rows, columns / QUANT_BLOCK * kind.block_bytes()]))
+                ("U8", json!([rows, kind.row_bytes(columns)]))
             }
             (Dtype::Quantised(_), shape) => ("U8", json!(shape)),
         };

@@ -27,11 +27,7 @@ use super::{
 use crate::{
     config::Residence,
     files::{self, FileError, Seen},
-    kernels::{
-        BlockType, Dtype, HostTensor,
-        host::Bytes,
-        quantised::{GROUP, QUANT_BLOCK},
-    },
+    kernels::{BlockType, Dtype, HostTensor, host::Bytes, quantised::GROUP},
     memory,
 };
 
@@ -179,12 +175,12 @@ fn copied(file: &File, seen: &Seen) -> io::Result<MmapMut> {
 /// (expected, got).
 fn quantised(kind: &str, bytes: &[usize]) -> Result<(Dtype, Vec<usize>), (String, String)> {
     let Some(kind) = BlockType::named(kind) else {
-        let known = BlockType::ALL.map(BlockType::name).join(", ");
+        let known = BlockType::names();
         return Err((format!("a block type of {known} in __metadata__"), format!("{kind:?}")));
     };
     match bytes {
         &[rows, row] if rows.is_multiple_of(GROUP) && row.is_multiple_of(kind.block_bytes()) => {
-            Ok((Dtype::Quantised(kind), vec![rows, row / kind.block_bytes() * QUANT_BLOCK]))
+            Ok((Dtype::Quantised(kind), vec![rows, row / kind.block_bytes() * kind.values()]))
         }
         other => {
             let (name, size) = (kind.name(), kind.block_bytes());

@@ -1,5 +1,6 @@
 //! GGUF files that are read with care, or refused at import with the name of what is wrong.
 
+mod experts;
 mod refused;
 
 use std::{fs, path::Path};

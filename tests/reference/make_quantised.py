@@ -1,11 +1,16 @@
-"""Makes tests/fixtures/quantised.safetensors: what the gguf package makes of some values in each
-block type, and what it reads back from its blocks.
+"""Makes tests/fixtures/quantised.safetensors: what the gguf package reads back from the blocks that it
+makes of some values, and products of whole numbers with blocks in GGUF files.
 
-    python tests/reference/make_quantised.py tests/fixtures/quantised.safetensors
+    python tests/reference/make_quantised.py tests/fixtures/quantised.safetensors tests/fixtures/gguf
 
-Tensors: `values` [16, 64] f32; for each type `TYPE` (bytes of the blocks, row after row) and
-`TYPE.values` (dequantised). The rows: normal values of several sizes, zeros, one spike, a constant,
-values half-way between two codes, only positive ones, scales that are subnormal in f16.
+Tensors:
+- `values` [16, 64] f32, and for each type that the package makes `TYPE.values` (dequantised). The
+  rows: normal values of several sizes, zeros, one spike, a constant, values half-way between two
+  codes, only positive ones, scales that are subnormal in f16.
+- `x` [3, 256] f32: whole numbers whose largest magnitude is 127 in each run of 16, so that rounding
+  them to bytes changes nothing.
+- `FILE/TENSOR` [3, 16] f32: x times the first 16 rows (of the checkpoint's) of a tensor of the file
+  under its name there, dequantised by the package and summed in f64. The storage type is in `__metadata__`.
 """
 
 import importlib.metadata
@@ -18,6 +23,12 @@ from gguf import GGMLQuantizationType as Q
 from safetensors.numpy import save_file
 
 SEED = 20261122
+# All storage types of blocks. The heads of q and k of a llama have their rows in interleaved order.
+PRODUCTS = {
+    "tiny-llama.gguf": ["token_embd", "blk.0.attn_k", "blk.0.attn_v", "blk.0.attn_output", "blk.0.ffn_gate", "blk.0.ffn_up", "blk.0.ffn_down"],
+    "tiny-qwen2.gguf": ["output", "blk.0.attn_k", "blk.0.ffn_up"],
+    "tiny-granite.gguf": ["blk.0.attn_output", "blk.0.ffn_gate", "blk.0.ffn_up", "blk.0.ffn_down"],
+}
 
 
 def main() -> None:
@@ -35,13 +46,23 @@ def main() -> None:
     values[9] *= 2.0**-22
     values[10] = -numpy.abs(values[10])
     tensors = {"values": values}
-    for kind in (Q.Q8_0, Q.Q4_0, Q.Q4_1):
-        name = kind.name.lower()
+    for kind in (Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1):
         data = gguf.quantize(values, kind)
-        tensors[name] = data
-        tensors[f"{name}.values"] = gguf.dequantize(data, kind).astype(numpy.float32)
+        tensors[f"{kind.name.lower()}.values"] = gguf.dequantize(data, kind).astype(numpy.float32)
+    x = rng.integers(-126, 127, (3, 256)).astype(numpy.float32)
+    x[:, ::16] = rng.choice([-127, 127], (3, 16))
+    tensors["x"] = x
+    kinds = {}
+    for file, names in PRODUCTS.items():
+        stored = {tensor.name: tensor for tensor in gguf.GGUFReader(Path(sys.argv[2]) / file).tensors}
+        for name in names:
+            tensor = stored[f"{name}.weight"]
+            step = 2 if file == "tiny-llama.gguf" and name == "blk.0.attn_k" else 1
+            w = gguf.dequantize(tensor.data, tensor.tensor_type)[: 16 * step : step]
+            tensors[f"{file}/{name}"] = (x.astype(numpy.float64) @ w.T.astype(numpy.float64)).astype(numpy.float32)
+            kinds[f"{file}/{name}"] = tensor.tensor_type.name
     versions = {name: importlib.metadata.version(name) for name in ("gguf", "numpy")}
-    notes = {"made by": Path(__file__).name, "seed": str(SEED)} | versions
+    notes = {"made by": Path(__file__).name, "seed": str(SEED)} | versions | kinds
     save_file(tensors, sys.argv[1], metadata=notes)
 
 

@@ -49,7 +49,7 @@ def blocks(rng, kind: Q, shape) -> numpy.ndarray:
     rows, columns = shape
     raw = rng.integers(0, 256, (rows, columns // values, size), dtype=numpy.uint8)
     scales = {Q.Q4_0: [0], Q.Q4_1: [0, 2], Q.Q5_0: [0], Q.Q5_1: [0, 2], Q.Q8_0: [0], Q.Q2_K: [80, 82], Q.Q3_K: [108],
-              Q.Q4_K: [0, 2], Q.Q5_K: [0, 2], Q.Q6_K: [208]}[kind]
+              Q.Q4_K: [0, 2], Q.Q5_K: [0, 2], Q.Q6_K: [208], Q.IQ4_NL: [0], Q.IQ4_XS: [0]}[kind]
     for at in scales:
         half = (rng.random((rows, columns // values)) * 0.01).astype(numpy.float16)
         raw[:, :, at : at + 2] = half[:, :, None].view(numpy.uint8)
@@ -286,7 +286,9 @@ def main() -> None:
                  "attn_output.weight": Q.Q4_0, "ffn_up.weight": Q.Q8_0, "ffn_down.weight": Q.Q4_K}
     phi = make(out / "tiny-phi3.gguf", "phi3", "default", "", None, phi_kinds, False, False)
     split = mapping._LLAMA3_SPLIT
-    granite = make(out / "tiny-granite.gguf", "granite", "llama-bpe", split, None, kinds, False, True)
+    codebooks = kinds | {"attn_q.weight": Q.IQ4_XS, "attn_output.weight": Q.IQ4_XS, "ffn_gate.weight": Q.IQ4_NL,
+                         "ffn_up.weight": Q.Q4_K, "ffn_down.weight": Q.Q4_0}
+    granite = make(out / "tiny-granite.gguf", "granite", "llama-bpe", split, None, codebooks, False, True)
     olmo = make(out / "tiny-olmo2.gguf", "olmo2", "dbrx", split, None, kinds, False, False)
     versions = {name: importlib.metadata.version(name) for name in ("gguf", "numpy", "tokenizers", "transformers")}
     value = {"versions": versions, "seed": SEED, "texts": TEXTS, "models": [llama, qwen, llama2, gemma, gemma2, gemma1, phi, granite, olmo]}

@@ -28,7 +28,7 @@ const LLAMA: Architecture = Architecture {
     interleaved: true,
     norms_after: false,
     one_added: false,
-    own: &[],
+    own: &["expert_count"],
 };
 
 const QWEN2: Architecture = Architecture {
@@ -36,6 +36,7 @@ const QWEN2: Architecture = Architecture {
     model_type: "qwen2",
     class: "Qwen2ForCausalLM",
     interleaved: false,
+    own: &[],
     ..LLAMA
 };
 
@@ -48,11 +49,24 @@ const GEMMA: Architecture = Architecture {
 };
 
 /// All of them.
-pub const ARCHITECTURES: [Architecture; 10] = [
+pub const ARCHITECTURES: [Architecture; 11] = [
     LLAMA,
     QWEN2,
     Architecture { name: "qwen3", model_type: "qwen3", class: "Qwen3ForCausalLM", ..QWEN2 },
-    Architecture { name: "smollm3", model_type: "smollm3", class: "SmolLM3ForCausalLM", ..LLAMA },
+    Architecture {
+        name: "qwen3moe",
+        model_type: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        own: &["expert_count", "expert_feed_forward_length"],
+        ..QWEN2
+    },
+    Architecture {
+        name: "smollm3",
+        model_type: "smollm3",
+        class: "SmolLM3ForCausalLM",
+        own: &[],
+        ..LLAMA
+    },
     Architecture {
         name: "granite",
         model_type: "granite",

@@ -137,7 +137,7 @@ pub fn config(
         (_, Some(window)) => {
             return Err(metadata.unsupported(&key("attention.sliding_window"), window, "none"));
         }
-        ("qwen3" | "olmo2", None) => config["attention_bias"] = json!(found.qkv_bias),
+        ("qwen3" | "qwen3moe" | "olmo2", None) => config["attention_bias"] = json!(found.qkv_bias),
         ("smollm3" | "granite", None) => {
             config["attention_bias"] = json!(found.qkv_bias);
             config["mlp_bias"] = json!(found.mlp_bias);
@@ -150,8 +150,38 @@ pub fn config(
         }
         _ => {}
     }
+    experts(metadata, architecture, &mut config)?;
     config["rope_scaling"] = rope_scaling(metadata, architecture, found, &config)?;
     Ok(config)
+}
+
+/// The settings of a mixture of experts in every layer: a llama with experts is a Mixtral. As in
+/// llama.cpp, the weights of the experts that a token takes sum to 1.
+fn experts(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    config: &mut Value,
+) -> Result<(), GgufError> {
+    let required = |name: &str| {
+        let number = metadata.number(&architecture.key(name))?;
+        number.ok_or_else(|| metadata.missing(&architecture.key(name), "a whole number"))
+    };
+    let count = metadata.number(&architecture.key("expert_count"))?.unwrap_or(0);
+    match architecture.name {
+        "llama" if count > 0 => {
+            config["architectures"] = json!(["MixtralForCausalLM"]);
+            config["model_type"] = json!("mixtral");
+            config["num_local_experts"] = json!(count);
+        }
+        "qwen3moe" => {
+            config["num_experts"] = json!(required("expert_count")?);
+            config["moe_intermediate_size"] = json!(required("expert_feed_forward_length")?);
+            config["norm_topk_prob"] = json!(true);
+        }
+        _ => return Ok(()),
+    }
+    config["num_experts_per_tok"] = json!(required("expert_used_count")?);
+    Ok(())
 }
 
 /// Gemma 2's soft caps, as llama.cpp reads them: its own where the file names none, none for 0.

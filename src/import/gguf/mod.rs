@@ -14,7 +14,7 @@ mod types;
 mod vocabulary;
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     io::{Read, Seek, SeekFrom},
     path::Path,
 };
@@ -26,12 +26,16 @@ pub use split::paths;
 pub use tensors::{Stored, TensorSource};
 pub use tokenizer::TokenizerFiles;
 
-use crate::model::config::ModelConfig;
+use crate::{
+    kernels::{BlockType, quantised::Blocks},
+    model::config::ModelConfig,
+};
 use architecture::Architecture;
 use config::Found;
 use header::TensorInfo;
 use split::{Joined, Split};
-use tensors::{LONG_FACTORS, ROPE_FACTORS, file_name, q4_k_as_q4_1, split_pairs};
+use tensors::{LONG_FACTORS, ROPE_FACTORS, expert, file_name, split_pairs};
+use types::GgmlType;
 
 /// An open GGUF model: headers read, tensors on disk.
 pub struct Gguf {
@@ -101,14 +105,16 @@ impl Gguf {
                 _ => None,
             };
             let one_added = self.architecture.one_added && name.ends_with("norm.weight");
-            let file_name = file_name(&name, self.architecture.norms_after);
-            let source = TensorSource { name, shape, file_name, interleaved_heads, one_added };
-            (source.file_name.clone(), source)
+            let own = || (file_name(&name, self.architecture.norms_after), None);
+            let experts = config.experts.as_ref().map_or(0, |experts| experts.count);
+            let (file_name, expert) = expert(&name)
+                .map_or_else(own, |(file_name, number)| (file_name, Some((number, experts))));
+            TensorSource { name, shape, file_name, expert, interleaved_heads, one_added }
         };
-        let sources: BTreeMap<String, TensorSource> =
-            config.tensors().into_iter().map(source).collect();
+        let sources: Vec<TensorSource> = config.tensors().into_iter().map(source).collect();
+        let names: BTreeSet<&str> = sources.iter().map(|s| s.file_name.as_str()).collect();
         let used = |name: &str| {
-            sources.contains_key(name)
+            names.contains(name)
                 || (self.architecture.interleaved && name == ROPE_FACTORS)
                 || (self.architecture.name == "phi3" && LONG_FACTORS.contains(&name))
         };
@@ -117,14 +123,16 @@ impl Gguf {
             let reason = format!("is not one of a {architecture} of {layers} layers");
             return Err(self.refuse(name, reason));
         }
-        for (name, source) in &sources {
-            let (_, info) = self.find(name)?;
-            if info.shape != source.shape {
-                let (got, expected) = (&info.shape, &source.shape);
+        for source in &sources {
+            let (name, (_, info)) = (&source.file_name, self.find(&source.file_name)?);
+            let experts = source.expert.map(|(_, experts)| experts);
+            let expected: Vec<usize> = experts.into_iter().chain(source.shape.clone()).collect();
+            if info.shape != expected {
+                let got = &info.shape;
                 return Err(self.refuse(name, format!("has shape {got:?}, expected {expected:?}")));
             }
         }
-        Ok(sources.into_values().collect())
+        Ok(sources)
     }
 
     /// How a tensor is stored in its file.
@@ -135,7 +143,8 @@ impl Gguf {
     /// The values of a tensor, dequantised to f32, row-major, rotary pairs in Hugging Face's order
     /// (first halves of a head, then second halves).
     pub fn values(&self, source: &TensorSource) -> Result<Vec<f32>, GgufError> {
-        let mut values = self.dequantise(&source.file_name)?;
+        let (bytes, kind) = self.bytes(&source.file_name, source.expert)?;
+        let mut values = kind.values(&bytes);
         if source.one_added {
             values.iter_mut().for_each(|value| *value -= 1.0);
         }
@@ -144,30 +153,41 @@ impl Gguf {
         Ok(split_pairs(&values, heads, width))
     }
 
-    /// The blocks of a tensor that are kept ([`Stored::kept`]), row after row, rows in the same order
-    /// as [`Self::values`].
-    pub fn blocks(&self, source: &TensorSource) -> Result<Vec<u8>, GgufError> {
-        let mut bytes = self.bytes(&source.file_name)?;
-        if self.stored(source)? == Stored::Q4K {
-            bytes = q4_k_as_q4_1(&bytes);
+    /// The blocks of a tensor that are kept as `kind` ([`Stored::Blocks`]), row after row, rows in
+    /// the same order as [`Self::values`].
+    pub fn blocks(&self, source: &TensorSource, kind: BlockType) -> Result<Blocks, GgufError> {
+        let (mut bytes, stored) = self.bytes(&source.file_name, source.expert)?;
+        if let Some(heads) = source.interleaved_heads {
+            let rows = source.shape.first().copied().unwrap_or(1).max(1);
+            bytes = split_pairs(&bytes, heads, bytes.len() / rows);
         }
-        let Some(heads) = source.interleaved_heads else { return Ok(bytes) };
-        let rows = source.shape.first().copied().unwrap_or(1).max(1);
-        Ok(split_pairs(&bytes, heads, bytes.len() / rows))
+        let mut blocks = Blocks::new(kind);
+        stored.blocks(&bytes, |scale, minimum, numbers| {
+            blocks.push(scale, minimum.unwrap_or(0.0), numbers);
+        });
+        Ok(blocks)
     }
 
     fn dequantise(&self, name: &str) -> Result<Vec<f32>, GgufError> {
-        Ok(self.find(name)?.1.kind.values(&self.bytes(name)?))
+        let (bytes, kind) = self.bytes(name, None)?;
+        Ok(kind.values(&bytes))
     }
 
-    fn bytes(&self, name: &str) -> Result<Vec<u8>, GgufError> {
+    /// The bytes of a tensor, or of one expert's part of it, and how they are stored.
+    fn bytes(
+        &self,
+        name: &str,
+        expert: Option<(usize, usize)>,
+    ) -> Result<(Vec<u8>, GgmlType), GgufError> {
         let (part, info) = self.find(name)?;
-        let mut bytes = vec![0; info.bytes];
+        let (number, experts) = expert.unwrap_or((0, 1));
+        let mut bytes = vec![0; info.bytes / experts.max(1)];
+        let start = info.start + (number * bytes.len()) as u64;
         let mut file = &part.file;
-        file.seek(SeekFrom::Start(info.start))
+        file.seek(SeekFrom::Start(start))
             .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|source| GgufError::Read { path: part.path.clone(), source })?;
-        Ok(bytes)
+        Ok((bytes, info.kind))
     }
 
     fn find(&self, name: &str) -> Result<(&Split, &TensorInfo), GgufError> {

@@ -1,9 +1,7 @@
 //! How the tensors of a GGUF file are named, stored, ordered and scaled, against a Hugging Face
 //! checkpoint.
 
-use half::f16;
-
-use super::types::{GgmlType, scale_and_minimum};
+use super::types::GgmlType;
 use crate::kernels::BlockType;
 
 /// Divisors of the rotary frequencies, which in a checkpoint follow from the configuration.
@@ -18,7 +16,7 @@ const OUTER: [(&str, &str); 3] = [
     ("lm_head.weight", "output.weight"),
 ];
 /// Modules of a layer: in a checkpoint, in a file.
-const INNER: [(&str, &str); 13] = [
+const INNER: [(&str, &str); 15] = [
     ("input_layernorm", "attn_norm"),
     ("post_attention_layernorm", "ffn_norm"),
     ("self_attn.q_proj", "attn_q"),
@@ -32,6 +30,15 @@ const INNER: [(&str, &str); 13] = [
     ("mlp.up_proj", "ffn_up"),
     ("mlp.gate_up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate", "ffn_gate_inp"),
+    ("block_sparse_moe.gate", "ffn_gate_inp"),
+];
+/// Modules of an expert: in a checkpoint (Qwen3-MoE's, Mixtral's), in a file, where those of all
+/// experts are one tensor.
+const EXPERTS: [(&str, &str, &str); 3] = [
+    ("gate_proj", "w1", "ffn_gate_exps"),
+    ("up_proj", "w3", "ffn_up_exps"),
+    ("down_proj", "w2", "ffn_down_exps"),
 ];
 
 /// Norms of a layer that has some after its parts: in a checkpoint, in a file.
@@ -49,6 +56,8 @@ pub struct TensorSource {
     /// Shape, outermost first.
     pub shape: Vec<usize>,
     pub file_name: String,
+    /// Number of the expert and how many there are, where the file's tensor is that of all experts.
+    pub expert: Option<(usize, usize)>,
     /// Heads whose rows stand in interleaved order.
     pub interleaved_heads: Option<usize>,
     /// The file has the values with 1 added to them.
@@ -60,34 +69,17 @@ pub struct TensorSource {
 pub enum Stored {
     /// Numbers.
     Plain,
-    /// Blocks that are served as they are.
+    /// Blocks whose codes a type that is served holds.
     Blocks(BlockType),
-    /// Q4_K: superblocks of eight Q4_1 blocks whose scales and minima are 6-bit codes themselves.
-    Q4K,
     /// Blocks of another type, which is dequantised.
     Other,
-}
-
-impl Stored {
-    /// The type that its blocks are kept in, where they can be.
-    pub fn kept(self) -> Option<BlockType> {
-        match self {
-            Self::Blocks(kind) => Some(kind),
-            Self::Q4K => Some(BlockType::Q4_1),
-            Self::Plain | Self::Other => None,
-        }
-    }
 }
 
 impl From<GgmlType> for Stored {
     fn from(kind: GgmlType) -> Self {
         match kind {
             GgmlType::F32 | GgmlType::F16 | GgmlType::Bf16 => Self::Plain,
-            GgmlType::Q8_0 => Self::Blocks(BlockType::Q8_0),
-            GgmlType::Q4_0 => Self::Blocks(BlockType::Q4_0),
-            GgmlType::Q4_1 => Self::Blocks(BlockType::Q4_1),
-            GgmlType::Q4K => Self::Q4K,
-            _ => Self::Other,
+            blocks => blocks.kept().map_or(Self::Other, Self::Blocks),
         }
     }
 }
@@ -107,6 +99,17 @@ pub fn file_name(name: &str, norms_after: bool) -> String {
     inner().unwrap_or_else(|| name.to_owned())
 }
 
+/// The file's name of the tensor that a checkpoint's tensor of an expert is part of, and the number of
+/// the expert.
+pub fn expert(name: &str) -> Option<(String, usize)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (_, rest) = rest.split_once(".experts.")?;
+    let (number, module) = rest.strip_suffix(".weight")?.split_once('.')?;
+    let (.., part) =
+        EXPERTS.iter().find(|(qwen, mixtral, _)| [*qwen, *mixtral].contains(&module))?;
+    Some((format!("blk.{layer}.{part}.weight"), number.parse().ok()?))
+}
+
 /// Rows `2d + j` of a head (pair d side by side) move to `j · half + d` (first halves, then second).
 /// `values` are `heads · 2 · half` rows of `width` values, or bytes of blocks.
 pub fn split_pairs<T: Copy>(values: &[T], heads: usize, width: usize) -> Vec<T> {
@@ -117,28 +120,6 @@ pub fn split_pairs<T: Copy>(values: &[T], heads: usize, width: usize) -> Vec<T> 
             for row in head.chunks_exact(width).skip(j).step_by(2) {
                 out.extend_from_slice(row);
             }
-        }
-    }
-    out
-}
-
-/// Q4_K's superblocks of 256 values as Q4_1 blocks: the same codes, and each block's scale and
-/// minimum multiplied out and rounded to f16 (2⁻¹¹ of them at most).
-pub fn q4_k_as_q4_1(superblocks: &[u8]) -> Vec<u8> {
-    let half = |bytes: &[u8]| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    let mut out = Vec::with_capacity(superblocks.len() / 144 * 160);
-    // f16 scale of scales, f16 scale of minima, twelve bytes of 6-bit codes, 128 of 4-bit codes.
-    for bytes in superblocks.chunks_exact(144) {
-        let (scale, minimum, packed, codes) =
-            (half(bytes), half(&bytes[2..]), &bytes[4..16], &bytes[16..]);
-        for block in 0..8 {
-            let (scale_code, minimum_code) = scale_and_minimum(packed, block);
-            out.extend(f16::from_f32(scale * f32::from(scale_code)).to_le_bytes());
-            out.extend(f16::from_f32(-minimum * f32::from(minimum_code)).to_le_bytes());
-            // Two blocks share 32 bytes, half a byte a value; Q4_1 pairs values 16 apart.
-            let shift = block % 2 * 4;
-            let code = |i: usize| codes[block / 2 * 32 + i] >> shift & 15;
-            out.extend((0..16).map(|i| code(i) | code(i + 16) << 4));
         }
     }
     out

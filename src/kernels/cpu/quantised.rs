@@ -1,7 +1,7 @@
 //! Products with quantised weights: `y (+)= x Wᵀ`, W in the blocks of [`crate::kernels::quantised`].
 //!
-//! Each row of x is rounded, block by block, to signed bytes q of one scale e (the largest
-//! magnitude becomes 127), so that with a weight's `d · (u − z)` or `d · u + m`
+//! Each row of x is rounded, block by block of the weights' length, to signed bytes q of one scale e
+//! (the largest magnitude becomes 127), so that with a weight's `d · (u − z)` or `d · u + m`
 //!
 //! `y = Σ_blocks e·d·(Σ u·q − z·Σ q) [+ m·e·Σ q]`:
 //!
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     kernels::{
         BlockType, HostTensor,
-        quantised::{GROUP, Group, QUANT_BLOCK},
+        quantised::{CODEBOOK, GROUP, Group},
     },
     simd::{ByteTile, ByteWork, Bytes, Isa, Lanes, Simd, Vectorised},
 };
@@ -30,9 +30,18 @@ use crate::{
 const TASK_GROUPS: usize = 2;
 /// Rows (at most) of a task.
 const TASK_ROWS: usize = 192;
-/// Blocks of inputs (at most) between two visits to y: a group's weights of them stay in the
+/// Inputs (at most, but a block) between two visits to y: a group's weights of them stay in the
 /// first-level cache while all rows go by.
-const STRETCH: usize = 24;
+const STRETCH: usize = 768;
+/// The numbers of the codebook as unsigned bytes.
+const TABLE: [u8; 16] = {
+    let (mut table, mut i) = ([0; 16], 0);
+    while i < 16 {
+        table[i] = CODEBOOK[i].cast_unsigned() ^ 0x80;
+        i += 1;
+    }
+    table
+};
 
 /// Products cut into tasks.
 pub(super) struct QuantisedProducts<'a> {
@@ -57,9 +66,10 @@ impl<'a> QuantisedProducts<'a> {
         for job in jobs {
             let Some(Arithmetic::Bytes(kind)) = job.arithmetic(isa) else { continue };
             let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
-            let same = |r: &Rounded<'_>| std::ptr::eq(r.x, job.x) && r.zero == kind.zero();
+            let form = Form { values: kind.values(), zero: kind.zero() };
+            let same = |r: &Rounded<'_>| std::ptr::eq(r.x, job.x) && r.form == form;
             let input = plan.inputs.iter().position(same).unwrap_or_else(|| {
-                plan.inputs.push(Rounded::new(isa, pool, buffers, job.x, kind.zero()));
+                plan.inputs.push(Rounded::new(isa, pool, buffers, job.x, form));
                 plan.inputs.len() - 1
             });
             let row_tasks = rows.div_ceil(TASK_ROWS);
@@ -92,10 +102,28 @@ impl<'a> QuantisedProducts<'a> {
         let rows = row * step..grid.rows.min((row + 1) * step);
         let part = ByteTask { grid, x: &self.inputs[grid.input].packed, groups, rows };
         match grid.kind {
-            BlockType::Q8_0 => self.isa.run_bytes(Codes::<false, false>(part)),
-            BlockType::Q4_0 => self.isa.run_bytes(Codes::<true, false>(part)),
-            BlockType::Q4_1 => self.isa.run_bytes(Codes::<true, true>(part)),
+            BlockType::Q8_0 => self.isa.run_bytes(Codes::<{ BlockType::Q8_0 as usize }>(part)),
+            BlockType::Q4_0 => self.isa.run_bytes(Codes::<{ BlockType::Q4_0 as usize }>(part)),
+            BlockType::Q4_1 => self.isa.run_bytes(Codes::<{ BlockType::Q4_1 as usize }>(part)),
+            BlockType::Q5_0 => self.isa.run_bytes(Codes::<{ BlockType::Q5_0 as usize }>(part)),
+            BlockType::Q5_1 => self.isa.run_bytes(Codes::<{ BlockType::Q5_1 as usize }>(part)),
+            BlockType::Q6 => self.isa.run_bytes(Codes::<{ BlockType::Q6 as usize }>(part)),
+            BlockType::Iq4Nl => self.isa.run_bytes(Codes::<{ BlockType::Iq4Nl as usize }>(part)),
         }
+    }
+}
+
+/// How inputs are rounded: values of a block, and z.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Form {
+    values: usize,
+    zero: i32,
+}
+
+impl Form {
+    /// Words of a packed row.
+    fn width(self, inputs: usize) -> usize {
+        inputs / 4 + 3 * (inputs / self.values)
     }
 }
 
@@ -103,13 +131,8 @@ impl<'a> QuantisedProducts<'a> {
 /// scale e of each block; −z·Σq of each block (i32); e·Σq of each block.
 struct Rounded<'a> {
     x: &'a Tensor,
-    zero: i32,
+    form: Form,
     packed: Tensor,
-}
-
-/// Words of a packed row.
-fn packed_width(inputs: usize) -> usize {
-    inputs / 4 + 3 * (inputs / QUANT_BLOCK)
 }
 
 impl<'a> Rounded<'a> {
@@ -118,10 +141,10 @@ impl<'a> Rounded<'a> {
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
         x: &'a Tensor,
-        zero: i32,
+        form: Form,
     ) -> Self {
         let (rows, inputs) = (x.rows(), x.width());
-        let width = packed_width(inputs);
+        let width = form.width(inputs);
         let mut packed = buffers.stale(rows, width);
         // Rounding a few rows is cheaper than waking a thread.
         let step = if rows < 16 { rows } else { rows.div_ceil(4 * pool.threads()) };
@@ -131,29 +154,33 @@ impl<'a> Rounded<'a> {
             // SAFETY: these rows are this task's alone.
             let packed = unsafe { out.slice(rows.start * width, rows.len() * width) };
             let x = &x.data()[rows.start * inputs..rows.end * inputs];
-            isa.run(Round { x, packed, inputs, zero });
+            match form.values {
+                16 => isa.run(Round::<16> { x, packed, inputs, form }),
+                _ => isa.run(Round::<32> { x, packed, inputs, form }),
+            }
         });
-        Self { x, zero, packed }
+        Self { x, form, packed }
     }
 }
 
-struct Round<'a> {
+/// Rounds rows in blocks of `VALUES`.
+struct Round<'a, const VALUES: usize> {
     x: &'a [f32],
     packed: &'a mut [f32],
     inputs: usize,
-    zero: i32,
+    form: Form,
 }
 
-impl Vectorised for Round<'_> {
+impl<const VALUES: usize> Vectorised for Round<'_, VALUES> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (width, blocks) = (packed_width(self.inputs), self.inputs / QUANT_BLOCK);
+        let (width, blocks) = (self.form.width(self.inputs), self.inputs / VALUES);
         let rows = self.x.chunks_exact(self.inputs).zip(self.packed.chunks_exact_mut(width));
         for (x, packed) in rows {
             let (codes, sums) = packed.split_at_mut(self.inputs / 4);
-            for (block, x) in x.chunks_exact(QUANT_BLOCK).enumerate() {
+            for (block, x) in x.chunks_exact(VALUES).enumerate() {
                 // As integers, magnitudes have the same order, and NaN is the largest.
                 let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
                 let most = f32::from_bits(most);
@@ -161,19 +188,18 @@ impl Vectorised for Round<'_> {
                 let inverse = if most > f32::MIN_POSITIVE * 256.0 { 127.0 / most } else { 0.0 };
                 // The sum of this and a small number has the nearest integer in its low bits.
                 const MAGIC: f32 = 12_582_912.0;
-                let mut rounded = [0i8; QUANT_BLOCK];
+                let mut rounded = [0i8; VALUES];
                 for (q, &x) in rounded.iter_mut().zip(x) {
                     *q = (x * inverse + MAGIC).to_bits() as i8;
                 }
                 let sum: i32 = rounded.iter().map(|&q| i32::from(q)).sum();
-                for (word, q) in
-                    codes[block * QUANT_BLOCK / 4..].iter_mut().zip(rounded.chunks_exact(4))
+                for (word, q) in codes[block * VALUES / 4..].iter_mut().zip(rounded.chunks_exact(4))
                 {
                     let bytes = [q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8];
                     *word = f32::from_bits(u32::from_le_bytes(bytes));
                 }
                 sums[block] = scale;
-                sums[blocks + block] = f32::from_bits((-self.zero * sum) as u32);
+                sums[blocks + block] = f32::from_bits((-self.form.zero * sum) as u32);
                 sums[2 * blocks + block] = scale * sum as f32;
             }
         }
@@ -203,17 +229,17 @@ struct ByteTask<'a> {
     rows: Range<usize>,
 }
 
-/// A task whose codes have 4 bits or 8, with minima or without.
-struct Codes<'a, const FOUR: bool, const MINIMA: bool>(ByteTask<'a>);
+/// A task whose blocks are of the type of that number in [`BlockType::ALL`].
+struct Codes<'a, const KIND: usize>(ByteTask<'a>);
 
-impl<const FOUR: bool, const MINIMA: bool> ByteWork for Codes<'_, FOUR, MINIMA> {
+impl<const KIND: usize> ByteWork for Codes<'_, KIND> {
     type Output = ();
 
     #[inline(always)]
     fn run<B: Bytes>(self, b: B) {
         let ByteTask { grid, x, groups, rows } = self.0;
-        let blocks = grid.inputs / QUANT_BLOCK;
-        let stretches = blocks.div_ceil(STRETCH);
+        let blocks = grid.inputs / grid.kind.values();
+        let stretches = grid.inputs.div_ceil(STRETCH);
         let tiles = rows.len().div_ceil(B::ROWS);
         for group in groups {
             let w = grid.kind.group(grid.w.bytes(), grid.inputs, group);
@@ -225,7 +251,7 @@ impl<const FOUR: bool, const MINIMA: bool> ByteWork for Codes<'_, FOUR, MINIMA> 
                     // SAFETY: these rows × outputs are inside y and written by this task alone; the packed
                     // rows and the group have all blocks.
                     unsafe {
-                        let tile = GroupTile::<FOUR, MINIMA> {
+                        let tile = GroupTile::<KIND> {
                             x: x.data().as_ptr().add(first * x.width()).cast(),
                             ldx: x.width(),
                             inputs: grid.inputs,
@@ -244,7 +270,7 @@ impl<const FOUR: bool, const MINIMA: bool> ByteWork for Codes<'_, FOUR, MINIMA> 
 }
 
 /// A micro-tile: some rows × sixteen outputs over some blocks of inputs.
-struct GroupTile<'a, const FOUR: bool, const MINIMA: bool> {
+struct GroupTile<'a, const KIND: usize> {
     x: *const u32,
     ldx: usize,
     inputs: usize,
@@ -255,7 +281,7 @@ struct GroupTile<'a, const FOUR: bool, const MINIMA: bool> {
     fresh: bool,
 }
 
-impl<const FOUR: bool, const MINIMA: bool> ByteTile for GroupTile<'_, FOUR, MINIMA> {
+impl<const KIND: usize> ByteTile for GroupTile<'_, KIND> {
     type Output = ();
 
     /// # Safety
@@ -264,8 +290,9 @@ impl<const FOUR: bool, const MINIMA: bool> ByteTile for GroupTile<'_, FOUR, MINI
     #[inline(always)]
     unsafe fn run<B: Bytes, const R: usize, const V: usize>(&self, b: B) {
         let (s, lanes) = (b.vectors(), B::S::LANES);
-        let runs = if FOUR { QUANT_BLOCK / 8 } else { QUANT_BLOCK / 4 };
-        let all = self.inputs / QUANT_BLOCK;
+        let kind = const { BlockType::ALL[KIND] };
+        let (values, runs, above) = (kind.values(), kind.code_bytes() / 4, kind.upper_bits());
+        let all = self.inputs / values;
         let mut sums = [[s.splat(0.0); V]; R];
         // SAFETY: the caller's; every offset below is inside those.
         unsafe {
@@ -290,11 +317,21 @@ impl<const FOUR: bool, const MINIMA: bool> ByteTile for GroupTile<'_, FOUR, MINI
                     if R <= 2 {
                         s.prefetch_far(codes.wrapping_add(AHEAD_BYTES));
                     }
-                    let x = block * QUANT_BLOCK / 4 + run;
+                    let x = block * values / 4 + run;
                     for v in 0..V {
                         let codes = b.codes(codes.add(4 * v * lanes));
-                        if FOUR {
-                            let (low, high) = (b.low(codes), b.high(codes));
+                        if kind.is_in_halves() {
+                            let (mut low, mut high) = (b.low(codes), b.high(codes));
+                            if above > 0 {
+                                let at = 4 * (block * GROUP + v * lanes);
+                                let upper = b.codes(self.w.upper.as_ptr().add(at));
+                                let (left, mask) = (4 - above * run, ((1 << above) - 1) << 4);
+                                low = b.over(low, b.low(upper), left as u32, mask);
+                                high = b.over(high, b.high(upper), left as u32, mask);
+                            }
+                            if kind.has_codebook() {
+                                (low, high) = (b.look_up(low, &TABLE), b.look_up(high, &TABLE));
+                            }
                             for r in 0..R {
                                 ints[r][v] = b.dot(ints[r][v], low, bits(r, x));
                                 ints[r][v] = b.dot(ints[r][v], high, bits(r, x + runs));
@@ -313,7 +350,7 @@ impl<const FOUR: bool, const MINIMA: bool> ByteTile for GroupTile<'_, FOUR, MINI
                         let whole = s.mul(b.widen(ints[r][v]), float(r, scale_at));
                         sums[r][v] = s.fma(whole, scale, sums[r][v]);
                     }
-                    if MINIMA {
+                    if kind.has_minima() {
                         let minimum = s.load_f16(self.w.minima.as_ptr().add(at).cast());
                         for r in 0..R {
                             sums[r][v] = s.fma(minimum, float(r, scale_at + 2 * all), sums[r][v]);
