@@ -159,10 +159,12 @@ pub async fn serve_loaded(
     });
     let metrics = metrics(&app, &config).await?;
     let life = async {
-        let drain_timeout = config.drain_timeout;
         let outcome = tokio::select! {
             outcome = live(&app, &config, soups, address, Arc::new(load), additions) => outcome,
-            () = stop => Ok(drain(&app, drain_timeout).await),
+            () = stop => {
+                drain(&app, config.drain_timeout).await;
+                Ok(())
+            }
         };
         let _ = close.send(());
         outcome
