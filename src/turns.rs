@@ -85,29 +85,16 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Does `work` on runs of `items`, each as long as a slice allows.
-    pub fn run<T, E>(
-        &self,
-        items: Vec<T>,
-        mut work: impl FnMut(Vec<T>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let (mut items, mut count) = (items.into_iter().peekable(), 1);
-        while items.peek().is_some() {
-            let (turn, allowed) = self.turns.slice(self.share);
-            let begun = Instant::now();
-            work(items.by_ref().take(count).collect())?;
-            let took = begun.elapsed();
-            drop(turn);
-            count = next_count(count, took, allowed);
+    /// Calls `slice` in turns of its own, each time with the instant at which it should return, until it
+    /// has nothing left to do: it returns whether it has.
+    pub fn run<E>(&self, mut slice: impl FnMut(Instant) -> Result<bool, E>) -> Result<(), E> {
+        loop {
+            let (_turn, allowed) = self.turns.slice(self.share);
+            if !slice(Instant::now() + allowed)? {
+                return Ok(());
+            }
         }
-        Ok(())
     }
-}
-
-/// Items of the next slice, after `count` took so long; at most twice and at least half as many.
-fn next_count(count: usize, took: Duration, allowed: Duration) -> usize {
-    let fit = count as f64 * allowed.as_secs_f64() / took.as_secs_f64().max(1e-9);
-    (fit as usize).clamp(count.div_ceil(2), 2 * count)
 }
 
 #[cfg(test)]
@@ -151,37 +138,33 @@ mod tests {
     }
 
     #[test]
-    fn background_work_is_done_once_each_in_order_and_between_steps() {
+    fn background_work_goes_on_in_turns_until_it_is_done_or_fails() {
         let turns = Arc::new(Turns::default());
         drop(turns.step());
         let pace = Pace { turns: turns.clone(), share: 0.25 };
-        let (mut done, mut slices) = (Vec::new(), 0);
-        let outcome: Result<(), ()> = pace.run((0..1000).collect(), |items| {
+        let mut left = 100;
+        let outcome: Result<(), ()> = pace.run(|until| {
             // Its own turn: a step would have to wait.
             let Tickets { drawn, ended } = *turns.lock();
             assert_eq!(drawn, ended + 1);
-            slices += 1;
-            done.extend(items);
-            Ok(())
-        });
-        assert_eq!((outcome, done), (Ok(()), (0..1000).collect::<Vec<_>>()));
-        assert!(slices > 1);
-        let mut left = 3;
-        let failed = pace.run(vec![(); 1000], |_| {
+            assert!(until > Instant::now());
             left -= 1;
-            if left == 0 { Err("fails") } else { Ok(()) }
+            Ok(left > 0)
         });
-        assert_eq!((failed, left), (Err("fails"), 0), "nothing after a failure");
+        assert_eq!((outcome, left), (Ok(()), 0));
+        assert_eq!(pace.run(|_| Err("fails")), Err("fails"));
         drop(turns.step());
     }
 
     #[test]
-    fn slices_come_near_what_they_may_take() {
-        let ms = Duration::from_millis;
-        assert_eq!(next_count(8, ms(2), ms(3)), 12);
-        assert_eq!(next_count(8, ms(2), ms(100)), 16);
-        assert_eq!(next_count(8, ms(100), ms(2)), 4);
-        assert_eq!(next_count(1, ms(100), ms(1)), 1);
-        assert_eq!(next_count(3, Duration::ZERO, ms(1)), 6);
+    fn a_slice_is_a_share_of_the_last_step() {
+        let turns = Turns::default();
+        assert_eq!(turns.slice(0.25).1, LEAST_SLICE);
+        let step = turns.step();
+        thread::sleep(Duration::from_millis(40));
+        drop(step);
+        assert!(turns.slice(0.25).1 >= Duration::from_millis(10));
+        // Slices are no steps.
+        assert!(turns.slice(0.25).1 >= Duration::from_millis(10));
     }
 }

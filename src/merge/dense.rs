@@ -6,7 +6,8 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Instant,
 };
 
 use half::{bf16, f16};
@@ -88,7 +89,10 @@ impl Merger {
         }
         match pace {
             None => run(self.isa, tasks),
-            Some(pace) => pace.run(tasks, |tasks| run(self.isa, tasks)),
+            Some(pace) => {
+                let tasks = Mutex::new(tasks.into_iter());
+                pace.run(|until| run_until(self.isa, &tasks, until))
+            }
         }
     }
 
@@ -132,12 +136,27 @@ fn merge_tensor_on(
 }
 
 fn run(isa: Isa, tasks: Vec<Chunk<'_>>) -> Result<(), MergeError> {
-    tasks.into_par_iter().try_for_each_init(Scratch::default, |scratch, task| match task.dtype {
-        Dtype::F32 => task.fill::<f32>(isa, scratch),
-        Dtype::F16 => task.fill::<f16>(isa, scratch),
-        Dtype::Bf16 => task.fill::<bf16>(isa, scratch),
-        Dtype::Quantised(_) => unreachable!("refused by `Merger::new` and `merge_tensor`"),
-    })
+    tasks
+        .into_par_iter()
+        .try_for_each_init(Scratch::default, |scratch, task| task.run(isa, scratch))
+}
+
+/// Runs tasks on all threads of the pool until that instant; returns whether there may be more.
+fn run_until<'a>(
+    isa: Isa,
+    tasks: &Mutex<impl Iterator<Item = Chunk<'a>> + Send>,
+    until: Instant,
+) -> Result<bool, MergeError> {
+    let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let outcomes: Vec<Result<bool, MergeError>> = rayon::broadcast(|_| {
+        let mut scratch = Scratch::default();
+        while Instant::now() < until {
+            let Some(task) = next() else { return Ok(false) };
+            task.run(isa, &mut scratch)?;
+        }
+        Ok(true)
+    });
+    outcomes.into_iter().try_fold(false, |more, outcome| Ok(more | outcome?))
 }
 
 /// `factor · tensor` in `dtype`; a value outside the range of `dtype` is an error.
@@ -294,6 +313,15 @@ struct Scratch {
 }
 
 impl Chunk<'_> {
+    fn run(self, isa: Isa, scratch: &mut Scratch) -> Result<(), MergeError> {
+        match self.dtype {
+            Dtype::F32 => self.fill::<f32>(isa, scratch),
+            Dtype::F16 => self.fill::<f16>(isa, scratch),
+            Dtype::Bf16 => self.fill::<bf16>(isa, scratch),
+            Dtype::Quantised(_) => unreachable!("refused by `Merger::new` and `merge_tensor`"),
+        }
+    }
+
     fn fill<E: Stored>(self, isa: Isa, scratch: &mut Scratch) -> Result<(), MergeError> {
         let Self { recipe, start, dtype, out } = self;
         let out = elements_mut::<E>(out);
