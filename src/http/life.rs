@@ -66,7 +66,8 @@ impl Lives<'_> {
         config: ServeConfig,
     ) -> Result<Running, LoadError> {
         let config = Arc::new(fetched(config).await?);
-        let (loaded, _loading) = self.loaded(&config, None).await?;
+        let loading = self.app.loading.lock().await;
+        let loaded = self.loaded(&loading, &config, None).await?;
         self.check_name(&loaded)?;
         let served = self.published(&soup, &config, loaded);
         Ok(Running { soup, changes, config, served })
@@ -96,9 +97,10 @@ impl Lives<'_> {
     }
 
     async fn added(&self, wish: &Wish, config: &ServeConfig) -> Result<Running, ApiError> {
-        self.wait_for_former()?;
         let config = wished(&wish.source, config).await?;
-        let (loaded, _loading) = self.loaded(&config, None).await.map_err(refused)?;
+        let loading = self.app.loading.lock().await;
+        self.wait_for_former()?;
+        let loaded = self.loaded(&loading, &config, None).await.map_err(refused)?;
         check_digest(wish, &loaded)?;
         self.check_name(&loaded).map_err(refused)?;
         let (soup, changes) = Generations::new();
@@ -153,8 +155,9 @@ impl Lives<'_> {
             );
             tokio::time::sleep(pause).await;
             pause = LAST_PAUSE.min(pause * 2);
-            let loaded = self.loaded(&config, Some(&served)).await;
-            let (loaded, _loading) = loaded.map_err(Ended::Load)?;
+            let loading = self.app.loading.lock().await;
+            let loaded = self.loaded(&loading, &config, Some(&served)).await;
+            let loaded = loaded.map_err(Ended::Load)?;
             served = self.published(&soup, &config, loaded);
         }
     }
@@ -195,7 +198,6 @@ impl Lives<'_> {
         {
             return Err(ApiError::Generation { given, current });
         }
-        self.wait_for_former()?;
         let place = async {
             match &wish {
                 Some(wish) => wished(&wish.source, config).await,
@@ -213,7 +215,9 @@ impl Lives<'_> {
                 return Ok(None);
             }
         }
-        let (loaded, _loading) = self.loaded(&new, Some(served)).await.map_err(refused)?;
+        let loading = self.app.loading.lock().await;
+        self.wait_for_former()?;
+        let loaded = self.loaded(&loading, &new, Some(served)).await.map_err(refused)?;
         if let Some(wish) = &wish {
             check_digest(wish, &loaded)?;
         }
@@ -256,19 +260,19 @@ impl Lives<'_> {
     }
 
     /// Loads a soup, which must have the presets of all keys, on a thread of its own. No other is
-    /// loaded until the guard is dropped.
+    /// loaded while the guard is held, which is until this one is published.
     async fn loaded(
         &self,
+        _: &MutexGuard<'_, ()>,
         config: &Arc<ServeConfig>,
         former: Option<&Arc<Served>>,
-    ) -> Result<(Served, MutexGuard<'_, ()>), LoadError> {
-        let loading = self.app.loading.lock().await;
+    ) -> Result<Served, LoadError> {
         let (load, telemetry, config) =
             (self.load.clone(), self.app.telemetry.clone(), config.clone());
         let beside = self.app.beside(former.cloned());
         let loaded = on_thread(move || load(&config, telemetry, &beside)).await?;
         self.app.check_presets(&loaded)?;
-        Ok((loaded, loading))
+        Ok(loaded)
     }
 
     fn published(&self, soup: &Generations, config: &ServeConfig, loaded: Served) -> Arc<Served> {
