@@ -3,7 +3,7 @@
 
 use super::names::{
     EMBEDDING, ExpertNames, HEAD, Module, NORM, Stack, T5_BIASES, T5_EMBEDDING, T5_NORMS,
-    T5_TARGETS, TARGETS,
+    T5_TARGETS, TARGETS, last_of,
 };
 use crate::kernels::{Activation, AttentionShape, Norm, Rope};
 
@@ -275,9 +275,12 @@ impl ModelConfig {
         if self.tied { self.embedding() } else { HEAD }
     }
 
-    /// Last names of the linear layers of models of this kind, by which adapters name their targets.
-    pub fn targets(&self) -> &'static [&'static str] {
-        if self.encoder.is_some() { &T5_TARGETS } else { &TARGETS }
+    /// Last names of the linear layers of this model, by which adapters name their targets.
+    pub fn targets(&self) -> Vec<&'static str> {
+        let known: &[_] = if self.encoder.is_some() { &T5_TARGETS } else { &TARGETS };
+        let tensors = self.tensors();
+        let has = |target: &&str| tensors.iter().any(|(name, _)| last_of(name) == *target);
+        known.iter().copied().filter(has).collect()
     }
 
     /// Name of the decoder's last norm.

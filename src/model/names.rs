@@ -228,6 +228,12 @@ pub fn module_of(tensor: &str) -> &str {
     tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
 }
 
+/// Last name of the path of the module that owns `tensor`, such as q_proj.
+pub fn last_of(tensor: &str) -> &str {
+    let module = module_of(tensor);
+    module.rsplit_once('.').map_or(module, |(_, last)| last)
+}
+
 /// Whether `tensor` is an embedding table.
 pub fn is_embedding(tensor: &str) -> bool {
     tensor == EMBEDDING || tensor == T5_EMBEDDING

@@ -80,6 +80,7 @@ fn main() {
     let inputs = load(Path::new(directory).join("inputs.safetensors"), &Device::Cpu);
     let inputs: BTreeMap<String, Tensor> = inputs.expect("the inputs").into_iter().collect();
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj"].map(str::to_owned).to_vec();
+    let targets = Some(targets);
     let lora = LoraConfig { rank: 16, alpha: 32.0, targets, ..LoraConfig::default() };
     let base = Base::open(Path::new(base)).expect("the base model");
     let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 1).expect("a policy");

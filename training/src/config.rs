@@ -44,6 +44,16 @@ pub enum ConfigError {
     /// A value out of range.
     #[error("{key} is {got}, expected {expected}")]
     Value { key: String, got: String, expected: &'static str },
+    /// A target of adapters that is no linear layer of the base.
+    #[error(
+        "{key} is {got}, expected linear layers of the base, {known}, or left out: all of them"
+    )]
+    Target {
+        key: String,
+        got: String,
+        /// Those that the base has.
+        known: String,
+    },
 }
 
 /// Everything about a run.

@@ -3,7 +3,7 @@
 use ladle::{
     model::{
         config::ModelConfig,
-        names::{is_of_prompts, is_table},
+        names::{is_of_prompts, is_table, last_of},
     },
     soup::Activation,
 };
@@ -41,11 +41,10 @@ pub struct Stage {
 
 /// Parameters of the adapters of one policy.
 pub fn adapter_parameters(model: &ModelConfig, lora: &LoraConfig) -> usize {
-    let adapted = model.tensors().into_iter().filter_map(|(name, shape)| {
-        let last = name.strip_suffix(".weight")?.rsplit('.').next()?.to_owned();
-        lora.targets.contains(&last).then_some(shape.iter().sum::<usize>() * lora.rank)
-    });
-    adapted.sum()
+    let targets = lora.targets(model);
+    let matrices = model.tensors().into_iter().filter(|(_, shape)| shape.len() == 2);
+    let adapted = matrices.filter(|(name, _)| targets.contains(&last_of(name)));
+    adapted.map(|(_, shape)| shape.iter().sum::<usize>() * lora.rank).sum()
 }
 
 impl Estimate {

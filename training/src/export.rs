@@ -44,10 +44,6 @@ fn write_adapter_after(
     before: impl FnOnce(String) -> Result<(), RunError>,
 ) -> Result<(), RunError> {
     let config = policy.config();
-    let adapted = |target: &&String| {
-        policy.factors().iter().any(|factor| factor.module.rsplit('.').next() == Some(target))
-    };
-    let targets: Vec<&String> = config.targets.iter().filter(adapted).collect();
     let encodes = policy.model().encoder.is_some();
     let settings = json!({
         "peft_type": "LORA",
@@ -56,7 +52,7 @@ fn write_adapter_after(
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": targets,
+        "target_modules": config.targets(policy.model()),
         "bias": "none",
         "use_rslora": false,
         "use_dora": false,

@@ -34,6 +34,7 @@ use ladle_training::{
         sweep::{Other, Subject},
     },
     rewards::{features::Featuriser, fit},
+    rl::lora::check_trainable,
     run::Run,
     select, service, share,
 };
@@ -206,6 +207,7 @@ fn others(sweep: &Sweep, at: &At) -> Result<Vec<Other>> {
 fn open(source: &Source) -> Result<Option<Run>> {
     let config = Config::read_with(&source.config, &source.set)?;
     let run = Run::open(config.clone(), places(source.out.clone(), &source.at, &config.base)?)?;
+    check_trainable(&run.base.model)?;
     if source.dry_run {
         println!("{}", Estimate::of(&run));
         return Ok(None);

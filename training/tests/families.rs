@@ -110,8 +110,7 @@ fn served(base: &Base, factors: &Factors) -> f64 {
 
 fn train(dir: &Path) -> Result<(), String> {
     let base = Base::open(dir).map_err(|error| error.to_string())?;
-    let targets = base.model.targets().iter().map(|target| (*target).to_owned()).collect();
-    let lora = LoraConfig { rank: RANK, alpha: ALPHA, targets, ..LoraConfig::default() };
+    let lora = LoraConfig { rank: RANK, alpha: ALPHA, ..LoraConfig::default() };
     let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 0);
     let policy = policy.map_err(|error| error.to_string())?;
     let mut state = 1u64;

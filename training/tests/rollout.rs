@@ -24,8 +24,7 @@ fn base(soup: &str) -> Base {
 
 /// A policy whose adapters do something.
 fn policy(base: &Base, activation: Activation) -> Policy {
-    let targets = base.model.targets().iter().map(|target| (*target).to_owned()).collect();
-    let lora = LoraConfig { rank: 4, alpha: 8.0, targets, activation, ..LoraConfig::default() };
+    let lora = LoraConfig { rank: 4, alpha: 8.0, activation, ..LoraConfig::default() };
     let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 3).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let drawn = policy.variables().into_iter().map(|(name, var)| {

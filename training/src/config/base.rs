@@ -11,15 +11,11 @@ impl Config {
         let adapters =
             [("lora", Some(&self.lora)), ("sft.lora", self.sft.as_ref().map(|s| &s.lora))];
         for (key, lora) in adapters {
-            let targets = lora.into_iter().flat_map(|lora| &lora.targets);
+            let Some(lora) = lora else { continue };
             let known = model.targets();
-            if let Some(target) = targets.into_iter().find(|t| !known.contains(&t.as_str())) {
-                let expected = if encodes {
-                    "q, k, v, o, wi, wi_0, wi_1 or wo, the linear layers of a T5"
-                } else {
-                    "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj"
-                };
-                return Err(value_error(&format!("{key}.targets"), target, expected));
+            if let Some(target) = lora.targets(model).into_iter().find(|t| !known.contains(t)) {
+                let (key, got) = (format!("{key}.targets"), target.to_owned());
+                return Err(ConfigError::Target { key, got, known: known.join(", ") });
             }
         }
         if encodes && self.lora.activation == Activation::Answer {

@@ -107,10 +107,15 @@ impl Config {
                 let expected = "a number from 0 to less than 1";
                 return Err(value_error(&dropout, lora.dropout, expected));
             }
+            let Some(named) = &lora.targets else { continue };
             let known = |t: &str| TARGETS.contains(&t) || T5_TARGETS.contains(&t);
-            if let Some(target) = lora.targets.iter().find(|t| !known(t)) {
+            if let Some(target) = named.iter().find(|t| !known(t)) {
                 let expected = "the last name of a linear layer, such as q_proj, or q of a T5";
                 return Err(value_error(&targets, target, expected));
+            }
+            if named.is_empty() {
+                let expected = "at least one, or left out: all linear layers of the base";
+                return Err(value_error(&targets, "[]", expected));
             }
         }
         if self.sft.as_ref().is_some_and(|sft| !sft.lora.activation.is_default()) {

@@ -116,7 +116,7 @@ impl Tape {
                 merged(&run.base.weights, &sft.modules, &run.base.model).map_err(RunError::from)?
             }
         };
-        let none = LoraConfig { rank: 1, targets: Vec::new(), ..LoraConfig::default() };
+        let none = LoraConfig { rank: 1, targets: Some(Vec::new()), ..LoraConfig::default() };
         let policy = Policy::new(&run.base.model, &frozen, &none, &Device::Cpu, 0);
         Ok(Self { policy: policy.map_err(RunError::from)?, rows: run.config.rl.rows })
     }

@@ -16,7 +16,7 @@ use ladle::{
         config::ModelConfig,
         decoder::Decoder,
         linear::{Dense, LowRank, Parameter},
-        names::TARGETS,
+        names::last_of,
     },
     soup::{Activation, LoraModule},
 };
@@ -43,8 +43,10 @@ pub struct LoraConfig {
     pub rank: usize,
     /// LoRA's alpha; the product is scaled by alpha / r (128: Bone Soups Table 8).
     pub alpha: f64,
-    /// Last names of the adapted linear layers (all of a decoder: QLoRA, Dettmers et al. 2023, §4).
-    pub targets: Vec<String>,
+    /// Last names of the adapted linear layers; left out, all of the base
+    /// (QLoRA: Dettmers et al. 2023, §4).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Vec<String>>,
     /// Probability that an input of A is dropped in an update, the others divided by 1 − it; never
     /// in rollouts and in the reference (0: PEFT's default).
     pub dropout: f64,
@@ -59,6 +61,14 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
+    /// Last names of the layers of `model` that are adapted.
+    pub fn targets(&self, model: &ModelConfig) -> Vec<&str> {
+        match &self.targets {
+            None => model.targets(),
+            Some(targets) => targets.iter().map(String::as_str).collect(),
+        }
+    }
+
     /// The term of the adapters among the coefficients of a row; none: they act on every row alike.
     pub fn term(&self) -> Option<usize> {
         match self.activation {
@@ -75,9 +85,8 @@ impl LoraConfig {
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        let targets = TARGETS.map(str::to_owned).to_vec();
         let activation = Activation::All;
-        Self { rank: 64, alpha: 128.0, targets, dropout: 0.0, shared: None, activation }
+        Self { rank: 64, alpha: 128.0, targets: None, dropout: 0.0, shared: None, activation }
     }
 }
 
@@ -130,6 +139,14 @@ pub enum PolicyError {
 }
 
 type Result<T> = std::result::Result<T, PolicyError>;
+
+/// Refuses a model that no policy can be made of.
+pub fn check_trainable(model: &ModelConfig) -> Result<()> {
+    match model.experts {
+        None => Ok(()),
+        Some(_) => Err(PolicyError::Experts(model.model_type.clone())),
+    }
+}
 
 /// The two factors of one adapted layer, in f32.
 #[derive(Debug, Clone)]
@@ -193,9 +210,9 @@ impl Policy {
         if !(1..=1024).contains(&config.rank) {
             return Err(PolicyError::Rank(config.rank));
         }
-        let known = model.targets();
-        if let Some(target) = config.targets.iter().find(|t| !known.contains(&t.as_str())) {
-            return Err(PolicyError::Target { got: target.clone(), known: known.join(", ") });
+        let (targets, known) = (config.targets(model), model.targets());
+        if let Some(target) = targets.iter().find(|target| !known.contains(target)) {
+            return Err(PolicyError::Target { got: target.to_string(), known: known.join(", ") });
         }
         if !(0.0..1.0).contains(&config.dropout) {
             return Err(PolicyError::Dropout(config.dropout));
@@ -206,9 +223,7 @@ impl Policy {
         if model.encoder.is_some() && !device.is_cpu() {
             return Err(PolicyError::EncoderDevice(model.model_type.clone(), device.clone()));
         }
-        if model.experts.is_some() {
-            return Err(PolicyError::Experts(model.model_type.clone()));
-        }
+        check_trainable(model)?;
         let kernels = Differentiable::new(device.clone());
         let mut frozen = BTreeMap::new();
         for (name, _) in model.tensors() {
@@ -218,9 +233,8 @@ impl Policy {
         let mut factors = Vec::new();
         for (index, (name, shape)) in model.tensors().into_iter().enumerate() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
-            let last = module.rsplit('.').next().unwrap_or(module);
             let [outer, inner] = shape[..] else { continue };
-            if !config.targets.iter().any(|target| target == last) {
+            if !targets.contains(&last_of(&name)) {
                 continue;
             }
             let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -11,6 +11,7 @@ mod reward_service;
 mod support;
 mod t5;
 mod taken_up;
+mod targets;
 mod types;
 
 use std::{

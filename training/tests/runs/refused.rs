@@ -6,14 +6,16 @@ use super::*;
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 19] = [
+    let cases: [(&str, &[&str]); 21] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
         ("mixing = { beta = 0.3 }", &["0.3"]),
         ("mixing = { matrix = [[0.5, 0.5], [0.5, 0.5]] }", &["mixing"]),
         ("rollout = { samples = 3 }", &["rl.batch is 64", "rollout.samples"]),
-        ("lora = { targets = [\"q\"] }", &["q", "q_proj"]),
+        ("lora = { targets = [\"q\"] }", &["lora.targets is q,", "q_proj, k_proj"]),
+        ("lora = { targets = [\"query\"] }", &["lora.targets is query,", "q_proj"]),
+        ("lora = { targets = [] }", &["lora.targets is []", "left out"]),
         ("lora = { dropout = 1.0 }", &["lora.dropout is 1", "less than 1"]),
         ("sft = { lora = { alpha = 0.0 } }", &["sft.lora.alpha is 0", "above 0"]),
         ("optimizer = { beta2 = 1.0 }", &["optimizer.beta2 is 1", "less than 1"]),

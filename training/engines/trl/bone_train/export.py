@@ -72,11 +72,12 @@ def openrlhf(config, *, base, rewards, out, gpus):
         "ds.lora.rank": lora["rank"],
         "ds.lora.alpha": int(lora["alpha"]),
         "ds.lora.dropout": lora["dropout"],
-        "ds.lora.target_modules": lora["targets"],
         "ckpt.output_dir": f"{out}/adapter",
         "ckpt.path": f"{out}/checkpoints",
         "ckpt.save_steps": rl["checkpoint_every"],
     }
+    if lora["targets"] is not None:  # left out, OpenRLHF's default is all linear layers too
+        given["ds.lora.target_modules"] = lora["targets"]
     flags = ["data.apply_chat_template", "train.colocate_all", "vllm.enable_sleep", "ds.enable_sleep", "ckpt.load_enable"]
     flags += ["actor.gradient_checkpointing_enable"] if rl["recompute"] else []
     values = lambda value: map(str, value if isinstance(value, list) else [value])
@@ -153,14 +154,16 @@ def initial_adapter(config, base, out):
     from accelerate import init_empty_weights
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    lora = config["lora"]
+    from . import targets
+
+    lora, model = config["lora"], targets.bare(base)
     shape = LoraConfig(
-        r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=lora["targets"], task_type="CAUSAL_LM"
+        r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets.of(config, model),
+        task_type="CAUSAL_LM",
     )
     with init_empty_weights():
-        model = get_peft_model(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)), shape)
+        model = get_peft_model(model, shape)
     generator, tensors = torch.Generator().manual_seed(config["seed"]), {}
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -191,6 +194,9 @@ def write(path, changes, backbone, engine, *, data, base, rewards, out, gpus):
         arguments = trl(path, changes, backbone, data=data, base=base, out=out)
         launcher = ["accelerate", "launch", "--num_processes", str(gpus), "-m", "bone_train"]
     else:
+        from . import targets
+
+        targets.of(config, targets.bare(base))
         prompts(config, engine, data=data, base=base, out=out)
         arguments, module = ENGINES[engine]
         arguments = arguments(config, base=str(base), rewards=rewards, out=str(out), gpus=gpus)

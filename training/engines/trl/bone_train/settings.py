@@ -21,8 +21,7 @@ DEFAULTS = {
         "template": None, "reference": None, "id": None, "malformed": "fail", "documents": 5, "max_prompt_tokens": 512,
     },
     "lora": {
-        "rank": 64, "alpha": 128.0, "dropout": 0.0, "shared": True, "activation": "all",
-        "targets": ["q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"],
+        "rank": 64, "alpha": 128.0, "dropout": 0.0, "shared": True, "activation": "all", "targets": None,
     },
     "optimizer": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "max_grad_norm": 0.5},
     "rollout": {"temperature": 1.0, "max_new_tokens": 64, "slots": 32, "samples": 1},
@@ -108,6 +107,7 @@ def check(config):
         ("balance.strategy", config["balance"]["strategy"], config["balance"]["strategy"] != "gdpo",
          '"average", "inverse" or "delta": no reward is scaled within a group'),
         ("lora.shared", lora["shared"], lora["shared"] is True, "true: TRL draws A from the run's seed"),
+        ("lora.targets", lora["targets"], lora["targets"] != [], "at least one, or left out: all linear layers of the base"),
         ("lora.activation", lora["activation"], lora["activation"] in ("all", "answer"), '"all" or "answer"'),
         ("data.format", data["format"], data["format"] in ("jsonl", "scitldr"),
          '"jsonl" or "scitldr": write other rows as jsonl'),

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import bone, rows, settings
+from . import bone, rows, settings, targets
 from .rewards import Rewards
 from .settings import SettingsError
 
@@ -129,7 +129,7 @@ def build(config, backbone, service, out, *, data=".", base=None, sft=None, trai
         r=lora["rank"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
-        target_modules=lora["targets"],
+        target_modules=targets.of(config, model),
         task_type="CAUSAL_LM",
         alora_invocation_tokens=rows.generation_prompt(tokenizer) if lora["activation"] == "answer" else None,
     )

@@ -84,6 +84,7 @@ class BoneTrainTest(unittest.TestCase):
             ("rl.batch=30", "rl.batch is 30, expected a multiple of rollout.samples"),
             ("rollout.samples=1", "rollout.samples"),
             ('balance.strategy="gdpo"', "balance.strategy"),
+            ("lora.targets=[]", "lora.targets is [], expected at least one"),
             ("lora.shared=false", "lora.shared is False, expected true"),
             ('data.format="alce"', "data.format"),
             ('data.malformed="skip"', "data.malformed"),

@@ -27,7 +27,7 @@ try:
     from safetensors.torch import load_file
     from trl.trainer.utils import pad
 
-    from bone_train import rows, settings, train
+    from bone_train import export, rows, settings, train
     from bone_train.service import Service
 
     MISSING = None
@@ -208,6 +208,27 @@ class WithTrlTest(unittest.TestCase):
                 self.build("others", stand_in.url, "data.max_prompt_tokens=3")
             with self.assertRaisesRegex(settings.SettingsError, "sft: .* expected --sft"):
                 self.build("others", stand_in.url, "sft={}")
+
+    def test_adapters_are_on_every_linear_layer_unless_targets_are_named(self):
+        base, fused = ROOT / "tests/fixtures/models/phi3", ["qkv_proj", "gate_up_proj"]
+        for targets, expected in ((None, ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]), (fused, fused)):
+            out = self.directory / f"initial-{targets is None}"
+            config = settings.read(self.config, [] if targets is None else [f"lora.targets={json.dumps(targets)}"])
+            export.initial_adapter(config, base, out)
+            adapted = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
+            self.assertEqual(adapted, set(expected))
+
+    def test_a_target_that_no_layer_of_the_base_has_is_refused_with_those_that_it_has(self):
+        llama, fused = '["q_proj","qkv_proj"]', '["o_proj","q_proj"]'
+        with StandIn("vowels", [0.6, 0.4]) as stand_in:
+            with self.assertRaisesRegex(settings.SettingsError, "lora.targets is qkv_proj, expected .* q_proj, k_proj, v_proj, o_proj"):
+                self.build("vowels", stand_in.url, f"lora.targets={llama}")
+        for engine in ("openrlhf", "verl"):
+            out = self.directory / engine
+            given = {"data": self.directory, "base": ROOT / "tests/fixtures/models/phi3", "rewards": "http://rewards", "out": out, "gpus": 1}
+            with self.assertRaisesRegex(settings.SettingsError, "lora.targets is q_proj, expected .* o_proj, qkv_proj, gate_up_proj, down_proj"):
+                export.write(self.config, [f"lora.targets={fused}"], "vowels", engine, **given)
+            self.assertFalse(out.exists())
 
     def test_verl_s_reward_manager_asks_for_what_the_tokens_say(self):
         # verl itself is not needed: its base class keeps the tokenizer, its data are tensors by name.
