@@ -7,6 +7,7 @@ mod context;
 mod data;
 mod overrides;
 mod stages;
+mod unread;
 
 use std::{
     fs,

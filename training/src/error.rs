@@ -64,7 +64,7 @@ pub enum RunError {
     #[error(transparent)]
     Advantage(#[from] AdvantageError),
     /// The balance of the objectives.
-    #[error(transparent)]
+    #[error("balance: {0}")]
     Balance(#[from] BalanceError),
     /// A kernel refused.
     #[error(transparent)]

@@ -29,7 +29,7 @@ use crate::{
     rewards::{RewardSet, registry, spec::RewardSpec},
     ric::{goals::words, stages::Stages},
     rl::{
-        balance::{STD_FLOOR, Standardiser},
+        balance::{Balance, STD_FLOOR, Standardiser},
         prompt_cache::PromptCache,
         rollout::{self, Request},
     },
@@ -64,6 +64,13 @@ impl Run {
     pub fn open(config: Config, places: Places) -> Result<Self> {
         config.check()?;
         let aim = Aim::of(&config)?;
+        // A lead that a column of B does not have is an error now, not after the supervised tuning.
+        for index in 0..config.policies().len() {
+            if let Some(weights) = aim.weights(index) {
+                let own = aim.column(index).map(|column| column.own);
+                Balance::new(weights, own, config.balance.clone())?;
+            }
+        }
         if let Some((path, remedy)) = inputs::missing(&config, &places.data) {
             return Err(RunError::Missing { path, remedy });
         }

@@ -35,9 +35,17 @@ pub struct Task<'a> {
 
 impl Task<'_> {
     /// Updates of the whole tuning.
-    pub fn steps(&self, sequences: usize) -> u64 {
+    fn steps(&self, sequences: usize) -> Result<u64> {
         let all = self.sft.epochs * (sequences as u64).div_ceil(self.sft.batch as u64);
-        self.sft.steps.map_or(all, |steps| steps.min(all))
+        match self.sft.steps {
+            Some(steps) if steps > all => Err(ConfigError::Value {
+                key: "sft.steps".into(),
+                got: format!("{steps}, more than the {all} updates of sft.epochs"),
+                expected: "fewer updates, or more epochs",
+            }
+            .into()),
+            steps => Ok(steps.unwrap_or(all)),
+        }
     }
 
     /// Trains or resumes to the end; returns the policy with its adapter.
@@ -63,7 +71,7 @@ impl Task<'_> {
             config: self.config,
             seed: self.config.seed,
             schedule: Schedule {
-                steps: self.steps(train.len()),
+                steps: self.steps(train.len())?,
                 batch: self.sft.batch,
                 learning_rate: self.sft.learning_rate,
                 warmup: self.sft.warmup,

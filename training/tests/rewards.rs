@@ -292,6 +292,10 @@ fn unknown_kinds_and_keys_are_refused_by_name() {
     assert!(error.starts_with("reward `it`: "), "{error}");
     let unbounded = "kind = \"span-classifier\"\npath = \"x\"\nerror = 1\ngood = inf\nbad = 0.0";
     assert!(build(unbounded).err().unwrap().to_string().contains("good is inf and bad 0"));
+    for kind in ["citation", "claim-recall"] {
+        let unread = format!("kind = {kind:?}\nnli = \"/nowhere\"\nword_share = 0.5");
+        assert!(build(&unread).err().unwrap().to_string().contains("`word_share` has no use with"));
+    }
     let missing = "kind = \"sequence-classifier\"\npath = \"/nowhere\"";
     assert!(build(missing).err().unwrap().to_string().contains("/nowhere/config.json"));
 }

@@ -5,12 +5,8 @@ use ladle::{
     soup::{Activation, manifest::is_name},
 };
 
-use toml::Table;
-
-use super::{
-    Algorithm, Config, ConfigError, ContextConfig, DataConfig, Decay, MixingConfig, RlConfig,
-};
-use crate::rl::balance::{BalanceConfig, Normalisation, Strategy};
+use super::{Algorithm, Config, ConfigError, ContextConfig, DataConfig, Decay, MixingConfig};
+use crate::rl::balance::{Normalisation, Strategy};
 
 impl Config {
     /// Refuses values that no run could use.
@@ -188,6 +184,7 @@ impl Config {
                 "rloo with balance.strategy gdpo, which compares the answers to one prompt";
             return Err(value_error("rl.algorithm", rl.algorithm, expected));
         }
+        self.check_unread()?;
         if !is_name(&self.name) {
             let expected = "1 to 64 of the characters A-Z a-z 0-9 _ - .";
             return Err(value_error("name", &self.name, expected));
@@ -210,36 +207,11 @@ impl Config {
     }
 }
 
-/// Settings of `rl` that count where nothing is learned from rewards.
-const OF_ALL_STAGES: [&str; 4] = ["rows", "recompute", "standardise_on", "checkpoint_every"];
-
 impl Config {
     /// RiC: its own settings, and those of other methods, which it would ignore.
     fn check_context(&self, context: &ContextConfig) -> Result<(), ConfigError> {
         let ContextConfig { steps, batch, max_response_tokens, learning_rate, .. } = *context;
-        let (rl, balance) = (Table::try_from(&self.rl), Table::try_from(&self.balance));
-        let defaults = [
-            ("rl", rl, Table::try_from(RlConfig::default())),
-            ("balance", balance, Table::try_from(BalanceConfig::default())),
-        ];
-        for (section, given, default) in defaults {
-            let (given, default) = (given.unwrap_or_default(), default.unwrap_or_default());
-            for (name, value) in given {
-                let counts = section == "rl" && OF_ALL_STAGES.contains(&name.as_str());
-                if !counts && default.get(&name) != Some(&value) {
-                    let expected = "left out with mixing.context, which is tuned on answers";
-                    return Err(value_error(&format!("{section}.{name}"), value, expected));
-                }
-            }
-        }
-        if self.rollout.samples != 1 {
-            let expected = "1 with mixing.context";
-            return Err(value_error("rollout.samples", self.rollout.samples, expected));
-        }
-        if self.lora.activation == Activation::Answer {
-            let expected = "left out with mixing.context, whose prompts the policy reads";
-            return Err(value_error("lora.activation", "answer", expected));
-        }
+        self.check_unread_in_context()?;
         if self.data.several() || self.data.iter().any(|(_, set)| set.rewards.is_some()) {
             let expected = "one data set, judged by all rewards, with mixing.context";
             return Err(value_error("data", "several types of task", expected));
@@ -283,6 +255,7 @@ impl Config {
             if set.max_prompt_tokens == 0 {
                 return Err(value_error(&tokens, 0, "at least 1"));
             }
+            set.check_unread(&key)?;
             if set.split.is_some() && (set.validation.is_some() || set.test.is_some()) {
                 let expected = "left out where validation or test is given";
                 return Err(value_error(&split, "given", expected));

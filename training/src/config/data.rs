@@ -113,7 +113,7 @@ pub struct DataConfig {
 }
 
 impl DataConfig {
-    fn documents() -> usize {
+    pub(super) fn documents() -> usize {
         5
     }
 

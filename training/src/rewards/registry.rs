@@ -10,7 +10,7 @@ use super::{
     overlap::{bleu_4, exact_match_recall, rouge_l},
     pattern,
     sentiment::Lexicon,
-    spec::RewardSpec,
+    spec::{self, RewardSpec},
     style::{Brevity, flesch_reading_ease, plain_words},
 };
 use serde_json::Value;
@@ -187,6 +187,9 @@ fn entailment(
     nli: Option<PathBuf>,
     word_share: f64,
 ) -> Result<impl Fn(&str, &str) -> Result<bool, String>, String> {
+    if nli.is_some() && word_share != spec::word_share() {
+        return Err("`word_share` has no use with `nli`".into());
+    }
     let model = nli.map(|path| SequenceClassifier::open(&path)).transpose();
     let model = model.map_err(|e| e.to_string())?;
     let labelled = |model: SequenceClassifier| {

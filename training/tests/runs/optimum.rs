@@ -23,13 +23,14 @@ pub fn reaches_the_optimum_on(
     seed: u64,
 ) {
     let kl = if algorithm == "modpo" { 0.1 } else { 0.0 };
+    let own = if algorithm == "ppo" { "minibatch = 32, epochs = 2, kl_stop = 1e9, " } else { "" };
     let directory = tempfile::tempdir().unwrap();
     let settings = format!(
         r#"
 seed = {seed}
 lora = {{ {lora} }}
 rollout = {{ max_new_tokens = 1, slots = 32, samples = 4, temperature = {temperature:?} }}
-rl = {{ algorithm = "{algorithm}", steps = 40, batch = 32, minibatch = 32, epochs = 2, learning_rate = 2e-2, kl = {kl}, kl_target = 0.0, kl_stop = 1e9, standardise_on = 64, checkpoint_every = 100 }}
+rl = {{ algorithm = "{algorithm}", steps = 40, batch = 32, {own}learning_rate = 2e-2, kl = {kl}, kl_target = 0.0, standardise_on = 64, checkpoint_every = 100 }}
 mixing = {{ identity = true }}
 [[objectives]]
 name = "vowels"

@@ -6,7 +6,7 @@ use super::*;
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 21] = [
+    let cases: [(&str, &[&str]); 30] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
@@ -33,6 +33,27 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
             "rl = { algorithm = \"modpo\" }\nrollout = { samples = 2 }",
             &["rl.kl_target is 3", "modpo"],
         ),
+        (
+            "rl = { algorithm = \"rloo\", clip = 0.1 }\nrollout = { samples = 2 }",
+            &["rl.clip is 0.1", "ppo"],
+        ),
+        ("rl = { algorithm = \"remax\", epochs = 2 }", &["rl.epochs is 2", "ppo"]),
+        ("rl = { advantage_clip = 5.0 }", &["rl.advantage_clip is 5.0", "remax or rloo"]),
+        ("rl = { kl_target = 0, kl_horizon = 100.0 }", &["rl.kl_horizon is 100.0", "kl_target"]),
+        ("balance = { every = 5 }", &["balance.every is 5", "inverse or delta"]),
+        ("balance = { strategy = \"delta\", floor = 0.1 }", &["balance.floor is 0.1", "inverse"]),
+        (
+            "mixing = { weights = [2.0, 1.0] }\nbalance = { strategy = \"inverse\", lead = 0.1 }",
+            &["balance.lead is 0.1", "one policy"],
+        ),
+        (
+            "mixing = { weights = [2.0, 1.0] }\nlora = { shared = false }",
+            &["lora.shared is false", "one policy"],
+        ),
+        (
+            "mixing = { beta = 0.75 }\nbalance = { strategy = \"inverse\", lead = 0.6 }",
+            &["balance: lead is 0.6", "at most 0.5"],
+        ),
         ("balance = { strategy = \"gdpo\" }", &["rl.algorithm is PPO", "rloo", "gdpo"]),
     ];
     for (settings, parts) in cases {
@@ -47,6 +68,20 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
         task(directory.path(), &format!("sft = {{ max_response_tokens = 1 }}\n{OBJECTIVES}"));
     refuse(&mut start(&config, &run), &["sft.max_response_tokens is 1", "reference"]);
     fs::remove_dir_all(&run).unwrap();
+    let config =
+        task(directory.path(), &format!("sft = {{ steps = 4, epochs = 2 }}\n{OBJECTIVES}"));
+    refuse(&mut start(&config, &run), &["sft.steps is 4, more than the 2 updates", "epochs"]);
+    fs::remove_dir_all(&run).unwrap();
+    // What another format would read.
+    let config = task(directory.path(), OBJECTIVES);
+    for (changes, parts) in [
+        (&["data.documents=3"][..], ["data.documents is 3", "alce"]),
+        (&["data.format=scitldr"], ["data.reference is answer", "jsonl"]),
+        (&["data.format=scitldr", "data.id=question"], ["data.id is question", "jsonl"]),
+    ] {
+        let changes = changes.iter().flat_map(|change| ["--set", change]);
+        refuse(start(&config, &run).args(changes), &parts);
+    }
     // What the soup would refuse once all is trained.
     for name in ["plain words", "sft", "..", "short"] {
         let objectives = OBJECTIVES.replace("\"plain\"", &format!("{name:?}"));

@@ -228,8 +228,8 @@ fn data_and_reward_models_that_are_not_there_are_named_with_what_gets_them() {
     let encoder =
         "objectives.0.reward={ kind = \"embedding-cosine\", path = \"minilm\", against = \"x\" }";
     refuse(&mut dry(&[encoder]), &["minilm: no such file", "scripts/get-encoder DATA"]);
-    let data = ["data.format=scitldr", "data.train=scitldr/train.jsonl"];
-    refuse(&mut dry(&data), &["scitldr/train.jsonl: no such file", "git clone", "SciTLDR-A"]);
+    let data = "data={ format = \"scitldr\", train = \"scitldr/train.jsonl\" }";
+    refuse(&mut dry(&[data]), &["scitldr/train.jsonl: no such file", "git clone", "SciTLDR-A"]);
     refuse(&mut dry(&["data.test=none.jsonl"]), &["none.jsonl: no such file", "of your own"]);
     assert!(!run.exists());
 }

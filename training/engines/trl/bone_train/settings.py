@@ -1,7 +1,7 @@
 """The configuration of a run: the TOML that `train-backbones` reads.
 
 What TRL cannot do is refused by the name of its setting. Settings that change no result (`rollout.slots`,
-`rl.rows`, `rl.prompt_cache_mib`) and those of PPO, which these trainers do not run, are taken and not used."""
+`rl.rows`, `rl.prompt_cache_mib`) are taken and not used."""
 
 import tomllib
 
@@ -35,6 +35,8 @@ DEFAULTS = {
         "strategy": "average", "normalisation": None, "every": 10, "shift": 1.0, "floor": 1e-3, "lead": None,
     },
 }
+# Settings of `rl` that these trainers do not read: PPO's, and an adaptive KL coefficient's.
+UNREAD = ("minibatch", "epochs", "kl_horizon", "kl_stop", "lambda", "clip", "value_weight", "value_rate")
 # Sections whose settings `train-backbones` checks: here they are only passed on.
 OTHERS = {"sft": None, "mixing": {"beta": 0.6}, "objectives": ...}
 
@@ -116,6 +118,10 @@ def check(config):
         ("data.malformed", data["malformed"], data["malformed"] == "fail", '"fail": a malformed row is an error here'),
         ("data.template", data["template"], data["format"] != "jsonl" or data["template"] is not None,
          "a template of the prompt with format jsonl"),
+        ("data.documents", data["documents"], data["documents"] == DEFAULTS["data"]["documents"], "left out: it is of format alce"),
+        *((f"data.{key}", data[key], data[key] is None or data["format"] == "jsonl", "left out unless the format is jsonl")
+          for key in ("reference", "id")),
+        *((f"rl.{key}", rl[key], rl[key] == DEFAULTS["rl"][key], "left out: no trainer here reads it") for key in UNREAD),
     ]
     for key, value, holds, right in expected:
         if not holds:
