@@ -1,7 +1,7 @@
 //! Prefill and decode speed of the CPU kernels on random weights in bf16, f32 and quantised, beside
 //! what the machine's memory and arithmetic allow in the same run.
 //!
-//! `cargo bench --bench decode [-- THREADS] [--shape NAME] [--dtype NAME] [--mode merged]`; all cores, the
+//! `cargo bench --bench decode [-- THREADS] [--shape NAME] [--dtype NAME] [--mode merged] [--what decode]`; all cores, the
 //! shape of SmolLM2-135M (others: `qwen2.5-0.5b`, `qwen2.5-1.5b`) and every dtype; `LADLE_ISA` sets
 //! the instruction set. Prints one JSON object.
 
@@ -43,7 +43,7 @@ fn main() {
     let kernels = CpuKernels::with_isa(threads.unwrap_or_else(default_threads), Isa::chosen());
     let threads = kernels.threads();
     let (bandwidth, peak) = (machine::read_bandwidth(threads), machine::peak_flops(threads));
-    let pairs = machine::peak_bf16_flops(threads).filter(|_| kernels.isa().has_bf16_dots());
+    let pairs = machine::peak_bf16_flops(kernels.isa(), threads);
     let shape = option("--shape").unwrap_or_else(|| "smollm2-135m".to_owned());
     let config = model(&shape);
     let mut runs = Vec::new();
@@ -58,7 +58,15 @@ fn main() {
             if option("--mode").is_some_and(|wanted| wanted != mode) {
                 continue;
             }
-            runs.extend(measure(&kernels, &config, dtype, mixed, [bandwidth, peak]));
+            let what = option("--what");
+            runs.extend(measure(
+                &kernels,
+                &config,
+                dtype,
+                mixed,
+                what.as_deref(),
+                [bandwidth, peak],
+            ));
         }
     }
     let report = json!({
@@ -105,6 +113,7 @@ fn measure(
     config: &ModelConfig,
     dtype: Dtype,
     mixed: bool,
+    what: Option<&str>,
     [bandwidth, peak]: [f64; 2],
 ) -> Vec<Value> {
     let parameters: usize =
@@ -193,15 +202,18 @@ fn measure(
             "gflop_s": flops / seconds / 1e9, "of_peak": flops / seconds / peak,
         }));
     };
-    forward(1, 0, PREFILL);
-    let best = (0..3).map(|_| forward(1, 0, PREFILL)).fold(f64::INFINITY, f64::min);
-    push("prefill", PREFILL, 1, best);
-    if mixed {
+    let wanted = |name: &str| what.is_none_or(|what| what == name);
+    if wanted("prefill") {
+        forward(1, 0, PREFILL);
+        let best = (0..3).map(|_| forward(1, 0, PREFILL)).fold(f64::INFINITY, f64::min);
+        push("prefill", PREFILL, 1, best);
+    }
+    if wanted("prompts") {
         forward(16, 0, PROMPT - 28);
         let best = (0..2).map(|_| forward(16, 0, PROMPT - 28)).fold(f64::INFINITY, f64::min);
         push("prompts", 16 * (PROMPT - 28), 16, best);
     }
-    for sequences in [1, 4, 8, 16] {
+    for sequences in [1, 4, 8, 16].into_iter().filter(|_| wanted("decode")) {
         forward(sequences, 0, PROMPT);
         let mut steps: Vec<f64> =
             (0..STEPS).map(|step| forward(sequences, PROMPT + step, 1)).collect();

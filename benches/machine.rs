@@ -2,7 +2,14 @@
 
 use std::{hint::black_box, sync::Arc, time::Instant};
 
-use ladle::kernels::HostTensor;
+use half::bf16;
+use ladle::{
+    kernels::HostTensor,
+    simd::{
+        Bf16Dots, Bf16Products, Bf16Tiles, Bf16Work, Isa, Lanes, TILE, TILE_INPUTS, TileProduct,
+        TileWork,
+    },
+};
 use memmap2::MmapMut;
 
 /// The processor, as the system names it.
@@ -79,31 +86,78 @@ pub fn peak_flops(threads: usize) -> f64 {
     peak(threads, multiply_add)
 }
 
-/// Products of bf16 per second of all threads together, times two; `None` where the machine has no
-/// instructions for their dot products.
-pub fn peak_bf16_flops(threads: usize) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512bf16") {
-        use std::arch::x86_64::*;
-        #[target_feature(enable = "avx512f,avx512bf16")]
-        fn dots(turns: usize) -> f64 {
-            let mut sums = [_mm512_set1_ps(1.0); 12];
-            let factor = black_box(_mm512_cvtneps_pbh(_mm512_set1_ps(0.5)));
-            // SAFETY: both types are vectors of bf16.
-            let factor: __m512bh = unsafe { std::mem::transmute([factor; 2]) };
-            for _ in 0..turns {
-                for sum in &mut sums {
-                    *sum = _mm512_dpbf16_ps(*sum, factor, factor);
-                }
-            }
-            black_box(sums);
-            (turns * 12 * 32 * 2) as f64
-        }
-        // SAFETY: the machine has the features.
-        return Some(peak(threads, |turns| unsafe { dots(turns) }));
+/// Products of bf16 per second of all threads together, times two, by what `isa` multiplies them with;
+/// `None` where it does not.
+pub fn peak_bf16_flops(isa: Isa, threads: usize) -> Option<f64> {
+    match isa.bf16_products() {
+        Bf16Products::None => None,
+        Bf16Products::Dots => Some(peak(threads, |turns| isa.run_bf16(Dots(turns)))),
+        Bf16Products::Tiles => Some(peak(threads, |turns| isa.run_tiles(Tiles(turns / 50)))),
     }
-    let _ = threads;
-    None
+}
+
+/// Rounds of dot products that do not wait for each other.
+struct Dots(usize);
+
+impl Bf16Work for Dots {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<D: Bf16Dots>(self, d: D) -> f64 {
+        let s = d.vectors();
+        let mut sums = [s.splat(1.0); 12];
+        let factor = d.splat_pair(black_box([bf16::ONE; 2]));
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = d.dot(*sum, factor, factor);
+            }
+        }
+        black_box(sums);
+        (self.0 * 12 * D::S::LANES * 4) as f64
+    }
+}
+
+/// Rounds of products of 2 × 2 tiles in the first-level cache.
+struct Tiles(usize);
+
+/// Something that begins with a cache line.
+#[repr(align(64))]
+struct Lines<T>(T);
+
+impl TileWork for Tiles {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<T: Bf16Tiles>(self, t: T) -> f64 {
+        const STEPS: usize = 6;
+        const TILES: usize = 2 * TILE * STEPS * TILE_INPUTS;
+        let [left, right] = [const { &Lines([bf16::ONE; TILES]) }; 2].map(|Lines(tiles)| tiles);
+        let Lines(mut sums) = Lines([0.0; 4 * TILE * TILE]);
+        let shaped = t.shaped(TILE, TILE);
+        let of = TileProduct {
+            left: left.as_ptr(),
+            left_row: 2 * STEPS * TILE_INPUTS,
+            left_tile: TILES,
+            right: right.as_ptr(),
+            right_row: 4 * TILE,
+            right_tile: TILES,
+            steps: STEPS,
+            sums: sums.as_mut_ptr(),
+            sums_row: 4 * TILE,
+            sums_left: 8 * TILE * TILE,
+            sums_right: 4 * TILE * TILE,
+            fresh: true,
+            ahead: left.as_ptr(),
+            ahead_rows: 0,
+        };
+        for _ in 0..self.0 {
+            // SAFETY: the arrays hold two tiles each, `sums` four.
+            unsafe { T::multiply::<2, 2>(&shaped, &of) };
+        }
+        drop(shaped);
+        black_box(sums);
+        (self.0 * STEPS * 4 * 2 * TILE * TILE * TILE_INPUTS) as f64
+    }
 }
 
 fn peak(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {

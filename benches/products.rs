@@ -6,7 +6,7 @@
 
 mod machine;
 
-use std::{hint::black_box, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
 use ladle::{
     kernels::{
@@ -30,7 +30,11 @@ fn main() {
     let threads = std::env::args().skip(1).find_map(|argument| argument.parse().ok());
     let threads = threads.unwrap_or_else(default_threads);
     let (bandwidth, floats) = (machine::read_bandwidth(threads), machine::peak_flops(threads));
-    let pairs = machine::peak_bf16_flops(threads);
+    let sets: Vec<_> = Isa::available()
+        .iter()
+        .filter(|isa| isa.lanes() == 16)
+        .map(|&isa| (isa, machine::peak_bf16_flops(isa, threads)))
+        .collect();
     let mut points = Vec::new();
     for (outputs, inputs) in SHAPES {
         for dtype in [Dtype::Bf16, Dtype::F32] {
@@ -39,9 +43,8 @@ fn main() {
                 HostTensor::rounded(&vec![0.01; outputs * inputs], dtype, vec![outputs, inputs])
                     .expect("a tensor");
             let weights = machine::placed(&vec![one; BYTES / bytes]);
-            for &isa in Isa::available().iter().filter(|isa| isa.name().starts_with("avx512")) {
-                let peak = pairs.filter(|_| isa.has_bf16_dots() && dtype == Dtype::Bf16);
-                let peak = peak.unwrap_or(floats);
+            for &(isa, narrow) in &sets {
+                let peak = narrow.filter(|_| dtype == Dtype::Bf16).unwrap_or(floats);
                 let kernels = CpuKernels::with_isa(threads, isa);
                 for rows in ROWS {
                     let x = kernels.tensor(rows, &vec![0.5; rows * inputs]).expect("values");
@@ -70,7 +73,10 @@ fn main() {
         "threads": threads,
         "read_gb_s": bandwidth / 1e9,
         "peak_gflop_s": floats / 1e9,
-        "peak_bf16_gflop_s": pairs.map(|peak| peak / 1e9),
+        "peak_bf16_gflop_s": sets
+            .iter()
+            .filter_map(|(isa, peak)| Some((isa.name(), (*peak)? / 1e9)))
+            .collect::<BTreeMap<_, _>>(),
         "points": points,
     });
     println!("{report:#}");

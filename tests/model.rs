@@ -113,7 +113,7 @@ fn narrow_weights_and_caches_stay_close_to_f32() {
         .flat_map(|name| [Isa::chosen(), Isa::chosen().vectors()].map(|isa| (name, isa)))
     {
         // Values stored narrow or wide differ in the order of sums only, unless inputs are rounded.
-        let products = if isa.has_bf16_dots() { 0.1 } else { 1e-4 };
+        let products = if isa.multiplies_bf16() { 0.1 } else { 1e-4 };
         for (dtype, cache, tolerance) in [
             (Dtype::Bf16, Dtype::F32, products),
             (Dtype::F16, Dtype::F32, 1e-4),

@@ -3,9 +3,9 @@
 
 use half::{bf16, f16};
 use ladle::simd::{
-    Bf16Dots, Bf16Work, ByteTile, ByteWork, Bytes, Isa, Lanes, Portable, Simd, Vectorised,
-    bf16 as model,
-    check::{Bf16Check, ByteCheck, VectorCheck},
+    Bf16Dots, Bf16Tiles, Bf16Work, ByteTile, ByteWork, Bytes, Isa, Lanes, Portable, Simd, TILE,
+    TILE_INPUTS, TileProduct, TileWork, Vectorised, bf16 as model,
+    check::{Bf16Check, ByteCheck, TileCheck, VectorCheck},
 };
 use proptest::prelude::*;
 
@@ -29,6 +29,10 @@ enum Fault {
     EvenPairFirst,
     SubnormalsKept,
     ZippedBackwards,
+    TilesStartFromZero,
+    SecondTileLeftOut,
+    TilesNotTurned,
+    StepsTruncated,
 }
 
 const LANES: usize = Portable::LANES;
@@ -219,13 +223,62 @@ impl Bf16Dots for Wrong {
     }
 }
 
+impl Bf16Tiles for Wrong {
+    type D = Self;
+    type Shaped = (Self, [usize; 2]);
+
+    fn dots(self) -> Self {
+        self
+    }
+    fn shaped(self, rows: usize, columns: usize) -> Self::Shaped {
+        (self, Portable.shaped(rows, columns))
+    }
+    unsafe fn round(self, x: *const f32, to: *mut bf16) {
+        let cut = if self.is(Fault::StepsTruncated) { 0xffff } else { 0 };
+        // SAFETY: the caller's.
+        let x: [f32; TILE_INPUTS] =
+            std::array::from_fn(|i| f32::from_bits(unsafe { *x.add(i) }.to_bits() & !cut));
+        // SAFETY: the caller's.
+        unsafe { Portable.round(x.as_ptr(), to) }
+    }
+    unsafe fn multiply<const M: usize, const N: usize>(
+        (wrong, shaped): &Self::Shaped,
+        of: &TileProduct,
+    ) {
+        let second = !wrong.is(Fault::SecondTileLeftOut);
+        let of = TileProduct {
+            fresh: of.fresh || wrong.is(Fault::TilesStartFromZero),
+            right_tile: if second { of.right_tile } else { 0 },
+            ..*of
+        };
+        // SAFETY: the caller's.
+        unsafe { Portable::multiply::<M, N>(shaped, &of) }
+    }
+    unsafe fn transpose(
+        self,
+        shape: [usize; 2],
+        (from, ld_from): (*const f32, usize),
+        to: (*mut f32, usize),
+        onto: bool,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            Portable.transpose(shape, (from, ld_from), to, onto);
+            if self.is(Fault::TilesNotTurned) {
+                *to.0 = *from.add(1);
+            }
+        }
+    }
+}
+
 /// The operation that the self-check refuses `fault` for.
 fn refused(fault: Fault) -> Option<&'static str> {
     let wrong = Wrong(fault);
     let vectors = VectorCheck.run(wrong).compare(&VectorCheck.run(Portable));
     let bytes = ByteCheck.run(wrong).compare(&ByteCheck.run(Portable));
     let pairs = Bf16Check.run(wrong).compare(&Bf16Check.run(Portable));
-    vectors.and(bytes).and(pairs).err().map(|mismatch| mismatch.operation)
+    let tiles = TileCheck.run(wrong).compare(&TileCheck.run(Portable));
+    vectors.and(bytes).and(pairs).and(tiles).err().map(|mismatch| mismatch.operation)
 }
 
 #[test]
@@ -245,6 +298,10 @@ fn the_self_check_refuses_a_set_that_computes_one_operation_wrong() {
         (Fault::EvenPairFirst, "dot products of bf16"),
         (Fault::SubnormalsKept, "dot products of bf16"),
         (Fault::ZippedBackwards, "pairs of bf16"),
+        (Fault::TilesStartFromZero, "products of tiles of bf16"),
+        (Fault::SecondTileLeftOut, "products of tiles of bf16"),
+        (Fault::TilesNotTurned, "turned tiles"),
+        (Fault::StepsTruncated, "steps rounded to bf16"),
     ] {
         assert_eq!(refused(fault), Some(operation), "{fault:?}");
     }
@@ -266,8 +323,16 @@ fn every_set_that_the_processor_has_passes_the_self_check() {
             && is_x86_feature_detected!("avx512vl");
         let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
         let dots = vnni && is_x86_feature_detected!("avx512bf16");
-        let sets =
-            [("avx512-bf16", dots), ("avx512-vnni", vnni), ("avx512", avx512), ("avx2", avx2)];
+        // What the system says: it lists only what programs may use.
+        let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let tiles = dots && flags.contains(" amx_bf16") && flags.contains(" amx_tile");
+        let sets = [
+            ("amx-bf16", tiles),
+            ("avx512-bf16", dots),
+            ("avx512-vnni", vnni),
+            ("avx512", avx512),
+            ("avx2", avx2),
+        ];
         expected.extend(sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name));
     }
     #[cfg(target_arch = "aarch64")]
@@ -320,6 +385,42 @@ impl Bf16Work for Dots<'_> {
     }
 }
 
+/// One tile of three rows and five columns over one step, on the tiles of a set.
+struct Tile<'a>(&'a [f32], &'a [bf16], &'a [bf16]);
+
+impl TileWork for Tile<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<T: Bf16Tiles>(self, t: T) -> Vec<f32> {
+        let mut sums = [0.0; TILE * TILE];
+        for (row, start) in self.0.chunks_exact(5).enumerate() {
+            sums[row * TILE..][..5].copy_from_slice(start);
+        }
+        let shaped = t.shaped(3, 5);
+        let of = TileProduct {
+            left: self.1.as_ptr(),
+            left_row: 2 * TILE_INPUTS,
+            left_tile: 0,
+            right: self.2.as_ptr(),
+            right_row: 4 * 5,
+            right_tile: 0,
+            steps: 1,
+            sums: sums.as_mut_ptr(),
+            sums_row: 4 * TILE,
+            sums_left: 0,
+            sums_right: 0,
+            fresh: false,
+            ahead: self.1.as_ptr(),
+            ahead_rows: 0,
+        };
+        // SAFETY: three rows, five columns and a tile of sums.
+        unsafe { T::multiply::<1, 1>(&shaped, &of) };
+        drop(shaped);
+        sums.chunks_exact(TILE).take(3).flat_map(|row| &row[..5]).copied().collect()
+    }
+}
+
 /// Any bits of the upper half of an f32 with an exponent in `exponents`.
 fn brain(exponents: std::ops::Range<u32>) -> impl Strategy<Value = bf16> + Clone {
     (any::<u16>(), exponents)
@@ -369,6 +470,25 @@ proptest! {
                     "{}: {:e} + {:?} · {:?} is {:e}, expected {:e}",
                     isa, sums[lane], a[lane], b[lane], got[lane], expected,
                 );
+            }
+        }
+    }
+
+    /// As above for products of tiles.
+    #[test]
+    fn the_instruction_for_tiles_of_bf16_gives_the_bits_of_its_model(
+        (sums, a, b) in exponents().prop_flat_map(|(factors, sums)| (
+            prop::collection::vec(float(sums), 15),
+            prop::collection::vec(brain(factors.clone()), 3 * TILE_INPUTS),
+            prop::collection::vec(brain(factors), 5 * TILE_INPUTS),
+        )),
+    ) {
+        let mut expected = sums.clone();
+        model::tile(&mut expected, &a, &b, 5);
+        for &isa in Isa::available() {
+            let got = isa.run_tiles(Tile(&sums, &a, &b));
+            for (i, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
+                prop_assert!(same(got, expected), "{isa}: sum {i} is {got:e}, expected {expected:e}");
             }
         }
     }

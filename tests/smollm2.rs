@@ -226,7 +226,7 @@ fn smollm2_logits_are_within_a_thousandth_of_transformers() {
 /// Weights in bf16, multiplied with activations as they are and rounded to bf16.
 #[test]
 fn smollm2_logits_in_bf16_hardly_move_when_activations_are_rounded() {
-    if absent() || !Isa::chosen().has_bf16_dots() {
+    if absent() || !Isa::chosen().multiplies_bf16() {
         return;
     }
     let narrow = |weight: HostTensor| {

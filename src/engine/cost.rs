@@ -72,6 +72,10 @@ impl Machine {
     pub const BF16_CORES: Self =
         Self { bandwidth: 35e9, peak: 600e9, merge_peak: 60e9, overhead: 0.5e-3, overlap: 0.0 };
 
+    /// Two current server cores that multiply in tiles of bf16, for weights in bf16.
+    pub const TILE_CORES: Self =
+        Self { bandwidth: 25e9, peak: 900e9, merge_peak: 60e9, overhead: 0.5e-3, overlap: 0.0 };
+
     /// A current data-centre GPU; the learned factors correct it within some steps.
     pub const GPU: Self =
         Self { bandwidth: 2e12, peak: 200e12, merge_peak: 200e12, overhead: 2e-3, overlap: 1.0 };

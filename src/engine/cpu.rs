@@ -18,7 +18,7 @@ use crate::{
     },
     merge::{FusedBuilder, FusedCache, FusedOptions, MergeError, SoupPlan, mixed_decoder},
     model::decoder::Decoder,
-    simd::Isa,
+    simd::{Bf16Products, Isa},
     soup::Soup,
     turns::{Pace, Turns},
 };
@@ -71,8 +71,8 @@ pub type CpuBackend = Loaded<CpuPasses>;
 pub struct CpuPasses {
     kernels: CpuKernels,
     cache: KvPool,
-    /// Whether products with the soup's weights are in pairs of bf16.
-    pairs: bool,
+    /// What the soup's weights are multiplied with, if in bf16.
+    products: Bf16Products,
 }
 
 impl CpuBackend {
@@ -109,11 +109,14 @@ impl CpuBackend {
         let dtype = options.kv_dtype.unwrap_or(auto.into());
         let isa = options.isa.unwrap_or_else(Isa::chosen);
         // Activations are as wide as the models of the soup: a bf16 part of a wide one is exact.
-        let isa = if plan.wide() { isa.without_bf16_dots() } else { isa };
+        let isa = if plan.wide() { isa.without_bf16() } else { isa };
         let passes = CpuPasses {
             kernels: CpuKernels::with_isa(threads, isa),
             cache: KvPool::new(kv_shape(&config, dtype, options.kv_bytes)?)?,
-            pairs: isa.has_bf16_dots() && weights == Dtype::Bf16,
+            products: match weights {
+                Dtype::Bf16 => isa.bf16_products(),
+                _ => Bf16Products::None,
+            },
         };
         let identity = Identity { config, plan, digest: soup.digest.clone() };
         Ok(Self::new(identity, merged, mixed, passes))
@@ -121,7 +124,11 @@ impl CpuBackend {
 
     /// What the cost model takes the machine for before it has measured passes.
     pub fn machine(&self) -> Machine {
-        if self.passes.pairs { Machine::BF16_CORES } else { Machine::default() }
+        match self.passes.products {
+            Bf16Products::None => Machine::default(),
+            Bf16Products::Dots => Machine::BF16_CORES,
+            Bf16Products::Tiles => Machine::TILE_CORES,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use super::{
     bf16::{Bf16Dots, Bf16Work},
     bytes::{ByteTile, ByteWork, Bytes},
+    tiles::{Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
     vector::{Lanes, Simd, Vectorised},
 };
 
@@ -259,6 +260,17 @@ impl ByteTile for Sums {
     }
 }
 
+/// Values among which are subnormal ones and some whose products are tiny.
+fn varied(i: usize) -> f32 {
+    match i % 8 {
+        0 => f32::from_bits(0x0040_0000),
+        1 => f32::from_bits(0x0090_0000 + ((i as u32) << 16)),
+        2 => -1.0e-20 * (i as f32 + 1.0),
+        3 => 3.0e-19,
+        _ => whole(i, 7) * 1.01,
+    }
+}
+
 /// The dot products of bf16.
 pub struct Bf16Check;
 
@@ -267,17 +279,9 @@ impl Bf16Work for Bf16Check {
 
     #[inline(always)]
     fn run<D: Bf16Dots>(self, d: D) -> Outcome {
-        // Subnormal inputs and results that are tiny.
-        let value = |i: usize| match i % 8 {
-            0 => f32::from_bits(0x0040_0000),
-            1 => f32::from_bits(0x0090_0000 + ((i as u32) << 16)),
-            2 => -1.0e-20 * (i as f32 + 1.0),
-            3 => 3.0e-19,
-            _ => whole(i, 7) * 1.01,
-        };
-        let mut a: [bf16; 2 * LEN] = std::array::from_fn(|i| bf16::from_f32(value(i)));
-        let mut b: [bf16; 2 * LEN] = std::array::from_fn(|i| bf16::from_f32(value(i * 3 + 1)));
-        let mut start: [f32; LEN] = std::array::from_fn(|i| value(i * 5 + 2) * 1.000_1);
+        let mut a: [bf16; 2 * LEN] = std::array::from_fn(|i| bf16::from_f32(varied(i)));
+        let mut b: [bf16; 2 * LEN] = std::array::from_fn(|i| bf16::from_f32(varied(i * 3 + 1)));
+        let mut start: [f32; LEN] = std::array::from_fn(|i| varied(i * 5 + 2) * 1.000_1);
         // A subnormal sum, and a subnormal product.
         (start[20], a[40], a[41]) = (1.0e-39, bf16::ZERO, bf16::ZERO);
         (start[21], a[42], a[43]) = (0.0, bf16::from_f32(1.0e-19), bf16::ZERO);
@@ -305,6 +309,74 @@ impl Bf16Work for Bf16Check {
         let mut outcome = Outcome(Vec::new());
         outcome.floats("dot products of bf16", out.as_flattened());
         outcome.0.push(("pairs of bf16", zipped.map(|v| u32::from(v.to_bits())).to_vec()));
+        outcome
+    }
+}
+
+/// The products of tiles of bf16.
+pub struct TileCheck;
+
+impl TileWork for TileCheck {
+    type Output = Outcome;
+
+    #[inline(always)]
+    fn run<T: Bf16Tiles>(self, t: T) -> Outcome {
+        const STEPS: usize = 2;
+        const SUMS: usize = TILE * TILE;
+        let brain = |i: usize| bf16::from_f32(varied(i));
+        let left: [bf16; 2 * TILE * STEPS * TILE_INPUTS] = std::array::from_fn(|i| brain(i * 5));
+        let right: [bf16; 2 * TILE * STEPS * TILE_INPUTS] =
+            std::array::from_fn(|i| brain(i * 3 + i / 64));
+        let (mut sums, mut turned) = ([0.0; 4 * SUMS], [0.0; 4 * SUMS]);
+        let (mut one, mut rounded) = ([0.0; TILE], [bf16::ZERO; TILE_INPUTS]);
+        let wide: [f32; TILE_INPUTS] = std::array::from_fn(|i| edges()[i + 16]);
+        // SAFETY: both hold a step's values.
+        unsafe { t.round(wide.as_ptr(), rounded.as_mut_ptr()) };
+        for (at, sum) in sums.iter_mut().enumerate() {
+            *sum = varied(at * 5 + 2) * 1.000_1;
+        }
+        // Whole tiles, then parts of tiles that go on from their sums.
+        for (rows, columns, fresh) in [(TILE, TILE, true), (5, 3, false)] {
+            let shaped = t.shaped(rows, columns);
+            // SAFETY: every array holds the tiles that it is read or written for.
+            unsafe {
+                let of = TileProduct {
+                    left: left.as_ptr(),
+                    left_row: 2 * STEPS * TILE_INPUTS,
+                    left_tile: 2 * TILE * STEPS * TILE_INPUTS,
+                    right: right.as_ptr(),
+                    right_row: 4 * columns,
+                    right_tile: 4 * columns * STEPS * TILE_INPUTS / 2,
+                    steps: STEPS,
+                    sums: sums.as_mut_ptr(),
+                    sums_row: 4 * TILE,
+                    sums_left: 8 * SUMS,
+                    sums_right: 4 * SUMS,
+                    fresh,
+                    ahead: left.as_ptr(),
+                    ahead_rows: TILE,
+                };
+                T::multiply::<2, 2>(&shaped, &of);
+                let of = TileProduct { fresh: false, ..of };
+                T::multiply::<2, 1>(&shaped, &of);
+                T::multiply::<1, 2>(&shaped, &of);
+                T::multiply::<1, 1>(&shaped, &of);
+                drop(shaped);
+                for (tile, columns) in [columns, columns, 1, 1].into_iter().enumerate() {
+                    let from = (sums.as_ptr().add(tile * SUMS), TILE);
+                    let to = (turned.as_mut_ptr().add(tile * SUMS), TILE);
+                    t.transpose([rows, columns], from, to, !fresh);
+                    t.transpose([rows, columns], from, to, true);
+                }
+                t.transpose([1, TILE], (sums.as_ptr(), TILE), (one.as_mut_ptr(), 1), false);
+            }
+        }
+        let mut outcome = Outcome(Vec::new());
+        outcome.floats("products of tiles of bf16", &sums);
+        outcome.floats("turned tiles", &turned);
+        outcome.floats("turned rows", &one);
+        let rounded = rounded.map(|v| u32::from(v.to_bits()));
+        outcome.0.push(("steps rounded to bf16", rounded.to_vec()));
         outcome
     }
 }

@@ -3,12 +3,13 @@
 //!
 //! A *set* ([`Simd`]) is a token that exists only where the machine has its instructions. Kernels
 //! are written once, as [`Vectorised`] work over any set, and [`Isa::run`] compiles them once per
-//! set with its features. Two kinds of products have instructions of their own beside a set's
-//! vectors: [`Bytes`] for quantised weights and [`Bf16Dots`].
+//! set with its features. Three kinds of products have instructions of their own beside a set's
+//! vectors: [`Bytes`] for quantised weights, [`Bf16Dots`] and [`Bf16Tiles`].
 //!
-//! | set | vectors | products of bytes | dot products of bf16 |
+//! | set | vectors | products of bytes | products of bf16 |
 //! |---|---|---|---|
-//! | `avx512-bf16` | AVX-512 F, BW, DQ, VL | VNNI | AVX512-BF16 |
+//! | `amx-bf16` | AVX-512 F, BW, DQ, VL | VNNI | tiles: AMX-BF16 |
+//! | `avx512-bf16` | AVX-512 F, BW, DQ, VL | VNNI | dot products: AVX512-BF16 |
 //! | `avx512-vnni` | AVX-512 F, BW, DQ, VL | VNNI | – |
 //! | `avx512` | AVX-512 F, BW, DQ, VL | AVX2 | – |
 //! | `avx2` | AVX2, FMA, F16C | AVX2 | – |
@@ -20,6 +21,8 @@
 //! set to use instead of the best. Everything that computes asks [`Isa::chosen`], so that a process
 //! never serves with one set and merges with another.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod bf16;
 mod bytes;
 pub mod check;
@@ -27,6 +30,7 @@ mod element;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod tiles;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -37,12 +41,14 @@ pub use bf16::{Bf16Dots, Bf16Work};
 pub use bytes::{ByteTile, ByteWork, Bytes};
 pub use element::Element;
 pub use portable::{Portable, exp};
+pub use tiles::{Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork};
 pub use vector::{Lanes, Simd, Vectorised};
 
 use self::{
     bf16::OfPairs,
     bytes::OfBytes,
-    check::{Bf16Check, ByteCheck, Mismatch, Outcome, VectorCheck},
+    check::{Bf16Check, ByteCheck, Mismatch, Outcome, TileCheck, VectorCheck},
+    tiles::OfTiles,
     vector::{Floats, Run},
 };
 
@@ -56,6 +62,8 @@ pub struct Isa(Set);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Set {
     #[cfg(target_arch = "x86_64")]
+    Amx(amx::Amx),
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16(x86::Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(x86::Avx512Vnni),
@@ -67,6 +75,18 @@ enum Set {
     Neon(neon::Neon),
     Portable,
     PortableBf16,
+    PortableTiles,
+}
+
+/// What an instruction set multiplies bf16 with. All but `None` take activations rounded to bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bf16Products {
+    /// Nothing: weights in bf16 are widened to f32.
+    None,
+    /// Dot products of pairs, [`Bf16Dots`].
+    Dots,
+    /// Products of tiles, [`Bf16Tiles`].
+    Tiles,
 }
 
 /// `LADLE_ISA` names no instruction set of this machine.
@@ -83,6 +103,8 @@ impl Isa {
     /// [`Isa::PORTABLE`] with the model of the instructions for dot products of bf16: slow, and never
     /// chosen, so that kernels over them can be tried on any machine.
     pub const PORTABLE_BF16: Self = Self(Set::PortableBf16);
+    /// The same with the model of the instructions for tiles of bf16.
+    pub const PORTABLE_TILES: Self = Self(Set::PortableTiles);
 
     /// Every instruction set of this machine that passes its check, best first.
     pub fn available() -> &'static [Self] {
@@ -127,6 +149,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Set::Amx(_) => "amx-bf16",
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(_) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Vnni(_) => "avx512-vnni",
@@ -138,28 +162,33 @@ impl Isa {
             Set::Neon(_) => "neon",
             Set::Portable => "portable",
             Set::PortableBf16 => "portable-bf16",
+            Set::PortableTiles => "portable-tiles",
         }
     }
 
-    /// The smallest set with the same vectors: the same for everything but products of bytes and dot
-    /// products of bf16.
+    /// The smallest set with the same vectors: the same for everything but products of bytes and of
+    /// bf16.
     pub fn vectors(self) -> Self {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => Self(Set::Avx512(token.dots().vectors())),
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(token) => Self(Set::Avx512(token.vectors())),
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Vnni(token) => Self(Set::Avx512(token.vectors())),
-            Set::PortableBf16 => Self::PORTABLE,
+            Set::PortableBf16 | Set::PortableTiles => Self::PORTABLE,
             _ => self,
         }
     }
 
-    /// The best set that has the same vectors and products of bytes, and no dot products of bf16.
-    pub fn without_bf16_dots(self) -> Self {
+    /// The best set that has the same vectors and products of bytes, and no products of bf16.
+    pub fn without_bf16(self) -> Self {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => Self(Set::Avx512Vnni(token.dots().vnni())),
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(token) => Self(Set::Avx512Vnni(token.vnni())),
-            Set::PortableBf16 => Self::PORTABLE,
+            Set::PortableBf16 | Set::PortableTiles => Self::PORTABLE,
             _ => self,
         }
     }
@@ -182,6 +211,8 @@ impl Isa {
     pub fn run<W: Vectorised>(self, work: W) -> W::Output {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.dots().vectors().run(Floats(work)),
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(token) => token.vectors().run(Floats(work)),
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Vnni(token) => token.vectors().run(Floats(work)),
@@ -191,7 +222,7 @@ impl Isa {
             Set::Avx2(token) => token.run(Floats(work)),
             #[cfg(target_arch = "aarch64")]
             Set::Neon(token) => token.run(Floats(work)),
-            Set::Portable | Set::PortableBf16 => work.run(Portable),
+            Set::Portable | Set::PortableBf16 | Set::PortableTiles => work.run(Portable),
         }
     }
 
@@ -199,6 +230,8 @@ impl Isa {
     #[inline(always)]
     pub fn run_bytes<W: ByteWork>(self, work: W) -> W::Output {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.dots().vnni().run(OfBytes(work)),
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(token) => token.vnni().run(OfBytes(work)),
             #[cfg(target_arch = "x86_64")]
@@ -209,18 +242,26 @@ impl Isa {
             Set::Avx2(token) => token.run(OfBytes(work)),
             #[cfg(target_arch = "aarch64")]
             Set::Neon(token) => token.run(OfBytes(work)),
-            Set::Portable | Set::PortableBf16 => work.run(Portable),
+            Set::Portable | Set::PortableBf16 | Set::PortableTiles => work.run(Portable),
         }
     }
 
-    /// Whether it multiplies in dot products of bf16.
-    pub fn has_bf16_dots(self) -> bool {
+    /// What it multiplies bf16 with.
+    pub fn bf16_products(self) -> Bf16Products {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Bf16(_) => true,
-            Set::PortableBf16 => true,
-            _ => false,
+            Set::Amx(_) => Bf16Products::Tiles,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(_) => Bf16Products::Dots,
+            Set::PortableTiles => Bf16Products::Tiles,
+            Set::PortableBf16 => Bf16Products::Dots,
+            _ => Bf16Products::None,
         }
+    }
+
+    /// Whether it multiplies in bf16, activations rounded to it.
+    pub fn multiplies_bf16(self) -> bool {
+        self.bf16_products() != Bf16Products::None
     }
 
     /// Does work on its dot products of bf16; on their slow model where it has no instructions.
@@ -228,8 +269,20 @@ impl Isa {
     pub fn run_bf16<W: Bf16Work>(self, work: W) -> W::Output {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.dots().run(OfPairs(work)),
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(token) => token.run(OfPairs(work)),
             _ => OfPairs(work).run(Portable),
+        }
+    }
+
+    /// Does work on its tiles of bf16; on their slow model where it has none.
+    #[inline(always)]
+    pub fn run_tiles<W: TileWork>(self, work: W) -> W::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.run(OfTiles(work)),
+            _ => OfTiles(work).run(Portable),
         }
     }
 
@@ -237,8 +290,11 @@ impl Isa {
     fn check(self, portable: &Outcomes) -> Result<(), Mismatch> {
         self.run(VectorCheck).compare(&portable.vectors)?;
         self.run_bytes(ByteCheck).compare(&portable.bytes)?;
-        if self.has_bf16_dots() {
+        if self.multiplies_bf16() {
             self.run_bf16(Bf16Check).compare(&portable.bf16)?;
+        }
+        if self.bf16_products() == Bf16Products::Tiles {
+            self.run_tiles(TileCheck).compare(&portable.tiles)?;
         }
         Ok(())
     }
@@ -249,6 +305,7 @@ struct Outcomes {
     vectors: Outcome,
     bytes: Outcome,
     bf16: Outcome,
+    tiles: Outcome,
 }
 
 impl Outcomes {
@@ -258,6 +315,7 @@ impl Outcomes {
             vectors: portable.run(VectorCheck),
             bytes: portable.run_bytes(ByteCheck),
             bf16: portable.run_bf16(Bf16Check),
+            tiles: portable.run_tiles(TileCheck),
         }
     }
 }
@@ -279,6 +337,7 @@ fn detected() -> Vec<Isa> {
     let mut sets = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
+        sets.extend(amx::Amx::detect().map(Set::Amx));
         sets.extend(x86::Avx512Bf16::detect().map(Set::Avx512Bf16));
         sets.extend(x86::Avx512Vnni::detect().map(Set::Avx512Vnni));
         sets.extend(x86::Avx512::detect().map(Set::Avx512));

@@ -4,10 +4,14 @@
 //! (tokens × heads of the group) that go over the context together. The context is taken in spans
 //! of [`SPAN`] tokens at fixed positions, with the running maximum and sum of an online softmax
 //! between them. Nothing that a row sums depends on which rows share its tile: tokens it may not see
-//! weigh exactly 0.
+//! weigh exactly 0. Where the instruction set has tiles of bf16 and keys and values are at most as
+//! wide, [`tiles`] does the same with them.
+
+mod tiles;
 
 use std::{cell::RefCell, ops::Range};
 
+use self::tiles::TileTask;
 use super::{
     elementwise::soft_cap,
     kv::{KvLayer, Stored},
@@ -16,8 +20,8 @@ use super::{
     tensor::Tensor,
 };
 use crate::{
-    kernels::{AttentionShape, KV_BLOCK, RelativeBias, Segment, Sight},
-    simd::{Isa, Simd, Vectorised, exp},
+    kernels::{AttentionShape, Dtype, KV_BLOCK, KvDtype, RelativeBias, Segment, Sight},
+    simd::{Bf16Products, Isa, Simd, Vectorised, exp},
 };
 
 /// Tokens of a span: the scores of a tile stay in the first-level cache.
@@ -34,6 +38,35 @@ pub(super) struct Rows<'a> {
     pub segments: &'a [Segment],
     pub sight: Sight,
     pub bias: Option<RelativeBias<'a, Tensor>>,
+}
+
+/// A row of a segment under one head.
+struct QueryRow {
+    /// Its first value in q and in the output.
+    start: usize,
+    /// Positions that it sees.
+    seen: Range<usize>,
+    /// Its own position.
+    position: usize,
+    /// Number of the row in the batch.
+    row: usize,
+    head: usize,
+}
+
+impl Rows<'_> {
+    /// The `token`-th row of a segment under `head`.
+    fn query(&self, segment: &Segment, token: usize, head: usize) -> QueryRow {
+        let row = segment.rows.start + token;
+        let position = segment.cached + token;
+        let end = match self.sight {
+            Sight::Causal => position + 1,
+            Sight::Segment => segment.cached + segment.rows.len(),
+            Sight::Cached => segment.cached,
+        };
+        let begin = self.shape.window.map_or(0, |window| end.saturating_sub(window));
+        let start = row * self.q.width() + head * self.shape.head_dim;
+        QueryRow { start, seen: begin..end, position, row, head }
+    }
 }
 
 /// Attends every row to tokens of its own sequence.
@@ -54,8 +87,23 @@ pub(super) fn attend<T: Stored>(
             tasks.extend((0..shape.kv_heads).map(|head| (segment, tokens.clone(), head)));
         }
     }
+    let tiled =
+        T::DTYPE != KvDtype::Plain(Dtype::F32) && isa.bf16_products() == Bf16Products::Tiles;
     pool.run(tasks.len(), |task| {
         let (segment, tokens, kv_head) = tasks[task].clone();
+        if tiled {
+            return TILE_SCRATCH.with_borrow_mut(|scratch| {
+                isa.run_tiles(TileTask {
+                    all: rows,
+                    segment,
+                    tokens,
+                    kv_head,
+                    layer,
+                    out,
+                    scratch,
+                });
+            });
+        }
         SCRATCH.with_borrow_mut(|scratch| {
             isa.run(Task { all: rows, segment, tokens, kv_head, layer, out, scratch });
         });
@@ -64,6 +112,7 @@ pub(super) fn attend<T: Stored>(
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
+    static TILE_SCRATCH: RefCell<tiles::Scratch> = RefCell::default();
 }
 
 /// Buffers of a tile.
@@ -99,7 +148,7 @@ impl<T: Stored> Vectorised for Task<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { all, segment, tokens, kv_head, layer, out, scratch } = self;
-        let &Rows { q, shape, sight, ref bias, .. } = all;
+        let &Rows { q, shape, ref bias, .. } = all;
         let group = shape.heads / shape.kv_heads;
         let rows = tokens.len() * group;
         let tile = MAX_ROWS.min(S::ROWS);
@@ -120,21 +169,13 @@ impl<T: Stored> Vectorised for Task<'_, T> {
             tile.scratch.biases.clear();
             for i in 0..count {
                 let (token, head) = ((first + i) / group, (first + i) % group);
-                let token = tokens.start + token;
                 let head = kv_head * group + head;
-                let start = (segment.rows.start + token) * q.width() + head * shape.head_dim;
-                let position = segment.cached + token;
-                let end = match sight {
-                    Sight::Causal => position + 1,
-                    Sight::Segment => segment.cached + segment.rows.len(),
-                    Sight::Cached => segment.cached,
-                };
-                let begin = shape.window.map_or(0, |window| end.saturating_sub(window));
+                let QueryRow { start, seen, position, row, head } =
+                    all.query(segment, tokens.start + token, head);
                 tile.q[i] = &q.data()[start..start + shape.head_dim];
-                tile.seen[i] = begin..end;
+                tile.seen[i] = seen;
                 tile.positions[i] = position;
                 if let Some(bias) = bias {
-                    let row = segment.rows.start + token;
                     bias.extend(&mut tile.scratch.biases, row, head, shape.heads);
                 }
                 starts[i] = start;
@@ -191,18 +232,26 @@ impl<T: Stored> QueryTile<'_, T> {
             for i in 0..M {
                 let seen = span.start.max(self.seen[i].start)..span.end.min(self.seen[i].end);
                 let Scratch { weights, biases, .. } = &mut *self.scratch;
-                let weights = &mut weights[i];
+                // Whole blocks, so that a position always has the same lane.
+                let origin = span.start / KV_BLOCK * KV_BLOCK;
+                let weights = &mut weights[i][origin % SPAN..]
+                    [..(span.end - origin).next_multiple_of(KV_BLOCK)];
+                let here =
+                    if seen.is_empty() { 0..0 } else { seen.start - origin..seen.end - origin };
                 if !biases.is_empty() {
                     let distances = biases.len() / M;
                     let bias = &biases[i * distances..(i + 1) * distances];
-                    add_by_distance(weights, seen.clone(), self.positions[i], bias);
+                    add_by_distance(
+                        &mut weights[here.clone()],
+                        seen.start,
+                        self.positions[i],
+                        bias,
+                    );
                 }
                 if let Some(cap) = self.cap {
-                    let first = span.start / KV_BLOCK * KV_BLOCK % SPAN;
-                    let len = span.end - span.start / KV_BLOCK * KV_BLOCK;
-                    soft_cap(&mut weights[first..first + len], cap);
+                    soft_cap(weights, cap);
                 }
-                let keep = soften(weights, &span, seen, &mut max[i], &mut total[i]);
+                let keep = soften(weights, here, &mut max[i], &mut total[i]);
                 self.scale_weights(i, &span);
                 for sum in &mut self.scratch.sums[i * head_dim..(i + 1) * head_dim] {
                     *sum *= keep;
@@ -350,44 +399,32 @@ impl RelativeBias<'_, Tensor> {
     }
 }
 
-/// Adds to the scores of the positions `seen` what `bias` has for their distances from `row`: from
-/// −reach to reach, greater ones being those of the ends.
+/// Adds to the scores of the positions from `first` on what `bias` has for their distances from `row`:
+/// from −reach to reach, greater ones being those of the ends.
 #[inline(always)]
-fn add_by_distance(weights: &mut [f32; SPAN], seen: Range<usize>, row: usize, bias: &[f32]) {
+fn add_by_distance(scores: &mut [f32], first_position: usize, row: usize, bias: &[f32]) {
     let (Some(&first), Some(&last)) = (bias.first(), bias.last()) else { return };
     let reach = bias.len() / 2;
-    let weights = &mut weights[seen.start % SPAN..][..seen.len()];
-    // The positions seen: farther before than the reach, within it, farther after.
-    let before = row.saturating_sub(reach).saturating_sub(seen.start).min(seen.len());
-    let after = (row + reach + 1).saturating_sub(seen.start).clamp(before, seen.len());
-    let within = (seen.start + before + reach).saturating_sub(row).min(bias.len());
-    weights[..before].iter_mut().for_each(|weight| *weight += first);
-    let pairs = weights[before..after].iter_mut().zip(&bias[within..]);
-    pairs.for_each(|(weight, bias)| *weight += bias);
-    weights[after..].iter_mut().for_each(|weight| *weight += last);
+    // The positions: farther before than the reach, within it, farther after.
+    let before = row.saturating_sub(reach).saturating_sub(first_position).min(scores.len());
+    let after = (row + reach + 1).saturating_sub(first_position).clamp(before, scores.len());
+    let within = (first_position + before + reach).saturating_sub(row).min(bias.len());
+    scores[..before].iter_mut().for_each(|score| *score += first);
+    let pairs = scores[before..after].iter_mut().zip(&bias[within..]);
+    pairs.for_each(|(score, bias)| *score += bias);
+    scores[after..].iter_mut().for_each(|score| *score += last);
 }
 
-/// One step of the online softmax: turns the scores of a row over `span` into weights, 0 outside
+/// One step of the online softmax: turns the scores of a row over whole blocks into weights, 0 outside
 /// `seen`; returns the factor for what was summed before.
 #[inline(always)]
-fn soften(
-    weights: &mut [f32; SPAN],
-    span: &Range<usize>,
-    seen: Range<usize>,
-    max: &mut f32,
-    total: &mut f32,
-) -> f32 {
-    // Whole blocks, so that a position always has the same lane.
-    let first = span.start / KV_BLOCK * KV_BLOCK % SPAN;
-    let weights = &mut weights
-        [first..first + (span.end - span.start / KV_BLOCK * KV_BLOCK).next_multiple_of(KV_BLOCK)];
-    let origin = span.start / KV_BLOCK * KV_BLOCK;
+fn soften(weights: &mut [f32], seen: Range<usize>, max: &mut f32, total: &mut f32) -> f32 {
     if seen.is_empty() {
         weights.fill(0.0);
         return 1.0;
     }
-    weights[..seen.start - origin].fill(f32::NEG_INFINITY);
-    weights[seen.end - origin..].fill(f32::NEG_INFINITY);
+    weights[..seen.start].fill(f32::NEG_INFINITY);
+    weights[seen.end..].fill(f32::NEG_INFINITY);
     let mut lanes = [f32::NEG_INFINITY; KV_BLOCK];
     for weights in weights.chunks_exact(KV_BLOCK) {
         for (lane, &weight) in lanes.iter_mut().zip(weights) {

@@ -45,8 +45,8 @@ pub(super) struct LinearJob<'a> {
 pub(super) enum Arithmetic {
     /// Products of bytes, weights in blocks.
     Bytes(BlockType),
-    /// Dot products of pairs of bf16.
-    Pairs,
+    /// Products of bf16.
+    Bf16,
     /// Multiply-adds of f32.
     Floats,
 }
@@ -57,7 +57,7 @@ impl LinearJob<'_> {
         let empty = self.x.rows() == 0 || self.x.width() == 0 || self.y.width() == 0;
         (!empty).then(|| match self.w.dtype() {
             Dtype::Quantised(blocks) => Arithmetic::Bytes(blocks),
-            Dtype::Bf16 if isa.has_bf16_dots() => Arithmetic::Pairs,
+            Dtype::Bf16 if isa.multiplies_bf16() => Arithmetic::Bf16,
             _ => Arithmetic::Floats,
         })
     }

@@ -75,6 +75,10 @@ pub(super) unsafe trait Stored: Copy + Send + Sync + 'static {
 
     /// Stored value, before its scale.
     fn widen(self) -> f32;
+    /// The same rounded to bf16, exact where the type is no wider.
+    fn brain(self) -> bf16;
+    /// The values, where they are stored in bf16.
+    fn brains(values: &[Self]) -> Option<&[bf16]>;
     /// Nearest stored value to `value · inverse`.
     fn narrow(value: f32, inverse: f32) -> Self;
     /// LANES values, widened.
@@ -84,7 +88,7 @@ pub(super) unsafe trait Stored: Copy + Send + Sync + 'static {
 }
 
 macro_rules! plain {
-    ($($type:ty: $dtype:ident),*) => {$(
+    ($($type:ty: $dtype:ident, $brains:expr);*) => {$(
         // SAFETY: every bit pattern is a value, by `Element`.
         unsafe impl Stored for $type {
             const DTYPE: KvDtype = KvDtype::Plain(Dtype::$dtype);
@@ -93,6 +97,15 @@ macro_rules! plain {
             #[inline(always)]
             fn widen(self) -> f32 {
                 Element::widen(self)
+            }
+            #[inline(always)]
+            fn brain(self) -> bf16 {
+                bf16::from_f32(Element::widen(self))
+            }
+            #[inline(always)]
+            fn brains(values: &[Self]) -> Option<&[bf16]> {
+                let brains: fn(&[Self]) -> Option<&[bf16]> = $brains;
+                brains(values)
             }
             #[inline(always)]
             fn narrow(value: f32, _: f32) -> Self {
@@ -106,7 +119,7 @@ macro_rules! plain {
         }
     )*};
 }
-plain!(f32: F32, bf16: Bf16);
+plain!(f32: F32, |_| None; bf16: Bf16, |values| Some(values));
 
 // SAFETY: every byte is an i8.
 unsafe impl Stored for i8 {
@@ -116,6 +129,15 @@ unsafe impl Stored for i8 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from(self)
+    }
+    #[inline(always)]
+    fn brain(self) -> bf16 {
+        // A byte has no bits below those of a bf16.
+        bf16::from_bits((f32::from(self).to_bits() >> 16) as u16)
+    }
+    #[inline(always)]
+    fn brains(_: &[Self]) -> Option<&[bf16]> {
+        None
     }
     #[inline(always)]
     fn narrow(value: f32, inverse: f32) -> Self {

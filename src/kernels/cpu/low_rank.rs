@@ -1,30 +1,38 @@
 //! The second half of low-rank layers, `y += (x ⊙ scales) Bᵀ`.
 //!
 //! With few ranks a dot product per output would spend its time on adding up lanes. Here lanes are
-//! outputs: each keeps its own sum, ranks in order (or pairs of ranks, where the instruction set
-//! multiplies in pairs of bf16 and B is in bf16), whatever the number of rows.
+//! outputs: each keeps its own sum, ranks in order, whatever the number of rows; where the
+//! instruction set multiplies in bf16 and B is in bf16, pairs of ranks in order or the ranks of a tile
+//! at a time.
+
+mod pairs;
+mod tiles;
 
 use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use half::{bf16, f16};
 
+use self::{pairs::PairPanel, tiles::TilePanel};
 use super::{
+    bf16::reserve,
     pairs::round,
     pool::Pool,
     shared::SharedMut,
-    tensor::{LINE, Line, Recycler, Tensor, brains, brains_mut, values_mut, zeroed},
+    tensor::{Line, Recycler, Tensor},
 };
 use crate::{
     kernels::{Dtype, HostTensor, KernelError, Result, check::matrix},
-    simd::{Bf16Dots, Bf16Work, Element, Isa, Lanes, Simd, Vectorised},
+    simd::{Bf16Products, Element, Isa, Simd, TILE, Vectorised},
 };
 
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 64;
 /// Vectors of outputs in a tile.
 const WIDTH: usize = 4;
-/// Rows of the largest tile.
+/// Rows of the largest tile of vectors.
 const TILE_ROWS: usize = 6;
+/// Rows of the largest tile of any kind.
+const MOST_ROWS: usize = 2 * TILE;
 /// Rows (at most) of a task.
 const TASK_ROWS: usize = 192;
 
@@ -71,7 +79,7 @@ pub(super) fn multiply(
     for LowRankJob { x, b, y } in jobs.iter_mut().filter(|job| job.x.width() > 0) {
         let panels = y.width().div_ceil(PANEL);
         end += x.rows().div_ceil(TASK_ROWS) * panels;
-        let pairs = isa.has_bf16_dots() && b.dtype() == Dtype::Bf16;
+        let pairs = isa.multiplies_bf16() && b.dtype() == Dtype::Bf16;
         let rounded = pairs.then(|| round(isa, pool, buffers, x));
         grids.push(Grid { x, rounded, b, outputs: y.width(), y: SharedMut::new(y), panels, end });
     }
@@ -82,8 +90,9 @@ pub(super) fn multiply(
         let rows = start..grid.x.rows().min(start + TASK_ROWS);
         SCRATCH.with_borrow_mut(|scratch| {
             let panel = Panel { grid, rows, panel, scratch };
-            match (&grid.rounded, grid.b.as_bf16()) {
-                (Some(x), Some(b)) => isa.run_bf16(PairPanel { panel, x, b }),
+            match (&grid.rounded, grid.b.as_bf16(), isa.bf16_products()) {
+                (Some(x), Some(b), Bf16Products::Tiles) => isa.run_tiles(TilePanel { panel, x, b }),
+                (Some(x), Some(b), _) => isa.run_bf16(PairPanel { panel, x, b }),
                 _ => isa.run(panel),
             }
         });
@@ -93,7 +102,7 @@ pub(super) fn multiply(
 /// One job cut into panels × rows.
 struct Grid<'a> {
     x: &'a Tensor,
-    /// `x` rounded to bf16, where it is multiplied in pairs.
+    /// `x` rounded to bf16, where it is multiplied in bf16.
     rounded: Option<Tensor>,
     b: &'a HostTensor,
     outputs: usize,
@@ -126,15 +135,14 @@ impl Panel<'_> {
         self.panel * values..(self.panel + 1) * values
     }
 
-    /// Adds to all rows, at most `height` at a time: in y, or in a buffer where y ends within the
-    /// panel.
+    /// Adds to `rows`, at most `height` at a time: in y, or in a buffer where y ends within the panel.
     #[inline(always)]
-    fn tiles(&self, height: usize, work: &impl PanelSums) {
+    fn tiles(&self, rows: Range<usize>, height: usize, work: &impl PanelSums) {
         let (outputs, first) = (self.grid.outputs, self.panel * PANEL);
         let len = PANEL.min(outputs - first);
-        let mut aside = [0.0f32; TILE_ROWS * PANEL];
-        for start in self.rows.clone().step_by(height) {
-            let rows = start..self.rows.end.min(start + height);
+        let mut aside = [0.0f32; MOST_ROWS * PANEL];
+        for start in rows.clone().step_by(height) {
+            let rows = start..rows.end.min(start + height);
             // SAFETY: these rows and outputs of y are this panel's alone.
             let y = |row: usize| unsafe { self.grid.y.slice(row * outputs + first, len) };
             if len == PANEL {
@@ -178,10 +186,7 @@ impl Panel<'_> {
             return self.add(s, b);
         }
         let mut scratch = std::mem::take(self.scratch);
-        if scratch.len() * LINE < b.len() {
-            scratch = zeroed(b.len().div_ceil(LINE));
-        }
-        let wide = &mut values_mut(&mut scratch)[..b.len()];
+        let wide = reserve(&mut scratch, b.len());
         for (b, wide) in b.chunks_exact(S::LANES).zip(wide.chunks_exact_mut(S::LANES)) {
             // SAFETY: both hold LANES values, which divide a panel's rows.
             unsafe { s.store(wide.as_mut_ptr(), E::load(s, b.as_ptr())) }
@@ -193,7 +198,7 @@ impl Panel<'_> {
     #[inline(always)]
     fn add<S: Simd, E: Element>(&self, s: S, b: &[E]) {
         let ranks = self.grid.x.width();
-        self.tiles(S::ROWS, &FloatSums { s, x: self.grid.x.data(), ranks, b });
+        self.tiles(self.rows.clone(), S::ROWS, &FloatSums { s, x: self.grid.x.data(), ranks, b });
     }
 }
 
@@ -277,119 +282,6 @@ unsafe fn sum<S: Simd, E: Element, const M: usize>(
         for i in 0..M {
             for j in 0..WIDTH {
                 s.store(y.add(i * ldy + j * S::LANES), sums[i][j]);
-            }
-        }
-    }
-}
-
-/// Some rows of one panel, multiplied in pairs of ranks.
-struct PairPanel<'a> {
-    panel: Panel<'a>,
-    /// The rows rounded to bf16, padded with zeros.
-    x: &'a Tensor,
-    b: &'a [bf16],
-}
-
-impl Bf16Work for PairPanel<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<D: Bf16Dots>(self, d: D) {
-        let Self { panel, x, b } = self;
-        let (b, ranks) = (&b[panel.range()], panel.grid.x.width());
-        let pairs = ranks.div_ceil(2);
-        let mut scratch = std::mem::take(panel.scratch);
-        if scratch.len() * LINE < pairs * PANEL {
-            scratch = zeroed((pairs * PANEL).div_ceil(LINE));
-        }
-        // [pair, output, 2]; an odd last rank is paired with zeros.
-        let zipped = &mut brains_mut(values_mut(&mut scratch))[..pairs * 2 * PANEL];
-        let zeros = [bf16::ZERO; PANEL];
-        for (pair, zipped) in b.chunks(2 * PANEL).zip(zipped.chunks_exact_mut(2 * PANEL)) {
-            let (first, second) = pair.split_at(PANEL);
-            let second = if second.is_empty() { &zeros[..] } else { second };
-            for at in (0..PANEL).step_by(D::S::LANES) {
-                // SAFETY: both ranks have a panel of outputs, which LANES divide.
-                unsafe {
-                    let v = d.zip(first.as_ptr().add(at), second.as_ptr().add(at));
-                    d.store_pairs(zipped.as_mut_ptr().add(2 * at), v);
-                }
-            }
-        }
-        let (x, ldx) = (brains(x.data()), 2 * x.width());
-        panel.tiles(TILE_ROWS, &PairSums { d, x, ldx, b: zipped });
-        *panel.scratch = scratch;
-    }
-}
-
-/// Sums of pairs of ranks in bf16.
-struct PairSums<'a, D> {
-    d: D,
-    x: &'a [bf16],
-    ldx: usize,
-    /// `[pair, output, 2]`
-    b: &'a [bf16],
-}
-
-impl<D: Bf16Dots> PanelSums for PairSums<'_, D> {
-    #[inline(always)]
-    unsafe fn add(&self, rows: Range<usize>, y: *mut f32, ldy: usize) {
-        let &Self { d, x, ldx, b } = self;
-        let x = (&x[rows.start * ldx..rows.end * ldx], ldx);
-        // SAFETY: the caller's; x has whole pairs.
-        unsafe {
-            match rows.len() {
-                1 => sum_pairs::<D, 1>(d, x, b, (y, ldy)),
-                2 => sum_pairs::<D, 2>(d, x, b, (y, ldy)),
-                3 => sum_pairs::<D, 3>(d, x, b, (y, ldy)),
-                4 => sum_pairs::<D, 4>(d, x, b, (y, ldy)),
-                5 => sum_pairs::<D, 5>(d, x, b, (y, ldy)),
-                6 => sum_pairs::<D, 6>(d, x, b, (y, ldy)),
-                rows => unreachable!("a tile of {rows} rows"),
-            }
-        }
-    }
-}
-
-/// `y[i, ·] += Σ x[i, pair] b[pair, ·]` for `M` rows and one panel, pairs in order.
-/// # Safety
-/// `x` has M rows of all pairs of `b`, `ldx` values apart; `y` M rows of a panel, `ldy` apart,
-/// written by this task alone.
-#[inline(always)]
-unsafe fn sum_pairs<D: Bf16Dots, const M: usize>(
-    d: D,
-    (x, ldx): (&[bf16], usize),
-    b: &[bf16],
-    (y, ldy): (*mut f32, usize),
-) {
-    let (s, lanes) = (d.vectors(), D::S::LANES);
-    for at in (0..PANEL).step_by(WIDTH * lanes) {
-        // SAFETY: the caller's.
-        unsafe {
-            let y = y.add(at);
-            let mut sums = [[s.splat(0.0); WIDTH]; M];
-            for i in 0..M {
-                for j in 0..WIDTH {
-                    sums[i][j] = s.load(y.add(i * ldy + j * lanes));
-                }
-            }
-            for (pair, b) in b.chunks_exact(2 * PANEL).enumerate() {
-                let mut wide = [d.splat_pair([bf16::ZERO; 2]); WIDTH];
-                for j in 0..WIDTH {
-                    wide[j] = d.pairs(b.as_ptr().add(2 * (at + j * lanes)));
-                }
-                for i in 0..M {
-                    let at = i * ldx + 2 * pair;
-                    let x = d.splat_pair([*x.get_unchecked(at), *x.get_unchecked(at + 1)]);
-                    for j in 0..WIDTH {
-                        sums[i][j] = d.dot(sums[i][j], wide[j], x);
-                    }
-                }
-            }
-            for i in 0..M {
-                for j in 0..WIDTH {
-                    s.store(y.add(i * ldy + j * lanes), sums[i][j]);
-                }
             }
         }
     }

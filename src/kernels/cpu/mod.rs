@@ -6,6 +6,7 @@
 //! order that only the weight's shape fixes, so batched and lone rows agree bit for bit.
 
 mod attention;
+mod bf16;
 mod elementwise;
 mod gemm;
 mod kv;
@@ -17,6 +18,7 @@ mod quantised;
 mod shared;
 mod tensor;
 mod tile;
+mod tiles;
 
 use std::{
     ops::Range,
@@ -57,7 +59,7 @@ impl CpuKernels {
     /// Kernels that use `threads` threads, the caller's included (at least 1), and take activations
     /// as they are: products with bf16 weights are in f32.
     pub fn new(threads: usize) -> Self {
-        Self::with_isa(threads, Isa::chosen().without_bf16_dots())
+        Self::with_isa(threads, Isa::chosen().without_bf16())
     }
 
     /// Kernels that use a chosen instruction set. One that multiplies in dot products of bf16 rounds
@@ -113,11 +115,11 @@ impl CpuKernels {
     fn multiply(&self, jobs: &mut [gemm::LinearJob<'_>]) {
         let quantised =
             quantised::QuantisedProducts::new(self.isa, &self.pool, &self.buffers, jobs);
-        let pairs = pairs::PairProducts::new(self.isa, &self.pool, &self.buffers, jobs);
+        let narrow = bf16::NarrowProducts::new(self.isa, &self.pool, &self.buffers, jobs);
         let plain = gemm::DenseProducts::new(self.isa, &self.pool, &self.buffers, jobs);
-        self.pool.run(quantised.tasks + pairs.tasks + plain.tasks, |task| {
+        self.pool.run(quantised.tasks + narrow.tasks + plain.tasks, |task| {
             let Some(task) = task.checked_sub(quantised.tasks) else { return quantised.run(task) };
-            let Some(task) = task.checked_sub(pairs.tasks) else { return pairs.run(task) };
+            let Some(task) = task.checked_sub(narrow.tasks) else { return narrow.run(task) };
             plain.run(task)
         });
     }

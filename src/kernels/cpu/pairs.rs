@@ -1,23 +1,19 @@
-//! Products with bf16 weights in dot products of pairs: `y (+)= x Wᵀ`, `W` row-major `[out, in]`.
+//! Products with bf16 weights in dot products of pairs.
 //!
-//! Each row of x is rounded to bf16 once. Both operands run along the inputs, so an output is a dot
-//! product: [`Simd::LANES`] sums of pairs, added up in a fixed tree at the end of each of a few
-//! stretches of the inputs, stretches in order. Instruction set and number of inputs alone fix that
-//! order: tiles of any height give the same bits, which is why a request's tokens do not depend on
-//! who shares its batch.
-//!
-//! Weights are multiplied as stored, without a copy, but for rows that fill no whole vector.
+//! Both operands run along the inputs, so an output is a dot product: [`Simd::LANES`] sums of pairs,
+//! added up in a fixed tree at the end of each of a few stretches of the inputs, stretches in order:
+//! tiles of any height give the same bits.
 
-use std::{cell::RefCell, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use half::bf16;
 
 use super::{
-    gemm::{Arithmetic, LinearJob},
+    bf16::{Cut, Grid, Scratch, pad},
     pair_tile::PairTile,
-    pool::{Pool, in_streams},
+    pool::Pool,
     shared::SharedMut,
-    tensor::{LINE, Line, Recycler, Tensor, brains, brains_mut, values_mut, zeroed},
+    tensor::{Recycler, Tensor, brains, brains_mut},
 };
 use crate::simd::{Bf16Dots, Bf16Work, Isa, Lanes, Simd, Vectorised};
 
@@ -40,86 +36,11 @@ const TASK_BYTES: usize = 96 * 1024;
 /// Inputs (at most) between two sums over lanes: few rows' values of them fit the first-level cache.
 const STRETCH: usize = 768;
 
-/// Products cut into tasks.
-pub(super) struct PairProducts<'a> {
-    isa: Isa,
-    threads: usize,
-    inputs: Vec<Rounded<'a>>,
-    grids: Vec<Grid<'a>>,
-    /// Number of tasks.
-    pub(super) tasks: usize,
-}
-
-/// An input, and its rows as [`round`] gives them.
-struct Rounded<'a> {
-    x: &'a Tensor,
-    rounded: Tensor,
-}
-
-impl<'a> PairProducts<'a> {
-    /// Rounds the inputs of the jobs that are multiplied in pairs, and cuts the jobs.
-    pub(super) fn new(
-        isa: Isa,
-        pool: &Pool,
-        buffers: &Arc<Recycler>,
-        jobs: &mut [LinearJob<'a>],
-    ) -> Self {
-        let threads = pool.threads();
-        let mut plan = Self { isa, threads, inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
-        for job in jobs {
-            let Some(Arithmetic::Pairs) = job.arithmetic(isa) else { continue };
-            let Some(w) = job.w.as_bf16() else { continue };
-            let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
-            let same = |r: &Rounded<'_>| std::ptr::eq(r.x, job.x);
-            let input = plan.inputs.iter().position(same).unwrap_or_else(|| {
-                let rounded = round(isa, pool, buffers, job.x);
-                plan.inputs.push(Rounded { x: job.x, rounded });
-                plan.inputs.len() - 1
-            });
-            let row_tasks = rows.div_ceil(TASK_ROWS);
-            let times = rows.div_ceil(row_tasks).div_ceil(FEW_ROWS);
-            let task_outputs = TASK_BYTES / (2 * inputs * times);
-            let task_outputs = task_outputs.next_multiple_of(BLOCK_OUTPUTS).max(BLOCK_OUTPUTS);
-            plan.tasks += row_tasks * outputs.div_ceil(task_outputs);
-            plan.grids.push(Grid {
-                input,
-                w,
-                y: SharedMut::new(&mut job.y),
-                rows,
-                inputs,
-                outputs,
-                fresh: job.fresh,
-                row_tasks,
-                task_outputs,
-                end: plan.tasks,
-            });
-        }
-        plan
-    }
-
-    /// Does one task. Every task must be run exactly once.
-    pub(super) fn run(&self, task: usize) {
-        let Some(index) = self.grids.iter().position(|grid| task < grid.end) else { return };
-        let first = if index == 0 { 0 } else { self.grids[index - 1].end };
-        let grid = &self.grids[index];
-        let task = in_streams(task - first, grid.end - first, self.threads);
-        let (row, part) = (task % grid.row_tasks, task / grid.row_tasks);
-        let step = grid.rows.div_ceil(grid.row_tasks);
-        SCRATCH.with_borrow_mut(|scratch| {
-            self.isa.run_bf16(PairTask {
-                grid,
-                x: &self.inputs[grid.input].rounded,
-                rows: row * step..grid.rows.min((row + 1) * step),
-                outs: part * grid.task_outputs..grid.outputs.min((part + 1) * grid.task_outputs),
-                scratch,
-            });
-        });
-    }
-}
-
-thread_local! {
-    /// Weights of the block at work, where their rows had to be padded.
-    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+/// How the rows and outputs of a product with `inputs` inputs are cut.
+pub(super) fn cut(rows: usize, inputs: usize) -> Cut {
+    let rows = rows.div_ceil(rows.div_ceil(TASK_ROWS));
+    let outputs = TASK_BYTES / (2 * inputs * rows.div_ceil(FEW_ROWS));
+    Cut { rows, outputs: outputs.next_multiple_of(BLOCK_OUTPUTS).max(BLOCK_OUTPUTS) }
 }
 
 /// The rows of `x` rounded to bf16 and padded with zeros, two values in the place of an f32.
@@ -180,28 +101,13 @@ impl Vectorised for Round<'_> {
     }
 }
 
-/// One job cut into outputs × rows.
-struct Grid<'a> {
-    input: usize,
-    w: &'a [bf16],
-    y: SharedMut,
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    fresh: bool,
-    row_tasks: usize,
-    task_outputs: usize,
-    /// One past the last task of this job.
-    end: usize,
-}
-
 /// Some outputs of some rows.
-struct PairTask<'a> {
-    grid: &'a Grid<'a>,
-    x: &'a Tensor,
-    rows: Range<usize>,
-    outs: Range<usize>,
-    scratch: &'a mut Vec<Line>,
+pub(super) struct PairTask<'a> {
+    pub(super) grid: &'a Grid<'a>,
+    pub(super) x: &'a Tensor,
+    pub(super) rows: Range<usize>,
+    pub(super) outs: Range<usize>,
+    pub(super) scratch: &'a mut Scratch,
 }
 
 impl Bf16Work for PairTask<'_> {
@@ -217,26 +123,12 @@ impl Bf16Work for PairTask<'_> {
             let rows = if inputs == width {
                 stored.as_ptr()
             } else {
-                pad(stored, inputs, width, self.scratch)
+                pad(stored, inputs, width, &mut self.scratch.padded)
             };
             // SAFETY: all outs have a row, each of whole chunks.
             unsafe { self.block(d, (rows, width), outs) };
         }
     }
-}
-
-/// Rows of `inputs` weights, padded with zeros to `width` in the scratch.
-fn pad(w: &[bf16], inputs: usize, width: usize, scratch: &mut Vec<Line>) -> *const bf16 {
-    let lines = (w.len() / inputs * width).div_ceil(2 * LINE);
-    if scratch.len() < lines {
-        *scratch = zeroed(lines);
-    }
-    let padded = brains_mut(values_mut(scratch)).chunks_exact_mut(width);
-    for (w, padded) in w.chunks_exact(inputs).zip(padded) {
-        padded[..inputs].copy_from_slice(w);
-        padded[inputs..].fill(bf16::ZERO);
-    }
-    scratch.as_ptr().cast()
 }
 
 /// A stretch of the inputs of a block of outputs.

@@ -1,0 +1,82 @@
+//! The ranks of a low-rank layer in tiles: rows of x are the left ones, a panel's outputs the right
+//! ones.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::{MOST_ROWS, PANEL, Panel, PanelSums, pairs::zip};
+use crate::{
+    kernels::cpu::{
+        tensor::{Tensor, brains},
+        tiles::whole_and_rest,
+    },
+    simd::{Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
+};
+
+/// Some rows of one panel, multiplied in tiles.
+pub(super) struct TilePanel<'a> {
+    pub(super) panel: Panel<'a>,
+    /// The rows rounded to bf16, padded with zeros.
+    pub(super) x: &'a Tensor,
+    pub(super) b: &'a [bf16],
+}
+
+impl TileWork for TilePanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<T: Bf16Tiles>(self, t: T) {
+        let Self { panel, x, b } = self;
+        let steps = panel.grid.x.width().div_ceil(TILE_INPUTS);
+        let mut scratch = std::mem::take(panel.scratch);
+        let b = zip(t.dots(), &b[panel.range()], steps * TILE_INPUTS / 2, &mut scratch);
+        let (x, ldx) = (brains(x.data()), 2 * x.width());
+        for rows in whole_and_rest(panel.rows.clone()) {
+            let shaped = t.shaped(rows.len().min(TILE), TILE);
+            panel.tiles(rows, MOST_ROWS, &TileSums::<T> { shaped: &shaped, x, ldx, b, steps });
+        }
+        *panel.scratch = scratch;
+    }
+}
+
+/// Sums of the ranks of a tile at a time.
+struct TileSums<'a, T: Bf16Tiles> {
+    shaped: &'a T::Shaped,
+    x: &'a [bf16],
+    ldx: usize,
+    /// `[pair, output, 2]`
+    b: &'a [bf16],
+    steps: usize,
+}
+
+impl<T: Bf16Tiles> PanelSums for TileSums<'_, T> {
+    #[inline(always)]
+    unsafe fn add(&self, rows: Range<usize>, y: *mut f32, ldy: usize) {
+        for first in (0..PANEL).step_by(2 * TILE) {
+            // SAFETY: x has the rows, b the panel; y is the caller's.
+            unsafe {
+                let of = TileProduct {
+                    left: self.x[rows.start * self.ldx..].as_ptr(),
+                    left_row: 2 * self.ldx,
+                    left_tile: 2 * TILE * self.ldx,
+                    right: self.b[2 * first..].as_ptr(),
+                    right_row: 4 * PANEL,
+                    right_tile: 4 * TILE,
+                    steps: self.steps,
+                    sums: y.add(first),
+                    sums_row: 4 * ldy,
+                    sums_left: 4 * TILE * ldy,
+                    sums_right: 4 * TILE,
+                    fresh: false,
+                    ahead: self.b.as_ptr(),
+                    ahead_rows: 0,
+                };
+                match rows.len().div_ceil(TILE) {
+                    2 => T::multiply::<2, 2>(self.shaped, &of),
+                    _ => T::multiply::<1, 2>(self.shaped, &of),
+                }
+            }
+        }
+    }
+}

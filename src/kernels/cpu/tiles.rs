@@ -1,0 +1,227 @@
+//! Products with bf16 weights in tiles.
+//!
+//! Weights are the left tiles, as they are stored; rows of x are the columns of the right ones, laid
+//! out in pairs of inputs as they are rounded. Sums come as `[output, row]` and are turned round as
+//! they go to y. An output takes [`TILE_INPUTS`] inputs at a time, in order, whatever the rows.
+
+use std::{ops::Range, sync::Arc};
+
+use half::bf16;
+
+use super::{
+    bf16::{Cut, Grid, Scratch, pad, reserve},
+    pool::Pool,
+    shared::SharedMut,
+    tensor::{Line, Recycler, Tensor, brains},
+};
+use crate::simd::{Bf16Tiles, Isa, TILE, TILE_INPUTS, TileProduct, TileWork};
+
+/// Rows (at most) of a task: whole pairs of tiles.
+const TASK_ROWS: usize = 192;
+/// Bytes of weights of a task of few rows; tasks of more rows take less.
+const TASK_BYTES: usize = 96 * 1024;
+/// Outputs that a task takes a multiple of: a pair of tiles.
+const BLOCK_OUTPUTS: usize = 2 * TILE;
+/// Values of a tile's sums while they are kept.
+const SUMS: usize = TILE * TILE;
+/// Steps (at most) between two rests of the sums in memory: rows and weights of them stay in the
+/// second-level cache.
+const STRETCH: usize = 32;
+
+/// How the rows and outputs of a product with `inputs` inputs are cut.
+pub(super) fn cut(rows: usize, inputs: usize) -> Cut {
+    let rows = rows.div_ceil(rows.div_ceil(TASK_ROWS)).next_multiple_of(2 * TILE);
+    let outputs = TASK_BYTES / (2 * inputs * rows.div_ceil(2 * TILE));
+    Cut { rows, outputs: outputs.next_multiple_of(BLOCK_OUTPUTS).max(BLOCK_OUTPUTS) }
+}
+
+/// The rows of `x` rounded to bf16, padded with zeros to whole steps, sixteen after sixteen, each
+/// `[pair of inputs, row, 2]`.
+pub(super) fn round(isa: Isa, pool: &Pool, buffers: &Arc<Recycler>, x: &Tensor) -> Tensor {
+    let (rows, inputs) = (x.rows(), x.width());
+    let width = inputs.next_multiple_of(TILE_INPUTS) / 2;
+    let mut rounded = buffers.stale(rows, width);
+    let out = SharedMut::new(&mut rounded);
+    // Rounding a few rows is cheaper than waking a thread.
+    let step = if rows < 32 { rows.max(1) } else { TILE };
+    pool.run(rows.div_ceil(step), |task| {
+        let rows = task * step..rows.min((task + 1) * step);
+        for first in rows.clone().step_by(TILE) {
+            let count = TILE.min(rows.end - first);
+            // SAFETY: these rows are this task's alone.
+            let out = unsafe { out.slice(first * width, count * width) };
+            let x = &x.data()[first * inputs..(first + count) * inputs];
+            isa.run_tiles(Round { x, out, inputs });
+        }
+    });
+    rounded
+}
+
+/// A tile of rows.
+struct Round<'a> {
+    x: &'a [f32],
+    out: &'a mut [f32],
+    inputs: usize,
+}
+
+impl TileWork for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<T: Bf16Tiles>(self, t: T) {
+        let Self { x, out, inputs } = self;
+        let rows = x.len() / inputs;
+        let mut step = [[bf16::ZERO; TILE_INPUTS]; TILE];
+        for (at, out) in out.chunks_exact_mut(rows * TILE_INPUTS / 2).enumerate() {
+            let at = at * TILE_INPUTS;
+            let len = TILE_INPUTS.min(inputs - at);
+            for (x, step) in x.chunks_exact(inputs).zip(&mut step) {
+                let mut tail = [0.0; TILE_INPUTS];
+                let x = if len < TILE_INPUTS {
+                    tail[..len].copy_from_slice(&x[at..]);
+                    tail.as_ptr()
+                } else {
+                    x[at..].as_ptr()
+                };
+                // SAFETY: both hold the inputs of a step.
+                unsafe { t.round(x, step.as_mut_ptr()) }
+            }
+            let pairs = TILE_INPUTS / 2;
+            let (from, to) = (step.as_ptr().cast(), out.as_mut_ptr());
+            // SAFETY: a step holds sixteen pairs of each row, and so does `out`.
+            unsafe { t.transpose([rows, pairs], (from, pairs), (to, rows), false) };
+        }
+    }
+}
+
+/// Some outputs of some rows.
+pub(super) struct TileTask<'a> {
+    pub(super) grid: &'a Grid<'a>,
+    pub(super) x: &'a Tensor,
+    pub(super) rows: Range<usize>,
+    pub(super) outs: Range<usize>,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+impl TileWork for TileTask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<T: Bf16Tiles>(self, t: T) {
+        let Self { grid, x, rows, outs, scratch } = self;
+        let inputs = grid.inputs;
+        let width = inputs.next_multiple_of(TILE_INPUTS);
+        let stored = &grid.w[outs.start * inputs..outs.end * inputs];
+        let w = if inputs == width {
+            stored.as_ptr()
+        } else {
+            pad(stored, inputs, width, &mut scratch.padded)
+        };
+        let region = Region { grid, x: brains(x.data()), w, width, first: outs.start };
+        for rows in whole_and_rest(rows) {
+            for outs in whole_and_rest(outs.clone()) {
+                // SAFETY: `w` holds all outs, x all rows.
+                unsafe { region.multiply(t, rows.clone(), outs, &mut scratch.sums) };
+            }
+        }
+    }
+}
+
+/// A range as one of whole tiles and the rest, each where it is not empty.
+pub(super) fn whole_and_rest(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let whole = range.end - range.len() % TILE;
+    [range.start..whole, whole..range.end].into_iter().filter(|range| !range.is_empty())
+}
+
+/// What the parts of a task have in common.
+struct Region<'a> {
+    grid: &'a Grid<'a>,
+    x: &'a [bf16],
+    /// The weights of the first output, rows `width` apart.
+    w: *const bf16,
+    width: usize,
+    first: usize,
+}
+
+impl Region<'_> {
+    /// Rows × outputs: whole tiles, or a part of one.
+    /// # Safety
+    /// `w` holds all outs, x all rows.
+    #[inline(always)]
+    unsafe fn multiply<T: Bf16Tiles>(
+        &self,
+        t: T,
+        rows: Range<usize>,
+        outs: Range<usize>,
+        sums: &mut Vec<Line>,
+    ) {
+        let (columns, height) = (rows.len().min(TILE), outs.len().min(TILE));
+        let shaped = t.shaped(height, columns);
+        let (row_tiles, out_tiles) = (rows.len().div_ceil(TILE), outs.len().div_ceil(TILE));
+        let steps = self.width / TILE_INPUTS;
+        let stretches = if row_tiles <= 2 { 1 } else { steps.div_ceil(STRETCH) };
+        let kept = if stretches == 1 { 4 } else { row_tiles * out_tiles };
+        let sums = reserve(sums, kept * SUMS).as_mut_ptr();
+        for stretch in 0..stretches {
+            let begin = stretch * steps / stretches;
+            let end = (stretch + 1) * steps / stretches;
+            let mut out = 0;
+            while out < out_tiles {
+                let m = 2.min(out_tiles - out);
+                let ahead_rows = (2 * TILE).div_ceil(row_tiles.div_ceil(2));
+                let mut row = 0;
+                while row < row_tiles {
+                    let n = 2.min(row_tiles - row);
+                    let at = if stretches == 1 { 0 } else { out * row_tiles + row * m };
+                    let first_row = rows.start + row * TILE;
+                    let first_out = outs.start + out * TILE;
+                    // SAFETY: the caller's; `sums` holds what is kept.
+                    unsafe {
+                        let sums = sums.add(at * SUMS);
+                        let of = TileProduct {
+                            left: self
+                                .w
+                                .add((first_out - self.first) * self.width + begin * TILE_INPUTS),
+                            left_row: 2 * self.width,
+                            left_tile: 2 * TILE * self.width,
+                            right: self
+                                .x
+                                .as_ptr()
+                                .add(first_row * self.width + begin * TILE_INPUTS * columns),
+                            right_row: 4 * columns,
+                            right_tile: 2 * TILE * self.width,
+                            steps: end - begin,
+                            sums,
+                            sums_row: 4 * TILE,
+                            sums_left: 4 * n * SUMS,
+                            sums_right: 4 * SUMS,
+                            fresh: stretch == 0,
+                            ahead: self.grid.w.as_ptr().wrapping_add(
+                                (first_out + 2 * TILE + row / 2 * ahead_rows) * self.width
+                                    + begin * TILE_INPUTS,
+                            ),
+                            ahead_rows,
+                        };
+                        match (m, n) {
+                            (2, 2) => T::multiply::<2, 2>(&shaped, &of),
+                            (2, 1) => T::multiply::<2, 1>(&shaped, &of),
+                            (1, 2) => T::multiply::<1, 2>(&shaped, &of),
+                            _ => T::multiply::<1, 1>(&shaped, &of),
+                        }
+                        if stretch + 1 == stretches {
+                            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                                let from = (sums.add((i * n + j) * SUMS).cast_const(), TILE);
+                                let outputs = self.grid.outputs;
+                                let y = (first_row + j * TILE) * outputs + first_out + i * TILE;
+                                let to = (self.grid.y.at(y), outputs);
+                                t.transpose([height, columns], from, to, !self.grid.fresh);
+                            }
+                        }
+                    }
+                    row += n;
+                }
+                out += m;
+            }
+        }
+    }
+}
