@@ -143,6 +143,20 @@ struct Region<'a> {
     first: usize,
 }
 
+/// A pair of tiles of outputs × a pair of tiles of rows, or one instead of a pair.
+#[derive(Clone, Copy)]
+struct Pair {
+    first_out: usize,
+    out_tiles: usize,
+    first_row: usize,
+    row_tiles: usize,
+}
+
+/// Tiles two by two: the first of each pair and how many they are.
+fn pairs(tiles: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..tiles).step_by(2).map(move |first| (first, 2.min(tiles - first)))
+}
+
 impl Region<'_> {
     /// Rows × outputs: whole tiles, or a part of one.
     /// # Safety
@@ -155,52 +169,36 @@ impl Region<'_> {
         outs: Range<usize>,
         sums: &mut Vec<Line>,
     ) {
-        let (columns, height) = (rows.len().min(TILE), outs.len().min(TILE));
-        let shaped = t.shaped(height, columns);
-        let (row_tiles, out_tiles) = (rows.len().div_ceil(TILE), outs.len().div_ceil(TILE));
+        let shape = [outs.len().min(TILE), rows.len().min(TILE)];
+        let shaped = t.shaped(shape[0], shape[1]);
+        let [out_tiles, row_tiles] = [outs.len(), rows.len()].map(|len| len.div_ceil(TILE));
         let steps = self.width / TILE_INPUTS;
         let stretches = if row_tiles <= 2 { 1 } else { steps.div_ceil(STRETCH) };
         let kept = if stretches == 1 { 4 } else { row_tiles * out_tiles };
         let sums = reserve(sums, kept * SUMS).as_mut_ptr();
+        // Weights of the next pair of outputs are prefetched meanwhile, in equal parts.
+        let ahead_rows = (2 * TILE).div_ceil(row_tiles.div_ceil(2));
         for stretch in 0..stretches {
-            let begin = stretch * steps / stretches;
-            let end = (stretch + 1) * steps / stretches;
-            let mut out = 0;
-            while out < out_tiles {
-                let m = 2.min(out_tiles - out);
-                let ahead_rows = (2 * TILE).div_ceil(row_tiles.div_ceil(2));
-                let mut row = 0;
-                while row < row_tiles {
-                    let n = 2.min(row_tiles - row);
+            let steps = stretch * steps / stretches..(stretch + 1) * steps / stretches;
+            for (out, m) in pairs(out_tiles) {
+                for (row, n) in pairs(row_tiles) {
+                    let pair = Pair {
+                        first_out: outs.start + out * TILE,
+                        out_tiles: m,
+                        first_row: rows.start + row * TILE,
+                        row_tiles: n,
+                    };
                     let at = if stretches == 1 { 0 } else { out * row_tiles + row * m };
-                    let first_row = rows.start + row * TILE;
-                    let first_out = outs.start + out * TILE;
                     // SAFETY: the caller's; `sums` holds what is kept.
                     unsafe {
                         let sums = sums.add(at * SUMS);
+                        let ahead = self.weights(pair.first_out + 2 * TILE + row / 2 * ahead_rows);
                         let of = TileProduct {
-                            left: self
-                                .w
-                                .add((first_out - self.first) * self.width + begin * TILE_INPUTS),
-                            left_row: 2 * self.width,
-                            left_tile: 2 * TILE * self.width,
-                            right: self
-                                .x
-                                .as_ptr()
-                                .add(first_row * self.width + begin * TILE_INPUTS * columns),
-                            right_row: 4 * columns,
-                            right_tile: 2 * TILE * self.width,
-                            steps: end - begin,
                             sums,
-                            sums_row: 4 * TILE,
-                            sums_left: 4 * n * SUMS,
-                            sums_right: 4 * SUMS,
                             fresh: stretch == 0,
-                            ahead: self.grid.w.as_ptr().wrapping_add(
-                                (first_out + 2 * TILE + row / 2 * ahead_rows) * self.width
-                                    + begin * TILE_INPUTS,
-                            ),
+                            ahead: ahead.wrapping_add(steps.start * TILE_INPUTS),
                             ahead_rows,
+                            ..self.product(pair, &steps, shape[1])
                         };
                         match (m, n) {
                             (2, 2) => T::multiply::<2, 2>(&shaped, &of),
@@ -209,18 +207,56 @@ impl Region<'_> {
                             _ => T::multiply::<1, 1>(&shaped, &of),
                         }
                         if stretch + 1 == stretches {
-                            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                                let from = (sums.add((i * n + j) * SUMS).cast_const(), TILE);
-                                let outputs = self.grid.outputs;
-                                let y = (first_row + j * TILE) * outputs + first_out + i * TILE;
-                                let to = (self.grid.y.at(y), outputs);
-                                t.transpose([height, columns], from, to, !self.grid.fresh);
-                            }
+                            self.store(t, pair, shape, sums);
                         }
                     }
-                    row += n;
                 }
-                out += m;
+            }
+        }
+    }
+
+    /// The weights of an output of the task, or where they would lie.
+    fn weights(&self, out: usize) -> *const bf16 {
+        self.w.wrapping_add((out - self.first) * self.width)
+    }
+
+    /// A pair over some steps; rows lie in tiles of `columns`.
+    #[inline(always)]
+    fn product(&self, pair: Pair, steps: &Range<usize>, columns: usize) -> TileProduct {
+        let right = pair.first_row * self.width + steps.start * TILE_INPUTS * columns;
+        TileProduct {
+            left: self.weights(pair.first_out).wrapping_add(steps.start * TILE_INPUTS),
+            left_row: 2 * self.width,
+            left_tile: 2 * TILE * self.width,
+            right: self.x[right..].as_ptr(),
+            right_row: 4 * columns,
+            right_tile: 2 * TILE * self.width,
+            steps: steps.len(),
+            sums: std::ptr::null_mut(),
+            sums_row: 4 * TILE,
+            sums_left: 4 * pair.row_tiles * SUMS,
+            sums_right: 4 * SUMS,
+            fresh: true,
+            ahead: self.w,
+            ahead_rows: 0,
+        }
+    }
+
+    /// Turns the sums of a pair round on their way to y.
+    /// # Safety
+    /// `sums` holds them, and this task alone writes their places in y.
+    #[inline(always)]
+    unsafe fn store<T: Bf16Tiles>(&self, t: T, pair: Pair, shape: [usize; 2], sums: *const f32) {
+        let outputs = self.grid.outputs;
+        for i in 0..pair.out_tiles {
+            for j in 0..pair.row_tiles {
+                let first = (pair.first_row + j * TILE) * outputs + pair.first_out + i * TILE;
+                // SAFETY: the caller's.
+                unsafe {
+                    let from = (sums.add((i * pair.row_tiles + j) * SUMS), TILE);
+                    let to = (self.grid.y.at(first), outputs);
+                    t.transpose(shape, from, to, !self.grid.fresh);
+                }
             }
         }
     }

@@ -163,12 +163,14 @@ impl<T: Stored> TileTask<'_, T> {
         scratch: &mut Scratch,
     ) {
         let head_dim = self.all.shape.head_dim;
-        let padded = span.start..span.end.next_multiple_of(TILE_INPUTS);
+        let tokens = span.len().next_multiple_of(TILE_INPUTS);
         let Scratch { keys, values, .. } = scratch;
-        keys.clear();
-        keys.resize(padded.len() * wide, bf16::ZERO);
-        values.clear();
-        values.resize(padded.len() * columns, bf16::ZERO);
+        // Zeros where nothing is written below: after the span, and in the padding.
+        let written = if [wide, columns] == [head_dim; 2] { span.len() / TILE_INPUTS } else { 0 };
+        for (buffer, width) in [(&mut *keys, wide), (&mut *values, columns)] {
+            buffer.resize(buffer.len().max(tokens * width), bf16::ZERO);
+            buffer[written * TILE_INPUTS * width..tokens * width].fill(bf16::ZERO);
+        }
         let blocks = span.start / KV_BLOCK..span.end.div_ceil(KV_BLOCK);
         for (block, keys) in blocks.zip(keys.chunks_exact_mut(KV_BLOCK * wide)) {
             let (k, v) = self.layer.head(self.segment.blocks[block], self.kv_head);
