@@ -1,6 +1,7 @@
 """The load: seeded prompts and preferences, clients that stream, and what is measured of them."""
 
 import asyncio
+import itertools
 import json
 import math
 import random
@@ -32,6 +33,11 @@ def prompt(index, seed):
     have a prefix in common that a server could keep."""
     rng = random.Random(f"{seed} {index}")
     return f"{rng.randrange(10**5)}. {' '.join(rng.sample(SENTENCES, 5))}\n\nIn one sentence:"
+
+
+def prompts(first, seed):
+    """Prompts from number `first` on."""
+    return (prompt(index, seed) for index in itertools.count(first))
 
 
 def preference(index, seed):
@@ -81,8 +87,7 @@ class Run:
         """Sends one request with the next prompt, keeps its answer."""
         answer = Answer(client, mix)
         self.answers.append(answer)
-        path, body = self.server.request(prompt(self.prompts, self.seed), mix, tokens, self.seed)
-        self.prompts += 1
+        path, body = self.server.request(next(self.prompts), mix, tokens, self.seed)
         answer.sent = self.now()
         try:
             async with self.session.post(self.server.url + path, json=body) as response:

@@ -86,12 +86,17 @@ HEADER = f"{'case':24} {'N':>3} {'tok/s':>9} {'first p50':>9} {'first p99':>9} {
 class Result:
     """Results of many calls of the driver in one file."""
 
+    what = "benches/peers/serve.py"
+    # What tells one row from another.
+    key = ("case", "clients", "round")
+
     def __init__(self, path, model, seed):
         self.path, self.model, self.seed = path, model, seed
-        self.rows = json.loads(path.read_text())["runs"] if path.exists() else []
+        self.before = json.loads(path.read_text()) if path.exists() else {}
+        self.rows = self.before.get("runs", [])
 
     def add(self, rows):
-        key = lambda row: (row["case"], row["clients"], row["round"])
+        key = lambda row: tuple(row[name] for name in self.key)
         new = set(map(key, rows))
         self.rows = sorted([row for row in self.rows if key(row) not in new] + rows, key=key)
         self.write()
@@ -118,14 +123,16 @@ class Result:
                              "goal": f"{comparison} {goal}" if goal else None}
         return out
 
-    def write(self):
-        head = {
-            "what": "benches/peers/serve.py; times in ms, memory in bytes; ENV is what benches/peers/setup made",
+    def head(self):
+        return {
+            "what": f"{self.what}; times in ms, memory in bytes; ENV is what benches/peers/setup made",
             "model": self.model, "machine": machine.describe(), "seed": self.seed, "ratios": self.ratios(),
         }
+
+    def write(self):
         runs = [dump_run(row) for row in self.rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n' + ",\n".join(runs) + "\n]}\n")
+        self.path.write_text(json.dumps(self.head(), indent=1)[:-2] + ',\n "runs": [\n' + ",\n".join(runs) + "\n]}\n")
 
     def table(self):
         lines = [HEADER, *map(line, self.rows), ""]

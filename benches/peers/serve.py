@@ -11,6 +11,7 @@ all cases are run in turns (A B A B), and every ratio is of its own round. LADLE
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import itertools
 import json
@@ -63,9 +64,9 @@ async def play(session, server, case, clients, options, seed):
         "turns": lambda client: next(turn) % load.MIXES,
     }.get(mixes, lambda client: 0)
     # No prompt comes twice to a server, which may keep what it computed.
-    warm = load.Run(session, server, seed, 1000 * clients)
+    warm = load.Run(session, server, seed, load.prompts(1000 * clients, seed))
     await warm.closed_loop(clients, -(-load.MIXES // clients) if mixes == "turns" else 1, options.warm, mix_of)
-    run, extra = load.Run(session, server, seed, 1000 * clients + 500), {}
+    run, extra = load.Run(session, server, seed, load.prompts(1000 * clients + 500, seed)), {}
     before = machine.Usage(server.pid)
     if mixes == "fresh":
         # Hot and never-seen preferences in turn, nothing else running.
@@ -82,13 +83,10 @@ async def play(session, server, case, clients, options, seed):
     return extra | {"requests": [load.read(answer, server) for answer in run.answers]}
 
 
-async def measure(name, clients, round, options):
-    """Starts the server of a case and runs it for each number of clients."""
-    case, rows = CASES[name], []
-    server = case["server"](options.env, options.model, options.port, case, max(clients))
-    if hasattr(server, "prepare"):
-        server.prepare(options.seed)
-    command, version = [str(part) for part in server.command()], server.version()
+@contextlib.asynccontextmanager
+async def running(server):
+    """A session with a server that is ready, and the seconds until it was; it is ended afterwards."""
+    command = [str(part) for part in server.command()]
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     with tempfile.TemporaryFile("w+") as log:
@@ -98,22 +96,39 @@ async def measure(name, clients, round, options):
         server.pid = process.pid
         try:
             async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-                start_s = await wait_ready(session, server, process, log)
-                for n in clients:
-                    row = await play(session, server, case, n, options, options.seed + round)
-                    row = {
-                        "case": name, "clients": n, "round": round, "dtype": case["dtype"], "tokens": options.tokens,
-                        "command": " ".join([pathlib.Path(command[0]).name, *command[1:]]).replace(str(options.env), "ENV").replace(str(ROOT), "."),
-                        "env": {k: v.replace(str(options.env), "ENV").replace(LADLE, "ladle") for k, v in server.env.items()},
-                        "version": version, "at": datetime.datetime.now().isoformat(timespec="seconds"),
-                        "start_s": start_s, "weights_bytes": server.weights(),
-                        "memory": machine.memory(process.pid), **row,
-                    }
-                    row["summary"] = report.summarise(row)
-                    say(report.line(row))
-                    rows.append(row)
+                yield session, await wait_ready(session, server, process, log)
         finally:
             machine.stop(process)
+
+
+def described(server):
+    """How a server was started, without the paths of this machine."""
+    command = [str(part) for part in server.command()]
+    return {
+        "command": " ".join([pathlib.Path(command[0]).name, *command[1:]]).replace(str(server.at), "ENV").replace(str(ROOT), "."),
+        "env": {k: v.replace(str(server.at), "ENV").replace(LADLE, "ladle") for k, v in server.env.items()},
+        "version": server.version(), "weights_bytes": server.weights(),
+    }
+
+
+async def measure(name, clients, round, options):
+    """Starts the server of a case and runs it for each number of clients."""
+    case, rows = CASES[name], []
+    server = case["server"](options.env, options.model, options.port, case, max(clients))
+    if hasattr(server, "prepare"):
+        server.prepare(options.seed)
+    how = described(server)
+    async with running(server) as (session, start_s):
+        for n in clients:
+            row = await play(session, server, case, n, options, options.seed + round)
+            row = {
+                "case": name, "clients": n, "round": round, "dtype": case["dtype"], "tokens": options.tokens, **how,
+                "at": datetime.datetime.now().isoformat(timespec="seconds"), "start_s": start_s,
+                "memory": machine.memory(server.pid), **row,
+            }
+            row["summary"] = report.summarise(row)
+            say(report.line(row))
+            rows.append(row)
     return rows
 
 

@@ -16,15 +16,16 @@ LORA = ["--enable-lora", "--max-lora-rank", 64]
 
 
 class Server:
-    """A server process of one case. `clients` is the number that will ask at once."""
+    """A server process of one case. `clients` is the number that will ask at once, `context` the tokens of
+    a prompt and its answer."""
 
     # Whether it must be started anew for another number of clients.
     per_clients = False
     ready = "/health"
     env = {}
 
-    def __init__(self, env, model, port, case, clients):
-        self.at, self.port, self.case, self.clients = env, port, case, clients
+    def __init__(self, env, model, port, case, clients, context=CONTEXT):
+        self.at, self.port, self.case, self.clients, self.context = env, port, case, clients, context
         self.models = env / "models" / model
         self.base = self.models / "base"
         self.url = f"http://127.0.0.1:{port}"
@@ -85,8 +86,8 @@ class LlamaCpp(Server):
         cores = os.cpu_count()
         return [
             self.binary(), "-m", self.models / f"base-{self.case['dtype']}.gguf", "--port", self.port,
-            "-t", cores, "-tb", cores, "-c", self.clients * CONTEXT, "-np", self.clients, "--no-kv-unified",
-            "--cache-ram", 0, "--no-webui",
+            "-t", cores, "-tb", cores, "-c", self.clients * self.context, "-np", self.clients, "--no-kv-unified",
+            "--cache-ram", 0, "--no-webui", *self.case["options"],
             *([] if self.case["mixes"] == "none" else [*adapters, "--lora-init-without-apply"]),
         ]
 
@@ -130,7 +131,7 @@ class Vllm(Server):
         command = [
             self.at / "python" / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server",
             "--model", self.base, "--served-model-name", "base", "--port", self.port,
-            "--dtype", {"bf16": "bfloat16", "f32": "float32"}[self.case["dtype"]], "--max-model-len", CONTEXT, "--max-num-seqs", 16, "--no-enable-prefix-caching",
+            "--dtype", {"bf16": "bfloat16", "f32": "float32"}[self.case["dtype"]], "--max-model-len", self.context, "--max-num-seqs", 16, "--no-enable-prefix-caching",
         ]
         return command + self.lora()
 
@@ -207,8 +208,8 @@ def ladle(mixes, *options, dtype="bf16"):
     return {"server": Ladle, "mixes": mixes, "options": list(options), "dtype": dtype}
 
 
-def llama(mixes, dtype):
-    return {"server": LlamaCpp, "mixes": mixes, "dtype": dtype}
+def llama(mixes, dtype, *options):
+    return {"server": LlamaCpp, "mixes": mixes, "options": list(options), "dtype": dtype}
 
 
 # `mixes`: what a request asks for. none: the base; shared: all the same mix; distinct: each client
