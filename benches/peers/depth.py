@@ -34,6 +34,8 @@ from serve import described, running, say
 from servers import ROOT, Ladle, ladle, llama
 
 REFERENCE = "f32"
+# Tokens of the prompt that warms a server up.
+WARM = 128
 # Positions at the end of a prompt at which likeliest tokens are compared.
 COMPARED = 512
 RATIOS = [("ladle/bf16", "llama.cpp/f16"), ("ladle/int8", "llama.cpp/q8_0"), ("ladle/int8", "ladle/bf16"), ("llama.cpp/q8_0", "llama.cpp/f16")]
@@ -87,8 +89,7 @@ async def measure(name, round, text, options):
     how = described(server)
     async with running(server) as (session, start_s):
         for depth in [None, *options.depths]:
-            # The first answer warms up.
-            prompt = text.tokens(depth or options.depths[0], f"{options.seed + round}{'' if depth else ' warm'}")
+            prompt = text.tokens(depth or WARM, f"{options.seed + round}{'' if depth else ' warm'}")
             run = load.Run(session, server, options.seed, iter([prompt]))
             before = machine.Usage(server.pid)
             request = load.read(await run.ask(0, 0, options.tokens), server)
@@ -224,7 +225,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.depths = sorted(int(depth) for depth in options.depths.split(","))
-    options.context = options.depths[-1] + options.tokens
+    options.context = max(WARM, options.depths[-1]) + options.tokens
     names = options.cases.split(",") if options.cases else []
     if unknown := set(names) - set(CASES):
         parser.error(f"--cases {','.join(sorted(unknown))}: there are {', '.join(CASES)}")

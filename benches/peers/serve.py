@@ -33,6 +33,8 @@ ARRIVING = 16
 # Requests that each client sends, by the number of clients.
 EACH = {1: 5, 2: 3, 4: 3, 8: 2, 16: 2}
 START_TIMEOUT = 900
+# Seconds until the next bytes of an answer; of a long prompt it takes minutes until the first.
+READ_TIMEOUT = 900
 
 
 def say(*words):
@@ -87,7 +89,7 @@ async def play(session, server, case, clients, options, seed):
 async def running(server):
     """A session with a server that is ready, and the seconds until it was; it is ended afterwards."""
     command = [str(part) for part in server.command()]
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=READ_TIMEOUT)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
