@@ -9,14 +9,13 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use half::bf16;
-
 use super::{
     gemm::{Arithmetic, LinearJob},
+    grid::{Grid, Scratch},
     pairs::{self, PairTask},
     pool::{Pool, in_streams},
     shared::SharedMut,
-    tensor::{LINE, Line, Recycler, Tensor, brains_mut, values_mut, zeroed},
+    tensor::{Recycler, Tensor},
     tiles::{self, TileTask},
 };
 use crate::simd::{Bf16Products, Isa};
@@ -35,14 +34,6 @@ pub(super) struct NarrowProducts<'a> {
 struct Rounded<'a> {
     x: &'a Tensor,
     rounded: Tensor,
-}
-
-/// How the rows and outputs of a job are cut.
-pub(super) struct Cut {
-    /// Rows of a task (at most).
-    pub(super) rows: usize,
-    /// Outputs of a task (at most).
-    pub(super) outputs: usize,
 }
 
 impl<'a> NarrowProducts<'a> {
@@ -106,47 +97,4 @@ impl<'a> NarrowProducts<'a> {
 thread_local! {
     /// What the task at work keeps aside.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Memory of a task.
-#[derive(Default)]
-pub(super) struct Scratch {
-    /// Weights whose rows had to be padded.
-    pub(super) padded: Vec<Line>,
-    /// Sums that go on.
-    pub(super) sums: Vec<Line>,
-}
-
-/// One job cut into outputs × rows.
-pub(super) struct Grid<'a> {
-    input: usize,
-    pub(super) w: &'a [bf16],
-    pub(super) y: SharedMut,
-    rows: usize,
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
-    pub(super) fresh: bool,
-    row_tasks: usize,
-    cut: Cut,
-    /// One past the last task of this job.
-    end: usize,
-}
-
-/// Rows of `inputs` weights, padded with zeros to `width` in the scratch.
-pub(super) fn pad(w: &[bf16], inputs: usize, width: usize, scratch: &mut Vec<Line>) -> *const bf16 {
-    reserve(scratch, (w.len() / inputs * width).div_ceil(2));
-    let padded = brains_mut(values_mut(scratch)).chunks_exact_mut(width);
-    for (w, padded) in w.chunks_exact(inputs).zip(padded) {
-        padded[..inputs].copy_from_slice(w);
-        padded[inputs..].fill(bf16::ZERO);
-    }
-    scratch.as_ptr().cast()
-}
-
-/// At least `values` values of a scratch.
-pub(super) fn reserve(scratch: &mut Vec<Line>, values: usize) -> &mut [f32] {
-    if scratch.len() * LINE < values {
-        *scratch = zeroed(values.div_ceil(LINE));
-    }
-    &mut values_mut(scratch)[..values]
 }

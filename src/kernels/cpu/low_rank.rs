@@ -6,15 +6,21 @@
 //! at a time.
 
 mod pairs;
+mod panel;
 mod tiles;
 
 use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use half::{bf16, f16};
 
-use self::{pairs::PairPanel, tiles::TilePanel};
+pub(super) use self::panel::PANEL;
+use self::{
+    pairs::PairPanel,
+    panel::{Grid, Panel, PanelSums, WIDTH},
+    tiles::TilePanel,
+};
 use super::{
-    bf16::reserve,
+    grid::reserve,
     pairs::round,
     pool::Pool,
     shared::SharedMut,
@@ -22,17 +28,9 @@ use super::{
 };
 use crate::{
     kernels::{Dtype, HostTensor, KernelError, Result, check::matrix},
-    simd::{Bf16Products, Element, Isa, Simd, TILE, Vectorised},
+    simd::{Bf16Products, Element, Isa, Simd, Vectorised},
 };
 
-/// Outputs of a panel.
-pub(super) const PANEL: usize = 64;
-/// Vectors of outputs in a tile.
-const WIDTH: usize = 4;
-/// Rows of the largest tile of vectors.
-const TILE_ROWS: usize = 6;
-/// Rows of the largest tile of any kind.
-const MOST_ROWS: usize = 2 * TILE;
 /// Rows (at most) of a task.
 const TASK_ROWS: usize = 192;
 
@@ -97,69 +95,6 @@ pub(super) fn multiply(
             }
         });
     });
-}
-
-/// One job cut into panels × rows.
-struct Grid<'a> {
-    x: &'a Tensor,
-    /// `x` rounded to bf16, where it is multiplied in bf16.
-    rounded: Option<Tensor>,
-    b: &'a HostTensor,
-    outputs: usize,
-    y: SharedMut,
-    panels: usize,
-    /// One past the last task of this job.
-    end: usize,
-}
-
-/// Some rows of one panel.
-struct Panel<'a> {
-    grid: &'a Grid<'a>,
-    rows: Range<usize>,
-    panel: usize,
-    scratch: &'a mut Vec<Line>,
-}
-
-/// The sums of a panel. `add` must be `#[inline(always)]`, as [`Vectorised::run`].
-trait PanelSums {
-    /// Adds the panel's sums of a tile's rows to `y`.
-    /// # Safety
-    /// `y` has as many rows of a panel, `ldy` apart, written by this task alone.
-    unsafe fn add(&self, rows: Range<usize>, y: *mut f32, ldy: usize);
-}
-
-impl Panel<'_> {
-    /// Elements of B in the panel.
-    fn range(&self) -> Range<usize> {
-        let values = self.grid.x.width() * PANEL;
-        self.panel * values..(self.panel + 1) * values
-    }
-
-    /// Adds to `rows`, at most `height` at a time: in y, or in a buffer where y ends within the panel.
-    #[inline(always)]
-    fn tiles(&self, rows: Range<usize>, height: usize, work: &impl PanelSums) {
-        let (outputs, first) = (self.grid.outputs, self.panel * PANEL);
-        let len = PANEL.min(outputs - first);
-        let mut aside = [0.0f32; MOST_ROWS * PANEL];
-        for start in rows.clone().step_by(height) {
-            let rows = start..rows.end.min(start + height);
-            // SAFETY: these rows and outputs of y are this panel's alone.
-            let y = |row: usize| unsafe { self.grid.y.slice(row * outputs + first, len) };
-            if len == PANEL {
-                // SAFETY: the rows of y have a whole panel and lie `outputs` apart.
-                unsafe { work.add(rows, y(start).as_mut_ptr(), outputs) };
-                continue;
-            }
-            for (row, aside) in rows.clone().zip(aside.chunks_exact_mut(PANEL)) {
-                aside[..len].copy_from_slice(y(row));
-            }
-            // SAFETY: `aside` holds as many rows of a panel.
-            unsafe { work.add(rows.clone(), aside.as_mut_ptr(), PANEL) };
-            for (row, aside) in rows.zip(aside.chunks_exact(PANEL)) {
-                y(row).copy_from_slice(&aside[..len]);
-            }
-        }
-    }
 }
 
 impl Vectorised for Panel<'_> {

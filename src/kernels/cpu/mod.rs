@@ -9,6 +9,7 @@ mod attention;
 mod bf16;
 mod elementwise;
 mod gemm;
+mod grid;
 mod kv;
 mod low_rank;
 mod pair_tile;

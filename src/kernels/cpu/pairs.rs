@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 use half::bf16;
 
 use super::{
-    bf16::{Cut, Grid, Scratch, pad},
+    grid::{Cut, Grid, Scratch, pad},
     pair_tile::PairTile,
     pool::Pool,
     shared::SharedMut,

@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 use half::bf16;
 
 use super::{
-    bf16::{Cut, Grid, Scratch, pad, reserve},
+    grid::{Cut, Grid, Scratch, pad, reserve},
     pool::Pool,
     shared::SharedMut,
     tensor::{Line, Recycler, Tensor, brains},

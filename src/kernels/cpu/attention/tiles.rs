@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{QueryRow, Rows, SPAN, add_by_distance, soften};
+use super::rows::{QueryRow, Rows, SPAN, add_by_distance, soften};
 use crate::{
     kernels::{
         KV_BLOCK, Segment,

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{PANEL, Panel, PanelSums, TILE_ROWS, WIDTH};
+use super::panel::{PANEL, Panel, PanelSums, TILE_ROWS, WIDTH};
 use crate::{
     kernels::cpu::{
-        bf16::reserve,
+        grid::reserve,
         tensor::{Line, Tensor, brains, brains_mut},
     },
     simd::{Bf16Dots, Bf16Work, Lanes},

@@ -5,7 +5,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{MOST_ROWS, PANEL, Panel, PanelSums, pairs::zip};
+use super::{
+    pairs::zip,
+    panel::{MOST_ROWS, PANEL, Panel, PanelSums},
+};
 use crate::{
     kernels::cpu::{
         tensor::{Tensor, brains},
