@@ -38,7 +38,12 @@ REFERENCE = "f32"
 WARM = 128
 # Positions at the end of a prompt at which likeliest tokens are compared.
 COMPARED = 512
-RATIOS = [("ladle/bf16", "llama.cpp/f16"), ("ladle/int8", "llama.cpp/q8_0"), ("ladle/int8", "ladle/bf16"), ("llama.cpp/q8_0", "llama.cpp/f16")]
+# name -> (numerator, denominators of which the best counts).
+RATIOS = {
+    "bf16 over llama.cpp's f16": ("ladle/bf16", ["llama.cpp/f16", "llama.cpp/f16-unfused"]),
+    "int8 over llama.cpp's q8_0": ("ladle/int8", ["llama.cpp/q8_0"]),
+    "int8 over bf16": ("ladle/int8", ["ladle/bf16"]),
+}
 
 
 class Base(Ladle):
@@ -57,6 +62,8 @@ def case(dtype):
 CASES = {
     **{f"ladle/{dtype}": case(dtype) for dtype in (REFERENCE, "bf16", "int8")},
     "llama.cpp/f16": llama("none", "bf16"),
+    # Without flash attention, which is its default: slower with prompts, faster with single tokens.
+    "llama.cpp/f16-unfused": llama("none", "bf16", "-fa", "off"),
     "llama.cpp/q8_0": llama("none", "bf16", "-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on"),
 }
 
@@ -168,13 +175,13 @@ def leading(a, b):
 def line(row):
     s = row["summary"]
     return (
-        f"{row['case']:16} {row['depth']:6} {s['decode_tok_s']:8.1f} {s['gap_ms']:8.1f} {s['first_token_ms']:9.0f} "
+        f"{row['case']:22} {row['depth']:6} {s['decode_tok_s']:8.1f} {s['gap_ms']:8.1f} {s['first_token_ms']:9.0f} "
         f"{row['memory']['peak'] / 2**20:7.0f} {100 * row['usage']['others_share']:5.0f}"
     )
 
 
 def agreement_line(dtype, depth, found):
-    return f"{dtype:16} {depth:>6}  answer {found['answer']:.3f}, prompt {found['prompt']:.3f}, leading {found['leading']}"
+    return f"{dtype:22} {depth:>6}  answer {found['answer']:.3f}, prompt {found['prompt']:.3f}, leading {found['leading']}"
 
 
 class Result(report.Result):
@@ -190,19 +197,19 @@ class Result(report.Result):
         speed = {(row["case"], row["depth"], row["round"]): row["summary"]["decode_tok_s"] for row in self.rows}
         depths, rounds = (sorted({row[key] for row in self.rows}) for key in ("depth", "round"))
         out = {}
-        for above, below in RATIOS:
+        for name, (above, below) in RATIOS.items():
             for depth in depths:
-                sides = [(speed.get((above, depth, n)), speed.get((below, depth, n))) for n in rounds]
-                ratios = [round_to(a / b) for a, b in sides if a and b]
+                sides = [[speed.get((side, depth, n)) for side in (above, *below)] for n in rounds]
+                ratios = [round_to(a / max(b)) for a, *b in sides if a and all(b)]
                 if ratios:
-                    out[f"{above} over {below}, {depth} tokens"] = {"ratio": round_to(statistics.geometric_mean(ratios)), "rounds": ratios}
+                    out[f"{name}, {depth} tokens"] = {"ratio": round_to(statistics.geometric_mean(ratios)), "rounds": ratios}
         return out
 
     def head(self):
         return super().head() | ({"agreement": self.agreement} if self.agreement else {})
 
     def table(self):
-        header = f"{'case':16} {'depth':>6} {'tok/s':>8} {'gap p50':>8} {'first':>9} {'MiB':>7} {'oth%':>5}"
+        header = f"{'case':22} {'depth':>6} {'tok/s':>8} {'gap p50':>8} {'first':>9} {'MiB':>7} {'oth%':>5}"
         lines = [header, *map(line, self.rows), ""]
         lines += [f"{name:50} {r['ratio']:8.3f}  of {', '.join(map(str, r['rounds']))}" for name, r in self.ratios().items()]
         for dtype, depths in (self.agreement or {"by_type": {}})["by_type"].items():
