@@ -11,12 +11,12 @@ use std::{cell::RefCell, sync::Arc};
 
 use super::{
     gemm::{Arithmetic, LinearJob},
-    grid::{Grid, Scratch},
-    pairs::{self, PairTask},
+    grid::{Grid, Scratch, Task},
+    pairs,
     pool::{Pool, in_streams},
     shared::SharedMut,
     tensor::{Recycler, Tensor},
-    tiles::{self, TileTask},
+    tiles,
 };
 use crate::simd::{Bf16Products, Isa};
 
@@ -87,9 +87,12 @@ impl<'a> NarrowProducts<'a> {
         let rows = part(task % grid.row_tasks, grid.cut.rows, grid.rows);
         let outs = part(task / grid.row_tasks, grid.cut.outputs, grid.outputs);
         let x = &self.inputs[grid.input].rounded;
-        SCRATCH.with_borrow_mut(|scratch| match self.isa.bf16_products() {
-            Bf16Products::Tiles => self.isa.run_tiles(TileTask { grid, x, rows, outs, scratch }),
-            _ => self.isa.run_bf16(PairTask { grid, x, rows, outs, scratch }),
+        SCRATCH.with_borrow_mut(|scratch| {
+            let task = Task { grid, x, rows, outs, scratch };
+            match self.isa.bf16_products() {
+                Bf16Products::Tiles => self.isa.run_tiles(task),
+                _ => self.isa.run_bf16(task),
+            }
         });
     }
 }

@@ -1,10 +1,12 @@
 //! What a product in bf16 is cut into, and the memory of its tasks.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::{
     shared::SharedMut,
-    tensor::{LINE, Line, brains_mut, values_mut, zeroed},
+    tensor::{LINE, Line, Tensor, brains_mut, values_mut, zeroed},
 };
 
 /// How the rows and outputs of a job are cut.
@@ -13,6 +15,16 @@ pub(super) struct Cut {
     pub(super) rows: usize,
     /// Outputs of a task (at most).
     pub(super) outputs: usize,
+}
+
+/// Some outputs of some rows: work of [`super::pairs`] or of [`super::tiles`].
+pub(super) struct Task<'a> {
+    pub(super) grid: &'a Grid<'a>,
+    /// The rows rounded, as the work reads them.
+    pub(super) x: &'a Tensor,
+    pub(super) rows: Range<usize>,
+    pub(super) outs: Range<usize>,
+    pub(super) scratch: &'a mut Scratch,
 }
 
 /// Memory of a task.

@@ -14,11 +14,7 @@ use std::{cell::RefCell, ops::Range, sync::Arc};
 use half::{bf16, f16};
 
 pub(super) use self::panel::PANEL;
-use self::{
-    pairs::PairPanel,
-    panel::{Grid, Panel, PanelSums, WIDTH},
-    tiles::TilePanel,
-};
+use self::panel::{Grid, NarrowPanel, Panel, PanelSums, WIDTH};
 use super::{
     grid::reserve,
     pairs::round,
@@ -88,10 +84,13 @@ pub(super) fn multiply(
         let rows = start..grid.x.rows().min(start + TASK_ROWS);
         SCRATCH.with_borrow_mut(|scratch| {
             let panel = Panel { grid, rows, panel, scratch };
-            match (&grid.rounded, grid.b.as_bf16(), isa.bf16_products()) {
-                (Some(x), Some(b), Bf16Products::Tiles) => isa.run_tiles(TilePanel { panel, x, b }),
-                (Some(x), Some(b), _) => isa.run_bf16(PairPanel { panel, x, b }),
-                _ => isa.run(panel),
+            let (Some(x), Some(b)) = (&grid.rounded, grid.b.as_bf16()) else {
+                return isa.run(panel);
+            };
+            let panel = NarrowPanel { panel, x, b };
+            match isa.bf16_products() {
+                Bf16Products::Tiles => isa.run_tiles(panel),
+                _ => isa.run_bf16(panel),
             }
         });
     });

@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 use half::bf16;
 
 use super::{
-    grid::{Cut, Grid, Scratch, pad},
+    grid::{Cut, Grid, Task, pad},
     pair_tile::PairTile,
     pool::Pool,
     shared::SharedMut,
@@ -101,16 +101,7 @@ impl Vectorised for Round<'_> {
     }
 }
 
-/// Some outputs of some rows.
-pub(super) struct PairTask<'a> {
-    pub(super) grid: &'a Grid<'a>,
-    pub(super) x: &'a Tensor,
-    pub(super) rows: Range<usize>,
-    pub(super) outs: Range<usize>,
-    pub(super) scratch: &'a mut Scratch,
-}
-
-impl Bf16Work for PairTask<'_> {
+impl Bf16Work for Task<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -163,7 +154,7 @@ struct Part {
     tile: (usize, usize),
 }
 
-impl PairTask<'_> {
+impl Task<'_> {
     /// All rows × `outs`.
     /// # Safety
     /// `w` holds rows of whole chunks, `ldw` apart, for all `outs`.

@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 use half::bf16;
 
 use super::{
-    grid::{Cut, Grid, Scratch, pad, reserve},
+    grid::{Cut, Grid, Task, pad, reserve},
     pool::Pool,
     shared::SharedMut,
     tensor::{Line, Recycler, Tensor, brains},
@@ -94,16 +94,7 @@ impl TileWork for Round<'_> {
     }
 }
 
-/// Some outputs of some rows.
-pub(super) struct TileTask<'a> {
-    pub(super) grid: &'a Grid<'a>,
-    pub(super) x: &'a Tensor,
-    pub(super) rows: Range<usize>,
-    pub(super) outs: Range<usize>,
-    pub(super) scratch: &'a mut Scratch,
-}
-
-impl TileWork for TileTask<'_> {
+impl TileWork for Task<'_> {
     type Output = ();
 
     #[inline(always)]

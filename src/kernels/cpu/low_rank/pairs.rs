@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::panel::{PANEL, Panel, PanelSums, TILE_ROWS, WIDTH};
+use super::panel::{NarrowPanel, PANEL, PanelSums, TILE_ROWS, WIDTH};
 use crate::{
     kernels::cpu::{
         grid::reserve,
-        tensor::{Line, Tensor, brains, brains_mut},
+        tensor::{Line, brains, brains_mut},
     },
     simd::{Bf16Dots, Bf16Work, Lanes},
 };
@@ -37,15 +37,7 @@ pub(super) fn zip<'a, D: Bf16Dots>(
     zipped
 }
 
-/// Some rows of one panel, multiplied in pairs of ranks.
-pub(super) struct PairPanel<'a> {
-    pub(super) panel: Panel<'a>,
-    /// The rows rounded to bf16, padded with zeros.
-    pub(super) x: &'a Tensor,
-    pub(super) b: &'a [bf16],
-}
-
-impl Bf16Work for PairPanel<'_> {
+impl Bf16Work for NarrowPanel<'_> {
     type Output = ();
 
     #[inline(always)]

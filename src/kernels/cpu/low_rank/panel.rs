@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use crate::{
     kernels::{
         HostTensor,
@@ -21,6 +23,7 @@ pub(super) const WIDTH: usize = 4;
 pub(super) const TILE_ROWS: usize = 6;
 /// Rows of the largest tile of any kind.
 pub(super) const MOST_ROWS: usize = 2 * TILE;
+
 /// One job cut into panels × rows.
 pub(super) struct Grid<'a> {
     pub(super) x: &'a Tensor,
@@ -40,6 +43,14 @@ pub(super) struct Panel<'a> {
     pub(super) rows: Range<usize>,
     pub(super) panel: usize,
     pub(super) scratch: &'a mut Vec<Line>,
+}
+
+/// Some rows of one panel, multiplied in bf16.
+pub(super) struct NarrowPanel<'a> {
+    pub(super) panel: Panel<'a>,
+    /// The rows rounded to bf16, padded with zeros.
+    pub(super) x: &'a Tensor,
+    pub(super) b: &'a [bf16],
 }
 
 /// The sums of a panel. `add` must be `#[inline(always)]`, as [`Vectorised::run`].

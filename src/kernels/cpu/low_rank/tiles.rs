@@ -7,25 +7,14 @@ use half::bf16;
 
 use super::{
     pairs::zip,
-    panel::{MOST_ROWS, PANEL, Panel, PanelSums},
+    panel::{MOST_ROWS, NarrowPanel, PANEL, PanelSums},
 };
 use crate::{
-    kernels::cpu::{
-        tensor::{Tensor, brains},
-        tiles::whole_and_rest,
-    },
+    kernels::cpu::{tensor::brains, tiles::whole_and_rest},
     simd::{Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
 };
 
-/// Some rows of one panel, multiplied in tiles.
-pub(super) struct TilePanel<'a> {
-    pub(super) panel: Panel<'a>,
-    /// The rows rounded to bf16, padded with zeros.
-    pub(super) x: &'a Tensor,
-    pub(super) b: &'a [bf16],
-}
-
-impl TileWork for TilePanel<'_> {
+impl TileWork for NarrowPanel<'_> {
     type Output = ();
 
     #[inline(always)]
