@@ -301,13 +301,10 @@ impl Bf16Tiles for Amx {
             let v = transposed(v);
             for c in 0..TILE {
                 if c < columns {
-                    let to = to.add(c * ld_to);
-                    let before = if onto {
-                        _mm512_maskz_loadu_ps(mask(rows), to)
-                    } else {
-                        _mm512_setzero_ps()
-                    };
-                    let sum = if onto { _mm512_add_ps(before, v[c]) } else { v[c] };
+                    let (to, mut sum) = (to.add(c * ld_to), v[c]);
+                    if onto {
+                        sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask(rows), to), sum);
+                    }
                     _mm512_mask_storeu_ps(to, mask(rows), sum);
                 }
             }
