@@ -20,6 +20,7 @@ TOKENS = {"packed": 8 * 128, "rloo": 16 * 200}
 CASES = {
     "ladle": ("ladle", []),
     "ladle-recompute": ("ladle", ["recompute"]),
+    "ladle-bf16": ("ladle", ["bf16"]),
     "torch-f32": ("torch", ["--loss", "peft", "--dtype", "float32"]),
     "torch-bf16": ("torch", ["--loss", "peft", "--dtype", "bfloat16"]),
     "trl-f32": ("torch", ["--loss", "trl", "--dtype", "float32"]),

@@ -70,6 +70,7 @@ impl Bench {
         let cache = Arc::new(PromptCache::new(config.rl.prompt_cache()));
         let policy = Policy::new(&base.model, &base.weights, &config.lora, &Device::Cpu, 1);
         let policy = policy.expect("a policy").recomputing(config.rl.recompute);
+        let policy = policy.in_precision(config.precision).expect("bf16 weights");
         let policy = policy.keeping(cache.clone());
         let value_head = ValueHead::new(base.model.hidden_size, &Device::Cpu).expect("a head");
         let optimizer = |variables| AdamW::new(variables, config.optimizer).expect("an optimiser");
@@ -77,8 +78,8 @@ impl Bench {
             adapters: optimizer(policy.variables()),
             values: optimizer(value_head.variables()),
         };
-        let (threads, longest) = (rayon::current_num_threads(), shape.prompt + shape.response);
-        let sampler = Sampler::new(&base.model, threads, config.rollout.slots, longest);
+        let (kernels, longest) = (config.precision.kernels(), shape.prompt + shape.response);
+        let sampler = Sampler::new(&base.model, kernels, config.rollout.slots, longest);
         let sampler = sampler.expect("a sampler");
         Self { base, config, policy, updater, value_head, sampler, cache }
     }

@@ -1,5 +1,5 @@
-//! One LoRA update (forward, backward, clipping, AdamW) in f32: `cargo bench --workspace --bench
-//! update -- BASE DIR SHAPE REPEATS [recompute]` prints one JSON line.
+//! One LoRA update (forward, backward, clipping, AdamW): `cargo bench --workspace --bench
+//! update -- BASE DIR SHAPE REPEATS [recompute] [bf16]` prints one JSON line.
 //!
 //! BASE is a Hugging Face directory, DIR holds the inputs that `benches/peers/lora_update_torch.py`
 //! made, SHAPE is `packed` (cross-entropy of 8 × 128 tokens) or `rloo` (2 prompts of 170 tokens, 8
@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 use candle_core::{DType, Device, Tensor, safetensors::load};
 use ladle_training::{
     optimizer::{AdamW, AdamWConfig},
+    precision::Precision,
     rl::{
         lora::{LoraConfig, Policy},
         packing::{Packed, Sequence, pack},
@@ -73,7 +74,7 @@ fn main() {
         std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let [base, directory, shape, repeats, options @ ..] = &arguments[..] else {
         println!(
-            "usage: cargo bench --workspace --bench update -- BASE DIR packed|rloo REPEATS [recompute]"
+            "usage: cargo bench --workspace --bench update -- BASE DIR packed|rloo REPEATS [recompute] [bf16]"
         );
         return;
     };
@@ -84,7 +85,10 @@ fn main() {
     let lora = LoraConfig { rank: 16, alpha: 32.0, targets, ..LoraConfig::default() };
     let base = Base::open(Path::new(base)).expect("the base model");
     let policy = Policy::new(&base.model, &base.weights, &lora, &Device::Cpu, 1).expect("a policy");
-    let policy = policy.recomputing(options.iter().any(|option| option == "recompute"));
+    let wanted = |name: &str| options.iter().any(|option| option == name);
+    let precision = if wanted("bf16") { Precision::Bf16 } else { Precision::F32 };
+    let policy = policy.recomputing(wanted("recompute")).in_precision(precision);
+    let policy = policy.expect("bf16 weights");
     drop(base);
     policy.restore(&inputs).expect("the factors");
     let mut optimizer =

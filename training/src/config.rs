@@ -22,6 +22,7 @@ pub use stages::{Algorithm, Decay, RlConfig, RolloutConfig, SftConfig};
 
 use crate::{
     optimizer::AdamWConfig,
+    precision::Precision,
     rewards::spec::RewardSpec,
     rl::{balance::BalanceConfig, lora::LoraConfig},
 };
@@ -67,6 +68,9 @@ pub struct Config {
     pub seed: u64,
     /// The base model: a directory, or an imported or hub id.
     pub base: String,
+    /// Arithmetic of the frozen weights.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
     /// Prompts and references.
     pub data: DataSets,
     /// Shape of the backbones' adapters.

@@ -22,6 +22,7 @@ pub mod layout;
 pub mod measure;
 pub mod metrics;
 pub mod optimizer;
+pub mod precision;
 pub mod rewards;
 pub mod ric;
 pub mod rl;

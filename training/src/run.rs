@@ -227,7 +227,12 @@ impl Run {
         let standardiser = self.standardiser(sft.as_ref())?;
         let frozen: BTreeMap<String, HostTensor> = match &sft {
             None => self.base.weights.clone(),
-            Some(adapter) => merged(&self.base.weights, adapter, &self.base.model)?,
+            Some(adapter) => merged(
+                &self.base.weights,
+                adapter,
+                &self.base.model,
+                self.config.precision.dtype(),
+            )?,
         };
         let layout = self.layout();
         let cache = Arc::new(PromptCache::new(self.config.rl.prompt_cache()));

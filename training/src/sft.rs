@@ -53,7 +53,8 @@ impl Task<'_> {
         let seed = draw::derive(self.config.seed, Purpose::Factors);
         let (model, weights) = (&self.base.model, &self.base.weights);
         let policy = Policy::new(model, weights, &self.sft.lora, &Device::Cpu, seed)?
-            .recomputing(self.config.rl.recompute);
+            .recomputing(self.config.rl.recompute)
+            .in_precision(self.config.precision)?;
         let train = self.sequences(self.train)?;
         if train.is_empty() {
             return Err(ConfigError::Value {

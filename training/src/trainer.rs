@@ -104,6 +104,7 @@ impl<'a> Trainer<'a> {
         let policy =
             Policy::new(&base.model, task.start.frozen, &config.lora, &Device::Cpu, factors)?
                 .recomputing(config.rl.recompute)
+                .in_precision(config.precision)?
                 .keeping(task.start.cache.clone());
         let value_head = ValueHead::new(base.model.hidden_size, &Device::Cpu)?;
         let mut updater = Updater {
@@ -392,10 +393,8 @@ fn sum(values: &[f32]) -> f64 {
 
 /// A sampler with room for the configured prompts and responses.
 pub fn sampler(base: &Base, config: &Config) -> Result<Sampler> {
-    // As many as rayon and candle use: RAYON_NUM_THREADS bounds all of them.
-    let threads = rayon::current_num_threads();
     let longest = config.data.max_prompt_tokens() + config.rollout.max_new_tokens;
-    Ok(Sampler::new(&base.model, threads, config.rollout.slots, longest)?)
+    Ok(Sampler::new(&base.model, config.precision.kernels(), config.rollout.slots, longest)?)
 }
 
 /// The configured sampling.

@@ -33,11 +33,12 @@ pub fn tensors(
 }
 
 /// θ_sft as the frozen network of training: `weights` (of `model`) with an adapter added, by the
-/// merge that serves. What the adapter changes becomes f32, the rest stays as stored.
+/// merge that serves. What the adapter changes becomes `dtype`, the rest stays as stored.
 pub fn merged(
     weights: &BTreeMap<String, HostTensor>,
     adapter: &Lora,
     model: &ModelConfig,
+    dtype: Dtype,
 ) -> Result<BTreeMap<String, HostTensor>, MergeError> {
     let sft = Change { modules: adapter, saved: &BTreeMap::new() };
     let backbones = Vec::new();
@@ -45,7 +46,7 @@ pub fn merged(
     let mut merged = weights.clone();
     for tensor in SoupPlan::new(soup, model)?.tensors() {
         if !tensor.low_rank.is_empty() {
-            merged.insert(tensor.name.clone(), merge_tensor(tensor, &[], Dtype::F32)?);
+            merged.insert(tensor.name.clone(), merge_tensor(tensor, &[], dtype)?);
         }
     }
     Ok(merged)

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use candle_core::{Device, Tensor};
-use ladle::soup::Activation;
+use ladle::{kernels::cpu::CpuKernels, soup::Activation};
 use ladle_training::{
     rl::{
         lora::{LoraConfig, Policy},
@@ -63,7 +63,7 @@ fn counted(
     let factors = policy.lora().unwrap();
     let decoder =
         decoder(&base.model, &base.weights, &[(&factors, policy.config().term())]).unwrap();
-    let mut sampler = Sampler::new(&base.model, 2, slots, 60).unwrap();
+    let mut sampler = Sampler::new(&base.model, CpuKernels::new(2), slots, 60).unwrap();
     let sampling = Sampling {
         temperature: 0.8,
         max_new_tokens: 12,

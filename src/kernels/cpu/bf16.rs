@@ -14,8 +14,7 @@ use super::{
     grid::{Grid, Scratch, Task},
     pairs,
     pool::{Pool, in_streams},
-    shared::SharedMut,
-    tensor::{Recycler, Tensor},
+    tensor::{Recycler, Rows, Tensor},
     tiles,
 };
 use crate::simd::{Bf16Products, Isa};
@@ -32,7 +31,7 @@ pub(super) struct NarrowProducts<'a> {
 
 /// An input, and its rows as the instruction set reads them.
 struct Rounded<'a> {
-    x: &'a Tensor,
+    x: Rows<'a>,
     rounded: Tensor,
 }
 
@@ -42,7 +41,7 @@ impl<'a> NarrowProducts<'a> {
         isa: Isa,
         pool: &Pool,
         buffers: &Arc<Recycler>,
-        jobs: &mut [LinearJob<'a>],
+        jobs: &[LinearJob<'a>],
     ) -> Self {
         let threads = pool.threads();
         let tiled = isa.bf16_products() == Bf16Products::Tiles;
@@ -50,8 +49,8 @@ impl<'a> NarrowProducts<'a> {
         for job in jobs {
             let Some(Arithmetic::Bf16) = job.arithmetic(isa) else { continue };
             let Some(w) = job.w.as_bf16() else { continue };
-            let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
-            let same = |r: &Rounded<'_>| std::ptr::eq(r.x, job.x);
+            let (rows, inputs, outputs) = (job.x.rows, job.x.width, job.outputs);
+            let same = |r: &Rounded<'_>| r.x.is(&job.x);
             let input = plan.inputs.iter().position(same).unwrap_or_else(|| {
                 let round = if tiled { tiles::round } else { pairs::round };
                 let rounded = round(isa, pool, buffers, job.x);
@@ -64,7 +63,7 @@ impl<'a> NarrowProducts<'a> {
             plan.grids.push(Grid {
                 input,
                 w,
-                y: SharedMut::new(&mut job.y),
+                y: job.y,
                 rows,
                 inputs,
                 outputs,

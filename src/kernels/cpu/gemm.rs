@@ -13,7 +13,7 @@ use std::{cell::RefCell, ops::Range};
 use super::{
     pool::{Pool, in_streams},
     shared::SharedMut,
-    tensor::{LINE, Line, Recycler, Tensor, values_mut, zeroed},
+    tensor::{LINE, Line, Recycler, Rows, Tensor, values_mut, zeroed},
     tile::{AHEAD_BYTES, LINE_BYTES, MicroTile, widen},
 };
 use crate::{
@@ -34,9 +34,10 @@ const STRETCH: usize = 768;
 
 /// `y = x Wᵀ`, or `y += x Wᵀ` where `y` is not `fresh`. Shapes fit: the caller has checked.
 pub(super) struct LinearJob<'a> {
-    pub(super) x: &'a Tensor,
+    pub(super) x: Rows<'a>,
     pub(super) w: &'a HostTensor,
-    pub(super) y: Tensor,
+    pub(super) y: SharedMut,
+    pub(super) outputs: usize,
     pub(super) fresh: bool,
 }
 
@@ -54,7 +55,7 @@ pub(super) enum Arithmetic {
 impl LinearJob<'_> {
     /// The arithmetic of the product on an instruction set; `None` where there is nothing to sum.
     pub(super) fn arithmetic(&self, isa: Isa) -> Option<Arithmetic> {
-        let empty = self.x.rows() == 0 || self.x.width() == 0 || self.y.width() == 0;
+        let empty = self.x.rows == 0 || self.x.width == 0 || self.outputs == 0;
         (!empty).then(|| match self.w.dtype() {
             Dtype::Quantised(blocks) => Arithmetic::Bytes(blocks),
             Dtype::Bf16 if isa.multiplies_bf16() => Arithmetic::Bf16,
@@ -79,18 +80,18 @@ impl<'a> DenseProducts<'a> {
         isa: Isa,
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
-        jobs: &mut [LinearJob<'a>],
+        jobs: &[LinearJob<'a>],
     ) -> Self {
         let chunk = 2 * isa.lanes();
         let mut packs: Vec<Pack<'_>> = Vec::new();
         let mut grids: Vec<Grid<'_>> = Vec::with_capacity(jobs.len());
         let mut tasks = 0;
-        for job in jobs.iter_mut() {
+        for job in jobs {
             let Some(Arithmetic::Floats) = job.arithmetic(isa) else { continue };
             let interleaved = job.w.dtype() == Dtype::Bf16;
-            let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
+            let (rows, inputs, outputs) = (job.x.rows, job.x.width, job.outputs);
             let pack = (interleaved || inputs % chunk != 0).then(|| {
-                let same = |p: &Pack<'_>| std::ptr::eq(p.x, job.x) && p.interleaved == interleaved;
+                let same = |p: &Pack<'_>| p.x.is(&job.x) && p.interleaved == interleaved;
                 packs.iter().position(same).unwrap_or_else(|| {
                     let packed = buffers.stale(rows, inputs.next_multiple_of(chunk));
                     packs.push(Pack { x: job.x, interleaved, packed });
@@ -103,7 +104,7 @@ impl<'a> DenseProducts<'a> {
                 x: job.x,
                 pack,
                 w: job.w,
-                y: SharedMut::new(&mut job.y),
+                y: job.y,
                 outputs,
                 fresh: job.fresh,
                 tile_rows: rows.div_ceil(row_tiles),
@@ -124,7 +125,7 @@ impl<'a> DenseProducts<'a> {
         let first = if index == 0 { 0 } else { grids[index - 1].end };
         let grid = &grids[index];
         let task = in_streams(task - first, grid.end - first, self.threads);
-        let x = grid.pack.map_or(grid.x, |pack| &packs[pack].packed);
+        let x = grid.pack.map_or(grid.x, |pack| Rows::from(&packs[pack].packed));
         SCRATCH.with_borrow_mut(|scratch| isa.run(grid.macro_tile(task, x, scratch)));
     }
 }
@@ -137,15 +138,15 @@ thread_local! {
 /// An input laid out as a weight's storage type wants it: rows padded with zeros to whole chunks of
 /// two vectors and, for bf16, even-numbered values of a chunk before odd-numbered ones.
 struct Pack<'a> {
-    x: &'a Tensor,
+    x: Rows<'a>,
     interleaved: bool,
     packed: Tensor,
 }
 
 impl Pack<'_> {
     fn fill(&mut self, isa: Isa, pool: &Pool, chunk: usize) {
-        struct Rows<'a>(&'a [f32], &'a mut [f32], usize, bool);
-        impl Vectorised for Rows<'_> {
+        struct Fill<'a>(&'a [f32], &'a mut [f32], usize, bool);
+        impl Vectorised for Fill<'_> {
             type Output = ();
 
             #[inline(always)]
@@ -175,9 +176,8 @@ impl Pack<'_> {
                 }
             }
         }
-        let (rows, inputs) = (self.x.rows(), self.x.width());
-        let width = inputs.next_multiple_of(chunk);
-        let (x, interleaved) = (self.x.data(), self.interleaved);
+        let Rows { data: x, rows, width: inputs } = self.x;
+        let (width, interleaved) = (inputs.next_multiple_of(chunk), self.interleaved);
         // Packing a few rows is cheaper than waking a thread.
         let step = if rows < 32 { rows } else { rows.div_ceil(4 * pool.threads()) };
         let packed = SharedMut::new(&mut self.packed);
@@ -186,14 +186,14 @@ impl Pack<'_> {
             // SAFETY: these rows are this task's alone.
             let packed = unsafe { packed.slice(rows.start * width, rows.len() * width) };
             let x = &x[rows.start * inputs..rows.end * inputs];
-            isa.run(Rows(x, packed, inputs, interleaved));
+            isa.run(Fill(x, packed, inputs, interleaved));
         });
     }
 }
 
 /// One job cut into macro-tiles of outputs × rows.
 struct Grid<'a> {
-    x: &'a Tensor,
+    x: Rows<'a>,
     pack: Option<usize>,
     w: &'a HostTensor,
     y: SharedMut,
@@ -210,15 +210,15 @@ impl Grid<'_> {
     fn macro_tile<'a>(
         &'a self,
         index: usize,
-        x: &'a Tensor,
+        x: Rows<'a>,
         scratch: &'a mut Vec<Line>,
     ) -> MacroTile<'a> {
         let (row, output) = (index % self.row_tiles, index / self.row_tiles);
         MacroTile {
             x,
-            rows: row * self.tile_rows..self.x.rows().min((row + 1) * self.tile_rows),
+            rows: row * self.tile_rows..self.x.rows.min((row + 1) * self.tile_rows),
             w: self.w,
-            inputs: self.x.width(),
+            inputs: self.x.width,
             outs: output * MACRO_OUTPUTS..self.outputs.min((output + 1) * MACRO_OUTPUTS),
             y: self.y,
             outputs: self.outputs,
@@ -230,7 +230,7 @@ impl Grid<'_> {
 
 /// A block of outputs × rows, whose weights stay in a cache.
 struct MacroTile<'a> {
-    x: &'a Tensor,
+    x: Rows<'a>,
     rows: Range<usize>,
     w: &'a HostTensor,
     inputs: usize,
@@ -350,10 +350,10 @@ impl MacroTile<'_> {
             let done = (chunks.start * tiles + tile * chunks.len()) * AHEAD * LINE_BYTES;
             // SAFETY: rows lie in x and y; x has whole chunks; w as promised by the caller.
             unsafe {
-                let x = self.x.data().as_ptr();
+                let x = self.x.data.as_ptr();
                 let mut tile = MicroTile {
-                    x: x.add(first * self.x.width() + chunks.start * 2 * S::LANES),
-                    ldx: self.x.width(),
+                    x: x.add(first * self.x.width + chunks.start * 2 * S::LANES),
+                    ldx: self.x.width,
                     w,
                     ldw,
                     y: self.y.at(first * self.outputs + self.outs.start + outs.start),

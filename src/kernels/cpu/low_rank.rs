@@ -20,7 +20,7 @@ use super::{
     pairs::round,
     pool::Pool,
     shared::SharedMut,
-    tensor::{Line, Recycler, Tensor},
+    tensor::{Line, Recycler, Rows, Tensor},
 };
 use crate::{
     kernels::{Dtype, HostTensor, KernelError, Result, check::matrix},
@@ -74,7 +74,7 @@ pub(super) fn multiply(
         let panels = y.width().div_ceil(PANEL);
         end += x.rows().div_ceil(TASK_ROWS) * panels;
         let pairs = isa.multiplies_bf16() && b.dtype() == Dtype::Bf16;
-        let rounded = pairs.then(|| round(isa, pool, buffers, x));
+        let rounded = pairs.then(|| round(isa, pool, buffers, Rows::from(&*x)));
         grids.push(Grid { x, rounded, b, outputs: y.width(), y: SharedMut::new(y), panels, end });
     }
     pool.run(end, |task| {

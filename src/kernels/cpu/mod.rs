@@ -30,7 +30,11 @@ pub use kv::KvPool;
 pub use low_rank::panels;
 pub use tensor::Tensor;
 
-use self::{pool::Pool, tensor::Recycler};
+use self::{
+    pool::Pool,
+    shared::SharedMut,
+    tensor::{Recycler, Rows},
+};
 use super::{
     Activation, AttentionShape, Batch, ColumnScale, Dtype, HostTensor, KernelError, Kernels,
     KvDtype, Norm, Product, RelativeBias, Result, Rope, RowCoefficients, ScaledProduct, Segment,
@@ -97,8 +101,8 @@ impl CpuKernels {
         vector
     }
 
-    /// A product with its shapes checked and its output at hand.
-    fn job<'a>(&self, product: Product<'a, Self>) -> Result<gemm::LinearJob<'a>> {
+    /// A product with its shapes checked, and its output.
+    fn job<'a>(&self, product: Product<'a, Self>) -> Result<(gemm::LinearJob<'a>, Tensor)> {
         let Product { x, weight: w, onto } = product;
         let (outputs, inputs) = matrix("linear", w.shape())?;
         fits("linear", "width of the input", inputs, x.width())?;
@@ -109,11 +113,25 @@ impl CpuKernels {
         if fresh && inputs == 0 {
             y.data_mut().fill(0.0);
         }
-        Ok(gemm::LinearJob { x, w, y, fresh })
+        let to = SharedMut::new(&mut y);
+        Ok((gemm::LinearJob { x: x.into(), w, y: to, outputs, fresh }, y))
+    }
+
+    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` where it is to `keep`: `x` `[rows, in]`, `w` `[out, in]`, `y`
+    /// `[rows, out]`, row-major.
+    pub fn linear(&self, x: &[f32], w: &HostTensor, y: &mut [f32], keep: bool) -> Result<()> {
+        let (outputs, width) = matrix("linear", w.shape())?;
+        let rows = x.len().checked_div(width).unwrap_or(0);
+        fits("linear", "values of the input", rows * width, x.len())?;
+        fits("linear", "values of the output", rows * outputs, y.len())?;
+        let x = Rows { data: x, rows, width };
+        let y = SharedMut::of(y);
+        self.multiply(&[gemm::LinearJob { x, w, y, outputs, fresh: !keep }]);
+        Ok(())
     }
 
     /// Does independent products in one parallel region.
-    fn multiply(&self, jobs: &mut [gemm::LinearJob<'_>]) {
+    fn multiply(&self, jobs: &[gemm::LinearJob<'_>]) {
         let quantised =
             quantised::QuantisedProducts::new(self.isa, &self.pool, &self.buffers, jobs);
         let narrow = bf16::NarrowProducts::new(self.isa, &self.pool, &self.buffers, jobs);
@@ -168,9 +186,9 @@ impl Kernels for CpuKernels {
 
     fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Tensor>> {
         let jobs: Result<Vec<_>> = products.into_iter().map(|p| self.job(p)).collect();
-        let mut jobs = jobs?;
-        self.multiply(&mut jobs);
-        Ok(jobs.into_iter().map(|job| job.y).collect())
+        let (jobs, outputs): (Vec<_>, Vec<_>) = jobs?.into_iter().unzip();
+        self.multiply(&jobs);
+        Ok(outputs)
     }
 
     fn scaled_products(

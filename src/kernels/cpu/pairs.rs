@@ -13,7 +13,7 @@ use super::{
     pair_tile::PairTile,
     pool::Pool,
     shared::SharedMut,
-    tensor::{Recycler, Tensor, brains, brains_mut},
+    tensor::{Recycler, Rows, Tensor, brains, brains_mut},
 };
 use crate::simd::{Bf16Dots, Bf16Work, Isa, Lanes, Simd, Vectorised};
 
@@ -44,8 +44,8 @@ pub(super) fn cut(rows: usize, inputs: usize) -> Cut {
 }
 
 /// The rows of `x` rounded to bf16 and padded with zeros, two values in the place of an f32.
-pub(super) fn round(isa: Isa, pool: &Pool, buffers: &Arc<Recycler>, x: &Tensor) -> Tensor {
-    let (rows, inputs) = (x.rows(), x.width());
+pub(super) fn round(isa: Isa, pool: &Pool, buffers: &Arc<Recycler>, x: Rows<'_>) -> Tensor {
+    let Rows { data: x, rows, width: inputs } = x;
     let width = padded(inputs) / 2;
     let mut rounded = buffers.stale(rows, width);
     // Rounding a few rows is cheaper than waking a thread.
@@ -55,7 +55,7 @@ pub(super) fn round(isa: Isa, pool: &Pool, buffers: &Arc<Recycler>, x: &Tensor) 
         let rows = task * step..rows.min((task + 1) * step);
         // SAFETY: these rows are this task's alone.
         let out = unsafe { out.slice(rows.start * width, rows.len() * width) };
-        let x = &x.data()[rows.start * inputs..rows.end * inputs];
+        let x = &x[rows.start * inputs..rows.end * inputs];
         isa.run(Round { x, out: brains_mut(out), inputs });
     });
     rounded

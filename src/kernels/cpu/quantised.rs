@@ -15,7 +15,7 @@ use super::{
     gemm::{Arithmetic, LinearJob},
     pool::{Pool, in_streams},
     shared::SharedMut,
-    tensor::{Recycler, Tensor},
+    tensor::{Recycler, Rows, Tensor},
     tile::AHEAD_BYTES,
 };
 use crate::{
@@ -59,15 +59,15 @@ impl<'a> QuantisedProducts<'a> {
         isa: Isa,
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
-        jobs: &mut [LinearJob<'a>],
+        jobs: &[LinearJob<'a>],
     ) -> Self {
         let threads = pool.threads();
         let mut plan = Self { isa, threads, inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
         for job in jobs {
             let Some(Arithmetic::Bytes(kind)) = job.arithmetic(isa) else { continue };
-            let (rows, inputs, outputs) = (job.x.rows(), job.x.width(), job.y.width());
+            let (rows, inputs, outputs) = (job.x.rows, job.x.width, job.outputs);
             let form = Form { values: kind.values(), zero: kind.zero() };
-            let same = |r: &Rounded<'_>| std::ptr::eq(r.x, job.x) && r.form == form;
+            let same = |r: &Rounded<'_>| r.x.is(&job.x) && r.form == form;
             let input = plan.inputs.iter().position(same).unwrap_or_else(|| {
                 plan.inputs.push(Rounded::new(isa, pool, buffers, job.x, form));
                 plan.inputs.len() - 1
@@ -78,7 +78,7 @@ impl<'a> QuantisedProducts<'a> {
                 input,
                 w: job.w,
                 kind,
-                y: SharedMut::new(&mut job.y),
+                y: job.y,
                 rows,
                 inputs,
                 outputs,
@@ -130,7 +130,7 @@ impl Form {
 /// Rows of inputs as bytes. A packed row holds, in words of 32 bits: the codes, four to a word; the
 /// scale e of each block; −z·Σq of each block (i32); e·Σq of each block.
 struct Rounded<'a> {
-    x: &'a Tensor,
+    x: Rows<'a>,
     form: Form,
     packed: Tensor,
 }
@@ -140,10 +140,10 @@ impl<'a> Rounded<'a> {
         isa: Isa,
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
-        x: &'a Tensor,
+        x: Rows<'a>,
         form: Form,
     ) -> Self {
-        let (rows, inputs) = (x.rows(), x.width());
+        let Rows { data: values, rows, width: inputs } = x;
         let width = form.width(inputs);
         let mut packed = buffers.stale(rows, width);
         // Rounding a few rows is cheaper than waking a thread.
@@ -153,7 +153,7 @@ impl<'a> Rounded<'a> {
             let rows = task * step..rows.min((task + 1) * step);
             // SAFETY: these rows are this task's alone.
             let packed = unsafe { out.slice(rows.start * width, rows.len() * width) };
-            let x = &x.data()[rows.start * inputs..rows.end * inputs];
+            let x = &values[rows.start * inputs..rows.end * inputs];
             match form.values {
                 16 => isa.run(Round::<16> { x, packed, inputs, form }),
                 _ => isa.run(Round::<32> { x, packed, inputs, form }),

@@ -13,7 +13,12 @@ unsafe impl Send for SharedMut {}
 impl SharedMut {
     /// A pointer to the values of `tensor`.
     pub(super) fn new(tensor: &mut Tensor) -> Self {
-        Self(tensor.data_mut().as_mut_ptr())
+        Self::of(tensor.data_mut())
+    }
+
+    /// A pointer to `values`.
+    pub(super) fn of(values: &mut [f32]) -> Self {
+        Self(values.as_mut_ptr())
     }
 
     /// The address of value `start`.

@@ -117,6 +117,27 @@ impl Tensor {
     }
 }
 
+/// Rows that a product reads, `[rows, width]`, row-major.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) width: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Whether both are the same place in memory.
+    pub(super) fn is(&self, other: &Rows<'_>) -> bool {
+        std::ptr::eq(self.data, other.data) && self.width == other.width
+    }
+}
+
+impl<'a> From<&'a Tensor> for Rows<'a> {
+    fn from(x: &'a Tensor) -> Self {
+        Self { data: x.data(), rows: x.rows, width: x.width }
+    }
+}
+
 impl Clone for Tensor {
     fn clone(&self) -> Self {
         let mut copy = self.stale_like();

@@ -12,7 +12,7 @@ use super::{
     grid::{Cut, Grid, Task, pad, reserve},
     pool::Pool,
     shared::SharedMut,
-    tensor::{Line, Recycler, Tensor, brains},
+    tensor::{Line, Recycler, Rows, Tensor, brains},
 };
 use crate::simd::{Bf16Tiles, Isa, TILE, TILE_INPUTS, TileProduct, TileWork};
 
@@ -37,8 +37,8 @@ pub(super) fn cut(rows: usize, inputs: usize) -> Cut {
 
 /// The rows of `x` rounded to bf16, padded with zeros to whole steps, sixteen after sixteen, each
 /// `[pair of inputs, row, 2]`.
-pub(super) fn round(isa: Isa, pool: &Pool, buffers: &Arc<Recycler>, x: &Tensor) -> Tensor {
-    let (rows, inputs) = (x.rows(), x.width());
+pub(super) fn round(isa: Isa, pool: &Pool, buffers: &Arc<Recycler>, x: Rows<'_>) -> Tensor {
+    let Rows { data: x, rows, width: inputs } = x;
     let width = inputs.next_multiple_of(TILE_INPUTS) / 2;
     let mut rounded = buffers.stale(rows, width);
     let out = SharedMut::new(&mut rounded);
@@ -50,7 +50,7 @@ pub(super) fn round(isa: Isa, pool: &Pool, buffers: &Arc<Recycler>, x: &Tensor) 
             let count = TILE.min(rows.end - first);
             // SAFETY: these rows are this task's alone.
             let out = unsafe { out.slice(first * width, count * width) };
-            let x = &x.data()[first * inputs..(first + count) * inputs];
+            let x = &x[first * inputs..(first + count) * inputs];
             isa.run_tiles(Round { x, out, inputs });
         }
     });

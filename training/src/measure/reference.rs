@@ -113,11 +113,14 @@ impl Tape {
                 return Err(EvaluateError::Soup { path: soup.dir.clone(), reason: reason.into() });
             }
             Some(sft) => {
-                merged(&run.base.weights, &sft.modules, &run.base.model).map_err(RunError::from)?
+                let dtype = run.config.precision.dtype();
+                merged(&run.base.weights, &sft.modules, &run.base.model, dtype)
+                    .map_err(RunError::from)?
             }
         };
         let none = LoraConfig { rank: 1, targets: Some(Vec::new()), ..LoraConfig::default() };
         let policy = Policy::new(&run.base.model, &frozen, &none, &Device::Cpu, 0);
+        let policy = policy.and_then(|policy| policy.in_precision(run.config.precision));
         Ok(Self { policy: policy.map_err(RunError::from)?, rows: run.config.rl.rows })
     }
 }

@@ -135,9 +135,9 @@ impl Stages<'_> {
         let adapters: Vec<_> = sft.chain([(&factors, None)]).collect();
         let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;
         let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(1);
-        let (threads, slots) = (rayon::current_num_threads(), config.rollout.slots);
+        let (kernels, slots) = (config.precision.kernels(), config.rollout.slots);
         let longest = longest + config.rollout.max_new_tokens;
-        let mut sampler = Sampler::new(&base.model, threads, slots, longest)?;
+        let mut sampler = Sampler::new(&base.model, kernels, slots, longest)?;
         let drawn = sampling(base, config, draw::derive(seed, Purpose::Tokens), false);
         let rollouts = sampler.sample(&decoder, &requests, &drawn)?;
         // Judged as answers to the prompt alone.
@@ -158,7 +158,8 @@ impl Stages<'_> {
         let (model, frozen) = (&self.start.base.model, self.start.frozen);
         let factors = draw::derive(seed, Purpose::Factors);
         let policy = Policy::new(model, frozen, &self.config.lora, &Device::Cpu, factors)?
-            .recomputing(self.config.rl.recompute);
+            .recomputing(self.config.rl.recompute)
+            .in_precision(self.config.precision)?;
         self.tune(&policy, "offline", rows, seed, (steps, learning_rate, Decay::Linear))?;
         Ok(policy)
     }

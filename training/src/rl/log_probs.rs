@@ -7,17 +7,17 @@
 //! of logits while it is in the cache.
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, D, DType, Error, Layout, Result, Shape, Tensor,
     backend::{BackendDevice, BackendStorage},
     bail,
 };
 use ladle::{simd::exp, vectorised};
 use rayon::prelude::*;
 
-use crate::tape::{View, dot, max, parallel_product, read, sum, tanh};
+use crate::tape::{Narrow, View, dot, max, parallel_product, read, sum, tanh};
 
 /// Entries of the vocabulary whose logits exist at one time on the CPU.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 /// Rows whose logits exist at one time elsewhere.
 const CHUNK: usize = 128;
 
@@ -31,13 +31,14 @@ pub struct LogProbs {
 }
 
 /// Log-probabilities of `targets` (one per row of `hidden` `[rows, hidden]`) under the logits
-/// `z = hidden headᵀ / temperature`, `head` `[vocab, hidden]` frozen, or `cap · tanh(z / cap)`; f32. The
-/// gradient is computed only where `hidden` is tracked.
+/// `z = hidden headᵀ / temperature`, `head` `[vocab, hidden]` frozen, or `cap · tanh(z / cap)`; in f32, or
+/// with the head of `narrow` (on the CPU). The gradient is computed only where `hidden` is tracked.
 pub fn log_probs(
     hidden: &Tensor,
     head: &Tensor,
     targets: &[u32],
     (temperature, cap): (f64, Option<f64>),
+    narrow: Option<&Narrow>,
 ) -> Result<LogProbs> {
     let (rows, width) = hidden.dims2()?;
     let (vocabulary, inner) = head.dims2()?;
@@ -56,8 +57,8 @@ pub fn log_probs(
         if fixed.device().is_cpu() && fixed.dtype() == DType::F32 {
             let scale = (1.0 / temperature as f32, cap.map(|cap| cap as f32));
             read(&fixed, |hidden| {
-                read(head, |head| blocked(hidden, head, width, targets, scale, gradient))
-            })??
+                read(head, |head| blocked(hidden, (head, narrow), targets, scale, gradient))
+            })???
         } else {
             chunked(&fixed, head, targets, (1.0 / temperature, cap), gradient)?
         };
@@ -171,13 +172,14 @@ vectorised! {
 /// The CPU path: all rows at once over blocks of the vocabulary.
 fn blocked(
     hidden: &[f32],
-    head: &[f32],
-    width: usize,
+    (head, narrow): (&[f32], Option<&Narrow>),
     targets: &[u32],
     (scale, cap): (f32, Option<f32>),
     gradient: bool,
-) -> Softmax {
-    let (rows, vocabulary) = (targets.len(), head.len() / width);
+) -> Result<Softmax> {
+    let rows = targets.len();
+    let width = hidden.len() / rows.max(1);
+    let vocabulary = head.len() / width.max(1);
     let first = RowSoftmax {
         largest: f32::NEG_INFINITY,
         sum: 0.0,
@@ -193,9 +195,19 @@ fn blocked(
     for start in (0..vocabulary).step_by(BLOCK) {
         let len = BLOCK.min(vocabulary - start);
         let weights = View::new(&head[start * width..][..len * width], len, width);
+        let sides = narrow.map(|narrow| (narrow, &narrow.head()[start / BLOCK]));
         let logits = &mut logits[..rows * len];
-        let all = View::new(hidden, rows, width);
-        parallel_product(View::new(&mut *logits, rows, len), false, all, weights.t(), scale);
+        match sides {
+            Some((narrow, sides)) => {
+                narrow.product(hidden, &sides.forward, logits, false).map_err(Error::wrap)?;
+                logits.par_chunks_mut(len).for_each(|row| row.iter_mut().for_each(|x| *x *= scale));
+            }
+            None => {
+                let (all, to) =
+                    (View::new(hidden, rows, width), View::new(&mut *logits, rows, len));
+                parallel_product(to, false, all, weights.t(), scale);
+            }
+        }
         if let Some(cap) = cap {
             let each = logits.par_chunks_mut(len).zip(slopes.par_chunks_mut(len));
             each.for_each(|(logits, slopes)| soft_cap(logits, slopes, cap));
@@ -217,8 +229,18 @@ fn blocked(
             moved.filter(|(row, _)| row.rescale < 1.0).for_each(|(row, mean)| {
                 mean.iter_mut().for_each(|x| *x *= row.rescale);
             });
-            let logits = View::new(&*logits, rows, len);
-            parallel_product(View::new(&mut mean[..], rows, width), true, logits, weights, 1.0);
+            match sides {
+                Some((narrow, sides)) => {
+                    narrow
+                        .product(logits, &sides.backward, &mut mean, true)
+                        .map_err(Error::wrap)?;
+                }
+                None => {
+                    let (logits, to) =
+                        (View::new(&*logits, rows, len), View::new(&mut mean[..], rows, width));
+                    parallel_product(to, true, logits, weights, 1.0);
+                }
+            }
         }
     }
     mean.par_chunks_mut(width).zip(&state).zip(targets).for_each(|((mean, row), &target)| {
@@ -229,11 +251,11 @@ fn blocked(
     let value =
         |row: &RowSoftmax| (f64::from(row.chosen) - f64::from(row.largest) - row.sum.ln()) as f32;
     let entropy = |row: &RowSoftmax| (row.sum.ln() - row.weighted / row.sum) as f32;
-    Softmax {
+    Ok(Softmax {
         values: state.iter().map(value).collect(),
         entropy: state.iter().map(entropy).collect(),
         jacobian: mean,
-    }
+    })
 }
 
 /// The path of any device: chunks of rows over the whole vocabulary.

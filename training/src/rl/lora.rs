@@ -25,13 +25,14 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    log_probs::{LogProbs, log_probs},
+    log_probs::{BLOCK, LogProbs, log_probs},
     packing::{Packed, Sequence, pack, pack_after, pack_encoded},
     prompt_cache::PromptCache,
 };
 use crate::{
     autograd::Differentiable,
-    tape::{Dropout, KeysAndValues, Stored, Tape, Value},
+    precision::Precision,
+    tape::{Dropout, KeysAndValues, Narrow, Stored, Tape, Value},
     weights::Lora,
 };
 
@@ -165,7 +166,8 @@ pub struct Policy {
     kernels: Differentiable,
     adapted: Arc<Decoder<Tensor>>,
     reference: Decoder<Tensor>,
-    head: Tensor,
+    frozen: BTreeMap<String, Tensor>,
+    narrow: Option<Arc<Narrow>>,
     factors: Vec<Factor>,
     config: LoraConfig,
     recompute: bool,
@@ -265,11 +267,27 @@ impl Policy {
         };
         let (adapted, reference) = (Arc::new(load(true)?), load(false)?);
         let head = model.head();
-        let head =
-            frozen.get(head).cloned().ok_or_else(|| PolicyError::Missing(head.to_owned()))?;
+        if !frozen.contains_key(head) {
+            return Err(PolicyError::Missing(head.to_owned()));
+        }
         let config = config.clone();
-        let (recompute, cache) = (false, Arc::new(PromptCache::new(0)));
-        Ok(Self { kernels, adapted, reference, head, factors, config, recompute, cache })
+        let (narrow, recompute, cache) = (None, false, Arc::new(PromptCache::new(0)));
+        let networks =
+            Self { kernels, adapted, reference, frozen, narrow, factors, config, recompute, cache };
+        Ok(networks)
+    }
+
+    /// Sets what products with frozen weights are computed in on the CPU.
+    pub fn in_precision(self, precision: Precision) -> Result<Self> {
+        let narrow = match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => {
+                let kernels = precision.kernels();
+                let narrow = Narrow::new(kernels, self.frozen.values(), self.head(), BLOCK);
+                Some(Arc::new(narrow?))
+            }
+        };
+        Ok(Self { narrow, ..self })
     }
 
     /// Sets whether a forward on the CPU saves only the input of each layer and the backward computes
@@ -286,7 +304,7 @@ impl Policy {
 
     /// The output head, `[vocab, hidden]`.
     pub fn head(&self) -> &Tensor {
-        &self.head
+        &self.frozen[self.model().head()]
     }
 
     /// The model's configuration.
@@ -335,7 +353,7 @@ impl Policy {
         let segments = vec![Segment { rows, cached: 0, blocks: Vec::new() }];
         let batch = Batch { tokens: tokens.to_vec(), positions, segments, ..Batch::default() };
         let mut stored = Stored { kept: Some(KeysAndValues::default()), ..Stored::default() };
-        self.reference.outputs(&Tape::idle(None), &batch, &mut stored)?;
+        self.reference.outputs(&self.idle(), &batch, &mut stored)?;
         Ok(stored.kept.unwrap_or_default())
     }
 
@@ -348,7 +366,7 @@ impl Policy {
         }
         let dropout = (self.config.dropout > 0.0)
             .then(|| Dropout::new(self.config.dropout, noise, self.projections()));
-        let tape = Tape::recording(dropout);
+        let tape = Tape::recording(dropout).narrowed(self.narrow.clone());
         let value = if self.recompute {
             self.recomputed(&tape, batch, stored)?
         } else {
@@ -390,7 +408,7 @@ impl Policy {
     fn run(&self, decoder: &Decoder<Tensor>, packed: &Packed) -> Result<Tensor> {
         let Packed { batch, stored, .. } = packed;
         if self.kernels.device().is_cpu() {
-            return Ok(tensor(&decoder.outputs(&Tape::idle(None), batch, &mut stored.clone())?)?);
+            return Ok(tensor(&decoder.outputs(&self.idle(), batch, &mut stored.clone())?)?);
         }
         Ok(decoder.outputs(&self.kernels, batch, &mut ())?.detach())
     }
@@ -405,7 +423,13 @@ impl Policy {
     ) -> Result<LogProbs> {
         let cap = self.model().caps.logits.map(|cap| f64::from(cap) / temperature);
         let temperature = temperature / f64::from(self.model().multipliers.logits);
-        Ok(log_probs(hidden, &self.head, targets, (temperature, cap))?)
+        let narrow = self.narrow.as_deref();
+        Ok(log_probs(hidden, self.head(), targets, (temperature, cap), narrow)?)
+    }
+
+    /// Kernels without gradients and dropout.
+    fn idle(&self) -> Tape {
+        Tape::idle(None).narrowed(self.narrow.clone())
     }
 
     /// The down projections, numbered.

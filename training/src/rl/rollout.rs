@@ -172,7 +172,7 @@ impl Sampler {
     /// Room for `slots` sequences (at least 1) of `max_tokens` tokens (prompt and response) at once.
     pub fn new(
         model: &ModelConfig,
-        threads: usize,
+        kernels: CpuKernels,
         slots: usize,
         max_tokens: usize,
     ) -> Result<Self> {
@@ -189,7 +189,6 @@ impl Sampler {
             dtype: Dtype::F32.into(),
         })?;
         let free = (0..blocks as u32).rev().collect();
-        let kernels = CpuKernels::new(threads);
         Ok(Self { kernels, cache, start, slots, per_sequence, free, prompt_rows: 0 })
     }
 

@@ -11,7 +11,7 @@ use ladle::kernels::{
 use rayon::prelude::*;
 
 use super::{
-    Gradients, Stored, Tape, Value,
+    Gradients, Stored, Tape, Value, narrow,
     product::{View, parallel_product},
     read,
     rows::{self, Angles, CHUNK, Gains},
@@ -43,39 +43,33 @@ impl Tape {
         let keep = y.is_some();
         let out = y.get_or_insert_with(|| vec![0f32; rows * outer]);
         let dropped = masked(&x.data);
-        let input = View::new(dropped.as_deref().unwrap_or(&x.data), rows, inner);
-        read(&w, |w| {
-            let w = View::new(w, outer, inner);
-            parallel_product(View::new(&mut out[..], rows, outer), keep, input, w.t(), 1.0);
-        })
-        .map_err(refused)?;
+        let input = dropped.as_deref().unwrap_or(&x.data);
+        narrow::forward(self.narrow.as_deref(), &w, input, (out, keep))?;
         let tracked = w.track_op();
         let learns = tracked || node.is_some() || onto.is_some();
         let result = (y.unwrap_or_default(), rows, outer);
         Ok(self.result(result, learns, |_| {
-            let kept = tracked.then(|| x.data.clone());
+            let (kept, narrow) = (tracked.then(|| x.data.clone()), self.narrow.clone());
             move |grad: Vec<f32>, gradients: &mut Gradients| {
-                let g = View::new(&grad[..], rows, outer);
                 if let Some(x) = &kept {
+                    let g = View::new(&grad[..], rows, outer);
                     let dropped = masked(x);
                     let x = View::new(dropped.as_deref().unwrap_or(x), rows, inner);
                     gradients.add_weight(&w, |out, keep| {
                         parallel_product(View::new(out, outer, inner), keep, g.t(), x, 1.0);
                     });
                 }
-                read(&w, |w| {
-                    let w = View::new(w, outer, inner);
-                    gradients.add(node, rows * inner, |out, keep| match mask {
-                        None => parallel_product(View::new(out, rows, inner), keep, g, w, 1.0),
-                        Some(mask) => {
-                            let mut back = vec![0f32; rows * inner];
-                            let to = View::new(&mut back[..], rows, inner);
-                            parallel_product(to, false, g, w, 1.0);
-                            mask.add(out, &back);
-                        }
-                    });
-                })
-                .map_err(refused)?;
+                let narrow = narrow.as_deref();
+                let added = gradients.add(node, rows * inner, |out, keep| {
+                    let Some(mask) = mask else {
+                        return narrow::backward(narrow, &w, &grad, (out, keep));
+                    };
+                    let mut back = vec![0f32; rows * inner];
+                    narrow::backward(narrow, &w, &grad, (&mut back, false))?;
+                    mask.add(out, &back);
+                    Ok(())
+                });
+                added.unwrap_or(Ok(()))?;
                 gradients.give(onto, grad);
                 Ok(())
             }

@@ -15,6 +15,7 @@ mod attention;
 mod bias;
 mod dropout;
 mod kernels;
+mod narrow;
 mod product;
 mod rows;
 mod stored;
@@ -25,6 +26,7 @@ use candle_core::{Storage, Tensor, TensorId, bail};
 use ladle::kernels::Result;
 
 pub use dropout::Dropout;
+pub use narrow::Narrow;
 pub(crate) use product::{View, parallel_product};
 pub(crate) use rows::{dot, max, sum, tanh};
 pub use stored::{KeysAndValues, Stored};
@@ -70,17 +72,23 @@ pub struct Tape {
     /// `None` if only values are computed.
     nodes: Option<RefCell<Vec<Node>>>,
     dropout: Option<Dropout>,
+    narrow: Option<Arc<Narrow>>,
 }
 
 impl Tape {
     /// Kernels that record nodes.
     pub fn recording(dropout: Option<Dropout>) -> Self {
-        Self { nodes: Some(RefCell::default()), dropout }
+        Self { nodes: Some(RefCell::default()), dropout, narrow: None }
     }
 
     /// Kernels that only compute values.
     pub fn idle(dropout: Option<Dropout>) -> Self {
-        Self { nodes: None, dropout }
+        Self { nodes: None, dropout, narrow: None }
+    }
+
+    /// The same, multiplying with the frozen matrices of `narrow` in bf16.
+    pub fn narrowed(self, narrow: Option<Arc<Narrow>>) -> Self {
+        Self { narrow, ..self }
     }
 
     /// An input whose gradient is wanted.
@@ -122,11 +130,12 @@ impl Tape {
         }
         let Value { data, rows, width, node } = x;
         let constant = Value { data: data.clone(), rows, width, node: None };
-        let y = run(&Self::idle(self.dropout.clone()), constant)?;
-        let (rows_out, width_out, dropout) = (y.rows, y.width, self.dropout.clone());
+        let (dropout, narrow) = (self.dropout.clone(), self.narrow.clone());
+        let y = run(&Self::idle(dropout.clone()).narrowed(narrow.clone()), constant)?;
+        let (rows_out, width_out) = (y.rows, y.width);
         Ok(self.result((y.take(), rows_out, width_out), true, |_| {
             move |grad: Vec<f32>, gradients: &mut Gradients| {
-                let tape = Self::recording(dropout);
+                let tape = Self::recording(dropout).narrowed(narrow);
                 let leaf = node.and_then(|_| tape.push(|| None));
                 let y = run(&tape, Value { data, rows, width, node: leaf })?;
                 let mut inner = Gradients {
@@ -195,11 +204,15 @@ impl Gradients {
 
     /// Lets `f` add to the gradient (`len` values) of the activation with that node; the second
     /// argument is false while the gradient is all zeros.
-    fn add(&mut self, node: Option<usize>, len: usize, f: impl FnOnce(&mut [f32], bool)) {
-        let Some(node) = node else { return };
-        let slot = &mut self.values[node];
+    fn add<R>(
+        &mut self,
+        node: Option<usize>,
+        len: usize,
+        f: impl FnOnce(&mut [f32], bool) -> R,
+    ) -> Option<R> {
+        let slot = &mut self.values[node?];
         let filled = slot.is_some();
-        f(slot.get_or_insert_with(|| vec![0.0; len]), filled);
+        Some(f(slot.get_or_insert_with(|| vec![0.0; len]), filled))
     }
 
     /// The same for a weight.

@@ -1,7 +1,7 @@
 //! Runs on an encoder–decoder model.
 
 use candle_core::{Device, safetensors::load};
-use ladle::soup::Adapter;
+use ladle::{kernels::cpu::CpuKernels, soup::Adapter};
 use ladle_training::{
     rl::rollout::{Adapted, Request, Sampler, Sampling, decoder},
     setup::Base,
@@ -95,7 +95,7 @@ mixing = {{ identity = true }}
     let requests: Vec<_> = requests.collect();
     let answers = |adapters: &[Adapted<'_>]| -> Vec<String> {
         let policy = decoder(&base.model, &base.weights, adapters).unwrap();
-        let mut sampler = Sampler::new(&base.model, 1, 8, 80).unwrap();
+        let mut sampler = Sampler::new(&base.model, CpuKernels::new(1), 8, 80).unwrap();
         let answers = sampler.sample(&policy, &requests, &sampling).unwrap();
         answers.iter().map(|answer| base.tokenizer.decode(&answer.tokens, true)).collect()
     };

@@ -1,0 +1,45 @@
+//! The arithmetic of products with frozen weights.
+
+use ladle::{
+    kernels::{Dtype, cpu::CpuKernels},
+    simd::Isa,
+};
+use serde::{Deserialize, Serialize};
+
+/// What products with frozen weights are computed in, of updates, sampling and reference alike. Adapters,
+/// sums, attention, losses and the optimiser are in f32 either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// Weights are rounded to bf16, and where the processor multiplies in bf16 so are their inputs and
+    /// the gradients that go back through them: mixed precision. Needs as much memory again for the
+    /// weights as f32 does, since the backward reads them transposed.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether it is left out of a configuration.
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The storage type of frozen weights that a supervised adapter has changed.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
+
+    /// Kernels on as many threads as rayon and candle use: RAYON_NUM_THREADS bounds all of them.
+    pub fn kernels(self) -> CpuKernels {
+        let threads = rayon::current_num_threads();
+        match self {
+            Self::F32 => CpuKernels::new(threads),
+            Self::Bf16 => CpuKernels::with_isa(threads, Isa::chosen()),
+        }
+    }
+}

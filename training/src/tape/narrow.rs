@@ -1,0 +1,125 @@
+//! Frozen weights in bf16, multiplied by the kernels that serve.
+
+use std::{collections::HashMap, fmt};
+
+use candle_core::{Tensor, TensorId};
+use ladle::kernels::{Dtype, HostTensor, Result, cpu::CpuKernels};
+
+use super::{
+    product::{View, parallel_product},
+    read,
+};
+use crate::autograd::refused;
+
+/// A matrix and its transpose: what a forward and a backward multiply with.
+pub(crate) struct Sides {
+    /// `[out, in]`.
+    pub forward: HostTensor,
+    /// `[in, out]`.
+    pub backward: HostTensor,
+}
+
+impl Sides {
+    /// `w` `[out, in]`, row-major, each value rounded to the nearest.
+    fn of(w: &[f32], [outer, inner]: [usize; 2]) -> Result<Self> {
+        let mut transposed = vec![0f32; w.len()];
+        for (at, row) in w.chunks_exact(inner).enumerate() {
+            row.iter().enumerate().for_each(|(to, w)| transposed[to * outer + at] = *w);
+        }
+        Ok(Self {
+            forward: HostTensor::rounded(w, Dtype::Bf16, vec![outer, inner])?,
+            backward: HostTensor::rounded(&transposed, Dtype::Bf16, vec![inner, outer])?,
+        })
+    }
+}
+
+/// The frozen matrices of a network.
+pub struct Narrow {
+    kernels: CpuKernels,
+    matrices: HashMap<TensorId, Sides>,
+    /// Some rows after others of the output head.
+    head: Vec<Sides>,
+}
+
+impl Narrow {
+    /// The matrices among `weights`, f32 on the CPU; of `head` `[vocabulary, hidden]` as many rows at a
+    /// time as `block` says.
+    pub fn new<'a>(
+        kernels: CpuKernels,
+        weights: impl IntoIterator<Item = &'a Tensor>,
+        head: &Tensor,
+        block: usize,
+    ) -> Result<Self> {
+        let mut matrices = HashMap::new();
+        for w in weights.into_iter().filter(|w| w.rank() == 2 && w.id() != head.id()) {
+            let shape = w.dims2().map_err(refused)?.into();
+            matrices.insert(w.id(), read(w, |w| Sides::of(w, shape)).map_err(refused)??);
+        }
+        let (_, width) = head.dims2().map_err(refused)?;
+        let rows = |w: &[f32]| Sides::of(w, [w.len() / width, width]);
+        let blocks = |w: &[f32]| w.chunks(block * width).map(rows).collect::<Result<_>>();
+        let head = read(head, blocks).map_err(refused)??;
+        Ok(Self { kernels, matrices, head })
+    }
+
+    /// The sides of a frozen matrix that layers multiply with.
+    fn get(&self, w: &Tensor) -> Option<&Sides> {
+        self.matrices.get(&w.id())
+    }
+
+    /// The sides of the head's rows, block after block.
+    pub(crate) fn head(&self) -> &[Sides] {
+        &self.head
+    }
+
+    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` where it is to `keep`.
+    pub(crate) fn product(
+        &self,
+        x: &[f32],
+        w: &HostTensor,
+        y: &mut [f32],
+        keep: bool,
+    ) -> Result<()> {
+        self.kernels.linear(x, w, y, keep)
+    }
+}
+
+/// `y (+)= x Wᵀ` with `w` `[out, in]`, in bf16 where `narrow` has it.
+pub(super) fn forward(
+    narrow: Option<&Narrow>,
+    w: &Tensor,
+    x: &[f32],
+    (y, keep): (&mut [f32], bool),
+) -> Result<()> {
+    if let Some((narrow, sides)) = narrow.and_then(|narrow| Some((narrow, narrow.get(w)?))) {
+        return narrow.product(x, &sides.forward, y, keep);
+    }
+    let (outer, inner) = w.dims2().map_err(refused)?;
+    let rows = x.len() / inner.max(1);
+    let (x, y) = (View::new(x, rows, inner), View::new(y, rows, outer));
+    let multiply = |w: &[f32]| parallel_product(y, keep, x, View::new(w, outer, inner).t(), 1.0);
+    read(w, multiply).map_err(refused)
+}
+
+/// The gradient of the input: `x (+)= y W`, likewise.
+pub(super) fn backward(
+    narrow: Option<&Narrow>,
+    w: &Tensor,
+    y: &[f32],
+    (x, keep): (&mut [f32], bool),
+) -> Result<()> {
+    if let Some((narrow, sides)) = narrow.and_then(|narrow| Some((narrow, narrow.get(w)?))) {
+        return narrow.product(y, &sides.backward, x, keep);
+    }
+    let (outer, inner) = w.dims2().map_err(refused)?;
+    let rows = y.len() / outer.max(1);
+    let (x, y) = (View::new(x, rows, inner), View::new(y, rows, outer));
+    let multiply = |w: &[f32]| parallel_product(x, keep, y, View::new(w, outer, inner), 1.0);
+    read(w, multiply).map_err(refused)
+}
+
+impl fmt::Debug for Narrow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Narrow({} matrices, {})", self.matrices.len(), self.kernels.isa())
+    }
+}
