@@ -19,6 +19,7 @@ use ladle::{
         init::{Recipe, init},
         inspect::Inspection,
         manifest::{BaseEntry, Mixing},
+        weights::WeightFile,
     },
 };
 
@@ -91,6 +92,24 @@ fn modules_to_save_replace_whole_tensors() {
     let Backbone::Adapter(brief) = &soup.backbones[2] else { panic!("an adapter") };
     assert!(brief.modules.keys().all(|module| module.starts_with("model.layers.1.")));
     assert_eq!(brief.modules.len(), 3);
+}
+
+/// Products read rows that lie across lines of the cache more slowly, and headers have any length.
+#[test]
+fn a_copy_of_a_file_has_its_tensors_on_lines_of_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let values: Vec<u8> = (0..=255).collect();
+    for padding in 0..10 {
+        let shape = r#"{"w":{"dtype":"F32","shape":[4,16],"data_offsets":[0,256]}}"#;
+        let header = format!("{shape}{}", " ".repeat(8 * padding));
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length[..], header.as_bytes(), &values].concat()).unwrap();
+        let (file, tensors) = WeightFile::open_as(&path, Residence::Copied).unwrap();
+        assert_eq!(file.bytes(), fs::read(&path).unwrap());
+        assert_eq!(tensors[0].1.bytes(), values);
+        assert_eq!(tensors[0].1.bytes().as_ptr().align_offset(64), 0, "{padding}");
+    }
 }
 
 /// Generations of a soup share what they have in common.

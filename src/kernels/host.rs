@@ -155,25 +155,30 @@ impl HostTensor {
             }
             (Dtype::Quantised(_), _) => Vec::new(),
         };
-        let range = 0..bytes.len();
-        Self::new(Arc::new(bytes), range, dtype, shape)
+        let expected = dtype.bytes(&shape);
+        if expected != Some(bytes.len()) {
+            return Err(HostError::Length { dtype, shape, expected, got: bytes.len() });
+        }
+        Ok(Self::copied(&bytes, dtype, shape))
     }
 
+    /// A copy whose rows begin with lines of the cache where their length allows.
     fn copied(bytes: &[u8], dtype: Dtype, shape: Vec<usize>) -> Self {
-        // A Vec<u32> keeps the copy aligned to the widest element.
-        struct Words(Vec<u32>, usize);
-        impl AsRef<[u8]> for Words {
+        #[derive(Clone)]
+        #[repr(align(64))]
+        struct Line([u8; 64]);
+        struct Lines(Vec<Line>, usize);
+        impl AsRef<[u8]> for Lines {
             fn as_ref(&self) -> &[u8] {
-                // SAFETY: self.1 ≤ 4 · self.0.len() and u32 has no padding.
+                // SAFETY: self.1 ≤ 64 · self.0.len(), and a line has no padding.
                 unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.1) }
             }
         }
-        let mut words = vec![0u32; bytes.len().div_ceil(4)];
-        // SAFETY: the destination has at least bytes.len() bytes and does not overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), words.as_mut_ptr().cast(), bytes.len());
+        let mut lines = vec![Line([0; 64]); bytes.len().div_ceil(64)];
+        for (line, bytes) in lines.iter_mut().zip(bytes.chunks(64)) {
+            line.0[..bytes.len()].copy_from_slice(bytes);
         }
-        Self { bytes: Arc::new(Words(words, bytes.len())), range: 0..bytes.len(), dtype, shape }
+        Self { bytes: Arc::new(Lines(lines, bytes.len())), range: 0..bytes.len(), dtype, shape }
     }
 
     /// Storage type.

@@ -89,6 +89,13 @@ pub enum Bf16Products {
     Tiles,
 }
 
+/// The first of `sets`, of which there is one at least, but none of dot products of bf16 where these are
+/// `slow`.
+fn preferred(sets: &[Isa], slow: bool) -> Isa {
+    let slow = |isa: &&Isa| slow && isa.bf16_products() == Bf16Products::Dots;
+    *sets.iter().find(|isa| !slow(isa)).unwrap_or(&sets[0])
+}
+
 /// `LADLE_ISA` names no instruction set of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{VARIABLE} is {given:?}, expected a set of this machine: {known}")]
@@ -120,8 +127,8 @@ impl Isa {
         static CHOSEN: OnceLock<Isa> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
             let isa = Self::requested().unwrap_or_else(|error| {
-                tracing::error!("{error}; using {}", Self::available()[0]);
-                Self::available()[0]
+                tracing::error!("{error}; using {}", Self::fastest());
+                Self::fastest()
             });
             tracing::debug!("instruction set: {isa}");
             isa
@@ -132,8 +139,16 @@ impl Isa {
     pub fn requested() -> Result<Self, UnknownIsa> {
         match env::var_os(VARIABLE) {
             Some(name) => Self::named(&name.to_string_lossy()),
-            None => Ok(Self::available()[0]),
+            None => Ok(Self::fastest()),
         }
+    }
+
+    fn fastest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let slow_pairs = x86::slow_pairs();
+        #[cfg(not(target_arch = "x86_64"))]
+        let slow_pairs = false;
+        preferred(Self::available(), slow_pairs)
     }
 
     /// The set of a name, where this machine has it.
@@ -411,6 +426,14 @@ macro_rules! vectorised {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slow_dot_products_of_bf16_are_left_to_the_next_set_and_tiles_are_not() {
+        let (tiles, pairs, floats) = (Isa::PORTABLE_TILES, Isa::PORTABLE_BF16, Isa::PORTABLE);
+        assert_eq!(preferred(&[tiles, pairs, floats], true), tiles);
+        assert_eq!(preferred(&[pairs, floats], true), floats);
+        assert_eq!(preferred(&[pairs, floats], false), pairs);
+    }
 
     #[test]
     fn a_set_that_fails_its_check_is_left_out_and_the_next_one_is_the_best() {

@@ -136,12 +136,29 @@ impl WeightFile {
     }
 }
 
+/// The content of a file in memory.
+struct Copy {
+    memory: MmapMut,
+    /// Bytes before it, so that its tensors begin with a line of the cache: products read rows that do
+    /// not lie across lines.
+    lead: usize,
+}
+
+impl AsRef<[u8]> for Copy {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[self.lead..]
+    }
+}
+
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
 /// The copies in memory, each as its file was seen.
-static HELD: Mutex<Vec<(Seen, Weak<MmapMut>)>> = Mutex::new(Vec::new());
+static HELD: Mutex<Vec<(Seen, Weak<Copy>)>> = Mutex::new(Vec::new());
 
 /// The content of `file` as it was `seen`: the copy that is in memory, where there is one, else a new
 /// one. Generations of a soup share what they have in common.
-fn held(file: &File, seen: &Seen) -> io::Result<Arc<MmapMut>> {
+fn held(file: &File, seen: &Seen) -> io::Result<Arc<Copy>> {
     let list = || HELD.lock().unwrap_or_else(PoisonError::into_inner);
     let held = list().iter().find(|(of, _)| of == seen).and_then(|(_, bytes)| bytes.upgrade());
     if let Some(bytes) = held {
@@ -155,18 +172,22 @@ fn held(file: &File, seen: &Seen) -> io::Result<Arc<MmapMut>> {
 }
 
 /// The content of `file`, which must be the one that was `seen` to the end.
-fn copied(file: &File, seen: &Seen) -> io::Result<MmapMut> {
+fn copied(file: &File, seen: &Seen) -> io::Result<Copy> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let mut memory = memory::huge(length)?;
+    let mut field = [0; LENGTH_FIELD as usize];
+    file.read_exact_at(&mut field, 0)?;
+    let header = (u64::from_le_bytes(field) % LINE as u64 + LENGTH_FIELD) as usize;
+    let lead = header.next_multiple_of(LINE) - header;
+    let mut memory = memory::huge(lead + length)?;
     let changed = || io::Error::other("changed while it was read");
-    memory.par_chunks_mut(CHUNK).enumerate().try_for_each(|(index, chunk)| {
+    memory[lead..].par_chunks_mut(CHUNK).enumerate().try_for_each(|(index, chunk)| {
         file.read_exact_at(chunk, (index * CHUNK) as u64).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => changed(),
             _ => error,
         })
     })?;
     match Seen::new(&seen.path, &file.metadata()?) == *seen {
-        true => Ok(memory),
+        true => Ok(Copy { memory, lead }),
         false => Err(changed()),
     }
 }

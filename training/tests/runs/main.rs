@@ -195,10 +195,11 @@ balance = {{ strategy = "delta", every = 2 }}
 }
 
 #[test]
-fn a_killed_remax_run_ends_with_the_weights_of_an_undisturbed_one() {
+fn a_killed_remax_run_in_bf16_ends_with_the_weights_of_an_undisturbed_one() {
     killed_and_whole(
         &format!(
             r#"
+precision = "bf16"
 lora = {{ rank = 4, alpha = 8.0 }}
 sft = {{ epochs = 1, batch = 8, lora = {{ rank = 4, alpha = 8.0 }} }}
 rollout = {{ max_new_tokens = 6, slots = 8, samples = 2 }}

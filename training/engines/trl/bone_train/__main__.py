@@ -20,7 +20,7 @@ def parser():
     cli.add_argument("--sft", metavar="DIR", help="the supervised adapter, merged into the base first")
     cli.add_argument("--trainer", choices=["rloo", "grpo"], default="rloo", help="TRL's trainer")
     cli.add_argument("--per-device", type=int, metavar="N", help="answers of one forward and backward on each process")
-    cli.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="type of the frozen weights and of products (--trl bf16=true: products in bf16 on weights in float32)")
+    cli.add_argument("--dtype", choices=list(settings.DTYPES.values()), help="type of the frozen weights and of products, where not the configuration's precision (--trl bf16=true: products in bf16 on weights in float32)")
     cli.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes a setting of the configuration")
     cli.add_argument("--trl", action="append", default=[], metavar="KEY=VALUE", help="a setting of TRL's own, such as use_vllm=true")
     return cli
@@ -41,7 +41,7 @@ def main(arguments=None):
 
         train.run(
             config, given.backbone, Service(given.rewards), given.out, data=given.data, base=given.base, sft=given.sft,
-            trainer=given.trainer, per_device=given.per_device, dtype=given.dtype, extra=extra,
+            trainer=given.trainer, per_device=given.per_device, dtype=given.dtype or settings.DTYPES[config["precision"]], extra=extra,
         )
     except (settings.SettingsError, ServiceError, OSError, tomllib.TOMLDecodeError) as error:
         sys.exit(f"bone-train: {error}")

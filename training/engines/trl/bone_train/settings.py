@@ -16,6 +16,7 @@ DEFAULTS = {
     "name": ...,
     "seed": 1,
     "base": ...,
+    "precision": "f32",
     "data": {
         "name": None, "rewards": None, "format": ..., "train": ..., "validation": None, "test": None, "split": None,
         "template": None, "reference": None, "id": None, "malformed": "fail", "documents": 5, "max_prompt_tokens": 512,
@@ -37,6 +38,8 @@ DEFAULTS = {
 }
 # Settings of `rl` that these trainers do not read: PPO's, and an adaptive KL coefficient's.
 UNREAD = ("minibatch", "epochs", "kl_horizon", "kl_stop", "lambda", "clip", "value_weight", "value_rate")
+# What torch calls the precisions.
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 # Sections whose settings `train-backbones` checks: here they are only passed on.
 OTHERS = {"sft": None, "mixing": {"beta": 0.6}, "objectives": ...}
 
@@ -98,6 +101,7 @@ def check(config):
     samples = samples["samples"]
     names = [objective.get("name") for objective in config["objectives"]]
     expected = [
+        ("precision", config["precision"], config["precision"] in DTYPES, '"f32" or "bf16"'),
         ("rl.algorithm", rl["algorithm"], rl["algorithm"] == "rloo", '"rloo" (--trainer grpo for GRPO in its place)'),
         ("rl.kl_target", rl["kl_target"], rl["kl_target"] == 0, "0: TRL's KL coefficient is fixed"),
         ("rl.gamma", rl["gamma"], rl["gamma"] == 1, "1: TRL discounts no rewards"),
