@@ -11,7 +11,8 @@ use ladle::kernels::{
 use rayon::prelude::*;
 
 use super::{
-    Gradients, Stored, Tape, Value, narrow,
+    Gradients, Stored, Tape, Value,
+    narrow::{Way, multiply},
     product::{View, parallel_product},
     read,
     rows::{self, Angles, CHUNK, Gains},
@@ -44,7 +45,7 @@ impl Tape {
         let out = y.get_or_insert_with(|| vec![0f32; rows * outer]);
         let dropped = masked(&x.data);
         let input = dropped.as_deref().unwrap_or(&x.data);
-        narrow::forward(self.narrow.as_deref(), &w, input, (out, keep))?;
+        multiply(self.narrow.as_deref(), &w, Way::Forward, input, (out, keep))?;
         let tracked = w.track_op();
         let learns = tracked || node.is_some() || onto.is_some();
         let result = (y.unwrap_or_default(), rows, outer);
@@ -62,10 +63,10 @@ impl Tape {
                 let narrow = narrow.as_deref();
                 let added = gradients.add(node, rows * inner, |out, keep| {
                     let Some(mask) = mask else {
-                        return narrow::backward(narrow, &w, &grad, (out, keep));
+                        return multiply(narrow, &w, Way::Back, &grad, (out, keep));
                     };
                     let mut back = vec![0f32; rows * inner];
-                    narrow::backward(narrow, &w, &grad, (&mut back, false))?;
+                    multiply(narrow, &w, Way::Back, &grad, (&mut back, false))?;
                     mask.add(out, &back);
                     Ok(())
                 });

@@ -84,38 +84,37 @@ impl Narrow {
     }
 }
 
-/// `y (+)= x Wᵀ` with `w` `[out, in]`, in bf16 where `narrow` has it.
-pub(super) fn forward(
-    narrow: Option<&Narrow>,
-    w: &Tensor,
-    x: &[f32],
-    (y, keep): (&mut [f32], bool),
-) -> Result<()> {
-    if let Some((narrow, sides)) = narrow.and_then(|narrow| Some((narrow, narrow.get(w)?))) {
-        return narrow.product(x, &sides.forward, y, keep);
-    }
-    let (outer, inner) = w.dims2().map_err(refused)?;
-    let rows = x.len() / inner.max(1);
-    let (x, y) = (View::new(x, rows, inner), View::new(y, rows, outer));
-    let multiply = |w: &[f32]| parallel_product(y, keep, x, View::new(w, outer, inner).t(), 1.0);
-    read(w, multiply).map_err(refused)
+/// Which way a product goes through a layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// `y = x Wᵀ`.
+    Forward,
+    /// `∂x = ∂y W`.
+    Back,
 }
 
-/// The gradient of the input: `x (+)= y W`, likewise.
-pub(super) fn backward(
+/// `to (+)= from Wᵀ`, or `to (+)= from W` on the way back, `w` `[out, in]`; in bf16 where `narrow` has
+/// it.
+pub(super) fn multiply(
     narrow: Option<&Narrow>,
     w: &Tensor,
-    y: &[f32],
-    (x, keep): (&mut [f32], bool),
+    way: Way,
+    from: &[f32],
+    (to, keep): (&mut [f32], bool),
 ) -> Result<()> {
     if let Some((narrow, sides)) = narrow.and_then(|narrow| Some((narrow, narrow.get(w)?))) {
-        return narrow.product(y, &sides.backward, x, keep);
+        let w = if way == Way::Back { &sides.backward } else { &sides.forward };
+        return narrow.product(from, w, to, keep);
     }
-    let (outer, inner) = w.dims2().map_err(refused)?;
-    let rows = y.len() / outer.max(1);
-    let (x, y) = (View::new(x, rows, inner), View::new(y, rows, outer));
-    let multiply = |w: &[f32]| parallel_product(x, keep, y, View::new(w, outer, inner), 1.0);
-    read(w, multiply).map_err(refused)
+    let shape = w.dims2().map_err(refused)?;
+    read(w, |w| {
+        let w = View::new(w, shape.0, shape.1);
+        let w = if way == Way::Back { w } else { w.t() };
+        let rows = from.len() / w.rows.max(1);
+        let (from, to) = (View::new(from, rows, w.rows), View::new(to, rows, w.columns));
+        parallel_product(to, keep, from, w, 1.0);
+    })
+    .map_err(refused)
 }
 
 impl fmt::Debug for Narrow {
