@@ -80,6 +80,10 @@ proptest! {
                 kernels.products(vec![Product { x: &x, weight: &w, onto }]).unwrap().remove(0)
             };
             let got = product(0..rows);
+            let mut on_slices = if add { y.clone() } else { vec![f32::NAN; y.len()] };
+            kernels.linear(&x, &w, &mut on_slices, add).unwrap();
+            prop_assert_eq!(got.data(), &on_slices[..], "{}", isa);
+            prop_assert!(kernels.linear(&x, &w, &mut on_slices[1..], add).is_err());
             let x = taken(isa, dtype, &x);
             for (t, got) in got.data().chunks_exact(outputs).enumerate() {
                 for (o, got) in got.iter().enumerate() {

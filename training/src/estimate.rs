@@ -10,6 +10,7 @@ use ladle::{
 
 use crate::{
     config::{Algorithm, Config, MixingConfig},
+    precision::Precision,
     rl::lora::LoraConfig,
     run::Run,
 };
@@ -158,7 +159,7 @@ fn values_per_token(model: &ModelConfig) -> usize {
     2 * model.kv_heads * model.head_dim * model.layers
 }
 
-/// Frozen weights in f32, sampler's copy as stored, activations of one micro-batch, factors with
+/// Frozen weights in f32 and with [`Precision::Bf16`] twice in bf16, sampler's copy as stored, activations of one micro-batch, factors with
 /// gradients and two moments, a block of logits.
 fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     let all: usize = model.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
@@ -176,7 +177,8 @@ fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
         * values_per_token(model);
     // A block of logits, and the gradient of each row.
     let logits = rows * (1024 + 2 * h);
-    4.0 * (all + activations + factors + cache + logits) as f64 + 2.0 * all as f64
+    let narrow = if config.precision == Precision::Bf16 { all } else { 0 };
+    4.0 * (all + narrow + activations + factors + cache + logits) as f64 + 2.0 * all as f64
 }
 
 impl std::fmt::Display for Estimate {

@@ -16,7 +16,7 @@ use ladle::{
         config::ModelConfig,
         decoder::Decoder,
         linear::{Dense, LowRank, Parameter},
-        names::last_of,
+        names::{is_table, last_of},
     },
     soup::{Activation, LoraModule},
 };
@@ -166,6 +166,7 @@ pub struct Policy {
     kernels: Differentiable,
     adapted: Arc<Decoder<Tensor>>,
     reference: Decoder<Tensor>,
+    /// Every tensor of the model's configuration, the output head's among them.
     frozen: BTreeMap<String, Tensor>,
     narrow: Option<Arc<Narrow>>,
     factors: Vec<Factor>,
@@ -266,15 +267,9 @@ impl Policy {
             })
         };
         let (adapted, reference) = (Arc::new(load(true)?), load(false)?);
-        let head = model.head();
-        if !frozen.contains_key(head) {
-            return Err(PolicyError::Missing(head.to_owned()));
-        }
         let config = config.clone();
         let (narrow, recompute, cache) = (None, false, Arc::new(PromptCache::new(0)));
-        let networks =
-            Self { kernels, adapted, reference, frozen, narrow, factors, config, recompute, cache };
-        Ok(networks)
+        Ok(Self { kernels, adapted, reference, frozen, narrow, factors, config, recompute, cache })
     }
 
     /// Sets what products with frozen weights are computed in on the CPU.
@@ -283,7 +278,9 @@ impl Policy {
             Precision::F32 => None,
             Precision::Bf16 => {
                 let kernels = precision.kernels();
-                let narrow = Narrow::new(kernels, self.frozen.values(), self.head(), BLOCK);
+                let layers = self.frozen.iter().filter(|(name, _)| !is_table(name));
+                let layers = layers.map(|(_, weight)| weight);
+                let narrow = Narrow::new(kernels, layers, self.head(), BLOCK);
                 Some(Arc::new(narrow?))
             }
         };
