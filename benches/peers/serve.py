@@ -1,4 +1,4 @@
-"""Serving speed of ladle, llama.cpp's server and vLLM's CPU build on the same model, adapters and load.
+"""Serving speed of ladle, llama.cpp's server, mistral.rs and vLLM's CPU build on the same model, adapters and load.
 
 usage: serve.py ENV [--model NAME] [--cases ladle/shared,llama.cpp/none] [--clients 1,4,8,16] [--each N]
                 [--tokens N] [--warm N] [--rounds N] [--first-round N] [--out FILE] [--list]

@@ -197,6 +197,22 @@ class VllmPlugIn(Vllm):
         return path, body | {"model": f"peers:{weights}"}
 
 
+class MistralRs(Server):
+    def version(self):
+        return run(self.at / "python" / "bin" / "python", "-c",
+                   "from importlib.metadata import version as v; print('mistralrs', v('mistralrs'))")
+
+    def command(self):
+        return [self.at / "python" / "bin" / "python", ROOT / "benches/peers/mistralrs_server.py", self.base, self.port,
+                "--dtype", self.case["dtype"]]
+
+    def request(self, prompt, mix, tokens, seed):
+        return "/v1/completions", {"prompt": prompt, "max_tokens": tokens}
+
+    def read(self, event):
+        return event
+
+
 def run(*command):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -232,6 +248,7 @@ CASES = {
     "llama.cpp/distinct": llama("distinct", "bf16"),
     "llama.cpp/none-q8_0": llama("none", "q8_0"),
     "llama.cpp/distinct-q8_0": llama("distinct", "q8_0"),
+    "mistral.rs/none": {"server": MistralRs, "mixes": "none", "dtype": "bf16"},
     "vllm/none": {"server": Vllm, "mixes": "none", "dtype": "bf16"},
     "vllm/none-f32": {"server": Vllm, "mixes": "none", "dtype": "f32"},
     "vllm/adapters": {"server": Vllm, "mixes": "adapters", "dtype": "bf16"},
