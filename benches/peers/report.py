@@ -15,8 +15,8 @@ RATIOS = {
     "16 of one preference over vLLM": (("ladle/shared", 16), [("vllm/none", 16)], TOKENS, ">=", (1.3, 1.2, 1.2)),
     "one client over the better of vLLM and llama.cpp":
         (("ladle/shared", 1), [("vllm/none", 1), ("llama.cpp/none", 1)], TOKENS, ">=", (1.3, 1.05, 1.05)),
-    "one client over mistral.rs": (("ladle/shared", 1), [("mistral.rs/none", 1)], TOKENS, ">=", (None,) * 3),
-    "16 preferences over mistral.rs's one model": (("ladle/distinct", 16), [("mistral.rs/none", 16)], TOKENS, ">=", (None,) * 3),
+    "one client over mistral.rs": (("ladle/shared", 1), [("mistral.rs/none", 1), ("mistral.rs/none-f32", 1)], TOKENS, ">=", (None,) * 3),
+    "16 preferences over mistral.rs's one model": (("ladle/distinct", 16), [("mistral.rs/none", 16), ("mistral.rs/none-f32", 16)], TOKENS, ">=", (None,) * 3),
     "16 preferences over llama.cpp's 16 mixes": (("ladle/distinct", 16), [("llama.cpp/distinct", 16)], TOKENS, ">=", (14, 12, None)),
     "16 preferences over vLLM's 16 merged ahead": (("ladle/distinct", 16), [("vllm/distinct", 16)], TOKENS, ">=", (None, None, None)),
     "16 preferences over 16 of one": (("ladle/distinct", 16), [("ladle/shared", 16)], TOKENS, ">=", (0.9, 0.9, 0.9)),

@@ -249,6 +249,7 @@ CASES = {
     "llama.cpp/none-q8_0": llama("none", "q8_0"),
     "llama.cpp/distinct-q8_0": llama("distinct", "q8_0"),
     "mistral.rs/none": {"server": MistralRs, "mixes": "none", "dtype": "bf16"},
+    "mistral.rs/none-f32": {"server": MistralRs, "mixes": "none", "dtype": "f32"},
     "vllm/none": {"server": Vllm, "mixes": "none", "dtype": "bf16"},
     "vllm/none-f32": {"server": Vllm, "mixes": "none", "dtype": "f32"},
     "vllm/adapters": {"server": Vllm, "mixes": "adapters", "dtype": "bf16"},
