@@ -30,7 +30,7 @@ PACKAGE = ROOT / "training/engines/trl"
 sys.path.insert(0, str(PACKAGE))
 
 SMALL = [
-    "sft.steps=2", "sft.warmup=0", "sft.batch=8", "rollout.samples=4", "rl.steps=3", "rl.batch=8", "rl.keep=[]", "rl.standardise_on=16",
+    'precision="f32"', "sft.steps=2", "sft.warmup=0", "sft.batch=8", "rollout.samples=4", "rl.steps=3", "rl.batch=8", "rl.keep=[]", "rl.standardise_on=16",
     "rl.checkpoint_every=2",
 ]
 PROCESSES = 2
