@@ -96,7 +96,7 @@ fn modules_to_save_replace_whole_tensors() {
 
 /// Products read rows that lie across lines of the cache more slowly, and headers have any length.
 #[test]
-fn a_copy_of_a_file_has_its_tensors_on_lines_of_the_cache() {
+fn the_data_of_a_copied_file_begins_with_a_line_of_the_cache() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     let values: Vec<u8> = (0..=255).collect();

@@ -164,7 +164,6 @@ impl HostTensor {
 
     /// A copy whose rows begin with lines of the cache where their length allows.
     fn copied(bytes: &[u8], dtype: Dtype, shape: Vec<usize>) -> Self {
-        #[derive(Clone)]
         #[repr(align(64))]
         struct Line([u8; 64]);
         struct Lines(Vec<Line>, usize);
@@ -174,10 +173,12 @@ impl HostTensor {
                 unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.1) }
             }
         }
-        let mut lines = vec![Line([0; 64]); bytes.len().div_ceil(64)];
-        for (line, bytes) in lines.iter_mut().zip(bytes.chunks(64)) {
+        let mut lines: Vec<Line> = Vec::with_capacity(bytes.len().div_ceil(64));
+        lines.extend(bytes.chunks(64).map(|bytes| {
+            let mut line = Line([0; 64]);
             line.0[..bytes.len()].copy_from_slice(bytes);
-        }
+            line
+        }));
         Self { bytes: Arc::new(Lines(lines, bytes.len())), range: 0..bytes.len(), dtype, shape }
     }
 

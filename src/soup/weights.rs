@@ -137,14 +137,14 @@ impl WeightFile {
 }
 
 /// The content of a file in memory.
-struct Copy {
+struct InMemory {
     memory: MmapMut,
-    /// Bytes before it, so that its tensors begin with a line of the cache: products read rows that do
-    /// not lie across lines.
+    /// Bytes before it, so that the data after its header begins with a line of the cache: rows of whole
+    /// lines do not lie across them then, which products read faster.
     lead: usize,
 }
 
-impl AsRef<[u8]> for Copy {
+impl AsRef<[u8]> for InMemory {
     fn as_ref(&self) -> &[u8] {
         &self.memory[self.lead..]
     }
@@ -154,11 +154,11 @@ impl AsRef<[u8]> for Copy {
 const LINE: usize = 64;
 
 /// The copies in memory, each as its file was seen.
-static HELD: Mutex<Vec<(Seen, Weak<Copy>)>> = Mutex::new(Vec::new());
+static HELD: Mutex<Vec<(Seen, Weak<InMemory>)>> = Mutex::new(Vec::new());
 
 /// The content of `file` as it was `seen`: the copy that is in memory, where there is one, else a new
 /// one. Generations of a soup share what they have in common.
-fn held(file: &File, seen: &Seen) -> io::Result<Arc<Copy>> {
+fn held(file: &File, seen: &Seen) -> io::Result<Arc<InMemory>> {
     let list = || HELD.lock().unwrap_or_else(PoisonError::into_inner);
     let held = list().iter().find(|(of, _)| of == seen).and_then(|(_, bytes)| bytes.upgrade());
     if let Some(bytes) = held {
@@ -172,22 +172,24 @@ fn held(file: &File, seen: &Seen) -> io::Result<Arc<Copy>> {
 }
 
 /// The content of `file`, which must be the one that was `seen` to the end.
-fn copied(file: &File, seen: &Seen) -> io::Result<Copy> {
+fn copied(file: &File, seen: &Seen) -> io::Result<InMemory> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let mut field = [0; LENGTH_FIELD as usize];
-    file.read_exact_at(&mut field, 0)?;
-    let header = (u64::from_le_bytes(field) % LINE as u64 + LENGTH_FIELD) as usize;
-    let lead = header.next_multiple_of(LINE) - header;
-    let mut memory = memory::huge(lead + length)?;
     let changed = || io::Error::other("changed while it was read");
-    memory[lead..].par_chunks_mut(CHUNK).enumerate().try_for_each(|(index, chunk)| {
-        file.read_exact_at(chunk, (index * CHUNK) as u64).map_err(|error| match error.kind() {
+    let read = |to: &mut [u8], at: u64| {
+        file.read_exact_at(to, at).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => changed(),
             _ => error,
         })
-    })?;
+    };
+    let mut field = [0; LENGTH_FIELD as usize];
+    read(&mut field, 0)?;
+    let header = (u64::from_le_bytes(field) % LINE as u64 + LENGTH_FIELD) as usize;
+    let lead = header.next_multiple_of(LINE) - header;
+    let mut memory = memory::huge(lead + length)?;
+    let chunks = memory[lead..].par_chunks_mut(CHUNK).enumerate();
+    chunks.try_for_each(|(index, chunk)| read(chunk, (index * CHUNK) as u64))?;
     match Seen::new(&seen.path, &file.metadata()?) == *seen {
-        true => Ok(Copy { memory, lead }),
+        true => Ok(InMemory { memory, lead }),
         false => Err(changed()),
     }
 }

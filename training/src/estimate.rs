@@ -159,8 +159,8 @@ fn values_per_token(model: &ModelConfig) -> usize {
     2 * model.kv_heads * model.head_dim * model.layers
 }
 
-/// Frozen weights in f32 and with [`Precision::Bf16`] twice in bf16, sampler's copy as stored, activations of one micro-batch, factors with
-/// gradients and two moments, a block of logits.
+/// Frozen weights in f32 and with [`Precision::Bf16`] twice in bf16, sampler's copy as stored,
+/// activations of one micro-batch, factors with gradients and two moments, a block of logits.
 fn memory(config: &Config, model: &ModelConfig, rows: usize) -> f64 {
     let all: usize = model.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let (h, ff) = (model.hidden_size, model.intermediate_size);

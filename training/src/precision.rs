@@ -1,12 +1,14 @@
 //! The arithmetic of products with frozen weights.
 
+use std::collections::BTreeMap;
+
 use ladle::{
-    kernels::{Dtype, cpu::CpuKernels},
+    kernels::{Dtype, HostTensor, Result, cpu::CpuKernels},
     simd::Isa,
 };
 use serde::{Deserialize, Serialize};
 
-/// What products with frozen weights are computed in, of updates, sampling and reference alike. Adapters,
+/// What products with frozen weights are computed in, of rollouts, reference and updates alike. Adapters,
 /// sums, attention, losses and the optimiser are in f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -32,6 +34,22 @@ impl Precision {
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,
         }
+    }
+
+    /// The frozen weights as products read them: [`Self::Bf16`] rounds every matrix.
+    pub fn frozen(
+        self,
+        weights: BTreeMap<String, HostTensor>,
+    ) -> Result<BTreeMap<String, HostTensor>> {
+        let rounded = |(name, tensor): (String, HostTensor)| {
+            let exact = self == Self::F32 || tensor.dtype() == Dtype::Bf16;
+            if exact || tensor.shape().len() != 2 {
+                return Ok((name, tensor));
+            }
+            let shape = tensor.shape().to_vec();
+            Ok((name, HostTensor::rounded(&tensor.to_f32(), Dtype::Bf16, shape)?))
+        };
+        weights.into_iter().map(rounded).collect()
     }
 
     /// Kernels on as many threads as rayon and candle use: RAYON_NUM_THREADS bounds all of them.

@@ -2,14 +2,12 @@
 //! the soup.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use ladle::{
-    kernels::HostTensor,
     preference::mixing::condition_number,
     soup::{
         Adapter,
@@ -26,6 +24,7 @@ use crate::{
     error::RunError,
     export, inputs,
     layout::{Layout, Places},
+    precision::Precision,
     rewards::{RewardSet, registry, spec::RewardSpec},
     ric::{goals::words, stages::Stages},
     rl::{
@@ -225,14 +224,18 @@ impl Run {
         }
         let sft = self.sft()?;
         let standardiser = self.standardiser(sft.as_ref())?;
-        let frozen: BTreeMap<String, HostTensor> = match &sft {
+        let precision = self.config.precision;
+        let frozen = match &sft {
             None => self.base.weights.clone(),
-            Some(adapter) => merged(
-                &self.base.weights,
-                adapter,
-                &self.base.model,
-                self.config.precision.dtype(),
-            )?,
+            Some(adapter) => {
+                merged(&self.base.weights, adapter, &self.base.model, precision.dtype())?
+            }
+        };
+        let frozen = precision.frozen(frozen)?;
+        // In f32 the base as stored is the smaller one to read.
+        let sampled = match precision {
+            Precision::F32 => (&self.base.weights, sft.as_ref()),
+            Precision::Bf16 => (&frozen, None),
         };
         let layout = self.layout();
         let cache = Arc::new(PromptCache::new(self.config.rl.prompt_cache()));
@@ -241,11 +244,11 @@ impl Run {
         if let MixingConfig::Context(settings) = &self.config.mixing
             && names.iter().any(|name| !layout.finished(name))
         {
-            let (base, sft) = (&self.base, sft.as_ref());
+            let base = &self.base;
             let stages = Stages {
                 config: &self.config,
                 settings,
-                start: Start { base, frozen: &frozen, sft, cache: &cache },
+                start: Start { base, frozen: &frozen, sampled, cache: &cache },
                 prompts: &self.train,
                 rewards: &self.rewards,
                 standardiser: &standardiser,
@@ -259,9 +262,9 @@ impl Run {
             if only.is_some_and(|only| only != *name) || layout.finished(name) {
                 continue;
             }
-            let (base, sft) = (&self.base, sft.as_ref());
+            let base = &self.base;
             let own = if self.config.lora.shared() { 0 } else { index as u64 };
-            let start = Start { base, frozen: &frozen, sft, cache: &cache };
+            let start = Start { base, frozen: &frozen, sampled, cache: &cache };
             let task = BackboneTask {
                 name,
                 seed: self.config.stage_seed(0),

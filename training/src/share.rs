@@ -19,9 +19,10 @@ use crate::{
 };
 
 /// Settings that determine θ_sft, the scale of the rewards and the order of the prompts.
-const SAME: [&str; 9] = [
+const SAME: [&str; 10] = [
     "seed",
     "base",
+    "precision",
     "data",
     "sft",
     "optimizer",

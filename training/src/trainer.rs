@@ -43,8 +43,8 @@ pub struct Start<'a> {
     pub base: &'a Base,
     /// Base and supervised adapter merged: the frozen weights of the updates.
     pub frozen: &'a BTreeMap<String, HostTensor>,
-    /// The supervised adapter, a low-rank term of rollouts.
-    pub sft: Option<&'a Lora>,
+    /// The weights of rollouts, and the supervised adapter where it is a low-rank term of theirs.
+    pub sampled: (&'a BTreeMap<String, HostTensor>, Option<&'a Lora>),
     /// Keys and values of prompts that it has computed.
     pub cache: &'a Arc<PromptCache>,
 }
@@ -196,10 +196,10 @@ impl<'a> Trainer<'a> {
     fn respond(&mut self, prompts: &[&Prompt]) -> Result<(Vec<Rollout>, Vec<Rollout>)> {
         let Config { rollout, rl, lora, .. } = self.task.config;
         let factors = self.policy.lora()?;
-        let sft = self.task.start.sft.into_iter().map(|sft| (sft, None));
+        let Start { base, sampled: (weights, sft), .. } = self.task.start;
+        let sft = sft.into_iter().map(|sft| (sft, None));
         let adapters: Vec<_> = sft.chain([(&factors, lora.term())]).collect();
-        let base = self.task.start.base;
-        let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;
+        let decoder = rollout::decoder(&base.model, weights, &adapters)?;
         let first = self.state.step * rl.batch as u64;
         let mut requests: Vec<Request> = prompts
             .iter()

@@ -2,19 +2,28 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
-use candle_core::{Device, Tensor, backprop::GradStore, safetensors::load};
-use ladle::{kernels::HostTensor, model::config::ModelConfig, soup::Activation};
+use candle_core::{Device, Tensor, Var, backprop::GradStore, safetensors::load};
+use half::bf16;
+use ladle::{
+    kernels::{HostTensor, cpu::CpuKernels},
+    model::config::ModelConfig,
+    simd::Isa,
+    soup::Activation,
+};
 use ladle_training::{
     optimizer::{AdamW, AdamWConfig, learning_rate},
     precision::Precision,
     rl::{
-        log_probs::LogProbs,
+        log_probs::{BLOCK, LogProbs, log_probs},
         lora::{LoraConfig, Policy},
         packing::{Packed, Sequence, micro_batches, pack},
         prompt_cache::{Counts, PromptCache},
         value_head::ValueHead,
     },
+    tape::Narrow,
 };
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 struct Reference {
@@ -251,6 +260,37 @@ fn check_gradients(reference: &Reference) {
     assert!(grads.get(reference.policy.head()).is_none(), "the frozen embedding got a gradient");
     let factors: Vec<_> = variables.iter().map(|(_, var)| var.as_tensor().id()).collect();
     assert_eq!(grads.get_ids().filter(|id| !factors.contains(id)).count(), 0);
+}
+
+/// A vocabulary of two blocks and a part, in the model of the instructions for tiles; the weights are
+/// bf16, so that only the probabilities are rounded.
+#[test]
+fn log_probs_with_a_head_in_bf16_are_those_of_f32_block_by_block() {
+    let (rows, width, vocabulary) = (5, 24, 2 * BLOCK + 452);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut drawn = |rows: usize, size: f32| {
+        let values =
+            (0..rows * width).map(|_| bf16::from_f32(rng.random_range(-size..size)).to_f32());
+        Tensor::from_vec(values.collect::<Vec<_>>(), (rows, width), &Device::Cpu).unwrap()
+    };
+    let (hidden, head) = (drawn(rows, 2.0), drawn(vocabulary, 0.7));
+    let targets = [3, BLOCK as u32, 1500, 2047, 2499];
+    let kernels = CpuKernels::with_isa(2, Isa::PORTABLE_TILES);
+    let narrow = Narrow::new(kernels, [], &head, BLOCK).unwrap();
+    for cap in [None, Some(4.0)] {
+        let run = |narrow: Option<&Narrow>| {
+            let hidden = Var::from_tensor(&hidden).unwrap();
+            let out = log_probs(hidden.as_tensor(), &head, &targets, (0.5, cap), narrow).unwrap();
+            let grads = out.values.sum_all().unwrap().backward().unwrap();
+            (values(&out.values), values(grads.get(&hidden).unwrap()))
+        };
+        let ((plain, plain_grads), (narrow, narrow_grads)) = (run(None), run(Some(&narrow)));
+        assert_close("log_probs", &narrow, &plain, 1e-4);
+        assert_close("gradient", &narrow_grads, &plain_grads, 1e-2);
+        assert_ne!(narrow_grads, plain_grads, "the probabilities are not rounded");
+    }
+    let none = log_probs(&hidden.narrow(0, 0, 0).unwrap(), &head, &[], (1.0, None), None);
+    assert_eq!(none.unwrap().values.dims(), [0]);
 }
 
 /// Root mean square.

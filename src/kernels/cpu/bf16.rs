@@ -14,6 +14,7 @@ use super::{
     grid::{Grid, Scratch, Task},
     pairs,
     pool::{Pool, in_streams},
+    shared::SharedMut,
     tensor::{Recycler, Rows, Tensor},
     tiles,
 };
@@ -41,7 +42,7 @@ impl<'a> NarrowProducts<'a> {
         isa: Isa,
         pool: &Pool,
         buffers: &Arc<Recycler>,
-        jobs: &[LinearJob<'a>],
+        jobs: &mut [LinearJob<'a>],
     ) -> Self {
         let threads = pool.threads();
         let tiled = isa.bf16_products() == Bf16Products::Tiles;
@@ -63,7 +64,7 @@ impl<'a> NarrowProducts<'a> {
             plan.grids.push(Grid {
                 input,
                 w,
-                y: job.y,
+                y: SharedMut::of(job.y),
                 rows,
                 inputs,
                 outputs,

@@ -36,7 +36,7 @@ const STRETCH: usize = 768;
 pub(super) struct LinearJob<'a> {
     pub(super) x: Rows<'a>,
     pub(super) w: &'a HostTensor,
-    pub(super) y: SharedMut,
+    pub(super) y: &'a mut [f32],
     pub(super) outputs: usize,
     pub(super) fresh: bool,
 }
@@ -80,13 +80,13 @@ impl<'a> DenseProducts<'a> {
         isa: Isa,
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
-        jobs: &[LinearJob<'a>],
+        jobs: &mut [LinearJob<'a>],
     ) -> Self {
         let chunk = 2 * isa.lanes();
         let mut packs: Vec<Pack<'_>> = Vec::new();
         let mut grids: Vec<Grid<'_>> = Vec::with_capacity(jobs.len());
         let mut tasks = 0;
-        for job in jobs {
+        for job in jobs.iter_mut() {
             let Some(Arithmetic::Floats) = job.arithmetic(isa) else { continue };
             let interleaved = job.w.dtype() == Dtype::Bf16;
             let (rows, inputs, outputs) = (job.x.rows, job.x.width, job.outputs);
@@ -104,7 +104,7 @@ impl<'a> DenseProducts<'a> {
                 x: job.x,
                 pack,
                 w: job.w,
-                y: job.y,
+                y: SharedMut::of(job.y),
                 outputs,
                 fresh: job.fresh,
                 tile_rows: rows.div_ceil(row_tiles),

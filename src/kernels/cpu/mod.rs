@@ -32,7 +32,6 @@ pub use tensor::Tensor;
 
 use self::{
     pool::Pool,
-    shared::SharedMut,
     tensor::{Recycler, Rows},
 };
 use super::{
@@ -101,9 +100,8 @@ impl CpuKernels {
         vector
     }
 
-    /// A product with its shapes checked, and its output.
-    fn job<'a>(&self, product: Product<'a, Self>) -> Result<(gemm::LinearJob<'a>, Tensor)> {
-        let Product { x, weight: w, onto } = product;
+    /// Where a product goes: its shapes are checked.
+    fn output(&self, x: &Tensor, w: &HostTensor, onto: Option<Tensor>) -> Result<Tensor> {
         let (outputs, inputs) = matrix("linear", w.shape())?;
         fits("linear", "width of the input", inputs, x.width())?;
         let fresh = onto.is_none();
@@ -113,8 +111,7 @@ impl CpuKernels {
         if fresh && inputs == 0 {
             y.data_mut().fill(0.0);
         }
-        let to = SharedMut::new(&mut y);
-        Ok((gemm::LinearJob { x: x.into(), w, y: to, outputs, fresh }, y))
+        Ok(y)
     }
 
     /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` where it is to `keep`: `x` `[rows, in]`, `w` `[out, in]`, `y`
@@ -125,13 +122,12 @@ impl CpuKernels {
         fits("linear", "values of the input", rows * width, x.len())?;
         fits("linear", "values of the output", rows * outputs, y.len())?;
         let x = Rows { data: x, rows, width };
-        let y = SharedMut::of(y);
-        self.multiply(&[gemm::LinearJob { x, w, y, outputs, fresh: !keep }]);
+        self.multiply(&mut [gemm::LinearJob { x, w, y, outputs, fresh: !keep }]);
         Ok(())
     }
 
     /// Does independent products in one parallel region.
-    fn multiply(&self, jobs: &[gemm::LinearJob<'_>]) {
+    fn multiply(&self, jobs: &mut [gemm::LinearJob<'_>]) {
         let quantised =
             quantised::QuantisedProducts::new(self.isa, &self.pool, &self.buffers, jobs);
         let narrow = bf16::NarrowProducts::new(self.isa, &self.pool, &self.buffers, jobs);
@@ -185,9 +181,16 @@ impl Kernels for CpuKernels {
     }
 
     fn products(&self, products: Vec<Product<'_, Self>>) -> Result<Vec<Tensor>> {
-        let jobs: Result<Vec<_>> = products.into_iter().map(|p| self.job(p)).collect();
-        let (jobs, outputs): (Vec<_>, Vec<_>) = jobs?.into_iter().unzip();
-        self.multiply(&jobs);
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::with_capacity(products.len()));
+        for Product { x, weight, onto } in products {
+            inputs.push((Rows::from(x), weight, onto.is_none()));
+            outputs.push(self.output(x, weight, onto)?);
+        }
+        let jobs = inputs.into_iter().zip(&mut outputs).map(|((x, w, fresh), y)| {
+            let outputs = y.width();
+            gemm::LinearJob { x, w, y: y.data_mut(), outputs, fresh }
+        });
+        self.multiply(&mut jobs.collect::<Vec<_>>());
         Ok(outputs)
     }
 

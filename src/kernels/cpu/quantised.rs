@@ -59,7 +59,7 @@ impl<'a> QuantisedProducts<'a> {
         isa: Isa,
         pool: &Pool,
         buffers: &std::sync::Arc<Recycler>,
-        jobs: &[LinearJob<'a>],
+        jobs: &mut [LinearJob<'a>],
     ) -> Self {
         let threads = pool.threads();
         let mut plan = Self { isa, threads, inputs: Vec::new(), grids: Vec::new(), tasks: 0 };
@@ -78,7 +78,7 @@ impl<'a> QuantisedProducts<'a> {
                 input,
                 w: job.w,
                 kind,
-                y: job.y,
+                y: SharedMut::of(job.y),
                 rows,
                 inputs,
                 outputs,

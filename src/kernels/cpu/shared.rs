@@ -23,7 +23,7 @@ impl SharedMut {
 
     /// The address of value `start`.
     /// # Safety
-    /// It must lie in the tensor, which must be alive, and belong to this chunk alone.
+    /// It must lie in the values, which must be alive, and belong to this chunk alone.
     #[inline(always)]
     pub(super) unsafe fn at(&self, start: usize) -> *mut f32 {
         // SAFETY: the caller's.
@@ -32,7 +32,7 @@ impl SharedMut {
 
     /// `len` values from `start` on.
     /// # Safety
-    /// They must lie in the tensor, which must be alive, and belong to this chunk alone.
+    /// They must lie in the values, which must be alive, and belong to this chunk alone.
     #[allow(clippy::mut_from_ref)]
     #[inline(always)]
     pub(super) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {

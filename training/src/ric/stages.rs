@@ -131,9 +131,10 @@ impl Stages<'_> {
             wanted.push(goal);
         }
         let factors = policy.lora()?;
-        let sft = self.start.sft.into_iter().map(|sft| (sft, None));
+        let (weights, sft) = self.start.sampled;
+        let sft = sft.into_iter().map(|sft| (sft, None));
         let adapters: Vec<_> = sft.chain([(&factors, None)]).collect();
-        let decoder = rollout::decoder(&base.model, &base.weights, &adapters)?;
+        let decoder = rollout::decoder(&base.model, weights, &adapters)?;
         let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(1);
         let (kernels, slots) = (config.precision.kernels(), config.rollout.slots);
         let longest = longest + config.rollout.max_new_tokens;

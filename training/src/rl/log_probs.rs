@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use crate::tape::{Narrow, View, dot, max, parallel_product, read, sum, tanh};
 
 /// Entries of the vocabulary whose logits exist at one time on the CPU.
-pub(super) const BLOCK: usize = 1024;
+pub const BLOCK: usize = 1024;
 /// Rows whose logits exist at one time elsewhere.
 const CHUNK: usize = 128;
 
@@ -57,7 +57,7 @@ pub fn log_probs(
         if fixed.device().is_cpu() && fixed.dtype() == DType::F32 {
             let scale = (1.0 / temperature as f32, cap.map(|cap| cap as f32));
             read(&fixed, |hidden| {
-                read(head, |head| blocked(hidden, (head, narrow), targets, scale, gradient))
+                read(head, |head| blocked(hidden, (head, width, narrow), targets, scale, gradient))
             })???
         } else {
             chunked(&fixed, head, targets, (1.0 / temperature, cap), gradient)?
@@ -172,14 +172,12 @@ vectorised! {
 /// The CPU path: all rows at once over blocks of the vocabulary.
 fn blocked(
     hidden: &[f32],
-    (head, narrow): (&[f32], Option<&Narrow>),
+    (head, width, narrow): (&[f32], usize, Option<&Narrow>),
     targets: &[u32],
     (scale, cap): (f32, Option<f32>),
     gradient: bool,
 ) -> Result<Softmax> {
-    let rows = targets.len();
-    let width = hidden.len() / rows.max(1);
-    let vocabulary = head.len() / width.max(1);
+    let (rows, vocabulary) = (targets.len(), head.len() / width);
     let first = RowSoftmax {
         largest: f32::NEG_INFINITY,
         sum: 0.0,
@@ -245,8 +243,18 @@ fn blocked(
     }
     mean.par_chunks_mut(width).zip(&state).zip(targets).for_each(|((mean, row), &target)| {
         let inverse = (1.0 / row.sum) as f32;
-        let chosen = &head[target as usize * width..][..width];
-        mean.iter_mut().zip(chosen).for_each(|(x, w)| *x = (row.slope * w - *x * inverse) * scale);
+        let target = target as usize;
+        let set = |x: &mut f32, w: f32| *x = (row.slope * w - *x * inverse) * scale;
+        match narrow.and_then(|narrow| narrow.head()[target / BLOCK].forward.as_bf16()) {
+            Some(block) => {
+                let chosen = &block[target % BLOCK * width..][..width];
+                mean.iter_mut().zip(chosen).for_each(|(x, w)| set(x, w.to_f32()));
+            }
+            None => {
+                let chosen = &head[target * width..][..width];
+                mean.iter_mut().zip(chosen).for_each(|(x, w)| set(x, *w));
+            }
+        }
     });
     let value =
         |row: &RowSoftmax| (f64::from(row.chosen) - f64::from(row.largest) - row.sum.ln()) as f32;

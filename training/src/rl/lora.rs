@@ -2,7 +2,7 @@
 //! `y = W x + s B A d(x)`, s = alpha/r, d dropout), over the same decoder that serves.
 //!
 //! The reference of the KL penalty is the same network with the adapters off; both share every
-//! frozen tensor, so there is no second copy.
+//! frozen tensor.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -113,6 +113,9 @@ pub enum PolicyError {
     /// Dropout is asked for where it is not implemented.
     #[error("lora.dropout is {0}, expected 0 on {1:?}: dropout runs on the CPU only")]
     DropoutDevice(f64, Device),
+    /// bf16 is asked for where it is not implemented.
+    #[error("precision is bf16, expected f32 on {0:?}: bf16 is computed on the CPU only")]
+    PrecisionDevice(Device),
     /// An encoder–decoder model is to be trained where that is not implemented.
     #[error(
         "{0} is an encoder–decoder model, expected a decoder on {1:?}: the former train on the CPU only"
@@ -272,10 +275,13 @@ impl Policy {
         Ok(Self { kernels, adapted, reference, frozen, narrow, factors, config, recompute, cache })
     }
 
-    /// Sets what products with frozen weights are computed in on the CPU.
+    /// Sets what products with frozen weights are computed in; on other devices than the CPU f32 alone.
     pub fn in_precision(self, precision: Precision) -> Result<Self> {
         let narrow = match precision {
             Precision::F32 => None,
+            Precision::Bf16 if !self.kernels.device().is_cpu() => {
+                return Err(PolicyError::PrecisionDevice(self.kernels.device().clone()));
+            }
             Precision::Bf16 => {
                 let kernels = precision.kernels();
                 let layers = self.frozen.iter().filter(|(name, _)| !is_table(name));

@@ -1,4 +1,5 @@
-//! Reverse-mode differentiation of the decoder on the CPU, in f32: forward and backward of training.
+//! Reverse-mode differentiation of the decoder on the CPU, in f32 but for products with [`Narrow`]
+//! weights: forward and backward of training.
 //!
 //! [`Tape`] is a set of kernels. Each operation computes its values and, if a trained weight feeds it,
 //! records a node: how the gradient of its result becomes gradients of its inputs. The backward

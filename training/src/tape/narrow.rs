@@ -4,6 +4,7 @@ use std::{collections::HashMap, fmt};
 
 use candle_core::{Tensor, TensorId};
 use ladle::kernels::{Dtype, HostTensor, Result, cpu::CpuKernels};
+use rayon::prelude::*;
 
 use super::{
     product::{View, parallel_product},
@@ -23,9 +24,10 @@ impl Sides {
     /// `w` `[out, in]`, row-major, each value rounded to the nearest.
     fn of(w: &[f32], [outer, inner]: [usize; 2]) -> Result<Self> {
         let mut transposed = vec![0f32; w.len()];
-        for (at, row) in w.chunks_exact(inner).enumerate() {
-            row.iter().enumerate().for_each(|(to, w)| transposed[to * outer + at] = *w);
-        }
+        transposed.par_chunks_mut(outer).enumerate().for_each(|(column, out)| {
+            let column = w[column..].iter().step_by(inner);
+            out.iter_mut().zip(column).for_each(|(out, w)| *out = *w);
+        });
         Ok(Self {
             forward: HostTensor::rounded(w, Dtype::Bf16, vec![outer, inner])?,
             backward: HostTensor::rounded(&transposed, Dtype::Bf16, vec![inner, outer])?,

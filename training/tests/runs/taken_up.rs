@@ -167,9 +167,13 @@ fn a_run_takes_the_supervised_stage_and_the_scale_of_another() {
         [&arm, &first].map(|run| fs::read_to_string(run.join("standardiser.toml")).unwrap());
     assert_eq!(ours, theirs);
     assert!(!arm.join("metrics/sft").exists(), "it was trained again");
-    for change in
-        ["seed=2", "sft.epochs=2", "rollout.max_new_tokens=5", "data.max_prompt_tokens=60"]
-    {
+    for change in [
+        "seed=2",
+        "precision=bf16",
+        "sft.epochs=2",
+        "rollout.max_new_tokens=5",
+        "data.max_prompt_tokens=60",
+    ] {
         let key = change.split_once('=').unwrap().0;
         let parts = ["--share", key.split('.').next().unwrap(), "there, expected"];
         refuse(&mut share(&other, &[change]), &parts);

@@ -101,7 +101,7 @@ def check(config):
     samples = samples["samples"]
     names = [objective.get("name") for objective in config["objectives"]]
     expected = [
-        ("precision", config["precision"], config["precision"] in DTYPES, '"f32" or "bf16"'),
+        ("precision", config["precision"], config["precision"] in list(DTYPES), '"f32" or "bf16"'),
         ("rl.algorithm", rl["algorithm"], rl["algorithm"] == "rloo", '"rloo" (--trainer grpo for GRPO in its place)'),
         ("rl.kl_target", rl["kl_target"], rl["kl_target"] == 0, "0: TRL's KL coefficient is fixed"),
         ("rl.gamma", rl["gamma"], rl["gamma"] == 1, "1: TRL discounts no rewards"),
