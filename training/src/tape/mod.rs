@@ -18,17 +18,19 @@ mod dropout;
 mod kernels;
 mod narrow;
 mod product;
+mod read;
 mod rows;
 mod stored;
 
 use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
-use candle_core::{Storage, Tensor, TensorId, bail};
+use candle_core::{Tensor, TensorId};
 use ladle::kernels::Result;
 
 pub use dropout::Dropout;
 pub use narrow::Narrow;
 pub(crate) use product::{View, parallel_product};
+pub(crate) use read::read;
 pub(crate) use rows::{dot, max, sum, tanh};
 pub use stored::{KeysAndValues, Stored};
 
@@ -221,14 +223,5 @@ impl Gradients {
         let filled = self.weights.contains_key(&weight.id());
         let zeros = || vec![0.0; weight.elem_count()];
         f(self.weights.entry(weight.id()).or_insert_with(zeros), filled);
-    }
-}
-
-/// Calls `f` with the values of a contiguous f32 tensor on the CPU.
-pub(crate) fn read<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
-    let (storage, layout) = x.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice()?[start..end])),
-        _ => bail!("expected a contiguous tensor on the CPU, got {layout:?} on {:?}", x.device()),
     }
 }

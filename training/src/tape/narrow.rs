@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     product::{View, parallel_product},
-    read,
+    read::read,
 };
 use crate::autograd::refused;
 
