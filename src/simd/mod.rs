@@ -143,6 +143,7 @@ impl Isa {
         }
     }
 
+    /// The set that is chosen where none is named.
     fn fastest() -> Self {
         #[cfg(target_arch = "x86_64")]
         let slow_pairs = x86::slow_pairs();

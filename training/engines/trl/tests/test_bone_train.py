@@ -77,6 +77,7 @@ class BoneTrainTest(unittest.TestCase):
     def test_what_trl_cannot_do_is_refused_by_name(self):
         for change, words in (
             ('rl.algorithm="ppo"', "rl.algorithm is 'ppo', expected \"rloo\""),
+            ("precision='f16'", "precision is 'f16', expected \"f32\" or \"bf16\""),
             ("rl.kl_target=3.0", "rl.kl_target is 3.0, expected 0"),
             ("rl.gamma=0.9", "rl.gamma"),
             ("rl.keep=[1]", "rl.keep"),
