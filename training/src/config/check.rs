@@ -5,7 +5,9 @@ use ladle::{
     soup::{Activation, manifest::is_name},
 };
 
-use super::{Algorithm, Config, ConfigError, ContextConfig, DataConfig, Decay, MixingConfig};
+use super::{
+    Algorithm, Config, ConfigError, ContextConfig, DataConfig, Decay, MixingConfig, RlConfig,
+};
 use crate::rl::balance::{Normalisation, Strategy};
 
 impl Config {
@@ -149,6 +151,10 @@ impl Config {
         if rl.batch % rollout.samples != 0 {
             return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
         }
+        // The default means a whole batch where batches are smaller.
+        if rl.minibatch > rl.batch.max(RlConfig::default().minibatch) {
+            return Err(value_error("rl.minibatch", rl.minibatch, "at most rl.batch"));
+        }
         let in_groups = matches!(rl.algorithm, Algorithm::Rloo | Algorithm::Modpo);
         if in_groups && rollout.samples < 2 {
             let expected = "at least 2 with algorithm rloo or modpo";
@@ -166,6 +172,10 @@ impl Config {
             }
         }
         if rl.algorithm == Algorithm::Modpo {
+            if !rollout.samples.is_multiple_of(2) {
+                let expected = "an even number with algorithm modpo, which makes pairs of them";
+                return Err(value_error("rollout.samples", rollout.samples, expected));
+            }
             if rl.kl <= 0.0 {
                 let expected = "a number above 0 with algorithm modpo, whose β it is";
                 return Err(value_error("rl.kl", rl.kl, expected));

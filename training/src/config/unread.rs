@@ -23,10 +23,16 @@ impl Config {
         let clips = matches!(rl.algorithm, Algorithm::ReMax | Algorithm::Rloo);
         let moves = matches!(strategy, Strategy::Inverse | Strategy::Delta);
         let alone = matches!(self.mixing, MixingConfig::Weights(_) | MixingConfig::Context(_));
-        let rules: [(&str, &[&str], bool, &'static str); 6] = [
+        let rules: [(&str, &[&str], bool, &'static str); 7] = [
             ("rl", &OF_PPO, rl.algorithm == Algorithm::Ppo, "left out unless rl.algorithm is ppo"),
             ("rl", &["advantage_clip"], clips, "left out unless rl.algorithm is remax or rloo"),
             ("rl", &["kl_horizon"], rl.kl_target > 0.0, "left out where rl.kl_target is 0"),
+            (
+                "rl",
+                &["kl_target", "kl_horizon"],
+                rl.kl > 0.0 || rl.kl_target == 0.0,
+                "left out where rl.kl is 0, which no target moves",
+            ),
             (
                 "balance",
                 &["normalisation", "every", "lead"],

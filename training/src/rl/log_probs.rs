@@ -7,17 +7,16 @@
 //! of logits while it is in the cache.
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, D, DType, Error, Layout, Result, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor,
     backend::{BackendDevice, BackendStorage},
     bail,
 };
 use ladle::{simd::exp, vectorised};
 use rayon::prelude::*;
 
-use crate::tape::{Narrow, View, dot, max, parallel_product, read, sum, tanh};
+use super::head::{BLOCK, Head};
+use crate::tape::{Narrow, dot, max, read, sum, tanh};
 
-/// Entries of the vocabulary whose logits exist at one time on the CPU.
-pub const BLOCK: usize = 1024;
 /// Rows whose logits exist at one time elsewhere.
 const CHUNK: usize = 128;
 
@@ -57,7 +56,10 @@ pub fn log_probs(
         if fixed.device().is_cpu() && fixed.dtype() == DType::F32 {
             let scale = (1.0 / temperature as f32, cap.map(|cap| cap as f32));
             read(&fixed, |hidden| {
-                read(head, |head| blocked(hidden, (head, width, narrow), targets, scale, gradient))
+                read(head, |weights| {
+                    let head = Head { weights, width, narrow };
+                    blocked(hidden, &head, targets, scale, gradient)
+                })
             })???
         } else {
             chunked(&fixed, head, targets, (1.0 / temperature, cap), gradient)?
@@ -172,12 +174,12 @@ vectorised! {
 /// The CPU path: all rows at once over blocks of the vocabulary.
 fn blocked(
     hidden: &[f32],
-    (head, width, narrow): (&[f32], usize, Option<&Narrow>),
+    head: &Head<'_>,
     targets: &[u32],
     (scale, cap): (f32, Option<f32>),
     gradient: bool,
 ) -> Result<Softmax> {
-    let (rows, vocabulary) = (targets.len(), head.len() / width);
+    let (rows, width, vocabulary) = (targets.len(), head.width, head.vocabulary());
     let first = RowSoftmax {
         largest: f32::NEG_INFINITY,
         sum: 0.0,
@@ -191,21 +193,9 @@ fn blocked(
     let mut slopes = vec![0f32; if cap.is_some() { logits.len() } else { 0 }];
     let mut mean = vec![0f32; if gradient { rows * width } else { 0 }];
     for start in (0..vocabulary).step_by(BLOCK) {
-        let len = BLOCK.min(vocabulary - start);
-        let weights = View::new(&head[start * width..][..len * width], len, width);
-        let sides = narrow.map(|narrow| (narrow, &narrow.head()[start / BLOCK]));
+        let len = head.len(start);
         let logits = &mut logits[..rows * len];
-        match sides {
-            Some((narrow, sides)) => {
-                narrow.product(hidden, &sides.forward, logits, false).map_err(Error::wrap)?;
-                logits.par_chunks_mut(len).for_each(|row| row.iter_mut().for_each(|x| *x *= scale));
-            }
-            None => {
-                let (all, to) =
-                    (View::new(hidden, rows, width), View::new(&mut *logits, rows, len));
-                parallel_product(to, false, all, weights.t(), scale);
-            }
-        }
+        head.logits(start, hidden, scale, logits)?;
         if let Some(cap) = cap {
             let each = logits.par_chunks_mut(len).zip(slopes.par_chunks_mut(len));
             each.for_each(|(logits, slopes)| soft_cap(logits, slopes, cap));
@@ -227,33 +217,13 @@ fn blocked(
             moved.filter(|(row, _)| row.rescale < 1.0).for_each(|(row, mean)| {
                 mean.iter_mut().for_each(|x| *x *= row.rescale);
             });
-            match sides {
-                Some((narrow, sides)) => {
-                    narrow
-                        .product(logits, &sides.backward, &mut mean, true)
-                        .map_err(Error::wrap)?;
-                }
-                None => {
-                    let (logits, to) =
-                        (View::new(&*logits, rows, len), View::new(&mut mean[..], rows, width));
-                    parallel_product(to, true, logits, weights, 1.0);
-                }
-            }
+            head.add_mean(start, logits, &mut mean)?;
         }
     }
     mean.par_chunks_mut(width).zip(&state).zip(targets).for_each(|((mean, row), &target)| {
         let inverse = (1.0 / row.sum) as f32;
-        let target = target as usize;
-        let set = |x: &mut f32, w: f32| *x = (row.slope * w - *x * inverse) * scale;
-        match narrow.and_then(|narrow| narrow.head()[target / BLOCK].forward.as_bf16()) {
-            Some(block) => {
-                let chosen = &block[target % BLOCK * width..][..width];
-                mean.iter_mut().zip(chosen).for_each(|(x, w)| set(x, w.to_f32()));
-            }
-            None => {
-                let chosen = &head[target * width..][..width];
-                mean.iter_mut().zip(chosen).for_each(|(x, w)| set(x, *w));
-            }
+        for (x, w) in mean.iter_mut().zip(head.row(target as usize)) {
+            *x = (row.slope * w - *x * inverse) * scale;
         }
     });
     let value =

@@ -25,7 +25,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    log_probs::{BLOCK, LogProbs, log_probs},
+    head::BLOCK,
+    log_probs::{LogProbs, log_probs},
     packing::{Packed, Sequence, pack, pack_after, pack_encoded},
     prompt_cache::PromptCache,
 };

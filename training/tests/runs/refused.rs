@@ -6,7 +6,7 @@ use super::*;
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 30] = [
+    let cases: [(&str, &[&str]); 33] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
@@ -40,6 +40,12 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
         ("rl = { algorithm = \"remax\", epochs = 2 }", &["rl.epochs is 2", "ppo"]),
         ("rl = { advantage_clip = 5.0 }", &["rl.advantage_clip is 5.0", "remax or rloo"]),
         ("rl = { kl_target = 0, kl_horizon = 100.0 }", &["rl.kl_horizon is 100.0", "kl_target"]),
+        ("rl = { kl = 0, kl_target = 2.0 }", &["rl.kl_target is 2.0", "left out where rl.kl is 0"]),
+        ("rl = { minibatch = 96 }", &["rl.minibatch is 96", "at most rl.batch"]),
+        (
+            "rl = { algorithm = \"modpo\", kl_target = 0, batch = 63 }\nrollout = { samples = 3 }",
+            &["rollout.samples is 3", "even", "modpo"],
+        ),
         ("balance = { every = 5 }", &["balance.every is 5", "inverse or delta"]),
         ("balance = { strategy = \"delta\", floor = 0.1 }", &["balance.floor is 0.1", "inverse"]),
         (
