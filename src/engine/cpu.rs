@@ -25,7 +25,7 @@ use crate::{
 
 /// Longest slice of a merge between two steps, as a share of a step: of merges that nobody waits for,
 /// and of those that requests wait for.
-const MERGE_SHARE: f64 = 0.25;
+const MERGE_SHARE: f64 = 0.1;
 const AWAITED_SHARE: f64 = 1.0;
 
 /// How a soup is opened for serving.

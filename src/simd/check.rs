@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::{
     bf16::{Bf16Dots, Bf16Work},
     bytes::{ByteTile, ByteWork, Bytes},
-    tiles::{Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
+    tiles::{Ahead, Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
     vector::{Lanes, Simd, Vectorised},
 };
 
@@ -353,8 +353,7 @@ impl TileWork for TileCheck {
                     sums_left: 8 * SUMS,
                     sums_right: 4 * SUMS,
                     fresh,
-                    ahead: left.as_ptr(),
-                    ahead_rows: TILE,
+                    ahead: Ahead { first: left.as_ptr(), count: TILE, apart: 64, step: 64 },
                 };
                 T::multiply::<2, 2>(&shaped, &of);
                 let of = TileProduct { fresh: false, ..of };

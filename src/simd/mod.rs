@@ -41,7 +41,7 @@ pub use bf16::{Bf16Dots, Bf16Work};
 pub use bytes::{ByteTile, ByteWork, Bytes};
 pub use element::Element;
 pub use portable::{Portable, exp};
-pub use tiles::{Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork};
+pub use tiles::{Ahead, Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork};
 pub use vector::{Lanes, Simd, Vectorised};
 
 use self::{

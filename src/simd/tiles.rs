@@ -76,10 +76,26 @@ pub struct TileProduct {
     pub sums_right: usize,
     /// Whether the sums start from 0, not from what `sums` holds.
     pub fresh: bool,
-    /// The first of some rows to prefetch meanwhile, `left_row` apart, as far as a left row goes.
-    pub ahead: *const bf16,
-    /// How many.
-    pub ahead_rows: usize,
+    /// What is prefetched meanwhile.
+    pub ahead: Ahead,
+}
+
+/// Lines to prefetch in the steps of a product. Distances are in bytes.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    /// The first.
+    pub first: *const bf16,
+    /// How many in each step.
+    pub count: usize,
+    /// Between two of a step.
+    pub apart: usize,
+    /// Between those of two steps.
+    pub step: usize,
+}
+
+impl Ahead {
+    /// None.
+    pub const NONE: Self = Self { first: std::ptr::null(), count: 0, apart: 0, step: 0 };
 }
 
 /// Work that an instruction set compiles with its features. `run` must be `#[inline(always)]`.

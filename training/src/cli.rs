@@ -232,7 +232,7 @@ pub struct Sweep {
         default_value = "bone,realised,aba,clamped,rewarded,mod,oracle,policy,ric"
     )]
     pub methods: Vec<Kind>,
-    /// Values of α, for λ = B⁻¹μ and Rewarded Soup: chosen on validation prompts, reported on test
+    /// Values of α, for every rule that merges backbones: chosen on validation prompts, reported on test
     /// prompts beside 0.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true, default_value = "0")]
     pub alphas: Vec<f64>,

@@ -14,7 +14,7 @@ use super::{
     shared::SharedMut,
     tensor::{Line, Recycler, Rows, Tensor, brains},
 };
-use crate::simd::{Bf16Tiles, Isa, TILE, TILE_INPUTS, TileProduct, TileWork};
+use crate::simd::{Ahead, Bf16Tiles, Isa, TILE, TILE_INPUTS, TileProduct, TileWork};
 
 /// Rows (at most) of a task: whole pairs of tiles.
 const TASK_ROWS: usize = 192;
@@ -143,9 +143,9 @@ struct Pair {
     row_tiles: usize,
 }
 
-/// Tiles two by two: the first of each pair and how many they are.
-fn pairs(tiles: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..tiles).step_by(2).map(move |first| (first, 2.min(tiles - first)))
+/// Tiles so many at a time: the first of them and how many they are.
+fn groups(tiles: usize, of: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..tiles).step_by(of).map(move |first| (first, of.min(tiles - first)))
 }
 
 impl Region<'_> {
@@ -167,12 +167,17 @@ impl Region<'_> {
         let stretches = if row_tiles <= 2 { 1 } else { steps.div_ceil(STRETCH) };
         let kept = if stretches == 1 { 4 } else { row_tiles * out_tiles };
         let sums = reserve(sums, kept * SUMS).as_mut_ptr();
-        // Weights of the next pair of outputs are prefetched meanwhile, in equal parts.
-        let ahead_rows = (2 * TILE).div_ceil(row_tiles.div_ceil(2));
+        // The weights of the next outputs are prefetched meanwhile, in equal parts: with a tile of rows,
+        // which waits for memory, line after line, else a line of each output in each step.
+        let few = row_tiles == 1;
+        let together = if few { 1 } else { 2 };
+        let count = (together * TILE).div_ceil(row_tiles.div_ceil(2));
+        let line = size_of::<Line>();
+        let [apart, step] = if few { [line, count * line] } else { [2 * self.width, line] };
         for stretch in 0..stretches {
             let steps = stretch * steps / stretches..(stretch + 1) * steps / stretches;
-            for (out, m) in pairs(out_tiles) {
-                for (row, n) in pairs(row_tiles) {
+            for (out, m) in groups(out_tiles, together) {
+                for (row, n) in groups(row_tiles, 2) {
                     let pair = Pair {
                         first_out: outs.start + out * TILE,
                         out_tiles: m,
@@ -183,12 +188,13 @@ impl Region<'_> {
                     // SAFETY: the caller's; `sums` holds what is kept.
                     unsafe {
                         let sums = sums.add(at * SUMS);
-                        let ahead = self.weights(pair.first_out + 2 * TILE + row / 2 * ahead_rows);
+                        let next = pair.first_out + together * TILE;
+                        let first = self.weights(next + row / 2 * count);
+                        let first = first.wrapping_add(steps.start * TILE_INPUTS);
                         let of = TileProduct {
                             sums,
                             fresh: stretch == 0,
-                            ahead: ahead.wrapping_add(steps.start * TILE_INPUTS),
-                            ahead_rows,
+                            ahead: Ahead { first, count, apart, step },
                             ..self.product(pair, &steps, shape[1])
                         };
                         match (m, n) {
@@ -228,8 +234,7 @@ impl Region<'_> {
             sums_left: 4 * pair.row_tiles * SUMS,
             sums_right: 4 * SUMS,
             fresh: true,
-            ahead: self.w,
-            ahead_rows: 0,
+            ahead: Ahead::NONE,
         }
     }
 

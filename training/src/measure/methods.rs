@@ -53,9 +53,9 @@ impl Kind {
         Self::Ric,
     ];
 
-    /// Whether a grid of α is searched for the method.
+    /// Whether a grid of α is searched for the method: where several backbones are merged.
     pub fn extrapolates(self) -> bool {
-        matches!(self, Self::Bone | Self::Realised | Self::Rewarded)
+        !matches!(self, Self::Mod | Self::Oracle | Self::Policy | Self::Ric)
     }
 
     /// Description for readers of a report.

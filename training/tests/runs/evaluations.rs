@@ -56,7 +56,7 @@ mixing = {{ {mixing} }}
         let twin = format!("{name}, α = {best}");
         assert_eq!(methods.contains(&twin.as_str()), best != 0.0, "{twin}");
     }
-    assert_eq!(front["selected"].as_array().unwrap().len(), 3);
+    assert_eq!(front["selected"].as_array().unwrap().len(), 5);
     let method = |name: &str| {
         let all = front["methods"].as_array().unwrap();
         all.iter().find(|method| method["method"] == name).unwrap()

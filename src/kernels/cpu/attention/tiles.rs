@@ -20,7 +20,7 @@ use crate::{
             tiles::whole_and_rest,
         },
     },
-    simd::{Bf16Dots, Bf16Tiles, Lanes, TILE, TILE_INPUTS, TileProduct, TileWork},
+    simd::{Ahead, Bf16Dots, Bf16Tiles, Lanes, TILE, TILE_INPUTS, TileProduct, TileWork},
 };
 
 /// Buffers of a task.
@@ -217,8 +217,7 @@ impl<T: Stored> TileTask<'_, T> {
             sums_left: 4 * SPAN * TILE,
             sums_right: 4 * KV_BLOCK,
             fresh: true,
-            ahead: keys.as_ptr(),
-            ahead_rows: 0,
+            ahead: Ahead::NONE,
         };
         for at in (0..padded.len()).step_by(2 * KV_BLOCK) {
             // SAFETY: rows, the span's keys in whole steps, and scores have been made room for.

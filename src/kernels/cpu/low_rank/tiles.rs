@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     kernels::cpu::{tensor::brains, tiles::whole_and_rest},
-    simd::{Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
+    simd::{Ahead, Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
 };
 
 impl TileWork for NarrowPanel<'_> {
@@ -61,8 +61,7 @@ impl<T: Bf16Tiles> PanelSums for TileSums<'_, T> {
                     sums_left: 4 * TILE * ldy,
                     sums_right: 4 * TILE,
                     fresh: false,
-                    ahead: self.b.as_ptr(),
-                    ahead_rows: 0,
+                    ahead: Ahead::NONE,
                 };
                 match rows.len().div_ceil(TILE) {
                     2 => T::multiply::<2, 2>(self.shaped, &of),
