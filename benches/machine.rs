@@ -6,8 +6,8 @@ use half::bf16;
 use ladle::{
     kernels::HostTensor,
     simd::{
-        Bf16Dots, Bf16Products, Bf16Tiles, Bf16Work, Isa, Lanes, TILE, TILE_INPUTS, TileProduct,
-        TileWork,
+        Ahead, Bf16Dots, Bf16Products, Bf16Tiles, Bf16Work, Isa, Lanes, Simd, TILE, TILE_INPUTS,
+        TileProduct, TileWork, Vectorised,
     },
 };
 use memmap2::MmapMut;
@@ -55,28 +55,41 @@ pub fn placed(tensors: &[HostTensor]) -> Vec<HostTensor> {
     ranges.into_iter().zip(tensors).map(view).collect()
 }
 
+/// Values to be read in vectors as wide as the machine's: narrower ones read more slowly.
+struct Read<'a>(&'a [f32]);
+
+impl Vectorised for Read<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut sums = [s.splat(0.0); 4];
+        for values in self.0.chunks_exact(4 * S::LANES) {
+            for (sum, values) in sums.iter_mut().zip(values.chunks_exact(S::LANES)) {
+                // SAFETY: there are as many values.
+                *sum = s.add(*sum, unsafe { s.load(values.as_ptr()) });
+            }
+        }
+        black_box(sums);
+    }
+}
+
 /// Bytes per second that all threads together read from memory.
 pub fn read_bandwidth(threads: usize) -> f64 {
-    let mut memory = huge(1 << 28);
+    // Long enough that the start of the threads takes no part of the time.
+    let mut memory = huge(1 << 30);
     memory.fill(1);
     // SAFETY: maps are aligned to pages, and every pattern is a number.
-    let (_, memory, _) = unsafe { memory.align_to::<u64>() };
+    let (_, memory, _) = unsafe { memory.align_to::<f32>() };
+    let isa = Isa::chosen();
     let pass = || {
         let start = Instant::now();
         std::thread::scope(|scope| {
             for part in memory.chunks(memory.len().div_ceil(threads)) {
-                scope.spawn(move || {
-                    let mut sums = [0u64; 32];
-                    for part in part.chunks_exact(32) {
-                        for (sum, value) in sums.iter_mut().zip(part) {
-                            *sum ^= value;
-                        }
-                    }
-                    black_box(sums);
-                });
+                scope.spawn(move || isa.run(Read(part)));
             }
         });
-        (memory.len() * 8) as f64 / start.elapsed().as_secs_f64()
+        size_of_val(memory) as f64 / start.elapsed().as_secs_f64()
     };
     (0..5).map(|_| pass()).fold(0.0, f64::max)
 }
@@ -147,8 +160,7 @@ impl TileWork for Tiles {
             sums_left: 8 * TILE * TILE,
             sums_right: 4 * TILE * TILE,
             fresh: true,
-            ahead: left.as_ptr(),
-            ahead_rows: 0,
+            ahead: Ahead::NONE,
         };
         for _ in 0..self.0 {
             // SAFETY: the arrays hold two tiles each, `sums` four.

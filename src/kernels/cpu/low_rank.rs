@@ -14,7 +14,7 @@ use std::{cell::RefCell, ops::Range, sync::Arc};
 use half::{bf16, f16};
 
 pub(super) use self::panel::PANEL;
-use self::panel::{Grid, NarrowPanel, Panel, PanelSums, WIDTH};
+use self::panel::{Grid, NarrowPanels, PanelSums, Panels, WIDTH};
 use super::{
     grid::reserve,
     pairs::round,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     kernels::{Dtype, HostTensor, KernelError, Result, check::matrix},
-    simd::{Bf16Products, Element, Isa, Simd, Vectorised},
+    simd::{Bf16Products, Element, Isa, Simd, TILE, Vectorised},
 };
 
 /// Rows (at most) of a task.
@@ -72,52 +72,60 @@ pub(super) fn multiply(
     let mut end = 0;
     for LowRankJob { x, b, y } in jobs.iter_mut().filter(|job| job.x.width() > 0) {
         let panels = y.width().div_ceil(PANEL);
-        end += x.rows().div_ceil(TASK_ROWS) * panels;
+        // A panel of few rows is too little for a task.
+        let together = if x.rows() <= TILE { panels.div_ceil(pool.threads()) } else { 1 };
+        end += x.rows().div_ceil(TASK_ROWS) * panels.div_ceil(together);
         let pairs = isa.multiplies_bf16() && b.dtype() == Dtype::Bf16;
         let rounded = pairs.then(|| round(isa, pool, buffers, Rows::from(&*x)));
-        grids.push(Grid { x, rounded, b, outputs: y.width(), y: SharedMut::new(y), panels, end });
+        let (outputs, y) = (y.width(), SharedMut::new(y));
+        grids.push(Grid { x, rounded, b, outputs, y, panels, together, end });
     }
     pool.run(end, |task| {
         let Some(grid) = grids.iter().find(|grid| task < grid.end) else { return };
         let left = grid.end - 1 - task;
-        let (start, panel) = (left / grid.panels * TASK_ROWS, left % grid.panels);
-        let rows = start..grid.x.rows().min(start + TASK_ROWS);
+        let strips = grid.panels.div_ceil(grid.together);
+        let part = |part: usize, step: usize, len: usize| part * step..len.min((part + 1) * step);
+        let rows = part(left / strips, TASK_ROWS, grid.x.rows());
+        let panels = part(left % strips, grid.together, grid.panels);
         SCRATCH.with_borrow_mut(|scratch| {
-            let panel = Panel { grid, rows, panel, scratch };
+            let panels = Panels { grid, rows, panels, scratch };
             let (Some(x), Some(b)) = (&grid.rounded, grid.b.as_bf16()) else {
-                return isa.run(panel);
+                return isa.run(panels);
             };
-            let panel = NarrowPanel { panel, x, b };
+            let panels = NarrowPanels { panels, x, b };
             match isa.bf16_products() {
-                Bf16Products::Tiles => isa.run_tiles(panel),
-                _ => isa.run_bf16(panel),
+                Bf16Products::Tiles => isa.run_tiles(panels),
+                _ => isa.run_bf16(panels),
             }
         });
     });
 }
 
-impl Vectorised for Panel<'_> {
+impl Vectorised for Panels<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let range = self.range();
-        if let Some(b) = self.grid.b.as_f32() {
-            self.add(s, &b[range]);
-        } else if let Some(b) = self.grid.b.as_bf16() {
-            self.add_narrow::<S, bf16>(s, &b[range]);
-        } else if let Some(b) = self.grid.b.as_f16() {
-            self.add_narrow::<S, f16>(s, &b[range]);
+    fn run<S: Simd>(mut self, s: S) {
+        let b = self.grid.b;
+        for panel in self.panels.clone() {
+            let range = self.range(panel);
+            if let Some(b) = b.as_f32() {
+                self.add(s, panel, &b[range]);
+            } else if let Some(b) = b.as_bf16() {
+                self.add_narrow::<S, bf16>(s, panel, &b[range]);
+            } else if let Some(b) = b.as_f16() {
+                self.add_narrow::<S, f16>(s, panel, &b[range]);
+            }
         }
     }
 }
 
-impl Panel<'_> {
-    /// Widens the panel once where several tiles read it.
+impl Panels<'_> {
+    /// Widens a panel once where several tiles read it.
     #[inline(always)]
-    fn add_narrow<S: Simd, E: Element>(self, s: S, b: &[E]) {
+    fn add_narrow<S: Simd, E: Element>(&mut self, s: S, panel: usize, b: &[E]) {
         if self.rows.len() <= S::ROWS {
-            return self.add(s, b);
+            return self.add(s, panel, b);
         }
         let mut scratch = std::mem::take(self.scratch);
         let wide = reserve(&mut scratch, b.len());
@@ -125,14 +133,15 @@ impl Panel<'_> {
             // SAFETY: both hold LANES values, which divide a panel's rows.
             unsafe { s.store(wide.as_mut_ptr(), E::load(s, b.as_ptr())) }
         }
-        self.add(s, &*wide);
+        self.add(s, panel, &*wide);
         *self.scratch = scratch;
     }
 
     #[inline(always)]
-    fn add<S: Simd, E: Element>(&self, s: S, b: &[E]) {
+    fn add<S: Simd, E: Element>(&self, s: S, panel: usize, b: &[E]) {
         let ranks = self.grid.x.width();
-        self.tiles(self.rows.clone(), S::ROWS, &FloatSums { s, x: self.grid.x.data(), ranks, b });
+        let work = FloatSums { s, x: self.grid.x.data(), ranks, b };
+        self.tiles(panel, self.rows.clone(), S::ROWS, &work);
     }
 }
 

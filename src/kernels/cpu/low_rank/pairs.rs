@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::panel::{NarrowPanel, PANEL, PanelSums, TILE_ROWS, WIDTH};
+use super::panel::{NarrowPanels, PANEL, PanelSums, TILE_ROWS, WIDTH};
 use crate::{
     kernels::cpu::{
         grid::reserve,
@@ -37,18 +37,20 @@ pub(super) fn zip<'a, D: Bf16Dots>(
     zipped
 }
 
-impl Bf16Work for NarrowPanel<'_> {
+impl Bf16Work for NarrowPanels<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<D: Bf16Dots>(self, d: D) {
-        let Self { panel, x, b } = self;
-        let mut scratch = std::mem::take(panel.scratch);
-        let pairs = panel.grid.x.width().div_ceil(2);
-        let b = zip(d, &b[panel.range()], pairs, &mut scratch);
+        let Self { panels, x, b } = self;
+        let mut scratch = std::mem::take(panels.scratch);
+        let pairs = panels.grid.x.width().div_ceil(2);
         let (x, ldx) = (brains(x.data()), 2 * x.width());
-        panel.tiles(panel.rows.clone(), TILE_ROWS, &PairSums { d, x, ldx, b });
-        *panel.scratch = scratch;
+        for panel in panels.panels.clone() {
+            let b = zip(d, &b[panels.range(panel)], pairs, &mut scratch);
+            panels.tiles(panel, panels.rows.clone(), TILE_ROWS, &PairSums { d, x, ldx, b });
+        }
+        *panels.scratch = scratch;
     }
 }
 

@@ -33,21 +33,23 @@ pub(super) struct Grid<'a> {
     pub(super) outputs: usize,
     pub(super) y: SharedMut,
     pub(super) panels: usize,
+    /// Panels (at most) of a task.
+    pub(super) together: usize,
     /// One past the last task of this job.
     pub(super) end: usize,
 }
 
-/// Some rows of one panel.
-pub(super) struct Panel<'a> {
+/// Some rows of some panels.
+pub(super) struct Panels<'a> {
     pub(super) grid: &'a Grid<'a>,
     pub(super) rows: Range<usize>,
-    pub(super) panel: usize,
+    pub(super) panels: Range<usize>,
     pub(super) scratch: &'a mut Vec<Line>,
 }
 
-/// Some rows of one panel, multiplied in bf16.
-pub(super) struct NarrowPanel<'a> {
-    pub(super) panel: Panel<'a>,
+/// Some rows of some panels, multiplied in bf16.
+pub(super) struct NarrowPanels<'a> {
+    pub(super) panels: Panels<'a>,
     /// The rows rounded to bf16, padded with zeros.
     pub(super) x: &'a Tensor,
     pub(super) b: &'a [bf16],
@@ -61,17 +63,24 @@ pub(super) trait PanelSums {
     unsafe fn add(&self, rows: Range<usize>, y: *mut f32, ldy: usize);
 }
 
-impl Panel<'_> {
-    /// Elements of B in the panel.
-    pub(super) fn range(&self) -> Range<usize> {
+impl Panels<'_> {
+    /// Elements of B in a panel.
+    pub(super) fn range(&self, panel: usize) -> Range<usize> {
         let values = self.grid.x.width() * PANEL;
-        self.panel * values..(self.panel + 1) * values
+        panel * values..(panel + 1) * values
     }
 
-    /// Adds to `rows`, at most `height` at a time: in y, or in a buffer where y ends within the panel.
+    /// Adds a panel to `rows`, at most `height` at a time: in y, or in a buffer where y ends within the
+    /// panel.
     #[inline(always)]
-    pub(super) fn tiles(&self, rows: Range<usize>, height: usize, work: &impl PanelSums) {
-        let (outputs, first) = (self.grid.outputs, self.panel * PANEL);
+    pub(super) fn tiles(
+        &self,
+        panel: usize,
+        rows: Range<usize>,
+        height: usize,
+        work: &impl PanelSums,
+    ) {
+        let (outputs, first) = (self.grid.outputs, panel * PANEL);
         let len = PANEL.min(outputs - first);
         let mut aside = [0.0f32; MOST_ROWS * PANEL];
         for start in rows.clone().step_by(height) {

@@ -7,28 +7,32 @@ use half::bf16;
 
 use super::{
     pairs::zip,
-    panel::{MOST_ROWS, NarrowPanel, PANEL, PanelSums},
+    panel::{MOST_ROWS, NarrowPanels, PANEL, PanelSums},
 };
 use crate::{
     kernels::cpu::{tensor::brains, tiles::whole_and_rest},
     simd::{Ahead, Bf16Tiles, TILE, TILE_INPUTS, TileProduct, TileWork},
 };
 
-impl TileWork for NarrowPanel<'_> {
+impl TileWork for NarrowPanels<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<T: Bf16Tiles>(self, t: T) {
-        let Self { panel, x, b } = self;
-        let steps = panel.grid.x.width().div_ceil(TILE_INPUTS);
-        let mut scratch = std::mem::take(panel.scratch);
-        let b = zip(t.dots(), &b[panel.range()], steps * TILE_INPUTS / 2, &mut scratch);
+        let Self { panels, x, b } = self;
+        let steps = panels.grid.x.width().div_ceil(TILE_INPUTS);
+        let mut scratch = std::mem::take(panels.scratch);
         let (x, ldx) = (brains(x.data()), 2 * x.width());
-        for rows in whole_and_rest(panel.rows.clone()) {
-            let shaped = t.shaped(rows.len().min(TILE), TILE);
-            panel.tiles(rows, MOST_ROWS, &TileSums::<T> { shaped: &shaped, x, ldx, b, steps });
+        for rows in whole_and_rest(panels.rows.clone()) {
+            let shaped = &t.shaped(rows.len().min(TILE), TILE);
+            for panel in panels.panels.clone() {
+                let pairs = steps * TILE_INPUTS / 2;
+                let b = zip(t.dots(), &b[panels.range(panel)], pairs, &mut scratch);
+                let sums = TileSums::<T> { shaped, x, ldx, b, steps };
+                panels.tiles(panel, rows.clone(), MOST_ROWS, &sums);
+            }
         }
-        *panel.scratch = scratch;
+        *panels.scratch = scratch;
     }
 }
 
