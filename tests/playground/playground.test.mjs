@@ -92,14 +92,14 @@ opens("an answer streams, is the server's, and says how it came to be", {}, asyn
   await page.getByRole("button", { name: "headline" }).click();
   await send(page, ABSTRACT);
   const { body } = sent.findLast(({ path }) => path === "/generate");
-  assert.deepEqual(body.preference, { brief: 1 });
+  assert.deepEqual(body.preference, { faithful: 0.5, brief: 0.5 });
   const answer = await server.ask("/generate", { ...body, stream: false });
   assert.equal((await text(page.locator(".prose"))).trim(), answer.text.trim());
   const grown = await page.evaluate(() => [...window.lengths].filter(length => length > 0).length);
   assert.ok(grown >= 2, `seen at ${grown} lengths`);
   await page.locator(".foot summary").click();
   const facts = await text(page.locator(".foot dl"));
-  for (const part of ["brief 2.000", "faithful −0.500", "μ", "α", answer.mode, answer.soup.digest.slice(0, 12)]) assert.ok(facts.includes(part), `${part} in ${facts}`);
+  for (const part of ["brief 0.500", "faithful 0.500", "μ", "α", answer.mode, answer.soup.digest.slice(0, 12)]) assert.ok(facts.includes(part), `${part} in ${facts}`);
 });
 
 opens("a comparison streams each preference's own answer from one request", {}, async ({ page, sent }) => {
@@ -158,10 +158,10 @@ opens("an answer is given again where the preference was moved to", {}, async ({
   assert.match(await page.locator(".said").textContent(), /^Summarize this abstract/);
   await page.getByLabel("Follow the preference").check();
   await page.getByRole("button", { name: "headline" }).click();
-  await page.waitForFunction(() => document.querySelector(".head")?.textContent.includes("brief 100 %"));
+  await page.waitForFunction(() => document.querySelector(".head")?.textContent.includes("brief 50 %"));
   await answered(page);
   const asked = sent.filter(({ path }) => path === "/generate");
-  assert.deepEqual(asked.map(({ body }) => body.preference.brief), [asked[0].body.preference.brief, 1]);
+  assert.deepEqual(asked.map(({ body }) => body.preference.brief), [asked[0].body.preference.brief, 0.5]);
   assert.equal(await page.locator(".turn").count(), 1);
 });
 
