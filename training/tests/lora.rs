@@ -14,7 +14,8 @@ use ladle_training::{
     optimizer::{AdamW, AdamWConfig, learning_rate},
     precision::Precision,
     rl::{
-        log_probs::{BLOCK, LogProbs, log_probs},
+        head::BLOCK,
+        log_probs::{LogProbs, log_probs},
         lora::{LoraConfig, Policy},
         packing::{Packed, Sequence, micro_batches, pack},
         prompt_cache::{Counts, PromptCache},

@@ -3,7 +3,7 @@
 pub mod advantage;
 pub mod balance;
 pub mod gdpo;
-mod head;
+pub mod head;
 pub mod log_probs;
 pub mod lora;
 pub mod modpo;
