@@ -5,8 +5,8 @@ mod wrong;
 
 use half::bf16;
 use ladle::simd::{
-    Bf16Dots, Bf16Tiles, Bf16Work, ByteWork, Isa, Lanes, Portable, TILE, TILE_INPUTS, TileProduct,
-    TileWork, Vectorised, bf16 as model,
+    Ahead, Bf16Dots, Bf16Tiles, Bf16Work, ByteWork, Isa, Lanes, Portable, TILE, TILE_INPUTS,
+    TileProduct, TileWork, Vectorised, bf16 as model,
     check::{Bf16Check, ByteCheck, TileCheck, VectorCheck},
 };
 use proptest::prelude::*;
@@ -152,8 +152,7 @@ impl TileWork for Tile<'_> {
             sums_left: 0,
             sums_right: 0,
             fresh: false,
-            ahead: self.1.as_ptr(),
-            ahead_rows: 0,
+            ahead: Ahead::NONE,
         };
         // SAFETY: three rows, five columns and a tile of sums.
         unsafe { T::multiply::<1, 1>(&shaped, &of) };
