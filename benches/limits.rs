@@ -5,6 +5,7 @@
 //! all cores read from memory, and arithmetic per second of the products of the chosen instruction set in
 //! registers.
 
+#[allow(dead_code, reason = "weights are placed by other benches")]
 mod machine;
 
 use std::io::BufRead;
