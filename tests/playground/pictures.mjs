@@ -45,7 +45,7 @@ try {
       await close();
     }
   }
-  const { page, close } = await visit(browser, `${server.url}/#mu=1,0,0;1,1,1;0.3,0.6,0.1;0.1,0.9,0;0.2,0.2,0.6;0,0.2,0.8&max_tokens=60&at=B`,
+  const { page, close } = await visit(browser, `${server.url}/#mu=1,0,0;0.45,0.55,0;1,1,1;0.5,0,0.5;0,0.5,0.5;0,0,1&max_tokens=60&at=B`,
     { viewport: { width: 1440, height: 1060 }, deviceScaleFactor: 1.5 });
   await send(page, GRAPHS);
   await page.locator("#status").evaluate(status => { status.textContent = ""; });

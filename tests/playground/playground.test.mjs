@@ -25,11 +25,14 @@ const greedy = { max_tokens: 24, temperature: 0 };
 const shares = async page => Promise.all((await page.locator("#weights output").all()).map(async output => parseInt(await output.textContent(), 10)));
 const text = locator => locator.evaluate(element => element.textContent);
 
+// What the front says of the soup as it is served.
+const served = JSON.parse(readFileSync(`${root}/backbones/front.json`, "utf8")).methods.find(({ kind }) => kind === "clamped");
+
 opens("it loads without errors and asks this server alone", {}, async ({ page }) => {
   assert.equal(await page.title(), "ladle · summaries");
   assert.deepEqual(await shares(page), [33, 33, 33]);
   await page.locator("#lambda td.number").first().waitFor({ state: "attached" });
-  assert.equal(await page.locator(".front circle").count(), 15 + 1);
+  assert.equal(await page.locator(".front circle").count(), served.points.length + 1);
 });
 
 opens("dragging in the triangle moves the preference, λ and what is expected", {}, async ({ page }) => {
@@ -51,7 +54,7 @@ opens("dragging in the triangle moves the preference, λ and what is expected", 
   await page.waitForFunction(last => document.querySelector("#lambda tbody").textContent.includes(last), shown[1]);
   assert.deepEqual(await lambda(), shown);
   assert.notDeepEqual(shown, first);
-  const measured = JSON.parse(readFileSync(`${root}/backbones/front.json`, "utf8")).methods[0].points.find(point => point.preference[1] === 1);
+  const measured = served.points.find(point => point.preference[1] === 1);
   const numbers = await page.locator("#prediction output").allTextContents();
   assert.deepEqual(numbers, measured.mean.map(value => value.toFixed(2)));
   assert.notEqual(await page.locator("#prediction").textContent(), expected);
@@ -92,7 +95,7 @@ opens("an answer streams, is the server's, and says how it came to be", {}, asyn
   await page.getByRole("button", { name: "headline" }).click();
   await send(page, ABSTRACT);
   const { body } = sent.findLast(({ path }) => path === "/generate");
-  assert.deepEqual(body.preference, { faithful: 0.5, brief: 0.5 });
+  assert.deepEqual(body.preference, { faithful: 1, brief: 1 });
   const answer = await server.ask("/generate", { ...body, stream: false });
   assert.equal((await text(page.locator(".prose"))).trim(), answer.text.trim());
   const grown = await page.evaluate(() => [...window.lengths].filter(length => length > 0).length);
@@ -161,7 +164,7 @@ opens("an answer is given again where the preference was moved to", {}, async ({
   await page.waitForFunction(() => document.querySelector(".head")?.textContent.includes("brief 50 %"));
   await answered(page);
   const asked = sent.filter(({ path }) => path === "/generate");
-  assert.deepEqual(asked.map(({ body }) => body.preference.brief), [asked[0].body.preference.brief, 0.5]);
+  assert.deepEqual(asked.map(({ body }) => body.preference.brief), [asked[0].body.preference.brief, 1]);
   assert.equal(await page.locator(".turn").count(), 1);
 });
 
