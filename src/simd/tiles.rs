@@ -94,7 +94,7 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// None.
+    /// Nothing.
     pub const NONE: Self = Self { first: std::ptr::null(), count: 0, apart: 0, step: 0 };
 }
 

@@ -92,17 +92,17 @@ opens("an answer streams, is the server's, and says how it came to be", {}, asyn
     new MutationObserver(() => window.lengths.add(document.querySelector(".prose")?.textContent.length ?? 0))
       .observe(document.querySelector("#turns"), { childList: true, subtree: true, characterData: true });
   });
-  await page.getByRole("button", { name: "headline" }).click();
+  await page.getByRole("button", { name: "everyday" }).click();
   await send(page, ABSTRACT);
   const { body } = sent.findLast(({ path }) => path === "/generate");
-  assert.deepEqual(body.preference, { faithful: 1, brief: 1 });
+  assert.deepEqual(Object.keys(body.preference), ["faithful", "brief", "plain"]);
   const answer = await server.ask("/generate", { ...body, stream: false });
   assert.equal((await text(page.locator(".prose"))).trim(), answer.text.trim());
   const grown = await page.evaluate(() => [...window.lengths].filter(length => length > 0).length);
   assert.ok(grown >= 2, `seen at ${grown} lengths`);
   await page.locator(".foot summary").click();
   const facts = await text(page.locator(".foot dl"));
-  for (const part of ["brief 0.500", "faithful 0.500", "μ", "α", answer.mode, answer.soup.digest.slice(0, 12)]) assert.ok(facts.includes(part), `${part} in ${facts}`);
+  for (const part of ["faithful 0.375", "plain 0.625", "μ", "α", answer.mode, answer.soup.digest.slice(0, 12)]) assert.ok(facts.includes(part), `${part} in ${facts}`);
 });
 
 opens("a comparison streams each preference's own answer from one request", {}, async ({ page, sent }) => {

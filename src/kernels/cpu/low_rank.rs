@@ -73,7 +73,7 @@ pub(super) fn multiply(
     for LowRankJob { x, b, y } in jobs.iter_mut().filter(|job| job.x.width() > 0) {
         let panels = y.width().div_ceil(PANEL);
         // A panel of few rows is too little for a task.
-        let together = if x.rows() <= TILE { panels.div_ceil(pool.threads()) } else { 1 };
+        let together = if x.rows() <= TILE { panels.div_ceil(pool.threads()).max(1) } else { 1 };
         end += x.rows().div_ceil(TASK_ROWS) * panels.div_ceil(together);
         let pairs = isa.multiplies_bf16() && b.dtype() == Dtype::Bf16;
         let rounded = pairs.then(|| round(isa, pool, buffers, Rows::from(&*x)));
@@ -84,7 +84,7 @@ pub(super) fn multiply(
         let Some(grid) = grids.iter().find(|grid| task < grid.end) else { return };
         let left = grid.end - 1 - task;
         let strips = grid.panels.div_ceil(grid.together);
-        let part = |part: usize, step: usize, len: usize| part * step..len.min((part + 1) * step);
+        let part = |at: usize, step: usize, len: usize| at * step..len.min((at + 1) * step);
         let rows = part(left / strips, TASK_ROWS, grid.x.rows());
         let panels = part(left % strips, grid.together, grid.panels);
         SCRATCH.with_borrow_mut(|scratch| {

@@ -168,7 +168,7 @@ impl Region<'_> {
         let kept = if stretches == 1 { 4 } else { row_tiles * out_tiles };
         let sums = reserve(sums, kept * SUMS).as_mut_ptr();
         // The weights of the next outputs are prefetched meanwhile, in equal parts: with a tile of rows,
-        // which waits for memory, line after line, else a line of each output in each step.
+        // which mostly waits for memory, line after line, else a line of each output in each step.
         let few = row_tiles == 1;
         let together = if few { 1 } else { 2 };
         let count = (together * TILE).div_ceil(row_tiles.div_ceil(2));

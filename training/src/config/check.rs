@@ -151,10 +151,6 @@ impl Config {
         if rl.batch % rollout.samples != 0 {
             return Err(value_error("rl.batch", rl.batch, "a multiple of rollout.samples"));
         }
-        // The default means a whole batch where batches are smaller.
-        if rl.minibatch > rl.batch.max(RlConfig::default().minibatch) {
-            return Err(value_error("rl.minibatch", rl.minibatch, "at most rl.batch"));
-        }
         let in_groups = matches!(rl.algorithm, Algorithm::Rloo | Algorithm::Modpo);
         if in_groups && rollout.samples < 2 {
             let expected = "at least 2 with algorithm rloo or modpo";
@@ -195,6 +191,10 @@ impl Config {
             return Err(value_error("rl.algorithm", rl.algorithm, expected));
         }
         self.check_unread()?;
+        // The default means a whole batch where batches are smaller.
+        if rl.minibatch > rl.batch.max(RlConfig::default().minibatch) {
+            return Err(value_error("rl.minibatch", rl.minibatch, "at most rl.batch"));
+        }
         if !is_name(&self.name) {
             let expected = "1 to 64 of the characters A-Z a-z 0-9 _ - .";
             return Err(value_error("name", &self.name, expected));
