@@ -20,6 +20,12 @@ def number(value, digits=3):
     return "—" if value is None else f"{value:.{digits}f}"
 
 
+def rounded(weights):
+    """A preference, normalised, as a key."""
+    weights = list(weights)
+    return tuple(round(weight / sum(weights), 3) for weight in weights)
+
+
 def gain(found):
     return "—" if not found else f"{found['mean']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
 
@@ -64,7 +70,7 @@ def answers(directory, names, method, preferences, count):
     with gzip.open(packed, "rt", newline="") if packed.exists() else open(directory / "samples.csv", newline="") as file:
         samples = list(csv.DictReader(file))
     rows = list(dict.fromkeys(sample["row"] for sample in samples))[:count]
-    at = lambda sample: tuple(round(float(sample[f"mu:{name}"]), 3) for name in names)
+    at = lambda sample: rounded(float(sample[f"mu:{name}"]) for name in names)
     found = {(at(s), s["row"]): s["response"].strip() for s in samples if s["method"] == method}
     line = lambda row: [f"`{row}`", *[found[preference, row].replace("|", "\\|") for preference in preferences]]
     return table(["row", *map(share, preferences)], map(line, rows))
@@ -82,7 +88,7 @@ def main():
     print(points(front, names))
     print(figures(front))
     if args.preferences:
-        preferences = [tuple(map(float, mu.split(","))) for mu in args.preferences.split(";")]
+        preferences = [rounded(map(float, mu.split(","))) for mu in args.preferences.split(";")]
         print(answers(args.directory, names, args.method, preferences, args.rows))
 
 
