@@ -1,10 +1,11 @@
 """Tables of a soup's card, from the front.json of an evaluation.
 
-    python training/results/card.py DIR [--method NAME --preferences "1,0,0;0.5,0.5,0" --rows 4]
+    python training/results/card.py DIR [--baseline "rewarded soup"]
+        [--method NAME --preferences "1,0,0;0.5,0.5,0" --rows 4]
 
 DIR holds front.json and samples.csv or samples.csv.gz. A row for each method and preference, raw rewards
-as they are, † where θ_sft is better in all of them; a row of figures for each method in σ; the answers of
-one method to the first rows. Standard library only.
+as they are, † where θ_sft is better in all of them; a row of figures for each method in σ; differences to
+a baseline with their intervals; the answers of one method to the first rows. Standard library only.
 """
 
 import argparse
@@ -12,7 +13,11 @@ import csv
 import gzip
 import json
 import pathlib
+import random
+import statistics
 
+# Of a bootstrap over rows.
+DRAWS = 10_000
 REGIONS = ("interior", "edges", "corners")
 
 
@@ -65,13 +70,47 @@ def figures(front):
     return table(header, rows)
 
 
-def answers(directory, names, method, preferences, count):
+def read_samples(directory):
     packed = directory / "samples.csv.gz"
     with gzip.open(packed, "rt", newline="") if packed.exists() else open(directory / "samples.csv", newline="") as file:
-        samples = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def key(sample, names):
+    return rounded(float(sample[f"mu:{name}"]) for name in names)
+
+
+def differences(samples, front, names, baseline):
+    """Testing reward of each method minus the baseline's, by region: mean and 95 % interval over rows."""
+    scale = [(objective["name"], objective["mean"], objective["std"]) for objective in front["objectives"]]
+    testing = {}
+    for sample in samples:
+        mu = key(sample, names)
+        testing[sample["method"], mu, sample["row"]] = sum(
+            weight * (float(sample[f"reward:{name}"]) - mean) / std for weight, (name, mean, std) in zip(mu, scale)
+        )
+    rows = sorted({row for _, _, row in testing})
+    preferences = sorted({mu for _, mu, _ in testing})
+    regions = {
+        "inside": [mu for mu in preferences if min(mu) > 0.001],
+        "edges": [mu for mu in preferences if min(mu) <= 0.001 and max(mu) < 0.999],
+        "corners": [mu for mu in preferences if max(mu) >= 0.999],
+    }
+    draw, lines = random.Random(1), []
+    for method in dict.fromkeys(sample["method"] for sample in samples):
+        line = [method]
+        for region in regions.values():
+            each = [statistics.fmean(testing[method, mu, row] - testing[baseline, mu, row] for mu in region) for row in rows]
+            means = sorted(statistics.fmean(draw.choices(each, k=len(each))) for _ in range(DRAWS))
+            low, high = means[DRAWS // 40], means[DRAWS - 1 - DRAWS // 40]
+            line.append(f"{statistics.fmean(each):+.2f} ({low:+.2f} to {high:+.2f})")
+        lines.append(line)
+    return table([f"minus {baseline}", *regions], lines)
+
+
+def answers(samples, names, method, preferences, count):
     rows = list(dict.fromkeys(sample["row"] for sample in samples))[:count]
-    at = lambda sample: rounded(float(sample[f"mu:{name}"]) for name in names)
-    found = {(at(s), s["row"]): s["response"].strip() for s in samples if s["method"] == method}
+    found = {(key(s, names), s["row"]): s["response"].strip() for s in samples if s["method"] == method}
     line = lambda row: [f"`{row}`", *[found[preference, row].replace("|", "\\|") for preference in preferences]]
     return table(["row", *map(share, preferences)], map(line, rows))
 
@@ -80,6 +119,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--method", default="bone soup (clamped)")
+    parser.add_argument("--baseline", help="method that the others are compared with, row by row")
     parser.add_argument("--preferences", default="", help="of the answers, as samples.csv has them")
     parser.add_argument("--rows", type=int, default=4)
     args = parser.parse_args()
@@ -87,9 +127,12 @@ def main():
     names = [objective["name"] for objective in front["objectives"]]
     print(points(front, names))
     print(figures(front))
+    samples = read_samples(args.directory)
+    if args.baseline:
+        print(differences(samples, front, names, args.baseline))
     if args.preferences:
         preferences = [rounded(map(float, mu.split(","))) for mu in args.preferences.split(";")]
-        print(answers(args.directory, names, args.method, preferences, args.rows))
+        print(answers(samples, names, args.method, preferences, args.rows))
 
 
 if __name__ == "__main__":
