@@ -17,8 +17,8 @@ use ladle_training::{
     config::Config,
     optimizer::AdamW,
     rl::{
-        lora::Policy,
         packing::Sequence,
+        policy::Policy,
         prompt_cache::PromptCache,
         rollout::{Request, Sampler, Sampling, decoder},
         update::{Experience, Updater, reference_log_probs},

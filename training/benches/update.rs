@@ -12,8 +12,9 @@ use ladle_training::{
     optimizer::{AdamW, AdamWConfig},
     precision::Precision,
     rl::{
-        lora::{LoraConfig, Policy},
+        lora::LoraConfig,
         packing::{Packed, Sequence, pack},
+        policy::Policy,
         ppo::Tokens,
         remax::remax_loss,
     },

@@ -15,8 +15,8 @@ use crate::{
     inputs::InputsError,
     rewards::RewardError,
     rl::{
-        advantage::AdvantageError, balance::BalanceError, lora::PolicyError, rollout::RolloutError,
-        update::UpdateError,
+        advantage::AdvantageError, balance::BalanceError, policy::PolicyError,
+        rollout::RolloutError, update::UpdateError,
     },
     setup::SetupError,
 };

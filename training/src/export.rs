@@ -25,7 +25,7 @@ use crate::{
     ric::goals::Range,
     rl::{
         balance::{Standardiser, Strategy},
-        lora::Policy,
+        policy::Policy,
     },
     setup::Base,
 };

@@ -34,7 +34,7 @@ use ladle_training::{
         sweep::{Other, Subject},
     },
     rewards::{features::Featuriser, fit},
-    rl::lora::check_trainable,
+    rl::policy::check_trainable,
     run::Run,
     select, service, share,
 };

@@ -8,7 +8,7 @@ use crate::{
     config::{Config, ConfigError, Decay, SftConfig},
     draw::{self, Purpose},
     error::RunError,
-    rl::{lora::Policy, packing::Sequence},
+    rl::{packing::Sequence, policy::Policy},
     setup::{Base, Prompt},
     tuning::{Schedule, Tuning},
 };

@@ -22,8 +22,8 @@ use crate::{
     rl::{
         advantage::{gae, log_ratio, token_rewards, whiten},
         balance::{Balance, Standardiser, Update},
-        lora::Policy,
         modpo::Pairing,
+        policy::Policy,
         ppo::KlController,
         prompt_cache::PromptCache,
         remax::remax_advantages,

@@ -14,8 +14,8 @@ use crate::{
     metrics::Recorder,
     optimizer::{AdamW, learning_rate},
     rl::{
-        lora::Policy,
         packing::{Sequence, micro_batches},
+        policy::Policy,
     },
 };
 

@@ -18,10 +18,7 @@ use ladle::{
     model::{decoder::Decoder, linear::Parameter},
 };
 use ladle_training::{
-    rl::{
-        lora::{LoraConfig, Policy},
-        packing::Sequence,
-    },
+    rl::{lora::LoraConfig, packing::Sequence, policy::Policy},
     setup::Base,
 };
 

@@ -16,8 +16,9 @@ use ladle_training::{
     rl::{
         head::BLOCK,
         log_probs::{LogProbs, log_probs},
-        lora::{LoraConfig, Policy},
+        lora::LoraConfig,
         packing::{Packed, Sequence, micro_batches, pack},
+        policy::Policy,
         prompt_cache::{Counts, PromptCache},
         value_head::ValueHead,
     },

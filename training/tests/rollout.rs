@@ -8,8 +8,9 @@ use ladle::soup::Activation;
 use ladle_training::{
     precision::Precision,
     rl::{
-        lora::{LoraConfig, Policy},
+        lora::LoraConfig,
         packing::Sequence,
+        policy::Policy,
         rollout::{Request, Rollout, Sampler, Sampling, decoder},
     },
     setup::Base,

@@ -16,11 +16,7 @@ use super::{
 use crate::{
     error::RunError,
     metrics::progress,
-    rl::{
-        lora::{LoraConfig, Policy},
-        packing::Sequence,
-        update::reference_log_probs,
-    },
+    rl::{lora::LoraConfig, packing::Sequence, policy::Policy, update::reference_log_probs},
     run::Run,
     setup::Prompt,
     weights::merged,

@@ -20,8 +20,8 @@ use crate::{
     rewards::{RewardSet, Sample},
     rl::{
         balance::Standardiser,
-        lora::Policy,
         packing::Sequence,
+        policy::Policy,
         rollout::{self, Request, Sampler},
     },
     setup::Prompt,

@@ -8,6 +8,7 @@ pub mod log_probs;
 pub mod lora;
 pub mod modpo;
 pub mod packing;
+pub mod policy;
 pub mod ppo;
 pub mod prompt_cache;
 pub mod remax;

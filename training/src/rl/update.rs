@@ -4,8 +4,8 @@ use candle_core::{Device, Tensor};
 use rand::{Rng, seq::SliceRandom};
 
 use super::{
-    lora::{Policy, PolicyError},
     packing::{Sequence, micro_batches},
+    policy::{Policy, PolicyError},
     ppo::{LossError, Tokens, policy_loss, value_loss},
     remax::remax_loss,
     value_head::ValueHead,
