@@ -3,13 +3,16 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 /// Least time of a slice of background work.
 const LEAST_SLICE: Duration = Duration::from_millis(1);
+
+/// Requests (at most) whose waiting makes slices longer.
+const MOST_WAITING: usize = 5;
 
 /// A device's turns: of those that share it one computes at a time, in the order in which they
 /// asked, so that the threads of a step have all cores.
@@ -19,6 +22,8 @@ pub struct Turns {
     ended: Condvar,
     /// Nanoseconds of the last step.
     step: AtomicU64,
+    /// By how many the requests that wait for background work outnumbered the others in it.
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -43,11 +48,18 @@ impl Turns {
         turn
     }
 
-    /// A turn of background work, and how long that may take: such a share of the last step.
+    /// Notes by how many the requests that wait for background work outnumber the others.
+    pub fn wait(&self, requests: usize) {
+        self.waiting.store(requests, Ordering::Relaxed);
+    }
+
+    /// A turn of background work, and how long that may take: such a share of the last step, for each
+    /// of the requests that wait.
     fn slice(&self, share: f64) -> (Turn<'_>, Duration) {
         let turn = self.take();
         let step = Duration::from_nanos(self.step.load(Ordering::Relaxed));
-        (turn, step.mul_f64(share).max(LEAST_SLICE))
+        let waiting = self.waiting.load(Ordering::Relaxed).clamp(1, MOST_WAITING);
+        (turn, step.mul_f64(share * waiting as f64).max(LEAST_SLICE))
     }
 
     fn take(&self) -> Turn<'_> {
@@ -80,7 +92,7 @@ impl Drop for Turn<'_> {
 #[derive(Debug, Clone)]
 pub struct Pace {
     pub turns: Arc<Turns>,
-    /// Longest slice, as a share of a step.
+    /// Longest slice, as a share of a step, for each request that waits, five at most.
     pub share: f64,
 }
 
@@ -166,5 +178,11 @@ mod tests {
         assert!(turns.slice(0.25).1 >= Duration::from_millis(10));
         // Slices are no steps.
         assert!(turns.slice(0.25).1 >= Duration::from_millis(10));
+        let of_each = |waiting| {
+            turns.wait(waiting);
+            turns.slice(0.1).1
+        };
+        assert!(of_each(3) > of_each(1) * 2);
+        assert_eq!((of_each(0), of_each(100)), (of_each(1), of_each(5)));
     }
 }

@@ -4,7 +4,7 @@
 #[path = "support/hash_soup.rs"]
 mod hash_soup;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hash_soup::{Controls, HashSoup};
 use ladle::{
@@ -13,7 +13,7 @@ use ladle::{
         Mode,
         backend::Backend,
         cost::{CostModel, Footprint, Machine, Pass},
-        models::{Lanes, Models, Readiness, Wanted},
+        models::{Lanes, Models, Readiness, StepModel, Wanted},
     },
     merge::Fetch,
     preference::{Coefficients, ModelKey},
@@ -33,6 +33,7 @@ fn key(n: usize) -> ModelKey {
 }
 
 struct World {
+    controls: Arc<Controls>,
     soup: HashSoup,
     models: Models<HashSoup>,
 }
@@ -45,7 +46,8 @@ impl World {
     /// Models `0..merged` are in the cache.
     fn new(merged: usize) -> Self {
         let controls = Controls { footprint: LORA, merged_models: 8, ..Controls::default() };
-        let mut soup = HashSoup::new(Arc::new(controls));
+        let controls = Arc::new(controls);
+        let mut soup = HashSoup::new(controls.clone());
         for n in 0..merged {
             while !matches!(soup.fetch(&key(n)), Fetch::Ready(_)) {
                 std::thread::yield_now();
@@ -53,7 +55,7 @@ impl World {
         }
         let cost = CostModel::new(soup.facts().footprint, Machine::default());
         let models = Models::new(MergeMode::Auto, "soup".to_owned(), cost, None);
-        Self { soup, models }
+        Self { controls, soup, models }
     }
 
     fn enter(&mut self, n: usize, repeatable: bool) -> Lanes {
@@ -146,6 +148,32 @@ fn a_pinned_model_runs_fused_for_everybody() {
         assert!(world.models.lease(&key(0)).is_some());
     }
     // Combined logits run fused only where every lane's model is pinned.
-    let World { soup, models } = &mut world;
+    let World { soup, models, .. } = &mut world;
     assert_eq!(models.enter(&*soup, wanted(&[0, 1], true)).fixed, Some(Mode::Mixed));
+}
+
+#[test]
+fn requests_wait_for_a_merge_as_far_as_they_outnumber_the_others() {
+    let mut world = World::new(0);
+    world.controls.merging.hold_after(0);
+    let hot: Vec<Lanes> = (0..5).map(|_| world.enter(0, false)).collect();
+    assert_eq!(world.models.waiting(), 0);
+    let step = [StepModel { key: key(0), mode: Mode::Mixed, rows: 5, free: 5 }];
+    while world.models.waiting() == 0 {
+        world.models.promote(&mut world.soup, &step, Duration::ZERO);
+    }
+    assert_eq!(world.models.waiting(), 5);
+    let others: Vec<Lanes> = (1..9).map(|n| world.enter(n, false)).collect();
+    assert_eq!(world.models.waiting(), 0);
+    others[4..].iter().for_each(|lanes| world.models.leave(lanes));
+    assert_eq!(world.models.waiting(), 1);
+    world.models.leave(&hot[0]);
+    assert_eq!(world.models.waiting(), 0);
+    others[..4].iter().for_each(|lanes| world.models.leave(lanes));
+    assert_eq!(world.models.waiting(), 4);
+    world.controls.merging.open();
+    while world.models.building(&world.soup) > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(world.models.waiting(), 0);
 }

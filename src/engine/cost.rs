@@ -27,6 +27,8 @@ use super::request::Mode;
 /// Longest a step with prompts may take, in times of the step without them: the bound for few
 /// prompts, and for many.
 const STALL: [f64; 2] = [2.0, 4.0];
+/// How many decoding rows a prompt that waits beside another makes up for.
+const ROWS_OF_PROMPT: f64 = 8.0;
 /// How far one measured pass moves the model.
 const LEARNING_RATE: f64 = 0.1;
 
@@ -146,12 +148,14 @@ impl CostModel {
     }
 
     /// Rows of prefill that may join `decoding` rows while `prompts` wait to be computed. The step
-    /// may take twice as long as without them, and up to four times the more prompts wait per
-    /// decoding row: a single decoding row must not slow the 15 prompts that wait beside it.
+    /// may take twice as long as without them, and up to four times the more prompts wait beside the
+    /// first, per decoding row, so that the last of a burst does not wait for all others.
     /// `mode` is one that decodes now, so that its passes are known.
     pub fn rows_beside(&self, mode: Mode, decoding: usize, prompts: usize) -> usize {
         let [least, most] = STALL;
-        let stall = (1.0 + prompts as f64 / decoding.max(1) as f64).clamp(least, most);
+        let beside_first = prompts.saturating_sub(1) as f64;
+        let stall =
+            (1.0 + ROWS_OF_PROMPT * beside_first / decoding.max(1) as f64).clamp(least, most);
         let limit = stall * self.pass(mode, decoding);
         let (mut fits, mut beyond) = (decoding, decoding + 1);
         while self.pass(mode, beyond) <= limit && beyond < usize::MAX / 2 {
@@ -315,8 +319,9 @@ mod tests {
         for model in [lora(), full()] {
             for (decoding, prompts, stall) in [
                 (1, 1, 2.0),
-                (16, 4, 2.0),
-                (64, 128, 3.0),
+                (16, 2, 2.0),
+                (16, 5, 3.0),
+                (64, 128, 4.0),
                 (4, 12, 4.0),
                 (1, 15, 4.0),
                 (500, 1, 2.0),

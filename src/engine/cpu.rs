@@ -23,8 +23,8 @@ use crate::{
     turns::{Pace, Turns},
 };
 
-/// Longest slice of a merge between two steps, as a share of a step: of merges that nobody waits for,
-/// and of those that requests wait for.
+/// Longest slice of a merge between two steps, as a share of a step: of a merge in the background, for
+/// each request that would run on it ([`Pace`]), and of those without which requests cannot run.
 const MERGE_SHARE: f64 = 0.1;
 const AWAITED_SHARE: f64 = 1.0;
 

@@ -408,6 +408,16 @@ impl<B: Backend> Models<B> {
         }
     }
 
+    /// By how many the lanes whose models are being merged in the background outnumber the others.
+    pub fn waiting(&self) -> usize {
+        let (mut waiting, mut others) = (0, 0);
+        for (key, model) in &self.entries {
+            let lanes = if self.promotions.contains_key(key) { &mut waiting } else { &mut others };
+            *lanes += model.lanes;
+        }
+        usize::saturating_sub(waiting, others)
+    }
+
     /// Gives back the leases of models that no running request executes fused.
     pub fn release_unused<'a>(&mut self, running: impl Iterator<Item = &'a Lanes>) {
         self.full = false;
