@@ -260,6 +260,7 @@ impl<const KIND: usize> ByteWork for Codes<'_, KIND> {
                             y: grid.y.at(first * grid.outputs + group * GROUP),
                             ldy: grid.outputs,
                             fresh: grid.fresh && stretch == 0,
+                            ahead: tile == 0,
                         };
                         b.tile(last - first, &tile);
                     }
@@ -279,6 +280,8 @@ struct GroupTile<'a, const KIND: usize> {
     y: *mut f32,
     ldy: usize,
     fresh: bool,
+    /// Whether weights that come later are prefetched: the first rows do it for all.
+    ahead: bool,
 }
 
 impl<const KIND: usize> ByteTile for GroupTile<'_, KIND> {
@@ -314,7 +317,7 @@ impl<const KIND: usize> ByteTile for GroupTile<'_, KIND> {
                 for run in 0..runs {
                     let at = (block * runs + run) * 4 * GROUP;
                     let codes = self.w.codes.as_ptr().add(at);
-                    if R <= 2 {
+                    if self.ahead {
                         s.prefetch_far(codes.wrapping_add(AHEAD_BYTES));
                     }
                     let x = block * values / 4 + run;
