@@ -260,7 +260,7 @@ impl<const KIND: usize> ByteWork for Codes<'_, KIND> {
                             y: grid.y.at(first * grid.outputs + group * GROUP),
                             ldy: grid.outputs,
                             fresh: grid.fresh && stretch == 0,
-                            ahead: tile == 0,
+                            ahead: if tile == 0 { AHEAD_BYTES } else { 0 },
                         };
                         b.tile(last - first, &tile);
                     }
@@ -280,8 +280,9 @@ struct GroupTile<'a, const KIND: usize> {
     y: *mut f32,
     ldy: usize,
     fresh: bool,
-    /// Whether weights that come later are prefetched: the first rows do it for all.
-    ahead: bool,
+    /// How far ahead weights are prefetched, in bytes: by the first rows, for all. A branch instead
+    /// would have the compiler load all of x before it.
+    ahead: usize,
 }
 
 impl<const KIND: usize> ByteTile for GroupTile<'_, KIND> {
@@ -317,9 +318,7 @@ impl<const KIND: usize> ByteTile for GroupTile<'_, KIND> {
                 for run in 0..runs {
                     let at = (block * runs + run) * 4 * GROUP;
                     let codes = self.w.codes.as_ptr().add(at);
-                    if self.ahead {
-                        s.prefetch_far(codes.wrapping_add(AHEAD_BYTES));
-                    }
+                    s.prefetch_far(codes.wrapping_add(self.ahead));
                     let x = block * values / 4 + run;
                     for v in 0..V {
                         let codes = b.codes(codes.add(4 * v * lanes));
