@@ -280,8 +280,8 @@ struct GroupTile<'a, const KIND: usize> {
     y: *mut f32,
     ldy: usize,
     fresh: bool,
-    /// How far ahead weights are prefetched, in bytes: by the first rows, for all. A branch instead
-    /// would have the compiler load all of x before it.
+    /// How far ahead weights are prefetched, in bytes, where there are more than two rows: by the
+    /// first tile for all. A branch instead would have the compiler load all of x before it.
     ahead: usize,
 }
 
@@ -318,7 +318,8 @@ impl<const KIND: usize> ByteTile for GroupTile<'_, KIND> {
                 for run in 0..runs {
                     let at = (block * runs + run) * 4 * GROUP;
                     let codes = self.w.codes.as_ptr().add(at);
-                    s.prefetch_far(codes.wrapping_add(self.ahead));
+                    let ahead = if R <= 2 { AHEAD_BYTES } else { self.ahead };
+                    s.prefetch_far(codes.wrapping_add(ahead));
                     let x = block * values / 4 + run;
                     for v in 0..V {
                         let codes = b.codes(codes.add(4 * v * lanes));
