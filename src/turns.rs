@@ -11,7 +11,7 @@ use std::{
 /// Least time of a slice of background work.
 const LEAST_SLICE: Duration = Duration::from_millis(1);
 
-/// Requests (at most) whose waiting makes slices longer.
+/// How many times as long (at most) slices are because requests wait for them.
 const MOST_WAITING: usize = 5;
 
 /// A device's turns: of those that share it one computes at a time, in the order in which they
@@ -22,7 +22,8 @@ pub struct Turns {
     ended: Condvar,
     /// Nanoseconds of the last step.
     step: AtomicU64,
-    /// By how many the requests that wait for background work outnumbered the others in it.
+    /// By how many the requests that wait for background work outnumbered the others of the engine
+    /// whose step was the last.
     waiting: AtomicUsize,
 }
 
@@ -48,13 +49,13 @@ impl Turns {
         turn
     }
 
-    /// Notes by how many the requests that wait for background work outnumber the others.
-    pub fn wait(&self, requests: usize) {
+    /// Notes by how many the requests that wait for background work outnumber the others of an engine.
+    pub fn note_waiting(&self, requests: usize) {
         self.waiting.store(requests, Ordering::Relaxed);
     }
 
-    /// A turn of background work, and how long that may take: such a share of the last step, for each
-    /// of the requests that wait.
+    /// A turn of background work, and how long that may take: such a share of the last step, times
+    /// the number that wait.
     fn slice(&self, share: f64) -> (Turn<'_>, Duration) {
         let turn = self.take();
         let step = Duration::from_nanos(self.step.load(Ordering::Relaxed));
@@ -92,7 +93,8 @@ impl Drop for Turn<'_> {
 #[derive(Debug, Clone)]
 pub struct Pace {
     pub turns: Arc<Turns>,
-    /// Longest slice, as a share of a step, for each request that waits, five at most.
+    /// Longest slice, as a share of a step; up to five times as long where more requests wait for the
+    /// work than do not ([`Turns::note_waiting`]).
     pub share: f64,
 }
 
@@ -179,7 +181,7 @@ mod tests {
         // Slices are no steps.
         assert!(turns.slice(0.25).1 >= Duration::from_millis(10));
         let of_each = |waiting| {
-            turns.wait(waiting);
+            turns.note_waiting(waiting);
             turns.slice(0.1).1
         };
         assert!(of_each(3) > of_each(1) * 2);

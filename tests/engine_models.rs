@@ -159,10 +159,14 @@ fn requests_wait_for_a_merge_as_far_as_they_outnumber_the_others() {
     let hot: Vec<Lanes> = (0..5).map(|_| world.enter(0, false)).collect();
     assert_eq!(world.models.waiting(), 0);
     let step = [StepModel { key: key(0), mode: Mode::Mixed, rows: 5, free: 5 }];
-    while world.models.waiting() == 0 {
+    for _ in 0..10_000 {
         world.models.promote(&mut world.soup, &step, Duration::ZERO);
     }
     assert_eq!(world.models.waiting(), 5);
+    // Repeatable requests stay mixed.
+    let repeatable = world.enter(0, true);
+    assert_eq!(world.models.waiting(), 4);
+    world.models.leave(&repeatable);
     let others: Vec<Lanes> = (1..9).map(|n| world.enter(n, false)).collect();
     assert_eq!(world.models.waiting(), 0);
     others[4..].iter().for_each(|lanes| world.models.leave(lanes));

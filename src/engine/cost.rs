@@ -27,7 +27,7 @@ use super::request::Mode;
 /// Longest a step with prompts may take, in times of the step without them: the bound for few
 /// prompts, and for many.
 const STALL: [f64; 2] = [2.0, 4.0];
-/// How many decoding rows a prompt that waits beside another makes up for.
+/// What each prompt that waits beside the first adds to that, over the number of decoding rows.
 const ROWS_OF_PROMPT: f64 = 8.0;
 /// How far one measured pass moves the model.
 const LEARNING_RATE: f64 = 0.1;
@@ -149,7 +149,7 @@ impl CostModel {
 
     /// Rows of prefill that may join `decoding` rows while `prompts` wait to be computed. The step
     /// may take twice as long as without them, and up to four times the more prompts wait beside the
-    /// first, per decoding row, so that the last of a burst does not wait for all others.
+    /// first, per decoding row, so that the last of a burst waits less long.
     /// `mode` is one that decodes now, so that its passes are known.
     pub fn rows_beside(&self, mode: Mode, decoding: usize, prompts: usize) -> usize {
         let [least, most] = STALL;

@@ -23,9 +23,9 @@ use crate::{
     turns::{Pace, Turns},
 };
 
-/// Longest slice of a merge between two steps, as a share of a step: of a merge in the background, for
-/// each request that would run on it ([`Pace`]), and of those without which requests cannot run.
+/// Longest slice of a merge in the background between two steps, as a share of a step ([`Pace`]).
 const MERGE_SHARE: f64 = 0.1;
+/// The same where requests cannot run before their merge.
 const AWAITED_SHARE: f64 = 1.0;
 
 /// How a soup is opened for serving.

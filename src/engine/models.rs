@@ -108,6 +108,8 @@ struct Model<Lease, Ticket> {
     ticket: Option<Ticket>,
     /// Lanes of accepted requests.
     lanes: usize,
+    /// Of those, lanes that run on merged weights once there are some.
+    free: usize,
     /// Whether merged weights were in the cache when it was last looked up.
     merged: bool,
     /// How its free rows run.
@@ -193,17 +195,6 @@ impl<B: Backend> Models<B> {
     /// them go.
     pub fn enter(&mut self, backend: &B, wanted: Wanted) -> Lanes {
         let Wanted { keys, from, repeatable, owner } = wanted;
-        for key in &keys {
-            let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
-                terms: backend.terms(key),
-                lease: None,
-                ticket: None,
-                lanes: 0,
-                merged: false,
-                mode: Mode::Mixed,
-            });
-            model.lanes += 1;
-        }
         let fixed = match self.mode {
             MergeMode::Fused => Some(Mode::Fused),
             MergeMode::Mixed => Some(Mode::Mixed),
@@ -212,6 +203,19 @@ impl<B: Backend> Models<B> {
             }
             MergeMode::Auto => repeatable.then_some(Mode::Mixed),
         };
+        for key in &keys {
+            let model = self.entries.entry(key.clone()).or_insert_with(|| Model {
+                terms: backend.terms(key),
+                lease: None,
+                ticket: None,
+                lanes: 0,
+                free: 0,
+                merged: false,
+                mode: Mode::Mixed,
+            });
+            model.lanes += 1;
+            model.free += usize::from(fixed.is_none());
+        }
         Lanes { keys, from, fixed, owner }
     }
 
@@ -220,6 +224,7 @@ impl<B: Backend> Models<B> {
         for key in &lanes.keys {
             let Some(model) = self.entries.get_mut(key) else { continue };
             model.lanes -= 1;
+            model.free -= usize::from(lanes.fixed.is_none());
             if model.lanes == 0 {
                 self.entries.remove(key);
             }
@@ -408,14 +413,13 @@ impl<B: Backend> Models<B> {
         }
     }
 
-    /// By how many the lanes whose models are being merged in the background outnumber the others.
+    /// By how many the lanes that would run on what is being merged in the background outnumber the
+    /// others.
     pub fn waiting(&self) -> usize {
-        let (mut waiting, mut others) = (0, 0);
-        for (key, model) in &self.entries {
-            let lanes = if self.promotions.contains_key(key) { &mut waiting } else { &mut others };
-            *lanes += model.lanes;
-        }
-        usize::saturating_sub(waiting, others)
+        let all: usize = self.entries.values().map(|model| model.lanes).sum();
+        let promoted = self.promotions.keys().filter_map(|key| self.entries.get(key));
+        let waiting: usize = promoted.map(|model| model.free).sum();
+        waiting.saturating_sub(all - waiting)
     }
 
     /// Gives back the leases of models that no running request executes fused.

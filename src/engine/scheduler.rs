@@ -160,7 +160,9 @@ impl Scheduler {
         let decoding = self.limits.step_tokens - budget.rows;
         if decoding > 0 {
             let widest = self.sequences.values().map(|sequence| sequence.lanes.len()).max();
-            let prompts = self.sequences.len() - plan.items.len();
+            let computing = order.iter().filter(|id| self.sequences[id].pending() > 1).count();
+            let places = self.limits.lanes.saturating_sub(self.running_lanes());
+            let prompts = computing + self.waiting.len().min(places);
             let beside = beside(decoding, prompts);
             budget.rows = budget.rows.min(beside.max(widest.unwrap_or(1)));
             budget.encoded = budget.encoded.min(beside);

@@ -378,7 +378,7 @@ impl<B: Backend> Worker<B> {
             let turns = self.turns.clone();
             let _turn = turns.step();
             self.make(&plan);
-            turns.wait(self.models.waiting());
+            turns.note_waiting(self.models.waiting());
         }
         let Self { scheduler, models, live, .. } = self;
         let running = scheduler.running().iter().filter_map(|id| live.get(id));

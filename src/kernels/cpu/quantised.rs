@@ -280,8 +280,9 @@ struct GroupTile<'a, const KIND: usize> {
     y: *mut f32,
     ldy: usize,
     fresh: bool,
-    /// How far ahead weights are prefetched, in bytes, where there are more than two rows: by the
-    /// first tile for all. A branch instead would have the compiler load all of x before it.
+    /// Distance in bytes of the prefetches of more than two rows; 0 for all but the first tile, whose
+    /// prefetches serve all. With a branch instead the compiler loads all of x before it, onto the
+    /// stack.
     ahead: usize,
 }
 
