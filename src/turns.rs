@@ -104,7 +104,10 @@ impl Pace {
     pub fn run<E>(&self, mut slice: impl FnMut(Instant) -> Result<bool, E>) -> Result<(), E> {
         loop {
             let (_turn, allowed) = self.turns.slice(self.share);
-            if !slice(Instant::now() + allowed)? {
+            let begin = Instant::now();
+            let more = slice(begin + allowed)?;
+            tracing::trace!(?allowed, elapsed = ?begin.elapsed(), "slice");
+            if !more {
                 return Ok(());
             }
         }

@@ -42,14 +42,16 @@ class Ladle(Server):
 
     def version(self):
         binary = run(LADLE, "--version")
-        commit = run("git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude", "*")
+        commit = run("git", "-C", pathlib.Path(LADLE).parent, "describe", "--always", "--dirty", "--exclude", "*")
         return f"{binary} ({commit})"
 
     def command(self):
         # One soup per storage type of the base: a soup says which weights it was made for.
         soup = "soup" if self.case["dtype"] == "bf16" else f"soup-{self.case['dtype']}"
+        # Two GiB are the default; no merged model is larger than what it is merged from.
+        merged = max(2, -(-self.weights() // 2**30))
         return [LADLE, "serve", "--soup", self.models / soup, "--port", self.port, "--log", "warn",
-                *self.case["options"]]
+                "--merge-cache", f"{merged}GiB", *self.case["options"]]
 
     def request(self, prompt, mix, tokens, seed):
         # Drawn without a seed: only for such requests does the cost model choose the mode.
