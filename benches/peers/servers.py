@@ -48,10 +48,13 @@ class Ladle(Server):
     def command(self):
         # One soup per storage type of the base: a soup says which weights it was made for.
         soup = "soup" if self.case["dtype"] == "bf16" else f"soup-{self.case['dtype']}"
-        # Two GiB are the default; no merged model is larger than what it is merged from.
-        merged = max(2, -(-self.weights() // 2**30))
         return [LADLE, "serve", "--soup", self.models / soup, "--port", self.port, "--log", "warn",
-                "--merge-cache", f"{merged}GiB", *self.case["options"]]
+                "--merge-cache", self.merge_cache(), *self.case["options"]]
+
+    def merge_cache(self):
+        """The default of 2 GiB, or the models that the case asks for; at least one: none is larger than
+        what it is merged from."""
+        return f"{max(2, -(-self.case['merged'] * self.weights() // 2**30))}GiB"
 
     def request(self, prompt, mix, tokens, seed):
         # Drawn without a seed: only for such requests does the cost model choose the mode.
@@ -222,8 +225,8 @@ def run(*command):
     return re.sub(r"\s+", " ", done.stdout).strip()
 
 
-def ladle(mixes, *options, dtype="bf16"):
-    return {"server": Ladle, "mixes": mixes, "options": list(options), "dtype": dtype}
+def ladle(mixes, *options, dtype="bf16", merged=1):
+    return {"server": Ladle, "mixes": mixes, "options": list(options), "dtype": dtype, "merged": merged}
 
 
 def llama(mixes, dtype, *options):
@@ -239,7 +242,7 @@ CASES = {
     "ladle/shared-mixed": ladle("shared", "--merge-mode", "mixed"),
     "ladle/distinct-mixed": ladle("distinct", "--merge-mode", "mixed"),
     # Room for all mixes, so that what is measured is fused passes and not eviction.
-    "ladle/distinct-fused": ladle("distinct", "--merge-mode", "fused", "--merge-cache", "6GiB"),
+    "ladle/distinct-fused": ladle("distinct", "--merge-mode", "fused", merged=16),
     "ladle/distinct-q8_0": ladle("distinct", dtype="q8_0"),
     "ladle/turns": ladle("turns"),
     "ladle/fresh": ladle("fresh"),
