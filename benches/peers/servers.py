@@ -41,9 +41,9 @@ class Ladle(Server):
     ready = "/ready"
 
     def version(self):
-        binary = run(LADLE, "--version")
-        commit = run("git", "-C", pathlib.Path(LADLE).parent, "describe", "--always", "--dirty", "--exclude", "*")
-        return f"{binary} ({commit})"
+        describe = ["git", "-C", pathlib.Path(LADLE).parent, "describe", "--always", "--dirty", "--exclude", "*"]
+        commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+        return f"{run(LADLE, '--version')} ({commit or 'of no checkout'})"
 
     def command(self):
         # One soup per storage type of the base: a soup says which weights it was made for.
