@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,9 @@ async def play(session, server, case, clients, options, seed):
 async def running(server):
     """A session with a server that is ready, and the seconds until it was; it is ended afterwards."""
     command = [str(part) for part in server.command()]
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", server.port)) == 0:
+            raise SystemExit(f"port {server.port} is taken: another server would be measured")
     timeout = aiohttp.ClientTimeout(total=None, sock_read=READ_TIMEOUT)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     with tempfile.TemporaryFile("w+") as log:

@@ -39,6 +39,8 @@ class Server:
 
 class Ladle(Server):
     ready = "/ready"
+    # The server inherits it; here so that results say it.
+    env = {name: os.environ[name] for name in ("LADLE_ISA",) if name in os.environ}
 
     def version(self):
         describe = ["git", "-C", pathlib.Path(LADLE).parent, "describe", "--always", "--dirty", "--exclude", "*"]
