@@ -17,6 +17,7 @@ use crate::{
             elementwise::soft_cap,
             kv::{KvLayer, Stored},
             shared::SharedMut,
+            tile::LINE_BYTES,
             tiles::whole_and_rest,
         },
     },
@@ -153,7 +154,7 @@ impl<T: Stored> TileTask<'_, T> {
     }
 
     /// Lays keys and values of the tokens `span` out in pairs; those after its end are 0 up to a whole
-    /// step.
+    /// step. Blocks lie anywhere in the pool, so each one's next is requested meanwhile.
     #[inline(always)]
     fn pair<D: Bf16Dots>(
         &self,
@@ -174,14 +175,20 @@ impl<T: Stored> TileTask<'_, T> {
         let blocks = span.start / KV_BLOCK..span.end.div_ceil(KV_BLOCK);
         for (block, keys) in blocks.zip(keys.chunks_exact_mut(KV_BLOCK * wide)) {
             let (k, v) = self.layer.head(self.segment.blocks[block], self.kv_head);
-            let pairs = k.chunks(2 * KV_BLOCK).zip(keys.chunks_exact_mut(2 * KV_BLOCK));
-            for (pair, to) in pairs {
+            let next = self.segment.blocks.get(block + 1);
+            let (next_k, next_v) =
+                next.map_or((k, v), |&next| self.layer.head(next, self.kv_head));
+            let pairs = k.chunks(2 * KV_BLOCK).zip(next_k.chunks(2 * KV_BLOCK));
+            for ((pair, next), to) in pairs.zip(keys.chunks_exact_mut(2 * KV_BLOCK)) {
+                request(d, next);
                 zip(d, pair.split_at(KV_BLOCK), to);
             }
             let tokens = span.end.min((block + 1) * KV_BLOCK) - block * KV_BLOCK;
             let to = &mut values[(block * KV_BLOCK - span.start) * columns..];
             let pairs = v[..tokens * head_dim].chunks(2 * head_dim);
-            for (pair, to) in pairs.zip(to.chunks_exact_mut(2 * columns)) {
+            let pairs = pairs.zip(next_v.chunks(2 * head_dim));
+            for ((pair, next), to) in pairs.zip(to.chunks_exact_mut(2 * columns)) {
+                request(d, next);
                 zip(d, pair.split_at(head_dim), to);
             }
         }
@@ -272,6 +279,14 @@ impl<T: Stored> TileTask<'_, T> {
                 B::multiply::<M, 2>(shaped, &TileProduct { right, sums, ..of });
             }
         }
+    }
+}
+
+/// Requests the cache lines of `next`.
+#[inline(always)]
+fn request<D: Bf16Dots, T>(d: D, next: &[T]) {
+    for line in next.chunks(LINE_BYTES / size_of::<T>()) {
+        d.vectors().prefetch(line.as_ptr().cast());
     }
 }
 
