@@ -176,8 +176,7 @@ impl<T: Stored> TileTask<'_, T> {
         for (block, keys) in blocks.zip(keys.chunks_exact_mut(KV_BLOCK * wide)) {
             let (k, v) = self.layer.head(self.segment.blocks[block], self.kv_head);
             let next = self.segment.blocks.get(block + 1);
-            let (next_k, next_v) =
-                next.map_or((k, v), |&next| self.layer.head(next, self.kv_head));
+            let (next_k, next_v) = next.map_or((k, v), |&next| self.layer.head(next, self.kv_head));
             let pairs = k.chunks(2 * KV_BLOCK).zip(next_k.chunks(2 * KV_BLOCK));
             for ((pair, next), to) in pairs.zip(keys.chunks_exact_mut(2 * KV_BLOCK)) {
                 request(d, next);
