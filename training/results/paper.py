@@ -63,13 +63,23 @@ def verdict(holds, refuted):
 
 
 def oracle_gaps(fronts):
-    """Mean gap to the oracles at .2, .5 and .8 of Rewarded Soup and of Bone Soup, a pair a seed."""
-    pairs = []
+    """Gap to the oracles of Rewarded Soup and of Bone Soup, in σ: a list over seeds of {μ: pair}, the
+    two oracles at (.5, .5) as one point."""
+    seeds = []
     for front in fronts:
-        oracles = [dict(o["gaps"]) for o in front["oracles"] if o["name"].endswith(ORACLES)]
-        if oracles:
-            pairs.append([statistics.mean(gaps[method] for gaps in oracles) for method in (RS, BONE)])
-    return pairs
+        by_mu = {}
+        for oracle in front["oracles"]:
+            if oracle["name"].endswith(ORACLES):
+                gaps = dict(oracle["gaps"])
+                by_mu.setdefault(round(oracle["point"]["preference"][0], 1), []).append([gaps[RS], gaps[BONE]])
+        if by_mu:
+            seeds.append({mu: columns(pairs) for mu, pairs in sorted(by_mu.items())})
+    return seeds
+
+
+def columns(rows):
+    """Mean of each column."""
+    return [statistics.mean(column) for column in zip(*rows)]
 
 
 def hypotheses(gains, fronts):
@@ -90,13 +100,15 @@ def hypotheses(gains, fronts):
     interval("H3a inside, short: Bone Soup − Rewarded Soup > 0", ("short", RS), BONE, "interior", above, not_above)
     near, far = (lambda g: abs(g["mean"]) <= 0.03), (lambda g: g["mean"] > 0.05)
     interval("H3b inside, short: Bone Soup − Rewarded Soup at its α within ±.03", ("short", RS + CHOSEN), BONE, "interior", near, far)
-    pairs = oracle_gaps(fronts["oracles"])
-    if pairs:
-        rewarded, bone = (statistics.mean(column) for column in zip(*pairs))
-        each = all(own < other for other, own in pairs)
-        text = f"{bone:.3f} against {rewarded:.3f}, {len(pairs)} seeds"
-        judged = verdict(each, bone >= rewarded) if len(pairs) >= 3 else "open until three seeds"
-        found.append(("H4 long: gap to the oracles smaller for Bone Soup", text, judged))
+    seeds = oracle_gaps(fronts["oracles"])
+    if seeds:
+        pairs = [columns(by_mu.values()) for by_mu in seeds]
+        rewarded, bone = columns(pairs)
+        smaller = sum(own < other for other, own in pairs)
+        each = ", ".join("{1:.2f} against {0:.2f} at {2:g}".format(*columns(of[mu] for of in seeds), mu) for mu in seeds[0])
+        text = f"{bone:.3f} against {rewarded:.3f}, smaller in {smaller} of {len(pairs)} seeds; {each}"
+        judged = verdict(smaller == len(pairs), bone >= rewarded) if len(pairs) >= 3 else "open until three seeds"
+        found.append(("H4 long: mean gap to the oracles at μ = .2, .5, .8 smaller for Bone Soup", text, judged))
     interval("H5 η = .3, inside: Bone Soup − Rewarded Soup ≤ 0", ("kl", RS), BONE, "interior", not_above, above)
     interval("H6 inside, long: shared A − own A ≥ 0", ("factors", OWN), BONE, "interior", not_below, below)
     interval("H7 inside, long: MOD on bone backbones − Bone Soup ≥ 0", ("long", BONE), "mod on bone backbones", "interior", not_below, below)
@@ -170,25 +182,64 @@ def gain_table(gains):
     return lines
 
 
+def average_of(method):
+    """The arm with fixed weights that an arm of one policy is compared with."""
+    # A method carries its run's label from the second of its kind on: average of average-2111.
+    return "average of average-2111" if "2111" in method else "average"
+
+
+def policy_points(fronts):
+    """By arm, its test point of every seed."""
+    point = lambda front, name: next(m["points"][0] for m in front["methods"] if m["method"] == name)
+    return {m["method"]: [point(front, m["method"]) for front in fronts] for m in fronts[0]["methods"]}
+
+
 def policies(fronts):
     """Test means in σ of each single policy, its weakest objective, and what that gains over average."""
     objectives = [objective["name"] for objective in fronts[0]["objectives"]]
-    heads = ["policy", *objectives, "mean", "weakest", "weakest − average's", "words", "KL"]
+    heads = ["policy", *objectives, "mean", "weakest", "weakest − average's", "by seed", "words", "KL"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    means = lambda front, name: next(m["points"][0] for m in front["methods"] if m["method"] == name)
-    for method in fronts[0]["methods"]:
-        name = method["method"]
-        points = [means(front, name) for front in fronts]
+    arms = policy_points(fronts)
+    for name, points in arms.items():
         rewards = [point["standardised"] for point in points]
-        # A method carries its run's label from the second of its kind on: average of average-2111.
-        base = "average of average-2111" if "2111" in name else "average"
-        weakest = [min(each) for each in rewards]
-        gains = [own - min(means(front, base)["standardised"]) for own, front in zip(weakest, fronts)]
+        gains = weakest_gains(arms, name)
         cells = [name, *(spread([each[k] for each in rewards]) for k in range(len(objectives)))]
-        cells += [spread([statistics.mean(each) for each in rewards]), spread(weakest), spread(gains)]
+        cells += [spread([statistics.mean(each) for each in rewards]), spread([min(each) for each in rewards])]
+        cells += [spread(gains), ", ".join(f"{gain:+.3f}" for gain in gains)]
         cells += [spread([p["text"]["words"] for p in points], 1), spread([p.get("kl") for p in points], 2)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def weakest_gains(arms, name):
+    """Weakest objective of an arm − that of average with the same weights, by seed."""
+    weakest = lambda points: [min(point["standardised"]) for point in points]
+    return [own - base for own, base in zip(weakest(arms[name]), weakest(arms[average_of(name)]))]
+
+
+def policy_hypotheses(fronts):
+    """P1 to P4 at 1:1:1:1."""
+    arms = policy_points(fronts)
+    rows, holding = [], []
+    for label, name in (("P1", "inverse"), ("P2", "delta"), ("P3", "gdpo")):
+        gains = weakest_gains(arms, name)
+        mean = statistics.mean(gains)
+        holds = min(gains) > 0 and mean >= 0.05
+        holding += [name] if holds else []
+        rows.append((f"{label} {name} raises the weakest objective", spread(gains), verdict(holds, mean <= 0)))
+    overall = lambda name: statistics.mean(statistics.mean(point["standardised"]) for point in arms[name])
+    falls = {name: overall("average") - overall(name) for name in holding}
+    if falls:
+        text = ", ".join(f"{name} {fall:.3f}" for name, fall in falls.items())
+        within = all(fall <= 0.05 for fall in falls.values())
+        rows.append(("P4 the mean of the four falls by at most .05 for those", text, verdict(within, not within)))
+    if len(fronts) < 3:
+        rows = [(claim, text, "open until three seeds") for claim, text, _ in rows]
+    return rows
+
+
+def verdict_table(rows):
+    return ["| claim | found | verdict |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def figures(work, fronts, out):
@@ -244,16 +295,15 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     single = work.fronts("policies")
     if single:
-        text = [f"# One policy, {len(single)} seeds", "", *policies(single)]
+        text = [f"# One policy, {len(single)} seeds", "", *verdict_table(policy_hypotheses(single)), "", *policies(single)]
         (out / "tables.md").write_text("\n".join(text) + "\n")
         print(f"tables: {out}/tables.md")
         return
-    names = ["long", "short", "oracles", "middle", "kl", "factors", "greedy", "plain"]
+    names = ["long", "short", "middle", "oracles", "kl", "factors", "answer", "greedy", "plain"]
     fronts = {name: work.fronts(name) for name in names}
     gains = {comparison: work.aggregate(*comparison) for comparison in COMPARISONS}
     text = ["# Tables", "", ", ".join(f"{name}: {len(fronts[name])} seeds" for name in names), ""]
-    text += ["## Hypotheses", "", "| claim | found | verdict |", "|---|---|---|"]
-    text += [f"| {' | '.join(row)} |" for row in hypotheses(gains, fronts)]
+    text += ["## Hypotheses", "", *verdict_table(hypotheses(gains, fronts))]
     text += ["", "## Gains, in σ, 95 % intervals over seeds and rows", "", *gain_table(gains)]
     for name in names:
         if fronts[name]:
