@@ -43,12 +43,16 @@ fn cases() -> Vec<Case> {
 }
 
 fn read(front: &Value, menu: &Menu) -> Result<Front, String> {
-    Front::read(front, &menu.objectives, menu.default_rule)
+    Front::read(front, menu, &mixing(menu.objectives.len()))
+}
+
+/// B of the soups that make_front.py makes up.
+fn mixing(n: usize) -> MixingMatrix {
+    MixingMatrix::circulant(n, 0.7).unwrap()
 }
 
 fn solution(mu: &[f64], rule: LambdaRule, alpha: Alpha) -> Solution {
-    let mixing = MixingMatrix::circulant(mu.len(), 0.7).unwrap();
-    mixing.solve_by(rule, &Preference::new(mu, mu.len()).unwrap(), &alpha)
+    mixing(mu.len()).solve_by(rule, &Preference::new(mu, mu.len()).unwrap(), &alpha)
 }
 
 impl Case {
@@ -73,7 +77,9 @@ fn predictions_and_their_errors_are_those_of_refitting_without_each_point() {
     for case in cases() {
         for expected in case.reference["predictions"].as_array().unwrap() {
             let mu = numbers(&expected["preference"]);
-            let predicted = case.front.predict(&solution(&mu, LambdaRule::Exact, Alpha::default()));
+            // Left out: 0. The others are at or between two sweeps.
+            let alpha = Alpha::Scalar(expected["alpha"].as_f64().unwrap_or(0.0));
+            let predicted = case.front.predict(&solution(&mu, LambdaRule::Exact, alpha));
             for (index, one) in predicted.unwrap().iter().enumerate() {
                 for (name, got) in [("value", one.value), ("low", one.low), ("high", one.high)] {
                     let expected = numbers(&expected[name])[index];
@@ -135,14 +141,16 @@ fn only_what_was_measured_is_predicted() {
     let case = &cases()[0];
     for (rule, alpha) in [
         (LambdaRule::Clamp, Alpha::Scalar(0.0)),
-        (LambdaRule::Exact, Alpha::Scalar(0.5)),
+        (LambdaRule::Exact, Alpha::Scalar(1.25)),
+        (LambdaRule::Exact, Alpha::Scalar(-0.25)),
         (LambdaRule::Exact, Alpha::PerObjective(vec![0.0, 0.0])),
     ] {
-        assert_eq!(case.front.predict(&solution(&[0.5, 0.5], rule, alpha.clone())), None);
+        let measured =
+            "lambda \"exact\" and one alpha of 0 to 1, where the soup's front was measured";
+        let said = case.front.predict(&solution(&[0.5, 0.5], rule, alpha.clone()));
+        assert_eq!(said, Err(measured.to_owned()));
         let goal = Goal::from_json(&case.menu, None, Some("helpful".into())).unwrap();
         let error = goal.solve(&case.menu, &case.front, rule, &alpha).unwrap_err();
-        let measured =
-            "expected what the soup's front was measured at: lambda \"exact\" and alpha 0";
         assert!(error.to_string().contains(measured), "{error}");
     }
 }
@@ -161,13 +169,28 @@ fn a_front_that_predicts_nothing_says_why() {
     assert_eq!(front(&few), "it has 3 points, expected more than 3");
     let same = |front: &mut Value| {
         let points = front["methods"][0]["points"].as_array_mut().unwrap();
-        points.iter_mut().for_each(|point| point["preference"] = json!([0.5, 0.5]));
+        for name in ["preference", "lambda"] {
+            points.iter_mut().for_each(|point| point[name] = json!([0.5, 0.5]));
+        }
     };
     assert_eq!(front(&same), "its preferences do not determine a quadratic");
     let foreign = |front: &mut Value| front["objectives"][0]["name"] = "kind".into();
     assert_eq!(front(&foreign), "it was measured for other objectives");
-    let other = |front: &mut Value| front["methods"][0]["kind"] = "rewarded".into();
-    assert_eq!(front(&other), "it has no sweep of the soup as it is served");
+    let unserved = "it has no sweep of the soup as it is served";
+    let each = |front: &mut Value, change: &dyn Fn(&mut Value)| {
+        front["methods"].as_array_mut().unwrap().iter_mut().for_each(change);
+    };
+    // Logits are combined; λ of another B; the sweep of another soup in the same file.
+    let logits = |front: &mut Value| each(front, &|method| method["kind"] = "mod".into());
+    assert_eq!(front(&logits), unserved);
+    let matrix = |front: &mut Value| {
+        each(front, &|method| method["points"][0]["lambda"] = json!([0.0, 1.0]));
+    };
+    assert_eq!(front(&matrix), unserved);
+    let run = |front: &mut Value| each(front, &|method| method["run"] = 1.into());
+    assert_eq!(front(&run), unserved);
+    let undated = |front: &mut Value| front["sha256"] = json!({});
+    assert!(front(&undated).starts_with("it does not say which weights it was measured on"));
     let short = |front: &mut Value| front["methods"][0]["points"][0]["mean"] = json!([1.0]);
     assert_eq!(front(&short), "a point of it has another number of objectives");
     assert!(front(&|front: &mut Value| front["methods"] = 5.into()).contains("invalid type"));

@@ -25,7 +25,7 @@ use crate::{
     import::{Store, StoreError, default_models_dir},
     memory,
     preference::{Front, Menu, Solved},
-    soup::{ManifestError, OpenOptions, Soup},
+    soup::{FRONT, ManifestError, OpenOptions, Soup},
     telemetry::Telemetry,
     tokenizer::{self, Tokenizer, TokenizerError},
 };
@@ -95,7 +95,10 @@ pub fn load(
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
     let front = soup.front.as_ref().ok_or_else(|| "it has none".to_owned());
-    let front = front.and_then(|front| Front::read(front, &menu.objectives, menu.default_rule));
+    let front = front.and_then(|front| {
+        let read = Front::read(front, &menu, &mixing);
+        read.inspect_err(|reason| tracing::warn!("{FRONT} predicts no rewards: {reason}"))
+    });
     let mut description = describe(&soup, &menu);
     let shared = Shared {
         observer: telemetry.clone(),

@@ -4,11 +4,10 @@ use serde_json::Value;
 
 use super::{
     form::FormError,
-    front::Front,
+    front::{Front, Slice},
     menu::Menu,
     simplex::Preference,
     solve::{Alpha, LambdaRule},
-    surrogate::Surrogate,
 };
 
 /// Points of the lattice that a search begins with, at most.
@@ -116,30 +115,30 @@ impl Goal {
         rule: LambdaRule,
         alpha: &Alpha,
     ) -> Result<Preference, FormError> {
-        let surrogate = front.surrogate(rule, alpha).ok_or_else(|| {
-            let expected = format!("what the soup's front was measured at: {}", front.measured());
-            FormError::value("target", "under another lambda or alpha", expected)
-        })?;
+        let unmeasured =
+            |expected| FormError::value("target", "under another lambda or alpha", expected);
+        let slice = front.slice(rule, alpha).map_err(unmeasured)?;
         let n = menu.objectives.len();
         let missed = |rewards: &[f64]| self.bounds.iter().map(|b| b.missed_by(rewards)).sum();
         let mu = search(n, |mu| {
-            let rewards = surrogate.values(mu);
+            let rewards = slice.values(mu);
             (missed(&rewards), rewards[self.maximise])
         });
-        let rewards = surrogate.values(&mu);
+        let rewards = slice.values(&mu);
         if missed(&rewards) > 1e-6 {
-            return Err(self.unreachable(menu, surrogate, &rewards));
+            return Err(self.unreachable(menu, &slice, &rewards));
         }
         Preference::new(&mu, n).map_err(|error| FormError::value("target", error, "a preference"))
     }
 
     /// Names the bound that no preference keeps, or else what comes nearest to all of them.
-    fn unreachable(&self, menu: &Menu, surrogate: &Surrogate, nearest: &[f64]) -> FormError {
+    fn unreachable(&self, menu: &Menu, slice: &Slice<'_>, nearest: &[f64]) -> FormError {
         let n = menu.objectives.len();
         for bound in &self.bounds {
-            let mu = search(n, |mu| (bound.missed_by(&surrogate.values(mu)), 0.0));
-            let reached = surrogate.values(&mu)[bound.objective];
-            if bound.missed_by(&surrogate.values(&mu)) > 1e-6 {
+            let mu = search(n, |mu| (bound.missed_by(&slice.values(mu)), 0.0));
+            let rewards = slice.values(&mu);
+            if bound.missed_by(&rewards) > 1e-6 {
+                let reached = rewards[bound.objective];
                 let word = if bound.end == End::Min { "most" } else { "least" };
                 let expected =
                     format!("at {word} {reached:.3}, which the soup's front is predicted to reach");

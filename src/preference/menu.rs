@@ -8,6 +8,7 @@ use super::{
     form::{AlphaForm, Form, FormError},
     simplex::{Preference, PreferenceError},
     solve::{Alpha, AlphaError, LambdaRule, RULES, Solution},
+    surrogate::Predicted,
 };
 
 /// The choices of a request.
@@ -132,6 +133,9 @@ pub struct Solved {
     /// What the rewards are expected to be by objective, where that was asked and is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Map<String, Value>>,
+    /// Where that was asked and is not known: what could be predicted instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unpredicted: Option<String>,
 }
 
 impl Solved {
@@ -146,10 +150,15 @@ impl Solved {
         };
         let mut coefficients = named(&solution.coefficients.backbones);
         coefficients.insert("sft".into(), solution.coefficients.sft.into());
-        let predicted = solution.predicted.as_ref().map(|predicted| {
+        let predicted = |predicted: &Vec<Predicted>| {
             let names = menu.objectives.iter().cloned();
             names.zip(predicted.iter().map(|one| json!(one))).collect()
-        });
+        };
+        let (predicted, unpredicted) = match &solution.predicted {
+            Some(Ok(rewards)) => (Some(predicted(rewards)), None),
+            Some(Err(measured)) => (None, Some(format!("expected {measured}"))),
+            None => (None, None),
+        };
         Self {
             preference: named(solution.preference.weights()),
             alpha: match &solution.alpha {
@@ -160,6 +169,7 @@ impl Solved {
             lambda_rule: solution.rule,
             coefficients,
             predicted,
+            unpredicted,
         }
     }
 }

@@ -123,8 +123,9 @@ pub struct Solution {
     pub lambda: Vec<f64>,
     /// c.
     pub coefficients: Coefficients,
-    /// What its rewards are expected to be, one per objective, where that was asked and is known.
-    pub predicted: Option<Vec<Predicted>>,
+    /// What its rewards are expected to be, one per objective, where that was asked of a measured front,
+    /// or what the front was measured at instead.
+    pub predicted: Option<Result<Vec<Predicted>, String>>,
 }
 
 impl MixingMatrix {

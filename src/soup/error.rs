@@ -106,6 +106,19 @@ pub enum SoupError {
         /// Keys that would be right.
         known: String,
     },
+    /// The front was measured on other weights.
+    #[error(
+        "{path}: measured on other weights: sha256.{file:?} is {got}, expected {expected}, as in \
+         soup.toml; measure it anew (`train-backbones evaluate`) or remove it",
+        path = path.display()
+    )]
+    Front {
+        path: PathBuf,
+        /// Backbone and name of the weight file.
+        file: String,
+        expected: String,
+        got: String,
+    },
     /// A file cannot be read or written, or is not the one that the manifest describes.
     #[error(transparent)]
     File(#[from] FileError),

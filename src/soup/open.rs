@@ -152,7 +152,7 @@ impl Soup {
                 got: "\"answer\"".to_owned(),
             });
         }
-        let front = front(&root)?;
+        let front = front(&root, &manifest.weights())?;
         let mut soup = Self {
             dir: root,
             manifest,
@@ -318,14 +318,26 @@ fn active_from(
     })
 }
 
-/// The measured front of the soup in `root`, where it has one.
-fn front(root: &Path) -> Result<Option<Value>, SoupError> {
+/// The measured front of the soup in `root`, where it has one; refused if it says that it was measured
+/// on others than `weights`.
+fn front(root: &Path, weights: &BTreeMap<String, String>) -> Result<Option<Value>, SoupError> {
     let path = root.join(FRONT);
     if !path.is_file() {
         return Ok(None);
     }
     stay_inside(root, &path)?;
-    Ok(Some(read_json(&path)?))
+    let front: Value = read_json(&path)?;
+    let mut measured = front["sha256"].as_object().into_iter().flatten();
+    let of = |file: &String| weights.get(file).map_or("none", String::as_str);
+    match measured.find(|(file, digest)| digest.as_str() != Some(of(file))) {
+        Some((file, got)) => Err(SoupError::Front {
+            expected: of(file).to_owned(),
+            got: got.to_string(),
+            file: file.clone(),
+            path,
+        }),
+        None => Ok(Some(front)),
+    }
 }
 
 fn open_full(

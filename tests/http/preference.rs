@@ -293,7 +293,11 @@ fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
     let reference: Value =
         serde_json::from_str(include_str!("../fixtures/front-reference.json")).unwrap();
     let case = &reference["cases"][1];
-    fs::write(soup.path().join("front.json"), case["front"].to_string()).unwrap();
+    let mut front = case["front"].clone();
+    let manifest = ladle::soup::read_manifest(soup.path()).unwrap().1;
+    let weights = manifest.weights();
+    front["sha256"] = json!(weights);
+    fs::write(soup.path().join("front.json"), front.to_string()).unwrap();
     let server = Server::start(ServeOptions { soup: Some(soup.path().into()), ..options() });
     let expected = &case["targets"][0];
     let goal = json!({"target": expected["target"], "maximise": expected["maximise"]});
@@ -307,6 +311,11 @@ fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
     // The same preference on every route; it answers as if it had been given.
     let answer = server.generate(with(greedy(), goal.clone()));
     assert_eq!(answer["preference"], solved["preference"]);
+    let at = |alpha| server.post("/v1/solve", json!({"preference": "terse", "alpha": alpha})).ok();
+    assert!(at(0.5)["predicted"]["brief"]["value"].is_f64());
+    let beyond = at(1.5);
+    assert_eq!(beyond["predicted"], Value::Null);
+    assert!(beyond["unpredicted"].as_str().unwrap().contains("one alpha of 0 to 1"), "{beyond}");
     assert_eq!(answer["predicted"], solved["predicted"]);
     let given = server.generate(with(greedy(), json!({"preference": solved["preference"]})));
     assert_eq!((&answer["text"], &given["predicted"]), (&given["text"], &Value::Null));
@@ -351,7 +360,7 @@ fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
             "target.brief.min",
             "predicted to reach",
         ),
-        (json!({"maximise": "brief", "alpha": 1}), "target", "measured at"),
+        (json!({"maximise": "brief", "alpha": 1.5}), "target", "one alpha of 0 to 1"),
         (
             json!({"maximise": "brief", "preference": "terse"}),
             "preference",
@@ -368,4 +377,12 @@ fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
     assert!(server.post("/generate", compared).error().2.contains("beside preferences"));
     let without = Server::shared().post("/v1/solve", json!({"maximise": "brief"}));
     assert!(without.error().2.contains("a soup with a measured front"), "{:?}", without.error());
+
+    // Measured on other weights: the soup is refused, with the file.
+    let (file, _) = weights.first_key_value().unwrap();
+    front["sha256"][file] = "0".repeat(64).into();
+    fs::write(soup.path().join("front.json"), front.to_string()).unwrap();
+    let refused =
+        ladle::soup::Soup::open(soup.path(), &Default::default()).err().unwrap().to_string();
+    assert!(refused.contains("measured on other weights") && refused.contains(file), "{refused}");
 }

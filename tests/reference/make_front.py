@@ -13,6 +13,8 @@ import json
 import numpy
 
 OBJECTIVES = ["helpful", "harmless", "brief"]
+# B of the soup that is measured: its diagonal, as in tests/fixtures/soup-tiny.
+BETA = 0.7
 
 
 def terms(mu):
@@ -25,6 +27,23 @@ def lattice(n, steps):
         yield numpy.array([b - a - 1 for a, b in zip(ends, ends[1:])]) / steps
 
 
+def surrogate(design, means):
+    fit = lambda x, y: numpy.linalg.lstsq(x, y, rcond=None)[0]
+    left_out = [means[i] - design[i] @ fit(numpy.delete(design, i, 0), numpy.delete(means, i, 0)) for i in range(len(means))]
+    return fit(design, means), numpy.sqrt(numpy.mean(numpy.square(left_out), axis=0))
+
+
+def between(design, sweeps, mu, alpha):
+    """Linear in α between two of the sweeps (α, means); the error grows by what a monotone quadratic may be off."""
+    (low, first), (high, second) = sweeps
+    w = (alpha - low) / (high - low)
+    (a, a_error), (b, b_error) = surrogate(design, first), surrogate(design, second)
+    a, b = terms(mu) @ a, terms(mu) @ b
+    value, error = a + w * (b - a), 2 * (a_error + w * (b_error - a_error)) + w * (1 - w) * numpy.abs(b - a)
+    return {"alpha": alpha, "preference": mu.tolist(), "value": value.tolist(), "low": (value - error).tolist(),
+            "high": (value + error).tolist()}
+
+
 def case(rng, n, steps, noise, targets):
     names = OBJECTIVES[:n]
     grid = list(lattice(n, steps))
@@ -33,10 +52,7 @@ def case(rng, n, steps, noise, targets):
     # Each objective gains by its own weight.
     truth[numpy.arange(n), numpy.arange(n)] += 2
     means = design @ truth.T + noise * rng.normal(size=(len(grid), n))
-    fit = lambda x, y: numpy.linalg.lstsq(x, y, rcond=None)[0]
-    coefficients = fit(design, means)
-    left_out = [means[i] - design[i] @ fit(numpy.delete(design, i, 0), numpy.delete(means, i, 0)) for i in range(len(grid))]
-    errors = numpy.sqrt(numpy.mean(numpy.square(left_out), axis=0))
+    coefficients, errors = surrogate(design, means)
     predictions = []
     for _ in range(5):
         mu = rng.dirichlet(numpy.ones(n))
@@ -51,9 +67,18 @@ def case(rng, n, steps, noise, targets):
         bound = float(numpy.quantile(values[:, which], quantile))
         best = values[values[:, which] >= bound][:, maximise].max()
         solved.append({"target": {names[which]: {"min": bound}}, "maximise": names[maximise], "best": float(best)})
-    method = {"method": "bone soup (nominal)", "kind": "bone", "alpha": 0.0,
-              "points": [{"preference": mu.tolist(), "mean": mean.tolist()} for mu, mean in zip(grid, means)]}
-    front = {"format": 2, "objectives": [{"name": name, "unit": "points"} for name in names], "methods": [method]}
+    matrix = numpy.full((n, n), (1 - BETA) / (n - 1)) + numpy.eye(n) * (BETA - (1 - BETA) / (n - 1))
+    method = lambda alpha, means: {
+        "method": "bone soup (nominal)", "kind": "bone", "run": 0, "alpha": alpha,
+        "points": [{"preference": mu.tolist(), "lambda": numpy.linalg.solve(matrix, mu).tolist(), "mean": mean.tolist()}
+                   for mu, mean in zip(grid, means)]}
+    # A second sweep, from a generator of its own.
+    own = numpy.random.default_rng(n * 100 + len(targets))
+    further = means + own.normal(size=means.shape)
+    sweeps = [(0.0, means), (1.0, further)]
+    predictions += [between(design, sweeps, own.dirichlet(numpy.ones(n)), alpha) for alpha in (0.25, 0.5, 1.0)]
+    front = {"format": 2, "objectives": [{"name": name, "unit": "points"} for name in names],
+             "sha256": {"made-up.safetensors": "0" * 64}, "methods": [method(*sweep) for sweep in reversed(sweeps)]}
     extremes = {"largest": values.max(axis=0).tolist(), "smallest": values.min(axis=0).tolist()}
     return {"front": front, "predictions": predictions, "targets": solved, **extremes}
 

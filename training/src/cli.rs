@@ -239,6 +239,10 @@ pub struct Sweep {
     /// Test prompts of each point.
     #[arg(long, default_value_t = 64)]
     pub prompts: usize,
+    /// Answers the test prompts at all of --alphas, as a server's predictions between them need, instead
+    /// of at 0 and the best on validation prompts.
+    #[arg(long)]
+    pub every_alpha: bool,
     /// Validation prompts of each point that α is chosen on.
     #[arg(long, default_value_t = 64)]
     pub dev_prompts: usize,

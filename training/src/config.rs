@@ -151,6 +151,14 @@ impl Config {
         }
     }
 
+    /// How one policy for all preferences uses its rewards: the strategy that balances them, or MODPO.
+    pub fn one_policy(&self) -> String {
+        match self.rl.algorithm {
+            Algorithm::Modpo => "modpo".to_owned(),
+            _ => self.balance.strategy.to_string(),
+        }
+    }
+
     /// Seed of the backbones' stage. `own` is 0 for what the backbones share: prompts, their order,
     /// the noise of sampling and, unless each has its own, A.
     pub fn stage_seed(&self, own: u64) -> u64 {

@@ -191,8 +191,8 @@ pub fn write_soup(
             let named = config.objectives.iter().zip(weights);
             let named = named.map(|(objective, weight)| format!("{} {weight}", objective.name));
             let named = named.collect::<Vec<_>>().join(", ");
-            let strategy = config.balance.strategy;
-            let description = format!("One policy for all preferences ({strategy}: {named}).");
+            let how = config.one_policy();
+            let description = format!("One policy for all preferences ({how}: {named}).");
             vec![Objective { description, ..Objective::named(POLICY) }]
         }
         MixingConfig::Context(_) => {

@@ -190,7 +190,8 @@ fn settings(sweep: &Sweep, Subject { run, server, .. }: &Subject) -> Settings {
     let (prompts, dev_prompts, seeds) = (sweep.prompts, sweep.dev_prompts, sweep.seeds.clone());
     let server = server.engine.is_some();
     let fixed = Fixed { prompts, dev_prompts, temperature, seeds, preferences, server };
-    Settings { fixed, alphas: sweep.alphas.clone(), methods: sweep.methods.clone() }
+    let (alphas, methods) = (sweep.alphas.clone(), sweep.methods.clone());
+    Settings { fixed, alphas, every_alpha: sweep.every_alpha, methods }
 }
 
 /// The runs that a run is compared with.

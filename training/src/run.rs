@@ -110,8 +110,13 @@ impl Run {
             }
             .into());
         }
-        // A missing field is an error now, not after the supervised tuning. Scorers behind HTTP get no
-        // request yet.
+        // A missing field is an error now, not after the supervised tuning.
+        for prompt in [&train, &validation, &test].into_iter().flatten() {
+            let row = || prompt.example.id.clone();
+            let found = rewards.check(&prompt.sample(String::new(), true));
+            found.map_err(|reason| RunError::Text { row: row(), reason })?;
+        }
+        // And so is a model that cannot score. Scorers behind HTTP get no request yet.
         for prompt in &firsts {
             let answer = [prompt.sample("An answer.".into(), true)];
             for (objective, reward) in config.objectives.iter().zip(rewards.iter()) {

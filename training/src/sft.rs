@@ -64,9 +64,13 @@ impl Task<'_> {
             }
             .into());
         }
-        let mut validation = self.sequences(self.validation)?;
-        // A fixed subset in a fixed order, so that losses of different steps are comparable.
-        validation.truncate(self.sft.validate_on);
+        let validation = self.sequences(self.validation)?;
+        // The same rows at every step, so that losses are comparable; drawn, because data of several
+        // types come one type after another.
+        let most = self.sft.validate_on.min(validation.len());
+        let drawn = draw::derive(self.config.seed, Purpose::Validation);
+        let chosen = draw::batch(drawn, validation.len(), most, 0).into_iter();
+        let validation: Vec<Sequence> = chosen.map(|index| validation[index].clone()).collect();
         let tuning = Tuning {
             stage: "sft",
             config: self.config,

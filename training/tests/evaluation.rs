@@ -13,7 +13,6 @@ use ladle_training::measure::{
     results::{FORMAT, FrontFile, MethodFront, Objective, Selected},
     settings::{Fixed, Settings},
 };
-use ladle_training::rl::balance::Strategy;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -124,6 +123,7 @@ fn a_verdict_says_what_to_change() {
         interior_kl: Some(kl),
         corners,
         beats_chord: true,
+        bones: true,
     };
     let says = |sweep: Sweep, parts: &[&str]| {
         let lines = verdicts(&sweep);
@@ -133,7 +133,18 @@ fn a_verdict_says_what_to_change() {
     says(sweep(0.98, 1.5, vec![corner(12.0, false)]), &["linear (R² 0.98"]);
     says(sweep(0.98, 9.0, vec![]), &["no regime of the three"]);
     says(sweep(0.9, 9.0, vec![corner(16.0, false)]), &["overshoot: the corner", "past the knee"]);
-    says(sweep(0.5, 9.0, vec![corner(1.0, true)]), &["overshoot: θ_sft dominates", "no regime"]);
+    says(
+        sweep(0.5, 9.0, vec![corner(1.0, true)]),
+        &["overshoot: θ_sft dominates", "far from linear"],
+    );
+    let alone = Sweep { bones: false, ..sweep(0.9, 9.0, vec![]) };
+    says(alone.clone(), &["past the knee"]);
+    assert!(
+        verdicts(&alone)[0]
+            .ends_with("backbones trained on mixed rewards (mixing.beta) may pay inside")
+    );
+    let greedy = Sweep { interior_kl: None, ..sweep(0.98, 0.0, vec![]) };
+    says(greedy, &["linear (R² 0.98, KL is measured at temperature 1 alone)"]);
 }
 
 #[test]
@@ -146,7 +157,7 @@ fn a_realised_matrix_that_cannot_be_solved_leaves_its_method_out() {
             nominal: Some(&nominal),
             identity: false,
             realised: Some(rows),
-            strategy: Strategy::Average,
+            policy: "average".into(),
             told: None,
         };
         let (methods, left_out) = trained.methods(&Kind::ALL, &[]);
@@ -180,6 +191,7 @@ fn settings_that_compare_nothing_are_refused_before_anything_is_asked() {
             server: false,
         },
         alphas: vec![0.5],
+        every_alpha: false,
         methods: Kind::ALL.to_vec(),
     };
     let refused = |settings: Settings, part: &str| {
@@ -240,6 +252,7 @@ fn evaluation(directory: &Path, gain: f64, std: f64, rows: usize) {
     }
     let front = FrontFile {
         format: FORMAT,
+        sha256: Default::default(),
         reference_point: FrontFile::reference(&objectives),
         objectives,
         controllability_ceiling: 1.0,

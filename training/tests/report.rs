@@ -48,6 +48,7 @@ fn report(n: usize) -> Report {
     let left_out = vec![LeftOut { method: "mod".into(), reason: "singular".into() }];
     let front = FrontFile {
         format: FORMAT,
+        sha256: Default::default(),
         reference_point: FrontFile::reference(&objectives),
         objectives,
         controllability_ceiling: 1.0,

@@ -398,9 +398,9 @@ fn goal(served: &Served, fields: &mut Fields) -> Result<Option<Goal>, ApiError> 
     }
 }
 
-/// Adds to a solution what its rewards are expected to be, where the soup's front says it.
+/// Adds to a solution what its rewards are expected to be, where the soup has a front that predicts.
 fn predict(served: &Served, solution: &mut Solution) {
-    solution.predicted = served.front.as_ref().ok().and_then(|front| front.predict(solution));
+    solution.predicted = served.front.as_ref().ok().map(|front| front.predict(solution));
 }
 
 /// `reasoning_effort`, which templates read too.

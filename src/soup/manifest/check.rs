@@ -184,6 +184,20 @@ impl Manifest {
         self.objectives.iter().map(|objective| objective.name.as_str())
     }
 
+    /// Digests of the weight files by the name of their backbone (or `sft`) and file name, wherever in
+    /// the soup they lie.
+    pub fn weights(&self) -> BTreeMap<String, String> {
+        let backbones = self.backbones.iter().map(|entry| (entry.name.as_str(), &entry.path));
+        let models = self.sft.iter().map(|sft| ("sft", &sft.path)).chain(backbones);
+        let files = models.flat_map(|(name, path)| {
+            self.sha256.iter().filter_map(move |(file, digest)| {
+                let inside = Path::new(file).strip_prefix(path).ok()?;
+                Some((format!("{name}/{}", inside.display()), digest.clone()))
+            })
+        });
+        files.collect()
+    }
+
     /// B as it was planned.
     pub fn nominal(&self) -> Result<MixingMatrix, ManifestError> {
         match (self.mixing.beta, &self.mixing.matrix) {

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use super::{
     Algorithm, Config, ConfigError, DataConfig, DataFormat, MixingConfig, check::value_error,
 };
-use crate::rl::balance::Strategy;
+use crate::rl::balance::{Normalisation, Strategy};
 
 /// Settings of `rl` that count where nothing is learned from rewards.
 const OF_ALL_STAGES: [&str; 4] = ["rows", "recompute", "standardise_on", "checkpoint_every"];
@@ -52,6 +52,13 @@ impl Config {
             if let Some((key, value)) = changed.find(|(key, _)| !read && keys.contains(&&**key)) {
                 return Err(value_error(&format!("{section}.{key}"), value, expected));
             }
+        }
+        let frozen = strategy == Strategy::Inverse
+            && self.balance.normalisation() == Normalisation::Sum
+            && matches!(self.mixing, MixingConfig::Identity(_));
+        if frozen {
+            let expected = "average with mixing.identity: a share of 0 is 0 whatever divides it";
+            return Err(value_error("balance.strategy", "inverse", expected));
         }
         if alone && !self.lora.shared() {
             let expected = "left out with one policy, which has no A to share";

@@ -1,5 +1,7 @@
 //! Comparison of an evaluation's methods: paired gains, gaps to the oracles, regimes.
 
+use std::collections::BTreeMap;
+
 use super::{
     answers::Answer,
     bootstrap::{self, Interval},
@@ -15,18 +17,20 @@ use crate::rl::balance::Standardiser;
 pub struct Swept<'a> {
     /// Measurements over the grid.
     pub front: MethodFront,
-    /// Index of the run that it serves.
-    pub run: usize,
     /// Answers of every point of the grid, in one order of prompts and seeds.
     pub answers: Vec<Vec<&'a Answer>>,
     /// Points at the preferences of the columns; empty where the method did not answer them.
     pub extra: Vec<Point>,
 }
 
+/// KL to θ_sft of backbones, nats per answer, by run and index.
+pub type BackboneKls = BTreeMap<(usize, usize), f64>;
+
 /// Completes the fronts with gains, gaps and verdicts.
 pub fn compare(
     mut swept: Vec<Swept<'_>>,
     columns: Vec<(Column, Point)>,
+    kls: &BackboneKls,
     objectives: &[String],
     standardiser: &Standardiser,
 ) -> (Vec<MethodFront>, Vec<Oracle>) {
@@ -41,13 +45,14 @@ pub fn compare(
         })
         .collect();
     for (own, gain) in swept.iter_mut().zip(gains) {
-        let gaps = columns.iter().zip(&own.extra).filter(|((column, _), _)| column.run != own.run);
+        let gaps =
+            columns.iter().zip(&own.extra).filter(|((column, _), _)| column.run != own.front.run);
         let gaps: Vec<f64> = gaps.map(|((_, oracle), at)| oracle.value() - at.value()).collect();
         own.front.gain = gain;
         own.front.oracle_gap =
             (!gaps.is_empty()).then(|| gaps.iter().sum::<f64>() / gaps.len() as f64);
         if matches!(own.front.kind, Some(Kind::Bone | Kind::Rewarded)) && own.front.alpha == 0.0 {
-            own.front.verdicts = verdicts(&regime(own, &columns, objectives));
+            own.front.verdicts = verdicts(&regime(own, kls, objectives));
         }
     }
     let oracles = columns.into_iter().enumerate().map(|(index, (column, point))| {
@@ -94,18 +99,17 @@ fn value(mu: &[f64], answer: &Answer, Standardiser { mean, std }: &Standardiser)
     each.filter_map(|((mu, r), (m, s))| Some(mu * ((*r)? - m) / s)).sum()
 }
 
-fn regime(own: &Swept<'_>, columns: &[(Column, Point)], objectives: &[String]) -> Regime {
+fn regime(own: &Swept<'_>, kls: &BackboneKls, objectives: &[String]) -> Regime {
     let points = &own.front.points;
-    let kls = points.iter().filter(|p| Region::of(&p.preference) == Region::Interior);
-    let interior_kl = kls.filter_map(|p| p.kl).reduce(f64::max);
+    let inside = points.iter().filter(|p| Region::of(&p.preference) == Region::Interior);
+    let interior_kl = inside.filter_map(|p| p.kl).reduce(f64::max);
     let corner = |(index, objective): (usize, &String)| {
         let at =
             points.iter().find(|p| p.preference.get(index).is_some_and(|w| *w > 1.0 - 1e-9))?;
-        let mut backbones = columns.iter().filter(|(c, _)| c.run == own.run && c.backbone == index);
         Some(Corner {
             objective: objective.clone(),
             kl: at.kl,
-            backbone_kl: backbones.next().and_then(|(_, point)| point.kl),
+            backbone_kl: kls.get(&(own.front.run, index)).copied(),
             dominated: at.dominated,
         })
     };
@@ -116,5 +120,6 @@ fn regime(own: &Swept<'_>, columns: &[(Column, Point)], objectives: &[String]) -
         interior_kl,
         corners: objectives.iter().enumerate().filter_map(corner).collect(),
         beats_chord: beats_chord(&preferences, &rewards),
+        bones: own.front.kind == Some(Kind::Bone),
     }
 }

@@ -18,7 +18,7 @@ use std::{fs, path::Path};
 
 use super::{
     answers::{Answer, Book, Table},
-    compare::{Swept, compare},
+    compare::{BackboneKls, Swept, compare},
     error::EvaluateError,
     front::controllability_ceiling,
     points::{Point, point},
@@ -58,11 +58,12 @@ pub fn evaluate(
     let measuring = Measuring::new(&sweep, &book, &answered, out)?;
     let swept = measuring.methods(&answered)?;
     let columns = measuring.columns()?;
+    let kls = measuring.backbone_kls()?;
     let run = &subject.run;
     let names: Vec<String> = run.config.objectives.iter().map(|o| o.name.clone()).collect();
     write_atomically(&out.join("samples.csv"), samples(&swept, &names).as_bytes())?;
     let shown = shown(&swept, &sweep.test, &names, &sweep.settings.fixed);
-    let (methods, oracles) = compare(swept, columns, &names, &sweep.standardiser);
+    let (methods, oracles) = compare(swept, columns, &kls, &names, &sweep.standardiser);
 
     let scales = sweep.standardiser.mean.iter().zip(&sweep.standardiser.std);
     let units = run.rewards.iter().map(|reward| reward.unit().to_owned());
@@ -73,6 +74,7 @@ pub fn evaluate(
     let Fixed { preferences, temperature, seeds, .. } = &sweep.settings.fixed;
     let front = FrontFile {
         format: FORMAT,
+        sha256: sweep.served[0].soup.manifest.weights(),
         reference_point: FrontFile::reference(&objectives),
         objectives,
         controllability_ceiling: controllability_ceiling(preferences),
@@ -115,6 +117,9 @@ impl<'a> Measuring<'a> {
         for column in &sweep.columns {
             all.extend(book.answers(&sweep.asked(column.run, &sweep.trained_for(column))));
         }
+        for &(run, backbone) in &sweep.leaned_on {
+            all.extend(book.answers(&sweep.asked(run, &sweep.backbone(run, backbone))));
+        }
         let path = out.join("reference.jsonl");
         let frozen = || -> Result<Box<dyn Frozen + '_>> {
             Ok(match &sweep.server {
@@ -148,7 +153,7 @@ impl<'a> Measuring<'a> {
         let front = MethodFront::measure("θ_sft".to_owned(), (None, 0.0), points, None)?;
         let sft = front.points.first().cloned();
         let answers = vec![start; grid.len()];
-        let mut swept = vec![Swept { front, run: 0, answers, extra: Vec::new() }];
+        let mut swept = vec![Swept { front, answers, extra: Vec::new() }];
         for Planned { method, preferences } in &answered.planned {
             let (mut points, mut answers) = (Vec::new(), Vec::new());
             for preference in preferences {
@@ -161,7 +166,8 @@ impl<'a> Measuring<'a> {
             let extra = points.split_off(grid.len());
             let kind = (Some(method.kind), method.alpha);
             let front = MethodFront::measure(method.name.clone(), kind, points, sft.as_ref())?;
-            swept.push(Swept { front, run: method.run, answers, extra });
+            let front = MethodFront { run: method.run, ..front };
+            swept.push(Swept { front, answers, extra });
         }
         Ok(swept)
     }
@@ -174,6 +180,17 @@ impl<'a> Measuring<'a> {
             Ok((column.clone(), self.point(&column.preference, None, &answers)?))
         };
         self.sweep.columns.iter().map(column).collect()
+    }
+
+    /// KL of the backbones that corners lean on.
+    fn backbone_kls(&self) -> Result<BackboneKls> {
+        let mut kls = BackboneKls::new();
+        for &(run, backbone) in &self.sweep.leaned_on {
+            let model = self.sweep.backbone(run, backbone);
+            let answers = self.book.answers(&self.sweep.asked(run, &model));
+            kls.extend(self.point(&[], None, &answers)?.kl.map(|kl| ((run, backbone), kl)));
+        }
+        Ok(kls)
     }
 }
 

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::Mapping,
     ric::goals::{Range, words},
-    rl::balance::Strategy,
 };
 
 /// How a method answers a preference.
@@ -56,6 +55,19 @@ impl Kind {
     /// Whether a grid of α is searched for the method: where several backbones are merged.
     pub fn extrapolates(self) -> bool {
         !matches!(self, Self::Mod | Self::Oracle | Self::Policy | Self::Ric)
+    }
+
+    /// The runs that serve it.
+    pub fn needs(self) -> &'static str {
+        match self {
+            Self::Bone | Self::Clamped | Self::Aba => "a run whose B is not the identity",
+            Self::Realised => "a run whose soup holds a realised B, other than the identity",
+            Self::Rewarded => "a run with mixing.identity",
+            Self::Mod => "a run of several backbones",
+            Self::Oracle => "a run whose backbones had fixed weights of the rewards",
+            Self::Policy => "a run with mixing.weights",
+            Self::Ric => "a run with mixing.context",
+        }
     }
 
     /// Description for readers of a report.
@@ -174,8 +186,8 @@ pub struct Trained<'a> {
     pub identity: bool,
     /// Rows of the B that training arrived at.
     pub realised: Option<&'a [Vec<f64>]>,
-    /// How its weights followed the rewards: the name of a single policy.
-    pub strategy: Strategy,
+    /// Name of a single policy: how its rewards were balanced, or what else trained it.
+    pub policy: String,
     /// What maps preferences to rewards wanted, of a policy that is told them.
     pub told: Option<&'a Told>,
 }
@@ -236,10 +248,10 @@ impl Trained<'_> {
     /// The method of a single policy.
     fn policy(&self, kind: Kind, taken: &[Method]) -> Method {
         let name = match kind {
-            Kind::Ric => "ric".to_owned(),
-            _ => self.strategy.to_string(),
+            Kind::Ric => "ric",
+            _ => &self.policy,
         };
-        let name = self.named(&name, taken.iter());
+        let name = self.named(name, taken.iter());
         let (matrix, rule) = (MixingMatrix::identity(1), LambdaRule::Exact);
         Method { name, kind, run: self.run, alpha: 0.0, matrix, rule, told: self.told.cloned() }
     }

@@ -46,6 +46,8 @@ pub struct Sweep {
     /// Whether a point inside the simplex is better, by its own preference, than the mix of the
     /// corners' rewards in the shares of μ.
     pub beats_chord: bool,
+    /// Whether the backbones were trained on mixed rewards, rather than on one each.
+    pub bones: bool,
 }
 
 /// One corner of a sweep.
@@ -81,18 +83,26 @@ pub fn verdicts(sweep: &Sweep) -> Vec<String> {
         lines.push("the rewards do not vary over the sweep".to_owned());
         return lines;
     };
-    let kl = sweep.interior_kl;
-    let bound = kl.is_none_or(|kl| kl <= BOUND_KL);
-    let measured = match kl {
-        Some(kl) => format!("R² {r_squared:.2}, at most {kl:.1} nats an answer inside"),
-        None => format!("R² {r_squared:.2}"),
+    let kl = match sweep.interior_kl {
+        Some(kl) => format!("at most {kl:.1} nats an answer inside"),
+        None => "KL is measured at temperature 1 alone".to_owned(),
+    };
+    let bound = sweep.interior_kl.is_none_or(|kl| kl <= BOUND_KL);
+    let pays = match sweep.bones {
+        true => "B⁻¹μ pays inside",
+        false => "backbones trained on mixed rewards (mixing.beta) may pay inside",
     };
     lines.push(if r_squared >= LINEAR_R2 && bound {
-        format!("linear ({measured}): tune α, B⁻¹ changes little")
+        format!("linear (R² {r_squared:.2}, {kl}): tune α, B⁻¹ changes little")
     } else if (KNEE_R2..LINEAR_R2).contains(&r_squared) && sweep.beats_chord {
-        format!("past the knee ({measured}, a point inside beats the chord): B⁻¹μ pays inside")
+        format!("past the knee (R² {r_squared:.2}, {kl}, a point inside beats the chord): {pays}")
+    } else if r_squared < KNEE_R2 {
+        format!(
+            "far from linear (R² {r_squared:.2} below {KNEE_R2}, {kl}): no rule is sure to pay, \
+             compare with Rewarded Soup and clamped λ point by point"
+        )
     } else {
-        format!("no regime of the three ({measured}): compare with Rewarded Soup point by point")
+        format!("no regime of the three (R² {r_squared:.2}, {kl}): compare with Rewarded Soup point by point")
     });
     lines
 }

@@ -85,7 +85,7 @@ impl Report {
              Testing reward is the mean of Σ μᵢzᵢ, over the grid and by region of the simplex; \
              hypervolume is measured from −0.5 σ, in the rewards' own units ({}). Higher is better, \
              but for sparsity and spacing. The grid allows a controllability of at most {}. A \
-             dominated point is worse than θ_sft in every reward. {}</p><div class=\"wide\"><table>\
+             dominated point is nowhere better than θ_sft and somewhere worse. {}</p><div class=\"wide\"><table>\
              <thead><tr>",
             reference.join(", "),
             number(*ceiling),

@@ -1,5 +1,7 @@
 //! `front.json`: what a sweep over preferences measured, for one or several methods.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -78,6 +80,9 @@ pub struct MethodFront {
     pub method: String,
     /// `None` for θ_sft.
     pub kind: Option<Kind>,
+    /// Index of the run that it serves; 0 is the subject.
+    #[serde(default)]
+    pub run: usize,
     /// Extrapolation.
     pub alpha: f64,
     /// One per preference, in the order of the grid.
@@ -126,6 +131,9 @@ pub struct Selected {
 pub struct FrontFile {
     /// [`FORMAT`].
     pub format: u32,
+    /// SHA-256 of the subject's weight files, by backbone (or `sft`) and file name.
+    #[serde(default)]
+    pub sha256: BTreeMap<String, String>,
     /// The objectives, in the order of every vector here.
     pub objectives: Vec<Objective>,
     /// Reference point of hypervolumes, in the rewards' own units.
@@ -196,6 +204,7 @@ impl MethodFront {
             r_squared: lambdas.and_then(|lambdas| r_squared(&lambdas, &rewards)),
             method,
             kind,
+            run: 0,
             alpha,
             points,
             metrics,
@@ -234,6 +243,20 @@ impl FrontFile {
         let chosen = |Selected { method, best, .. }: &Selected| {
             format!("{method}: α = {best} is the best on validation prompts")
         };
+        for Oracle { name, point, gaps } in &self.oracles {
+            let each = |values: &[f64]| {
+                let values: Vec<String> = values.iter().map(|x| format!("{x:.3}")).collect();
+                values.join(", ")
+            };
+            let gaps: Vec<String> = gaps.iter().map(|(m, gap)| format!("{m} {gap:+.3}")).collect();
+            lines.push(format!(
+                "oracle {name} at μ = ({}): {:.3} σ, raw ({}); gaps to it: {}",
+                each(&point.preference),
+                point.value(),
+                each(&point.mean),
+                gaps.join(", ")
+            ));
+        }
         lines.extend(self.selected.iter().map(chosen));
         let left_out =
             |LeftOut { method, reason }: &LeftOut| format!("{method} is left out: {reason}");
@@ -249,6 +272,7 @@ impl std::fmt::Display for FrontFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let titles = [
             "testing",
+            "raw",
             "corners",
             "edges",
             "interior",
@@ -267,6 +291,7 @@ impl std::fmt::Display for FrontFile {
             let (m, regions) = (&method.metrics, &method.regions);
             let cells = [
                 format!("{:.3}", m.inner_product),
+                format!("{:.3}", method.raw_inner_product),
                 shown(regions.corners),
                 shown(regions.edges),
                 shown(regions.interior),

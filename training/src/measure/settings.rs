@@ -11,6 +11,8 @@ pub struct Settings {
     pub fixed: Fixed,
     /// Extrapolations that are tried on validation prompts; 0 is always one.
     pub alphas: Vec<f64>,
+    /// Whether test prompts are answered at all of them, with no choice of the best.
+    pub every_alpha: bool,
     /// Methods compared, beside θ_sft.
     pub methods: Vec<Kind>,
 }
@@ -81,7 +83,8 @@ impl Settings {
             return Err(format!("--alphas has {alpha}, expected finite numbers"));
         }
         self.alphas.push(0.0);
-        self.alphas.sort_by(f64::total_cmp);
+        // 0 first: the least extrapolation of those that are equally good is chosen.
+        self.alphas.sort_by(|a, b| a.abs().total_cmp(&b.abs()).then(a.total_cmp(b)));
         self.alphas.dedup();
         Ok(self)
     }

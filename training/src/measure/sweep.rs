@@ -95,6 +95,8 @@ pub struct Sweep<'a> {
     pub left_out: Vec<LeftOut>,
     /// Policies trained for one preference.
     pub columns: Vec<Column>,
+    /// Run and index of the backbones that corners of λ = B⁻¹μ lean on, where KL is measured.
+    pub leaned_on: Vec<(usize, usize)>,
 }
 
 impl<'a> Sweep<'a> {
@@ -110,7 +112,7 @@ impl<'a> Sweep<'a> {
         for other in others {
             served.push(Served::of(&other.run, &other.label)?);
         }
-        let test = rows(own, &own.test, settings.fixed.prompts, "data.test")?;
+        let test = rows(own, &own.test, settings.fixed.prompts, ("data.test", TEST_ROWS))?;
         comparable(&served, &test)?;
         let (mut methods, mut left_out): (Vec<Method>, Vec<LeftOut>) = Default::default();
         let mut columns = Vec::new();
@@ -119,10 +121,10 @@ impl<'a> Sweep<'a> {
             let identity = |b: &MixingMatrix| b.rows() == MixingMatrix::identity(b.len()).rows();
             let identity = nominal.is_some_and(identity);
             let realised = soup.soup.manifest.mixing.realised.as_deref();
-            let (label, strategy) = (soup.label.as_str(), soup.run.config.balance.strategy);
+            let (label, policy) = (soup.label.as_str(), soup.run.config.one_policy());
             let told = told(soup)?;
             let told = told.as_ref();
-            let trained = Trained { run, label, nominal, identity, realised, strategy, told };
+            let trained = Trained { run, label, nominal, identity, realised, policy, told };
             let only_columns = run.checked_sub(1).is_some_and(|other| others[other].oracle);
             if !only_columns {
                 let (more, out) = trained.methods(&settings.methods, &methods);
@@ -132,6 +134,9 @@ impl<'a> Sweep<'a> {
             if settings.methods.contains(&Kind::Oracle) {
                 columns.extend(columns_of(run, soup));
             }
+        }
+        if let Some(reason) = unserved(&settings.methods, &methods, &columns, &left_out) {
+            return Err(EvaluateError::Settings(reason));
         }
         let server = match &server.engine {
             None => None,
@@ -148,6 +153,13 @@ impl<'a> Sweep<'a> {
             Some((_, standardiser)) => standardiser.clone(),
             None => own.standardiser(own.sft()?.as_ref())?,
         };
+        let bones = methods.iter().filter(|method| method.kind == Kind::Bone);
+        let bones = bones.filter(|_| settings.fixed.temperature == 1.0);
+        let backbones = |method: &Method| {
+            let run = method.run;
+            (0..served[run].backbones()).map(move |backbone| (run, backbone)).collect::<Vec<_>>()
+        };
+        let leaned_on = bones.flat_map(backbones).collect();
         Ok(Self {
             subject: own,
             served,
@@ -158,6 +170,7 @@ impl<'a> Sweep<'a> {
             methods,
             left_out,
             columns,
+            leaned_on,
         })
     }
 
@@ -174,7 +187,12 @@ impl<'a> Sweep<'a> {
 
     /// The model of a column.
     pub fn trained_for(&self, column: &Column) -> Model {
-        Model::backbone(column.backbone, self.served[column.run].backbones())
+        self.backbone(column.run, column.backbone)
+    }
+
+    /// The model of a backbone alone.
+    pub fn backbone(&self, run: usize, backbone: usize) -> Model {
+        Model::backbone(backbone, self.served[run].backbones())
     }
 
     /// Answers everything that `book` lacks, one engine at a time.
@@ -199,12 +217,16 @@ impl<'a> Sweep<'a> {
             let mut models = Vec::from_iter((run == 0).then(|| self.start()));
             let own = self.columns.iter().filter(|column| column.run == run);
             models.extend(own.map(|column| self.trained_for(column)));
+            let own = self.leaned_on.iter().filter(|(of, _)| *of == run);
+            models.extend(own.map(|&(run, backbone)| self.backbone(run, backbone)));
             for model in &models {
                 judge.ask(source, &self.asked(run, model), book)?;
             }
             for method in self.methods.iter().filter(|method| method.run == run) {
                 let mut alphas = vec![0.0];
-                if self.chooses(method) {
+                if self.settings.every_alpha && method.kind.extrapolates() {
+                    alphas.clone_from(&self.settings.alphas);
+                } else if self.chooses(method) {
                     let selected = self.choose(method, &judge, source, book)?;
                     if selected.best != 0.0 {
                         alphas.push(selected.best);
@@ -228,7 +250,7 @@ impl<'a> Sweep<'a> {
 
     /// Whether α is chosen for a method.
     fn chooses(&self, method: &Method) -> bool {
-        method.kind.extrapolates() && self.settings.alphas.len() > 1
+        !self.settings.every_alpha && method.kind.extrapolates() && self.settings.alphas.len() > 1
     }
 
     /// Answers of a model to the test prompts.
@@ -243,7 +265,13 @@ impl<'a> Sweep<'a> {
         let chosen = self.methods.iter().filter(|method| self.chooses(method)).count();
         let tried = chosen * self.settings.alphas.len() * grid;
         let dev = (*dev_prompts).min(self.subject.validation.len()) * seeds.len();
-        let points = 1 + columns + self.methods.len() * (grid + columns);
+        let alphas = |method: &Method| match self.settings.every_alpha {
+            true if method.kind.extrapolates() => self.settings.alphas.len(),
+            _ => 1,
+        };
+        let sweeps: usize = self.methods.iter().map(alphas).sum();
+        let alone = 1 + columns + self.leaned_on.len();
+        let points = alone + sweeps * grid + self.methods.len() * columns;
         (points * self.rows() + tried * dev) as u64
     }
 
@@ -265,7 +293,8 @@ impl<'a> Sweep<'a> {
     ) -> Result<Selected> {
         let fixed = &self.settings.fixed;
         let run = self.subject;
-        let prompts = rows(run, &run.validation, fixed.dev_prompts, "data.validation")?;
+        let drawn = ("data.validation", run.config.seed);
+        let prompts = rows(run, &run.validation, fixed.dev_prompts, drawn)?;
         let mut candidates = Vec::new();
         for &alpha in &self.settings.alphas {
             let method = method.extrapolated(alpha);
@@ -362,13 +391,43 @@ fn unasked(
     Ok(unasked)
 }
 
-/// The first `count` prompts of a fixed order (all, if there are fewer).
-fn rows<'a>(run: &Run, prompts: &'a [Prompt], count: usize, key: &str) -> Result<Vec<&'a Prompt>> {
+/// The methods that were asked for by name and that no run serves, in words.
+fn unserved(
+    kinds: &[Kind],
+    methods: &[Method],
+    columns: &[Column],
+    left_out: &[LeftOut],
+) -> Option<String> {
+    if kinds.len() == Kind::ALL.len() {
+        return None;
+    }
+    let served = |kind: &Kind| match kind {
+        Kind::Oracle => !columns.is_empty(),
+        // One that cannot be solved is left out with its reason.
+        Kind::Realised => !left_out.is_empty() || methods.iter().any(|m| m.kind == *kind),
+        kind => methods.iter().any(|method| method.kind == *kind),
+    };
+    let kind = kinds.iter().find(|kind| !served(kind))?;
+    let name = clap::ValueEnum::to_possible_value(kind)?.get_name().to_owned();
+    let needs = kind.needs();
+    Some(format!("--methods has {name}, which no run here serves: expected {needs}, or without it"))
+}
+
+/// Decides which test rows are drawn: the same for all runs.
+const TEST_ROWS: u64 = 0;
+
+/// The first `count` prompts of an order fixed by `seed` (all, if there are fewer).
+fn rows<'a>(
+    run: &Run,
+    prompts: &'a [Prompt],
+    count: usize,
+    (key, seed): (&str, u64),
+) -> Result<Vec<&'a Prompt>> {
     if prompts.is_empty() {
         let reason = format!("{key}: the configuration names no file, and it is evaluated on");
         return Err(EvaluateError::Settings(reason));
     }
-    let order = draw::batch(run.config.seed, prompts.len(), count.min(prompts.len()), 0);
+    let order = draw::batch(seed, prompts.len(), count.min(prompts.len()), 0);
     let chosen: Vec<&Prompt> = order.into_iter().filter_map(|index| prompts.get(index)).collect();
     for objective in &run.config.objectives {
         if !chosen.iter().any(|prompt| prompt.judges.include(&objective.name)) {

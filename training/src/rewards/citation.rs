@@ -109,6 +109,10 @@ pub fn claim_recall(
         return Err("field `claims` is empty".into());
     }
     let premise = uncited(response);
+    // Nothing follows from nothing.
+    if premise.trim().is_empty() {
+        return Ok(0.0);
+    }
     let mut entailed = 0usize;
     for claim in claims {
         entailed += usize::from(entails(&premise, claim)?);

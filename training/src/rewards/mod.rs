@@ -133,6 +133,11 @@ pub trait Reward: Send + Sync {
     /// One score a sample, in order.
     fn score(&self, samples: &[Sample]) -> Result<Vec<f64>, RewardError>;
 
+    /// Whether a sample has the data that the reward reads beside the response; says what is missing.
+    fn check(&self, _sample: &Sample) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Scores at the ends of the parts that they score, for dense rewards. Their sum is the
     /// sample's [`Reward::score`]. By default one, at the end of the response.
     fn spans(&self, samples: &[Sample]) -> Result<Vec<Vec<SpanScore>>, RewardError> {
@@ -214,6 +219,9 @@ impl<F: Fn(&Sample) -> Result<f64, String> + Send + Sync> Reward for PerSample<F
         };
         samples.iter().enumerate().map(judge).collect()
     }
+    fn check(&self, sample: &Sample) -> Result<(), String> {
+        (self.judge)(&Sample { response: String::new(), ..sample.clone() }).map(drop)
+    }
 }
 
 /// The rewards of a run, in the order of its objectives; their scores are checked.
@@ -230,6 +238,15 @@ impl RewardSet {
     /// The rewards, in order.
     pub fn iter(&self) -> impl Iterator<Item = &dyn Reward> {
         self.rewards.iter().map(AsRef::as_ref)
+    }
+
+    /// Whether the rewards that judge a sample find what they read beside the response; says which does
+    /// not.
+    pub fn check(&self, sample: &Sample) -> Result<(), String> {
+        let mut judging = self.iter().filter(|reward| sample.judges.include(reward.name()));
+        judging.try_for_each(|reward| {
+            reward.check(sample).map_err(|reason| format!("reward `{}`: {reason}", reward.name()))
+        })
     }
 
     /// `[reward][sample]`, none where the reward does not judge the sample. A missing, surplus or

@@ -81,6 +81,9 @@ impl Reward for EmbeddingCosine {
         };
         Ok(responses.iter().zip(&wanted).map(best).collect())
     }
+    fn check(&self, sample: &Sample) -> Result<(), String> {
+        self.targets(sample).map(drop)
+    }
 }
 
 /// A label of a checkpoint.
@@ -225,6 +228,12 @@ impl Reward for SequenceReward {
             .logits(inputs)
             .map_err(|reason| RewardError::Failed { reward: self.name.clone(), reason })?;
         Ok(logits.iter().map(|row| self.activation.apply(row, self.label)).collect())
+    }
+    fn check(&self, sample: &Sample) -> Result<(), String> {
+        match &self.reads {
+            Reads::Response => Ok(()),
+            Reads::Both(before) => before.text(sample).map(drop),
+        }
     }
 }
 
@@ -381,5 +390,8 @@ impl Reward for SpanReward {
             self.judge(sample, read).map_err(|e| RewardError::sample(&self.name, i, sample, e))
         });
         judged.collect()
+    }
+    fn check(&self, sample: &Sample) -> Result<(), String> {
+        self.before.text(sample).map(drop)
     }
 }

@@ -1,5 +1,7 @@
 //! Evaluations of finished runs.
 
+use ladle::preference::{Alpha, Front, LambdaRule, Menu, Preference};
+
 use super::*;
 
 #[test]
@@ -103,6 +105,30 @@ mixing = {{ {mixing} }}
     let page = read(&whole, "report.html");
     assert!(page.contains("<svg") && page.contains("rewarded soup") && !page.contains("http"));
 
+    // A corner's KL is compared with its backbone's whether or not oracles are asked for.
+    let alone = directory.path().join("alone");
+    succeed(evaluate(&alone).args(["--methods", "bone"]));
+    let bones: Value = serde_json::from_str(&read(&alone, "front.json")).unwrap();
+    assert_eq!(bones["methods"][1]["verdicts"], method("bone soup (nominal)")["verdicts"]);
+
+    // Every α on the test rows: what a server of these weights predicts between.
+    let every = directory.path().join("every");
+    succeed(evaluate(&every).args(["--methods", "clamped", "--every-alpha"]));
+    let measured: Value = serde_json::from_str(&read(&every, "front.json")).unwrap();
+    let alphas: Vec<&Value> =
+        measured["methods"].as_array().unwrap().iter().map(|m| &m["alpha"]).collect();
+    assert_eq!(alphas, [0.0, 0.0, 0.5]);
+    assert_eq!(measured["selected"], serde_json::json!([]));
+    let soup = Soup::open(&bone.join("soup"), &OpenOptions::default()).unwrap();
+    assert_eq!(measured["sha256"], serde_json::json!(soup.manifest.weights()));
+    let menu = soup.manifest.menu().unwrap();
+    assert!(Front::read(&measured, &menu, &soup.mixing).is_err(), "the soup solves λ exactly");
+    let clamped = Menu { default_rule: LambdaRule::Clamp, ..menu };
+    let read_front = Front::read(&measured, &clamped, &soup.mixing).unwrap();
+    let preference = Preference::new(&[0.5, 0.5], 2).unwrap();
+    let solved = soup.mixing.solve_by(LambdaRule::Clamp, &preference, &Alpha::Scalar(0.25));
+    assert!(read_front.predict(&solved).unwrap().iter().all(|one| one.value.is_finite()));
+
     // Half of the answers and a line cut short, as a kill leaves them.
     let stopped = directory.path().join("stopped");
     fs::create_dir(&stopped).unwrap();
@@ -116,6 +142,8 @@ mixing = {{ {mixing} }}
     refuse(evaluate(&whole).args(["--seeds", "2"]), &["another evaluation"]);
     refuse(evaluate(&whole).args(["--methods", "bones"]), &["bones", "bone, realised"]);
     refuse(evaluate(&whole).args(["--preferences", "1,0;0,1;1,0"]), &["no preference of the grid"]);
+    let unserved = ["--methods has ric", "mixing.context"];
+    refuse(evaluate(&whole).args(["--methods", "bone,ric"]), &unserved);
 
     // Runs may join later; methods of one name are told apart by their runs.
     succeed(evaluate(&whole).arg("--against").arg(&bone));

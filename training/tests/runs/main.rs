@@ -1,6 +1,7 @@
 //! Whole runs of the binary on a tiny model: interrupted ones, known optima, bad input.
 
 mod answer_only;
+mod choices;
 mod context;
 mod engine;
 mod evaluations;

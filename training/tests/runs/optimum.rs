@@ -47,6 +47,28 @@ reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
         let reward = reached(&run, name, name);
         assert!(reward > 0.9, "{algorithm}, seed {seed}, {name}: {reward}");
     }
+    if algorithm == "rloo" && seed == 1 && base == super::base() {
+        soups_reach_the_optimum(directory.path(), &run);
+    }
+}
+
+/// Rewarded Soup and MOD on these backbones. A response earns one reward or the other, so the optimum
+/// of a preference is always that of its larger weight.
+fn soups_reach_the_optimum(directory: &Path, run: &Path) {
+    let out = directory.join("evaluation");
+    let mut command = command();
+    command.arg("evaluate").arg(run).arg("--out").arg(&out).arg("--data").arg(directory);
+    command.args(["--methods", "rewarded,mod", "--preferences", "1,0;0.9,0.1;0.1,0.9;0,1"]);
+    succeed(command.env("RAYON_NUM_THREADS", "1"));
+    let front: Value = serde_json::from_slice(&fs::read(out.join("front.json")).unwrap()).unwrap();
+    let methods = front["methods"].as_array().unwrap();
+    assert_eq!([&methods[1]["method"], &methods[2]["method"]], ["rewarded soup", "mod"]);
+    for method in &methods[1..] {
+        for (point, larger) in method["points"].as_array().unwrap().iter().zip([0, 0, 1, 1]) {
+            let reward = point["mean"][larger].as_f64().unwrap();
+            assert!(reward > 0.8, "{}: {point}", method["method"]);
+        }
+    }
 }
 
 #[test]
@@ -75,13 +97,18 @@ fn pairs_with_a_margin_reach_a_known_optimum() {
 /// token: a weight of 3 to 1 makes the first reward's token the only optimum, whatever the strategy.
 fn one_policy_reaches_the_optimum(strategy: &str, seed: u64) {
     let directory = tempfile::tempdir().unwrap();
+    // MODPO orders pairs by the first reward; the second makes the margin.
+    let (trained, balance) = match strategy {
+        "modpo" => ("algorithm = \"modpo\", kl = 0.1", String::new()),
+        _ => ("algorithm = \"rloo\", kl = 0.0", format!("strategy = \"{strategy}\", every = 10")),
+    };
     let settings = format!(
         r#"
 seed = {seed}
 lora = {{ rank = 4, alpha = 8.0 }}
 rollout = {{ max_new_tokens = 1, slots = 32, samples = 8 }}
-rl = {{ algorithm = "rloo", steps = 40, batch = 32, learning_rate = 2e-2, kl = 0.0, kl_target = 0.0, standardise_on = 64, checkpoint_every = 100 }}
-balance = {{ strategy = "{strategy}", every = 10 }}
+rl = {{ {trained}, steps = 40, batch = 32, learning_rate = 2e-2, kl_target = 0.0, standardise_on = 64, checkpoint_every = 100 }}
+balance = {{ {balance} }}
 mixing = {{ weights = [3.0, 0.1] }}
 [[objectives]]
 name = "vowels"
@@ -109,7 +136,9 @@ reward = {{ kind = "regex", pattern = "^ ?[b-df-hj-np-tv-z]" }}
 #[test]
 fn one_policy_with_preset_weights_reaches_a_known_optimum_by_every_strategy() {
     thread::scope(|scope| {
-        for (strategy, seed) in ["average", "inverse", "delta", "gdpo"].into_iter().zip(1..) {
+        for (strategy, seed) in
+            ["average", "inverse", "delta", "gdpo", "modpo"].into_iter().zip(1..)
+        {
             scope.spawn(move || one_policy_reaches_the_optimum(strategy, seed));
         }
     });

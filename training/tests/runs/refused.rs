@@ -6,7 +6,7 @@ use super::*;
 fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
-    let cases: [(&str, &[&str]); 33] = [
+    let cases: [(&str, &[&str]); 35] = [
         ("colour = 1", &["colour", "unknown field"]),
         ("rl = { step = 3 }", &["step", "unknown field"]),
         ("rl = { steps = 0 }", &["rl.steps is 0", "at least 1"]),
@@ -61,6 +61,11 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
             &["balance: lead is 0.6", "at most 0.5"],
         ),
         ("balance = { strategy = \"gdpo\" }", &["rl.algorithm is PPO", "rloo", "gdpo"]),
+        ("balance = { strategy = \"invers\" }", &["invers", "average", "inverse"]),
+        (
+            "mixing = { identity = true }\nbalance = { strategy = \"inverse\" }",
+            &["balance.strategy is inverse", "average with mixing.identity"],
+        ),
     ];
     for (settings, parts) in cases {
         let config = task(directory.path(), &format!("{settings}\n{OBJECTIVES}"));
@@ -97,6 +102,13 @@ fn bad_configurations_are_refused_by_name_before_anything_is_computed() {
     let unlabelled = OBJECTIVES.replace("regex\", pattern = \"[aeiou]", "accuracy");
     let config = task(directory.path(), &format!("sft = {{}}\n{unlabelled}"));
     refuse(&mut start(&config, &run), &["reward `plain`", "no field `label`"]);
+    // In one row alone, and not the first.
+    let rows = fs::read_to_string(directory.path().join("rows.jsonl")).unwrap();
+    let labelled = rows.replace("\"answer\"", "\"label\": \"a\", \"answer\"");
+    let last = labelled.trim_end().rfind('\n').unwrap();
+    let (labelled, unlabelled) = (&labelled[..last], "{\"question\": \"a\", \"answer\": \"b\"}\n");
+    fs::write(directory.path().join("rows.jsonl"), format!("{labelled}\n{unlabelled}")).unwrap();
+    refuse(&mut start(&config, &run), &["row ", "24", "reward `plain`", "no field `label`"]);
     assert!(!run.exists());
     let unknown = OBJECTIVES.replace("regex", "regexp");
     let config = task(directory.path(), &unknown);
