@@ -5,6 +5,7 @@
 mod common;
 
 use std::{
+    fs,
     path::Path,
     process::{Command, Output},
 };
@@ -13,7 +14,7 @@ use ladle::{
     kernels::{Dtype, HostTensor},
     preference::Coefficients,
     soup::{
-        Adapter, Checkpoint, Soup, TensorSpec, WeightError,
+        Adapter, Checkpoint, Soup, TensorSpec, WeightError, read_manifest,
         weights::{WeightFile, write_safetensors},
     },
 };
@@ -177,7 +178,7 @@ fn an_adapter_over_sft_and_saved_modules_is_exact_too() {
 /// `make_truncated.py`: numpy's singular values of ΔW itself.
 #[test]
 fn an_adapter_of_a_smaller_rank_is_the_nearest_and_says_what_it_leaves_out() {
-    let file = std::fs::read(fixture("truncated.json")).unwrap();
+    let file = fs::read(fixture("truncated.json")).unwrap();
     let expected: Value = serde_json::from_slice(&file).unwrap();
     let mut base = Checkpoint::open(&fixture("soup-tiny/base")).unwrap();
     let config = base.check().unwrap();
@@ -325,6 +326,20 @@ fn solve_prints_lambda_and_coefficients() {
     let solved = answer(&["solve", by_name, "--soup", text(&tiny)]);
     assert!(close(&solved["lambda"]["helpful"], 1.0 / 11.0));
     assert!(close(&solved["coefficients"]["sft"], 0.0));
+    // What the soup's front says, as the server predicts it.
+    let soup = tempfile::tempdir().unwrap();
+    fs::copy(tiny.join("soup.toml"), soup.path().join("soup.toml")).unwrap();
+    let reference: Value =
+        serde_json::from_str(include_str!("fixtures/front-reference.json")).unwrap();
+    let (case, weights) = (&reference["cases"][1], read_manifest(soup.path()).unwrap().1.weights());
+    let mut front = case["front"].clone();
+    front["sha256"] = serde_json::json!(weights);
+    fs::write(soup.path().join("front.json"), front.to_string()).unwrap();
+    let expected = &case["predictions"][0];
+    let mu: Vec<String> =
+        expected["preference"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let solved = answer(&["solve", &mu.join(","), "--soup", text(soup.path())]);
+    assert!(close(&solved["predicted"]["brief"]["value"], expected["value"][2].as_f64().unwrap()));
 }
 
 #[test]
@@ -333,10 +348,10 @@ fn a_soup_that_clamps_lambda_says_so_and_solves_so_unless_asked() {
     let tiny = dir.path().join("soup-tiny");
     copy_tree(&fixture("soup-tiny"), &tiny);
     let manifest = tiny.join("soup.toml");
-    let written = std::fs::read_to_string(&manifest).unwrap();
+    let written = fs::read_to_string(&manifest).unwrap();
     let set = |rule: &str| {
         let mixing = format!("beta = 0.7\nlambda = {rule}\n");
-        std::fs::write(&manifest, written.replace("beta = 0.7\n", &mixing)).unwrap();
+        fs::write(&manifest, written.replace("beta = 0.7\n", &mixing)).unwrap();
     };
     set("\"clamp\"");
     let solve = ["solve", "helpful=1", "--soup", text(&tiny)];
@@ -355,7 +370,7 @@ fn a_soup_that_clamps_lambda_says_so_and_solves_so_unless_asked() {
     let column = ["merge", text(&tiny), "--preference", "0.7,0.15,0.15", "--out", text(&backbone)];
     answer(&[&column[..], &["--lambda", "exact"]].concat());
     let [corner, backbone] =
-        [corner, backbone].map(|dir| std::fs::read(dir.join("model.safetensors")).unwrap());
+        [corner, backbone].map(|dir| fs::read(dir.join("model.safetensors")).unwrap());
     assert!(corner == backbone);
     set("\"clip\"");
     let message = refusal(&solve);
@@ -399,8 +414,8 @@ fn what_is_asked_wrongly_is_explained() {
     let full = fixture("soup-tiny-full");
     let message = refusal(&["merge", text(&full), "--adapter", "--out", text(&out)]);
     assert!(message.contains("helpful is a full checkpoint"), "{message}");
-    std::fs::create_dir(&out).unwrap();
-    std::fs::write(out.join("precious"), "").unwrap();
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("precious"), "").unwrap();
     assert!(merge(&[]).contains("already exists"));
     assert!(refusal(&["inspect", "/nonexistent"]).contains("/nonexistent/soup.toml"));
 }
@@ -417,7 +432,7 @@ fn init_and_merge_on_a_full_disk_name_the_file_that_was_to_be() {
         command.args(["-c", &script, env!("CARGO_BIN_EXE_ladle")]).args(args);
         let output = command.env("LADLE_HOME", "/nonexistent").output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
         String::from_utf8(output.stderr).unwrap()
     };
     let backbones = ["helpful", "harmless"]

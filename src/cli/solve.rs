@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use ladle::{
-    preference::{Alpha, LambdaRule, Menu, MixingMatrix, Preference, Solved},
+    preference::{Alpha, Front, LambdaRule, Menu, MixingMatrix, Preference, Solved},
     soup,
 };
 
@@ -38,10 +38,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (menu, mixing) = match &args.soup {
+    let (menu, mixing, front) = match &args.soup {
         Some(dir) => {
             let (_, manifest) = soup::read_manifest(dir)?;
-            (manifest.menu()?, manifest.mixing()?)
+            let (menu, mixing) = (manifest.menu()?, manifest.mixing()?);
+            let front = soup::read_front(dir, &manifest)?;
+            let front = front.map(|front| Front::read(&front, &menu, &mixing));
+            (menu, mixing, front.and_then(Result::ok))
         }
         None => {
             let n = args.objectives.len();
@@ -62,7 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 alpha_bounds: (0.0, f64::MAX),
                 default_rule: LambdaRule::default(),
             };
-            (menu, mixing)
+            (menu, mixing, None)
         }
     };
     let chosen = Chosen {
@@ -70,6 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         alpha: args.alpha.as_deref(),
         lambda: args.lambda,
     };
-    let solution = chosen.solve(&menu, &mixing)?;
+    let mut solution = chosen.solve(&menu, &mixing)?;
+    solution.predicted = front.map(|front| front.predict(&solution));
     print_json(&Solved::new(&menu, &solution))
 }

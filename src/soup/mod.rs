@@ -24,4 +24,6 @@ pub use checkpoint::Checkpoint;
 pub use error::{SoupError, WeightError};
 pub use header::TensorSpec;
 pub use manifest::{BackboneKind, BaseSource, Manifest, ManifestError};
-pub use open::{Backbone, FRONT, OpenOptions, Soup, base_source, local_base, read_manifest};
+pub use open::{
+    Backbone, FRONT, OpenOptions, Soup, base_source, local_base, read_front, read_manifest,
+};

@@ -152,7 +152,7 @@ impl Soup {
                 got: "\"answer\"".to_owned(),
             });
         }
-        let front = front(&root, &manifest.weights())?;
+        let front = read_front(&root, &manifest)?;
         let mut soup = Self {
             dir: root,
             manifest,
@@ -318,15 +318,15 @@ fn active_from(
     })
 }
 
-/// The measured front of the soup in `root`, where it has one; refused if it says that it was measured
-/// on others than `weights`.
-fn front(root: &Path, weights: &BTreeMap<String, String>) -> Result<Option<Value>, SoupError> {
-    let path = root.join(FRONT);
+/// The measured front of the soup in `dir`, where it has one; refused if it says that it was measured on
+/// other weights than the manifest's.
+pub fn read_front(dir: &Path, manifest: &Manifest) -> Result<Option<Value>, SoupError> {
+    let path = dir.join(FRONT);
     if !path.is_file() {
         return Ok(None);
     }
-    stay_inside(root, &path)?;
-    let front: Value = read_json(&path)?;
+    stay_inside(&fs::canonicalize(dir).map_err(FileError::at(dir))?, &path)?;
+    let (front, weights): (Value, _) = (read_json(&path)?, manifest.weights());
     let mut measured = front["sha256"].as_object().into_iter().flatten();
     let of = |file: &String| weights.get(file).map_or("none", String::as_str);
     match measured.find(|(file, digest)| digest.as_str() != Some(of(file))) {

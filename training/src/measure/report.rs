@@ -83,17 +83,20 @@ impl Report {
             page,
             "<h2>Metrics</h2><p>Rewards are in σ of the sampled responses of θ_sft, which is at 0. \
              Testing reward is the mean of Σ μᵢzᵢ, over the grid and by region of the simplex; \
-             hypervolume is measured from −0.5 σ, in the rewards' own units ({}). Higher is better, \
-             but for sparsity and spacing. The grid allows a controllability of at most {}. A \
+             hypervolume is measured from −0.5 σ, in the rewards' own units ({}), where it is {} times \
+             as large. Higher is better, but for sparsity and spacing. The grid allows a \
+             controllability of at most {}, of which the share is in brackets. A \
              dominated point is nowhere better than θ_sft and somewhere worse. {}</p><div class=\"wide\"><table>\
              <thead><tr>",
             reference.join(", "),
+            number(self.front.objectives.iter().map(|objective| objective.std).product()),
             number(*ceiling),
             self.meanings()
         );
         let titles = [
             "method",
             "testing reward",
+            "raw",
             "corners",
             "edges",
             "interior",
@@ -112,7 +115,7 @@ impl Report {
         });
         page.push_str("</tr></thead><tbody>");
         for (index, method) in methods.iter().enumerate() {
-            let cells = row(method);
+            let cells = row(method, *ceiling);
             let _ = write!(page, "<tr><th>{}{}</th>", swatch(index), escape(&method.method));
             cells.iter().for_each(|cell| {
                 let _ = write!(page, "<td>{cell}</td>");
@@ -279,19 +282,20 @@ impl Report {
     }
 }
 
-/// The cells of a method's row.
-fn row(method: &MethodFront) -> Vec<String> {
+/// The cells of a method's row; `ceiling` of controllability.
+fn row(method: &MethodFront, ceiling: f64) -> Vec<String> {
     let m = &method.metrics;
     let optional = |x: Option<f64>| x.map_or("–".to_owned(), number);
     let words = method.points.iter().map(|p| p.text.words).sum::<f64>();
     let regions = &method.regions;
     vec![
         number(m.inner_product),
+        number(method.raw_inner_product),
         optional(regions.corners),
         optional(regions.edges),
         optional(regions.interior),
         number(m.hypervolume),
-        number(m.controllability),
+        format!("{} ({})", number(m.controllability), number(m.controllability / ceiling)),
         format!("{} of {}", m.front_length, method.points.len()),
         number(m.sparsity),
         number(m.spacing),
