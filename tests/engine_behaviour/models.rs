@@ -112,8 +112,13 @@ fn make_hot(engine: &EngineHandle, controls: &Controls, model: &Coefficients) {
 fn auto_merges_a_hot_preference_while_it_is_answered() {
     let controls = Arc::new(Controls { merged_models: 2, ..Controls::default() });
     let engine = engine(&controls, config(MergeMode::Auto));
-    // The price of a merge here is a small part of what one mixed pass costs more.
-    let hot = run(&engine, unseeded(&nth(0), prompt(0, 10), 400));
+    // The price of a merge here is a small part of what one mixed pass costs more. Half of the answer
+    // is enough to ask for it, and the other half waits until it is made.
+    controls.passes.hold_after(200);
+    let hot = engine.submit(unseeded(&nth(0), prompt(0, 10), 400)).unwrap();
+    until(|| controls.merged.load(Ordering::Relaxed) == 1);
+    controls.passes.open();
+    let hot = collect(hot);
     assert_eq!(mode_of(&hot), (Mode::Mixed, None), "nobody waits for a merge");
     assert_eq!(hot.ids(), greedy(&nth(0), &prompt(0, 10), 400));
     assert_eq!(controls.merges.load(Ordering::Relaxed), 1, "merged while it ran");
