@@ -253,9 +253,12 @@ def figures(work, fronts, out):
 
     shown_names = [name for name in ("short", "middle", "long", "kl") if fronts[name]]
     if shown_names:
-        figure, axes = pyplot.subplots(1, len(shown_names), figsize=(4.2 * len(shown_names), 4.6), layout="constrained", squeeze=False)
+        rows = (len(shown_names) + 1) // 2
+        figure, axes = pyplot.subplots(rows, 2, figsize=(8.4, 3.8 * rows + 0.8), layout="constrained", squeeze=False)
         looks, handles = {}, {}
-        for axis, name in zip(axes[0], shown_names):
+        for axis in axes.flat[len(shown_names) :]:
+            axis.set_axis_off()
+        for axis, name in zip(axes.flat, shown_names):
             for method, found in methods(fronts[name]).items():
                 # A chosen α differs by panel; a method looks the same in all.
                 label = f"{method.split(', α')[0]}, chosen α" if ", α" in method else method
@@ -270,7 +273,7 @@ def figures(work, fronts, out):
             axis.set_xlabel(f"{first}, σ")
             axis.set_ylabel(f"{second}, σ")
             axis.grid(alpha=0.3)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * len(shown_names)), fontsize=7)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7)
         figure.savefig(out / "fronts.svg", metadata={"Date": None})
     runs = sorted(path for path in work.directory.glob("runs/seed*/*/metrics/*/metrics.jsonl") if path.parent.name != "sft")
     if runs:
