@@ -237,6 +237,12 @@ fn echo_puts_the_prompt_and_its_log_probabilities_first() {
     let only = server.post("/v1/completions", with(body.clone(), json!({"max_tokens": 0}))).ok();
     assert_eq!(only["choices"][0]["text"], "The soup is");
     assert_eq!(only["usage"]["completion_tokens"], 0);
+    // What would end an answer there ends no prompt.
+    let next = json!({"max_tokens": 1, "echo": false, "temperature": 0});
+    let next = server.post("/v1/completions", with(body.clone(), next)).ok();
+    let stop = json!({"max_tokens": 0, "temperature": 0, "stop": next["choices"][0]["text"]});
+    let ended = server.post("/v1/completions", with(body.clone(), stop)).ok();
+    assert_eq!(ended["choices"][0]["finish_reason"], "length");
     let of_prompt = &table["token_logprobs"].as_array().unwrap()[..prompt_tokens];
     assert_same_to_rounding(&only["choices"][0]["logprobs"]["token_logprobs"], &json!(of_prompt));
     let streamed = chunks("/v1/completions", with(body, json!({"stream": true})));

@@ -15,7 +15,7 @@ use super::{
     types::{Body, Envelope},
 };
 use crate::{
-    engine::{Event, Token, TokenLogprob},
+    engine::{Event, FinishReason, Token, TokenLogprob},
     http::{
         app::App,
         error::ApiError,
@@ -58,6 +58,15 @@ impl Format {
         self.echo.get(index / self.n).map(|echo| echo.text.as_str())
     }
 
+    /// Why a choice ended. A prompt alone ends at its length, whatever the token is that is computed
+    /// behind it and not shown.
+    fn reason(&self, reason: FinishReason) -> &'static str {
+        match reason {
+            FinishReason::Stop if self.prompt_only => FinishReason::Length.as_str(),
+            reason => reason.as_str(),
+        }
+    }
+
     /// Where the answer of choice `index` begins.
     fn place(&self, index: usize) -> Place {
         let prompt = self.prompts.get(index / self.n).map_or(&[][..], Vec::as_slice);
@@ -97,7 +106,7 @@ impl Format {
             "index": index,
             "text": text,
             "logprobs": self.logprobs.then_some(table),
-            "finish_reason": choice.reason(),
+            "finish_reason": choice.reason.map(|reason| self.reason(reason)),
         })
     }
 }
@@ -269,7 +278,7 @@ impl Dialect for Completions {
             Event::Finished(finished) => {
                 let rest = !progress.waiting.is_empty();
                 let table = rest.then(|| progress.write(&format.tokenizer, ""));
-                out.push(chunk("", table, Some(finished.reason.as_str())));
+                out.push(chunk("", table, Some(format.reason(finished.reason))));
             }
             Event::Started(_) | Event::Embedding(_) | Event::Failed(_) => {}
         }
