@@ -167,14 +167,14 @@ fn every_kind_of_soup_is_measured_and_what_its_server_cannot_do_is_left_out() {
     let directory = tempfile::tempdir().unwrap();
     let config = measured(directory.path(), THREE);
     let at = |name: &str| directory.path().join(name);
-    let methods = |command: &mut Command| {
-        command.args(["--temperature", "0", "--methods", "bone,realised,clamped,aba"]);
-        succeed(command);
+    let measure = |mut command: Command, methods: &str| {
+        succeed(command.args(["--temperature", "0", "--methods", methods]));
     };
     let answer = fixture("soup-tiny-answer");
     let server = served(&answer);
-    methods(&mut evaluate(&config, &answer, &at("here")));
-    methods(&mut through(evaluate(&config, &answer, &at("there")), &server.url));
+    let methods = "bone,clamped,aba";
+    measure(evaluate(&config, &answer, &at("here")), methods);
+    measure(through(evaluate(&config, &answer, &at("there")), &server.url), methods);
     assert_eq!(front(&at("here")), front(&at("there")));
 
     let mixed = fixture("soup-tiny-mixed");
@@ -183,8 +183,9 @@ fn every_kind_of_soup_is_measured_and_what_its_server_cannot_do_is_left_out() {
     assert_ne!(text, own);
     fs::write(&config, own).unwrap();
     let server = served(&mixed);
-    methods(&mut evaluate(&config, &mixed, &at("mixed")));
-    methods(&mut through(evaluate(&config, &mixed, &at("served")), &server.url));
+    let methods = "bone,realised,clamped,aba";
+    measure(evaluate(&config, &mixed, &at("mixed")), methods);
+    measure(through(evaluate(&config, &mixed, &at("served")), &server.url), methods);
     let (mut here, there) = (front(&at("mixed")), front(&at("served")));
     assert_eq!(there["left_out"].as_array().unwrap().len(), 1);
     assert_eq!(there["left_out"][0]["method"], "bone soup (nominal)");
