@@ -39,6 +39,7 @@ use super::{
     protocol::last_words,
     socket::{Answering, Io, Socket},
     tls::Tls,
+    unread::Unread,
 };
 use crate::{config::ConnectionLimits, engine::Client};
 
@@ -212,14 +213,17 @@ fn service(
     let routes = TowerToHyperService::new(routes);
     service_fn(move |request: Request<Incoming>| {
         let (answering, socket, version) = (socket.answer(), socket.clone(), request.version());
-        let mut request = request.map(Body::new);
+        let (parts, body) = request.into_parts();
+        let (body, unread) = Unread::watch(body);
+        let mut request = Request::from_parts(parts, body);
         request.extensions_mut().insert(ConnectInfo(address));
         let answer = routes.call(request);
         async move {
             tokio::select! {
                 biased;
                 answer = answer => {
-                    let answer = answer.unwrap_or_else(|never| match never {});
+                    let mut answer = answer.unwrap_or_else(|never| match never {});
+                    unread.mark(&mut answer);
                     Ok(answer.map(|body| AnswerBody { body, _answering: answering }))
                 }
                 () = socket.abandoned(version) => Err(Abandoned),

@@ -49,6 +49,7 @@ mod stream;
 mod tls;
 mod tokens;
 mod trace;
+mod unread;
 
 pub use connection::serve as serve_connections;
 pub use load::{LoadError, load};

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use ladle::config::ServeOptions;
+use ladle::config::{ApiKey, ServeOptions};
 use serde_json::{Value, json};
 
 use crate::server::{PATIENCE, Server, fixture, greedy, options, with};
@@ -38,6 +38,40 @@ fn last_error(socket: TcpStream) -> (u16, String) {
     assert_eq!(body["error"].as_object().unwrap().len(), 4, "{body}");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, body["error"]["code"].as_str().unwrap().to_owned())
+}
+
+/// The head of one answer, whose body is read too.
+fn answered(socket: &mut BufReader<TcpStream>) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(socket.read_line(&mut head).unwrap() > 0, "closed after {head:?}");
+    }
+    let length = head.split_once("content-length: ").unwrap().1;
+    let length = length.split_once('\r').unwrap().0.parse().unwrap();
+    socket.read_exact(&mut vec![0; length]).unwrap();
+    head
+}
+
+/// An answer to a request whose body was not waited for closed the connection without saying so, and the
+/// client's next request was lost.
+#[test]
+fn an_answer_before_the_body_says_that_the_connection_closes() {
+    let api_keys = Some(vec![ApiKey("right".into())]);
+    let server = Server::start(ServeOptions { api_keys, ..options() });
+    let mut socket = BufReader::new(connect(&server.url));
+    let mut ask = |line: &str, key: &str, more: &str| {
+        let text = format!("{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n{more}");
+        socket.get_mut().write_all(text.as_bytes()).unwrap();
+        answered(&mut socket)
+    };
+    let head = ask("GET /v1/soup", "wrong", "\r\n");
+    assert!(head.contains(" 401 ") && !head.contains("connection: close"), "{head}");
+    let json = "content-type: application/json\r\ncontent-length: 1\r\n\r\n";
+    let head = ask("POST /generate", "right", &format!("{json}5"));
+    assert!(head.contains(" 400 ") && !head.contains("connection: close"), "{head}");
+    let head = ask("POST /generate", "wrong", json);
+    assert!(head.contains(" 401 ") && head.contains("\r\nconnection: close"), "{head}");
+    assert_eq!(rest(socket.into_inner()), "");
 }
 
 /// A connection whose head was never finished stayed open for ever.
