@@ -43,8 +43,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let (_, manifest) = soup::read_manifest(dir)?;
             let (menu, mixing) = (manifest.menu()?, manifest.mixing()?);
             let front = soup::read_front(dir, &manifest)?;
-            let front = front.map(|front| Front::read(&front, &menu, &mixing));
-            (menu, mixing, front.and_then(Result::ok))
+            let front = Front::read(front.as_ref(), &menu, &mixing);
+            (menu, mixing, Some(front))
         }
         None => {
             let n = args.objectives.len();
@@ -74,6 +74,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         lambda: args.lambda,
     };
     let mut solution = chosen.solve(&menu, &mixing)?;
-    solution.predicted = front.map(|front| front.predict(&solution));
+    solution.predicted = front.map(|front| front.and_then(|front| front.predict(&solution)));
     print_json(&Solved::new(&menu, &solution))
 }

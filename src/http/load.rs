@@ -25,7 +25,7 @@ use crate::{
     import::{Store, StoreError, default_models_dir},
     memory,
     preference::{Front, Menu, Solved},
-    soup::{FRONT, ManifestError, OpenOptions, Soup},
+    soup::{ManifestError, OpenOptions, Soup},
     telemetry::Telemetry,
     tokenizer::{self, Tokenizer, TokenizerError},
 };
@@ -94,12 +94,15 @@ pub fn load(
     let menu = soup.manifest.menu()?;
     let (name, digest, mixing) =
         (soup.manifest.name.clone(), soup.digest.clone(), soup.mixing.clone());
-    let front = soup.front.as_ref().ok_or_else(|| "it has none".to_owned());
-    let front = front.and_then(|front| {
-        let read = Front::read(front, &menu, &mixing);
-        read.inspect_err(|reason| tracing::warn!("{FRONT} predicts no rewards: {reason}"))
-    });
+    let front = match &config.base {
+        Some(_) => Err("the soup's front, measured on its own base, predicts nothing".to_owned()),
+        None => Front::read(soup.front.as_ref(), &menu, &mixing),
+    };
+    if let (Some(_), Err(reason)) = (&soup.front, &front) {
+        tracing::warn!("{reason}");
+    }
     let mut description = describe(&soup, &menu);
+    description["unpredicted"] = json!(front.as_ref().err());
     let shared = Shared {
         observer: telemetry.clone(),
         on_cache_event: Arc::new(move |event| cache_event(&telemetry, event)),

@@ -104,7 +104,13 @@ impl Slice<'_> {
 impl Front {
     /// Reads the front of a soup with this menu and matrix; says why it predicts nothing. That its
     /// weights are the soup's is checked where the soup is opened.
-    pub fn read(front: &Value, menu: &Menu, mixing: &MixingMatrix) -> Result<Self, String> {
+    pub fn read(front: Option<&Value>, menu: &Menu, mixing: &MixingMatrix) -> Result<Self, String> {
+        let read = front.ok_or("there is none".to_owned());
+        let read = read.and_then(|front| Self::parse(front, menu, mixing));
+        read.map_err(|reason| format!("the soup's front predicts nothing: {reason}"))
+    }
+
+    fn parse(front: &Value, menu: &Menu, mixing: &MixingMatrix) -> Result<Self, String> {
         let file = File::deserialize(front).map_err(|error| error.to_string())?;
         let (objectives, rule) = (&menu.objectives, menu.default_rule);
         if !file.objectives.iter().map(|one| &one.name).eq(objectives) {
@@ -154,10 +160,11 @@ impl Front {
         Ok(Slice(first, last, (at - low) / (high - low)))
     }
 
-    /// What a solution's rewards are expected to be, one per objective; at an α, or under a rule for λ,
-    /// that was not measured, what was.
+    /// What a solution's rewards are expected to be, one per objective; says at which α, and under which
+    /// rule for λ, it could say so.
     pub fn predict(&self, solution: &Solution) -> Result<Vec<Predicted>, String> {
-        let slice = self.slice(solution.rule, &solution.alpha)?;
+        let slice = self.slice(solution.rule, &solution.alpha);
+        let slice = slice.map_err(|measured| format!("expected {measured}"))?;
         Ok(slice.predict(solution.preference.weights()))
     }
 

@@ -133,7 +133,7 @@ pub struct Solved {
     /// What the rewards are expected to be by objective, where that was asked and is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Map<String, Value>>,
-    /// Where that was asked and is not known: what could be predicted instead.
+    /// Where that was asked and is not known: why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unpredicted: Option<String>,
 }
@@ -156,7 +156,7 @@ impl Solved {
         };
         let (predicted, unpredicted) = match &solution.predicted {
             Some(Ok(rewards)) => (Some(predicted(rewards)), None),
-            Some(Err(measured)) => (None, Some(format!("expected {measured}"))),
+            Some(Err(reason)) => (None, Some(reason.clone())),
             None => (None, None),
         };
         Self {

@@ -123,8 +123,8 @@ pub struct Solution {
     pub lambda: Vec<f64>,
     /// c.
     pub coefficients: Coefficients,
-    /// What its rewards are expected to be, one per objective, where that was asked of a measured front,
-    /// or what the front was measured at instead.
+    /// What its rewards are expected to be, one per objective, where that was asked, or why it is not
+    /// known.
     pub predicted: Option<Result<Vec<Predicted>, String>>,
 }
 

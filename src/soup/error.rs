@@ -109,7 +109,7 @@ pub enum SoupError {
     /// The front was measured on other weights.
     #[error(
         "{path}: measured on other weights: sha256.{file:?} is {got}, expected {expected}, as in \
-         soup.toml; measure it anew (`train-backbones evaluate`) or remove it",
+         soup.toml; remove it (`train-backbones evaluate` measures another)",
         path = path.display()
     )]
     Front {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     activation::{Activation, ActiveFrom},
@@ -319,25 +319,25 @@ fn active_from(
 }
 
 /// The measured front of the soup in `dir`, where it has one; refused if it says that it was measured on
-/// other weights than the manifest's.
+/// other weights than the manifest's, or on a part of them.
 pub fn read_front(dir: &Path, manifest: &Manifest) -> Result<Option<Value>, SoupError> {
     let path = dir.join(FRONT);
     if !path.is_file() {
         return Ok(None);
     }
     stay_inside(&fs::canonicalize(dir).map_err(FileError::at(dir))?, &path)?;
-    let (front, weights): (Value, _) = (read_json(&path)?, manifest.weights());
-    let mut measured = front["sha256"].as_object().into_iter().flatten();
-    let of = |file: &String| weights.get(file).map_or("none", String::as_str);
-    match measured.find(|(file, digest)| digest.as_str() != Some(of(file))) {
-        Some((file, got)) => Err(SoupError::Front {
-            expected: of(file).to_owned(),
-            got: got.to_string(),
-            file: file.clone(),
-            path,
-        }),
-        None => Ok(Some(front)),
-    }
+    let front: Value = read_json(&path)?;
+    let Some(measured) = front["sha256"].as_object() else { return Ok(Some(front)) };
+    let weights = manifest.weights().into_iter();
+    let weights: Map<String, Value> = weights.map(|(file, own)| (file, own.into())).collect();
+    let mut files = weights.keys().chain(measured.keys());
+    let Some(file) = files.find(|file| weights.get(*file) != measured.get(*file)) else {
+        return Ok(Some(front));
+    };
+    let of =
+        |digests: &Map<String, Value>| digests.get(file).map_or("none".into(), Value::to_string);
+    let (expected, got) = (of(&weights), of(measured));
+    Err(SoupError::Front { path, file: file.clone(), expected, got })
 }
 
 fn open_full(

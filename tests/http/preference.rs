@@ -322,6 +322,9 @@ fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
     let body = json!({"model": "soup-tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1});
     let chat = server.post("/v1/chat/completions", with(body, goal.clone())).ok();
     assert_eq!(chat["ladle"]["preference"], solved["preference"]);
+    let mixed = with(with(greedy(), goal.clone()), json!({"combine": "logits"}));
+    let refused = server.post("/generate", mixed);
+    assert_eq!(refused.error().1, Some("combine"), "{:?}", refused.error());
 
     for (body, param, words) in [
         (
@@ -377,12 +380,35 @@ fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
     assert!(server.post("/generate", compared).error().2.contains("beside preferences"));
     let without = Server::shared().post("/v1/solve", json!({"maximise": "brief"}));
     assert!(without.error().2.contains("a soup with a measured front"), "{:?}", without.error());
+    let unpredicted = |server: &Server| {
+        let solved = server.post("/v1/solve", json!({"preference": "terse"})).ok();
+        assert_eq!(solved["predicted"], Value::Null);
+        solved["unpredicted"].as_str().unwrap().to_owned()
+    };
+    assert!(unpredicted(&Server::shared()).contains("there is none"));
+    assert_eq!(server.get("/v1/soup").ok()["unpredicted"], Value::Null);
 
-    // Measured on other weights: the soup is refused, with the file.
+    // On another base it was not measured.
+    let base = Some(fixture("soup-tiny/base"));
+    let own = ServeOptions { soup: Some(soup.path().into()), base, ..options() };
+    let server = Server::start(own);
+    assert!(unpredicted(&server).contains("on its own base"));
+    assert!(server.get("/v1/soup").ok()["unpredicted"].is_string());
+
+    // Measured on other weights, or on a part: the soup is refused, with the file.
     let (file, _) = weights.first_key_value().unwrap();
-    front["sha256"][file] = "0".repeat(64).into();
-    fs::write(soup.path().join("front.json"), front.to_string()).unwrap();
-    let refused =
-        ladle::soup::Soup::open(soup.path(), &Default::default()).err().unwrap().to_string();
-    assert!(refused.contains("measured on other weights") && refused.contains(file), "{refused}");
+    for digest in [Some("0".repeat(64)), None] {
+        let digests = front["sha256"].as_object_mut().unwrap();
+        match digest {
+            Some(digest) => digests.insert(file.clone(), digest.into()),
+            None => digests.remove(file),
+        };
+        fs::write(soup.path().join("front.json"), front.to_string()).unwrap();
+        let refused = ladle::soup::Soup::open(soup.path(), &Default::default());
+        let refused = refused.err().unwrap().to_string();
+        assert!(
+            refused.contains("measured on other weights") && refused.contains(file),
+            "{refused}"
+        );
+    }
 }

@@ -241,7 +241,7 @@ pub struct Sweep {
     pub prompts: usize,
     /// Answers the test prompts at all of --alphas, as a server's predictions between them need, instead
     /// of at 0 and the best on validation prompts.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dev_prompts")]
     pub every_alpha: bool,
     /// Validation prompts of each point that α is chosen on.
     #[arg(long, default_value_t = 64)]

@@ -25,15 +25,15 @@ function tidy(point) {
   return near.map(hundredths => hundredths / 100);
 }
 
-/* The measured points of the method that a soup serves; null where there are none for its objectives.
-   Format 1 lists λ = B⁻¹μ first; format 2 says each method's kind, none for θ_sft. */
+/* The measured points of the method that a soup serves, which is of run 0, θ_sft of no kind; null where
+   there are none for its objectives. */
 function measured(front, rule, objectives) {
   if (!Array.isArray(front?.methods)) return null;
   const numbers = list => Array.isArray(list) && list.length === objectives && list.every(Number.isFinite);
-  const plain = front.methods.filter(method => !method.alpha && Array.isArray(method.points));
+  const plain = front.methods.filter(method => !method?.alpha && !method?.run && Array.isArray(method?.points));
   const kinds = [rule === "clamp" ? "clamped" : "bone", "rewarded", "policy"];
   const of = kind => plain.find(method => method.kind === kind);
-  const method = front.format === 1 ? plain[0] : kinds.map(of).find(found => found);
+  const method = kinds.map(of).find(found => found);
   const points = method?.points.filter(point => numbers(point.preference) && numbers(point.mean)) ?? [];
   if (points.length < 2) return null;
   const base = plain.find(other => other.method === "θ_sft")?.points[0]?.mean;

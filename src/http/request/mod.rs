@@ -304,7 +304,7 @@ impl Target {
             menu.preference("preference", Form::from_json("preference", value)?)?
         } else if let Some(goal) = &goal {
             let nowhere = |reason: &String| {
-                let got = format!("asked of a soup whose front says nothing: {reason}");
+                let got = format!("asked, but {reason}");
                 FormError::value("target", got, "a soup with a measured front")
             };
             let front = served.front.as_ref().map_err(nowhere)?;
@@ -398,9 +398,10 @@ fn goal(served: &Served, fields: &mut Fields) -> Result<Option<Goal>, ApiError> 
     }
 }
 
-/// Adds to a solution what its rewards are expected to be, where the soup has a front that predicts.
+/// Adds to a solution what its rewards are expected to be, or why that is not known.
 fn predict(served: &Served, solution: &mut Solution) {
-    solution.predicted = served.front.as_ref().ok().map(|front| front.predict(solution));
+    let front = served.front.as_ref().map_err(String::clone);
+    solution.predicted = Some(front.and_then(|front| front.predict(solution)));
 }
 
 /// `reasoning_effort`, which templates read too.

@@ -325,6 +325,10 @@ pub fn logprobs(fields: &mut Fields, name: &'static str) -> Result<Option<usize>
 
 /// The weights of logits-level mixing: λ, which for B = I is μ as in MOD.
 fn logits(solution: &Solution) -> Result<Combine, ApiError> {
+    if solution.predicted.is_some() {
+        let expected = "weights beside target: the soup's front was measured of merged weights";
+        return Err(ApiError::value("combine", "logits", expected));
+    }
     let zero = match &solution.alpha {
         Alpha::Scalar(alpha) => *alpha == 0.0,
         Alpha::PerObjective(alphas) => alphas.iter().all(|alpha| *alpha == 0.0),

@@ -82,6 +82,9 @@ impl Settings {
         if let Some(alpha) = self.alphas.iter().find(|alpha| !alpha.is_finite()) {
             return Err(format!("--alphas has {alpha}, expected finite numbers"));
         }
+        if self.every_alpha && self.alphas.iter().all(|alpha| *alpha == 0.0) {
+            return Err("--every-alpha: expected --alphas with one beside 0".to_owned());
+        }
         self.alphas.push(0.0);
         // 0 first: the least extrapolation of those that are equally good is chosen.
         self.alphas.sort_by(|a, b| a.abs().total_cmp(&b.abs()).then(a.total_cmp(b)));

@@ -25,7 +25,7 @@ mixing = {{ {mixing} }}
         let mut command = command();
         command.arg("evaluate").arg(&bone).arg("--against").arg(&rewarded).arg("--out").arg(out);
         command.arg("--data").arg(directory.path()).args(["--prompts", "5", "--grid", "4"]);
-        command.args(["--alphas", "0,0.5", "--dev-prompts", "3"]);
+        command.args(["--alphas", "0,0.5"]);
         command
     };
     let whole = directory.path().join("whole");
@@ -122,9 +122,12 @@ mixing = {{ {mixing} }}
     let soup = Soup::open(&bone.join("soup"), &OpenOptions::default()).unwrap();
     assert_eq!(measured["sha256"], serde_json::json!(soup.manifest.weights()));
     let menu = soup.manifest.menu().unwrap();
-    assert!(Front::read(&measured, &menu, &soup.mixing).is_err(), "the soup solves λ exactly");
+    assert!(
+        Front::read(Some(&measured), &menu, &soup.mixing).is_err(),
+        "the soup solves λ exactly"
+    );
     let clamped = Menu { default_rule: LambdaRule::Clamp, ..menu };
-    let read_front = Front::read(&measured, &clamped, &soup.mixing).unwrap();
+    let read_front = Front::read(Some(&measured), &clamped, &soup.mixing).unwrap();
     let preference = Preference::new(&[0.5, 0.5], 2).unwrap();
     let solved = soup.mixing.solve_by(LambdaRule::Clamp, &preference, &Alpha::Scalar(0.25));
     assert!(read_front.predict(&solved).unwrap().iter().all(|one| one.value.is_finite()));
@@ -139,6 +142,11 @@ mixing = {{ {mixing} }}
     assert_eq!(read(&whole, "front.json"), read(&stopped, "front.json"));
     assert_eq!(read(&whole, "samples.csv"), read(&stopped, "samples.csv"));
 
+    let unread = ["--every-alpha", "--dev-prompts", "3"];
+    refuse(evaluate(&every).args(unread), &["--dev-prompts", "cannot be used with"]);
+    let mut alone = command();
+    alone.arg("evaluate").arg(&bone).args(["--every-alpha", "--grid", "4", "--out"]).arg(&every);
+    refuse(alone.arg("--data").arg(directory.path()), &["--every-alpha: expected --alphas with"]);
     refuse(evaluate(&whole).args(["--seeds", "2"]), &["another evaluation"]);
     refuse(evaluate(&whole).args(["--methods", "bones"]), &["bones", "bone, realised"]);
     refuse(evaluate(&whole).args(["--preferences", "1,0;0,1;1,0"]), &["no preference of the grid"]);
