@@ -131,7 +131,7 @@ fn a_verdict_says_what_to_change() {
         assert!(lines.iter().zip(parts).all(|(line, part)| line.starts_with(part)), "{lines:?}");
     };
     says(sweep(0.98, 1.5, vec![corner(12.0, false)]), &["linear (R² 0.98"]);
-    says(sweep(0.98, 9.0, vec![]), &["no regime of the three"]);
+    says(sweep(0.98, 9.0, vec![]), &["no regime of these"]);
     says(sweep(0.9, 9.0, vec![corner(16.0, false)]), &["overshoot: the corner", "past the knee"]);
     says(
         sweep(0.5, 9.0, vec![corner(1.0, true)]),

@@ -102,7 +102,7 @@ pub fn verdicts(sweep: &Sweep) -> Vec<String> {
              compare with Rewarded Soup and clamped λ point by point"
         )
     } else {
-        format!("no regime of the three (R² {r_squared:.2}, {kl}): compare with Rewarded Soup point by point")
+        format!("no regime of these (R² {r_squared:.2}, {kl}): compare with Rewarded Soup point by point")
     });
     lines
 }

@@ -295,7 +295,12 @@ fn row(method: &MethodFront, ceiling: f64) -> Vec<String> {
         optional(regions.edges),
         optional(regions.interior),
         number(m.hypervolume),
-        format!("{} ({})", number(m.controllability), number(m.controllability / ceiling)),
+        match ceiling > 0.0 {
+            true => {
+                format!("{} ({})", number(m.controllability), number(m.controllability / ceiling))
+            }
+            false => number(m.controllability),
+        },
         format!("{} of {}", m.front_length, method.points.len()),
         number(m.sparsity),
         number(m.spacing),

@@ -110,7 +110,7 @@ pub fn claim_recall(
     }
     let premise = uncited(response);
     // Nothing follows from nothing.
-    if premise.trim().is_empty() {
+    if premise.is_empty() {
         return Ok(0.0);
     }
     let mut entailed = 0usize;
