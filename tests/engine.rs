@@ -208,7 +208,9 @@ fn a_client_that_leaves_gives_everything_back() {
         drop(generations);
         settled(&engine);
         // Where this thread is kept waiting, some have been answered by then.
-        assert!((1..=20).contains(&engine.stats().cancelled), "{:?}", engine.stats().cancelled);
+        let stats = engine.stats();
+        assert!(stats.cancelled > 0, "{} were answered", stats.finished);
+        assert_eq!(stats.cancelled + stats.finished, 20);
     }
 }
 

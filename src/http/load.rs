@@ -102,6 +102,7 @@ pub fn load(
         tracing::warn!("{reason}");
     }
     let mut description = describe(&soup, &menu);
+    description["front_method"] = json!(front.as_ref().ok().and_then(Front::method));
     description["unpredicted"] = json!(front.as_ref().err());
     let shared = Shared {
         observer: telemetry.clone(),

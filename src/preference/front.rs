@@ -17,6 +17,8 @@ pub struct Front {
     rule: LambdaRule,
     /// By α, ascending.
     sweeps: Vec<(f64, Surrogate)>,
+    /// Name of the sweep at α = 0, where there is one.
+    method: Option<String>,
 }
 
 /// What of `front.json` is read here.
@@ -36,6 +38,7 @@ struct Objective {
 
 #[derive(Deserialize)]
 struct Method {
+    method: String,
     kind: Option<String>,
     /// Index of the run that it serves: those after the first are of other soups.
     #[serde(default)]
@@ -127,7 +130,8 @@ impl Front {
             return Err("a point of it has another number of objectives".to_owned());
         }
         let mut sweeps: Vec<(f64, Surrogate)> = Vec::new();
-        for Method { alpha, points, .. } in file.methods.iter().filter(|m| m.serves(mixing, rule)) {
+        let served = || file.methods.iter().filter(|method| method.serves(mixing, rule));
+        for Method { alpha, points, .. } in served() {
             if sweeps.iter().any(|(known, _)| known == alpha) {
                 continue;
             }
@@ -138,8 +142,17 @@ impl Front {
         sweeps.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         match sweeps.is_empty() {
             true => Err("it has no sweep of the soup as it is served".to_owned()),
-            false => Ok(Self { rule, sweeps }),
+            false => {
+                let plain = served().find(|method| method.alpha == 0.0);
+                Ok(Self { rule, sweeps, method: plain.map(|method| method.method.clone()) })
+            }
         }
+    }
+
+    /// Name of the method in the file that is the soup as it is served at α = 0, where that was
+    /// measured.
+    pub fn method(&self) -> Option<&str> {
+        self.method.as_deref()
     }
 
     /// What is expected under a rule at an α: of the sweep there, or between its neighbours; says what

@@ -385,15 +385,20 @@ fn a_target_is_solved_on_the_measured_front_and_answered_with_what_to_expect() {
         assert_eq!(solved["predicted"], Value::Null);
         solved["unpredicted"].as_str().unwrap().to_owned()
     };
-    assert!(unpredicted(&Server::shared()).contains("there is none"));
-    assert_eq!(server.get("/v1/soup").ok()["unpredicted"], Value::Null);
+    assert!(unpredicted(Server::shared()).contains("there is none"));
+    let description = server.get("/v1/soup").ok();
+    assert_eq!(description["unpredicted"], Value::Null);
+    let served = front["methods"].as_array().unwrap().iter();
+    let served: Vec<&Value> = served.filter(|m| m["kind"] == "bone" && m["alpha"] == 0.0).collect();
+    assert_eq!((served.len(), &description["front_method"]), (1, &served[0]["method"]));
 
     // On another base it was not measured.
     let base = Some(fixture("soup-tiny/base"));
     let own = ServeOptions { soup: Some(soup.path().into()), base, ..options() };
     let server = Server::start(own);
     assert!(unpredicted(&server).contains("on its own base"));
-    assert!(server.get("/v1/soup").ok()["unpredicted"].is_string());
+    let description = server.get("/v1/soup").ok();
+    assert!(description["unpredicted"].is_string() && description["front_method"].is_null());
 
     // Measured on other weights, or on a part: the soup is refused, with the file.
     let (file, _) = weights.first_key_value().unwrap();

@@ -282,11 +282,11 @@ opens("an answer that breaks off is kept and said to be incomplete", { before: a
 /** A soup of other objectives, answered for by the test. */
 function other(objectives) {
   const even = Object.fromEntries(objectives.map(name => [name, 1 / objectives.length]));
-  const front = { format: 2, prompts: 3, methods: [{ method: "bone soup", kind: "bone", points: objectives.map((_, i) => {
+  const front = { prompts: 3, methods: [{ method: "bone soup", points: objectives.map((_, i) => {
     const one = objectives.map((_, j) => (i === j ? 1 : 0));
     return { preference: one, mean: one };
   }) }] };
-  const soup = { name: "other", digest: "0123456789abcdef", description: null, objectives: objectives.map(name => ({ name, description: "" })), matrix: [], lambda_rule: "exact", presets: {}, default: even, alpha: { default: 0, min: 0, max: 0 }, chat: true, front, unpredicted: null };
+  const soup = { name: "other", digest: "0123456789abcdef", description: null, objectives: objectives.map(name => ({ name, description: "" })), matrix: [], lambda_rule: "exact", presets: {}, default: even, alpha: { default: 0, min: 0, max: 0 }, chat: true, front, front_method: "bone soup", unpredicted: null };
   return async page => {
     await page.route("**/v1/soup", route => route.fulfill({ json: soup }));
     await page.route("**/v1/solve", route => route.fulfill({ json: { preference: even, alpha: 0, lambda: even, lambda_rule: "exact", coefficients: { ...even, sft: 0 } } }));

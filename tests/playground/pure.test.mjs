@@ -91,19 +91,15 @@ test("neighbours differ by one step between two objectives", () => {
   assert.equal(neighbours(points(2, 10, mu => mu)).length, 10);
 });
 
-test("the served method is found in front.json, and nothing in what is none", () => {
-  const some = points(2, 2, mu => mu);
-  const of = (method, kind, alpha = 0) => ({ method, kind, alpha, points: some });
-  const sft = { method: "θ_sft", kind: null, alpha: 0, points: [{ preference: [0.5, 0.5], mean: [0.1, 0.2] }] };
-  const front = { format: 2, methods: [sft, of("rewarded soup", "rewarded"), of("bone soup, α = 1", "bone", 1), of("bone soup", "bone"), of("clamped", "clamped")] };
-  assert.equal(measured(front, "exact", 2).method, "bone soup");
-  assert.equal(measured(front, "clamp", 2).method, "clamped");
-  assert.deepEqual(measured(front, "exact", 2).sft, [0.1, 0.2]);
-  const others = { format: 2, methods: [{ ...of("rewarded soup", "rewarded"), run: 1 }, of("aba", "aba")] };
-  assert.equal(measured(others, "exact", 2), null);
-  assert.equal(measured({ format: 2, methods: [of("bone soup", "bone")] }, "exact", 2).sft, null);
-  for (const none of [null, undefined, 5, [], {}, { methods: [] }, { methods: [null, { kind: "bone", points: [{}] }] }]) assert.equal(measured(none, "exact", 2), null);
-  assert.equal(measured(front, "exact", 3), null);
+test("a named method is found in front.json, and nothing in what is none", () => {
+  const sft = { method: "θ_sft", points: [{ preference: [0.5, 0.5], mean: [0.1, 0.2] }] };
+  const front = { prompts: 8, methods: [null, sft, { method: "aba", points: 5 }, { method: "clamped", points: points(2, 2, mu => mu) }] };
+  assert.equal(measured(front, "clamped", 2).points.length, 3);
+  assert.deepEqual(measured(front, "clamped", 2).sft, [0.1, 0.2]);
+  assert.equal(measured({ methods: front.methods.slice(2) }, "clamped", 2).sft, null);
+  for (const none of [null, undefined, 5, [], {}, { methods: [] }, { methods: [null, { method: "clamped", points: [{}] }] }]) assert.equal(measured(none, "clamped", 2), null);
+  for (const name of [null, "aba", "bone"]) assert.equal(measured(front, name, 2), null);
+  assert.equal(measured(front, "clamped", 3), null);
 });
 
 test("text on the colour of any preference has a contrast of 4.5 and more, in light and in dark", () => {

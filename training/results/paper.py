@@ -15,8 +15,9 @@ import sys
 
 RS, BONE, CLAMPED, CHOSEN = "rewarded soup", "bone soup (nominal)", "bone soup (clamped)", ", chosen α"
 OWN, ANSWER = f"{BONE} of b06-own", f"{BONE} of b06-answer"
+CLAMPED_ANSWER = f"{CLAMPED} of b06-answer"
 # Evaluation and baseline of every comparison.
-COMPARISONS = [("long", RS), ("long", RS + CHOSEN), ("long", BONE), ("short", RS), ("short", RS + CHOSEN), ("middle", RS), ("middle", RS + CHOSEN), ("kl", RS), ("factors", OWN), ("factors", RS), ("answer", ANSWER), ("answer", RS), ("greedy", RS), ("plain", RS)]
+COMPARISONS = [("long", RS), ("long", RS + CHOSEN), ("long", BONE), ("short", RS), ("short", RS + CHOSEN), ("middle", RS), ("middle", RS + CHOSEN), ("kl", RS), ("factors", OWN), ("factors", RS), ("answer", ANSWER), ("answer", CLAMPED_ANSWER), ("answer", RS), ("greedy", RS), ("plain", RS)]
 # The oracles that no method of the comparison was trained as: name ends, run and backbone.
 ORACLES = ("of half", "of b08")
 

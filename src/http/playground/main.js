@@ -162,7 +162,7 @@ function build() {
   document.title = `ladle · ${soup.name}`;
   state.points = [inOrder(soup.default)];
   const refused = restore(location.hash);
-  const front = measured(soup.unpredicted ? null : soup.front, soup.lambda_rule, many);
+  const front = measured(soup.front, soup.front_method, many);
   drawDial = many === 3 ? triangle(move, select, front?.points ?? []) : many === 2 ? slider(move) : () => {};
   drawRows = rows(setWeight, many !== 3 && many !== 2);
   drawExpectation = expectation(front);

@@ -25,18 +25,15 @@ function tidy(point) {
   return near.map(hundredths => hundredths / 100);
 }
 
-/* The measured points of the method that a soup serves, which is of run 0, θ_sft of no kind; null where
-   there are none for its objectives. */
-function measured(front, rule, objectives) {
+/* The measured points of a method of a front; null where there are none for so many objectives. */
+function measured(front, name, objectives) {
   if (!Array.isArray(front?.methods)) return null;
   const numbers = list => Array.isArray(list) && list.length === objectives && list.every(Number.isFinite);
-  const plain = front.methods.filter(method => !method?.alpha && !method?.run && Array.isArray(method?.points));
-  const kinds = [rule === "clamp" ? "clamped" : "bone", "rewarded", "policy"];
-  const of = kind => plain.find(method => method.kind === kind);
-  const method = kinds.map(of).find(found => found);
+  const of = name => front.methods.find(method => method?.method === name && Array.isArray(method.points));
+  const method = of(name);
   const points = method?.points.filter(point => numbers(point.preference) && numbers(point.mean)) ?? [];
   if (points.length < 2) return null;
-  const base = plain.find(other => other.method === "θ_sft")?.points[0]?.mean;
+  const base = of("θ_sft")?.points[0]?.mean;
   return {
     method: method.method, prompts: front.prompts, points, sft: numbers(base) ? base : null,
     units: front.objectives?.map(objective => objective.unit) ?? [],

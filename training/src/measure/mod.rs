@@ -3,6 +3,7 @@
 pub mod aggregate;
 pub mod answers;
 pub mod bootstrap;
+pub mod checks;
 pub mod compare;
 pub mod criterion;
 pub mod error;
